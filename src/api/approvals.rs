@@ -1,0 +1,324 @@
+//! Approval requests: approve, reject, register, read.
+
+use actix_web::web;
+use chrono::TimeDelta;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+use uuid::Uuid;
+use validator::{Validate, ValidationError};
+
+use super::body::{Checked, DECISION_BYTES, TASK_BYTES, check_id};
+use super::envelope::{Answer, created, ok, wire_time};
+use super::error::{ApiError, FieldErrors};
+use super::request_id;
+use super::text::Text;
+use crate::approvals::{self, Decided};
+use crate::auth::{ApproverOf, CallerOf};
+use crate::core::Core;
+use crate::domain::approver::Caller;
+use crate::domain::decision::{Candidate, DEFAULT_REASON, Record, State, Verdict};
+use crate::domain::ids::{RequestId, SessionId, TaskId};
+use crate::domain::plan::PlanStep;
+use crate::domain::request::{ApprovalRequest, Origin, REQUEST_TTL_SECONDS, Registration};
+use crate::ledger::Registered;
+
+/// Who approves.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApproveBody {
+    /// The token's `sub`, once more.
+    #[validate(required)]
+    #[schema(required, nullable = false, example = "user123")]
+    user_id: Option<String>,
+}
+
+/// Who rejects, and why.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RejectBody {
+    /// The token's `sub`, once more.
+    #[validate(required)]
+    #[schema(required, nullable = false, example = "user123")]
+    user_id: Option<String>,
+    /// At most 1,000 characters; `User rejected` when absent or blank.
+    #[validate(length(max = 1000))]
+    #[schema(example = "사용자 거절")]
+    reason: Option<String>,
+}
+
+/// The decision that stands.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DecisionView {
+    /// The request.
+    #[schema(example = "req-12345")]
+    request_id: String,
+    /// The session that waits.
+    #[schema(example = "session_user123_1706149260")]
+    session_id: String,
+    /// `approved` or `rejected`.
+    #[schema(example = "approved")]
+    status: &'static str,
+    /// Why it was rejected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// What an agent wants to have approved.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RegisterBody {
+    /// `[A-Za-z0-9._:@-]{1,128}`; a new one when absent.
+    #[validate(custom(function = valid_request_id))]
+    #[schema(example = "req_3f2a9c0d1e4b")]
+    request_id: Option<String>,
+    /// 1–256 bytes without white space or control characters.
+    #[validate(required, custom(function = valid_session_id))]
+    #[schema(required, nullable = false, example = "session_user123_1706149260")]
+    session_id: Option<String>,
+    /// What the agent is about to do.
+    #[validate(required, length(min = 1, max = 128))]
+    #[schema(required, nullable = false, example = "send_email")]
+    action_type: Option<String>,
+    /// The sentence shown to the person.
+    #[validate(length(max = 2000))]
+    message: Option<String>,
+    /// With what: any JSON, kept to the letter.
+    #[schema(value_type = Option<Object>)]
+    context: Option<Box<RawValue>>,
+    /// The agent's own task, if it keeps one.
+    #[validate(custom(function = valid_task_id))]
+    task_id: Option<String>,
+    /// The plan, as plan steps.
+    #[validate(custom(function = valid_plan))]
+    #[schema(value_type = Option<Vec<Object>>)]
+    plan_steps: Option<Box<RawValue>>,
+    /// Seconds until nobody may decide it any more; 1800 when absent.
+    #[validate(range(min = 30, max = 86400))]
+    expires_in_seconds: Option<i64>,
+}
+
+/// A registered request.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RegisteredView {
+    /// The request.
+    #[schema(example = "req_3f2a9c0d1e4b")]
+    request_id: String,
+    /// The session that waits.
+    #[schema(example = "session_user123_1706149260")]
+    session_id: String,
+    /// `pending`; where it stands when it was registered before.
+    #[schema(example = "pending")]
+    status: &'static str,
+    /// UTC, whole seconds, no zone suffix.
+    #[schema(example = "2026-01-16T12:30:00")]
+    expires_at: String,
+}
+
+fn valid_request_id(id: &str) -> Result<(), ValidationError> {
+    check_id(RequestId::parse(id))
+}
+
+fn valid_session_id(id: &str) -> Result<(), ValidationError> {
+    check_id(SessionId::parse(id))
+}
+
+fn valid_task_id(id: &str) -> Result<(), ValidationError> {
+    check_id(TaskId::parse(id))
+}
+
+fn valid_plan(plan: &RawValue) -> Result<(), ValidationError> {
+    let steps = serde_json::from_str::<Vec<Box<RawValue>>>(plan.get());
+    let steps = steps.map_err(|_cause| ValidationError::new("plan"))?;
+    for step in steps {
+        PlanStep::read(&step).map_err(|problem| {
+            ValidationError::new("plan").with_message(format!("a step {problem}").into())
+        })?;
+    }
+    Ok(())
+}
+
+/// Approve a request. The same person approving it again gets the same answer.
+///
+/// # Errors
+/// As the contract says; nothing is decided then.
+#[utoipa::path(
+    post, path = "/aura/hitl/approve/{requestId}", tag = "approvals",
+    params(("requestId" = String, Path, example = "req-12345")),
+    request_body = ApproveBody,
+    responses((status = 200, description = "Approved, and the agent is told", body = super::envelope::Envelope<DecisionView>))
+)]
+pub async fn approve(
+    core: web::Data<Core>,
+    approver: ApproverOf,
+    id: web::Path<String>,
+    body: Checked<ApproveBody, DECISION_BYTES>,
+) -> Result<Answer<DecisionView>, ApiError> {
+    let decided = decide(&core, approver, &id, body.0.user_id, Verdict::Approve).await?;
+    Ok(ok("Request approved successfully", decided))
+}
+
+/// Reject a request. The same person rejecting it again gets the same answer.
+///
+/// # Errors
+/// As the contract says; nothing is decided then.
+#[utoipa::path(
+    post, path = "/aura/hitl/reject/{requestId}", tag = "approvals",
+    params(("requestId" = String, Path, example = "req-12345")),
+    request_body = RejectBody,
+    responses((status = 200, description = "Rejected, and the agent is told", body = super::envelope::Envelope<DecisionView>))
+)]
+pub async fn reject(
+    core: web::Data<Core>,
+    approver: ApproverOf,
+    id: web::Path<String>,
+    body: Checked<RejectBody, DECISION_BYTES>,
+) -> Result<Answer<DecisionView>, ApiError> {
+    let reason = body.0.reason.filter(|reason| !reason.trim().is_empty());
+    let reason = reason.unwrap_or_else(|| DEFAULT_REASON.to_owned());
+    let decided = decide(&core, approver, &id, body.0.user_id, Verdict::Reject { reason }).await?;
+    Ok(ok("Request rejected", decided))
+}
+
+async fn decide(
+    core: &Core,
+    ApproverOf(caller): ApproverOf,
+    id: &str,
+    user: Option<String>,
+    verdict: Verdict,
+) -> Result<DecisionView, ApiError> {
+    let id = request_id(id)?;
+    if user.as_deref() != Some(caller.user.as_str()) {
+        return Err(ApiError::wrong_user());
+    }
+    let view_id = id.to_string();
+    let work = core.clone();
+    let decided = core
+        .run_to_end(async move { approvals::decide(&work, &caller, &id, verdict).await })
+        .await
+        .ok_or_else(|| ApiError::internal("deciding panicked"))?;
+    let Decided { session, decision } = decided?;
+    Ok(DecisionView {
+        request_id: view_id,
+        session_id: session.to_string(),
+        status: decision.verdict.status(),
+        reason: decision.verdict.reason().map(ToOwned::to_owned),
+    })
+}
+
+/// Register a request over HTTP, for agents that cannot reach Redis. User and tenant are the
+/// token's. The same request under the same id again gets the same answer.
+///
+/// # Errors
+/// As the contract says; nothing is registered then.
+#[utoipa::path(
+    post, path = "/aura/hitl/requests", tag = "approvals",
+    request_body = RegisterBody,
+    responses(
+        (status = 201, description = "Registered", body = super::envelope::Envelope<RegisteredView>),
+        (status = 200, description = "Registered before", body = super::envelope::Envelope<RegisteredView>),
+    )
+)]
+pub async fn register(
+    core: web::Data<Core>,
+    CallerOf(caller): CallerOf,
+    body: Checked<RegisterBody, TASK_BYTES>,
+) -> Result<Answer<RegisteredView>, ApiError> {
+    let candidate = registration(body.0, &caller, &core)?;
+    let work = core.get_ref().clone();
+    let registered = core
+        .run_to_end(async move { approvals::register(&work, &caller, &candidate).await })
+        .await
+        .ok_or_else(|| ApiError::internal("registering panicked"))?;
+    let message = "Approval request registered";
+    match registered.map_err(taken)? {
+        Registered::New(record) => Ok(created(message, registered_view(&record, &core))),
+        Registered::Known(record) => Ok(ok(message, registered_view(&record, &core))),
+        Registered::TaskIsOver => Err(ApiError::task_is_over()),
+    }
+}
+
+fn taken(problem: approvals::Problem) -> ApiError {
+    use crate::domain::decision::Refusal;
+    match problem {
+        approvals::Problem::Refused(Refusal::Altered) => ApiError::id_taken(),
+        other => other.into(),
+    }
+}
+
+fn registered_view(record: &Record, core: &Core) -> RegisteredView {
+    let status = match &record.state {
+        State::Pending if core.clock.now() >= record.expires_at => "expired",
+        State::Pending => "pending",
+        State::Decided(decision) => decision.verdict.status(),
+        State::Expired => "expired",
+        State::Cancelled => "cancelled",
+    };
+    RegisteredView {
+        request_id: record.id.to_string(),
+        session_id: record.session.to_string(),
+        status,
+        expires_at: wire_time(record.expires_at),
+    }
+}
+
+fn registration(body: RegisterBody, caller: &Caller, core: &Core) -> Result<Candidate, ApiError> {
+    let now = core.clock.now();
+    let id = body.request_id.unwrap_or_else(|| {
+        // The agents' own form: `req_` and 12 hex digits.
+        let random = Uuid::new_v4().simple().to_string();
+        format!("req_{}", random.get(..12).unwrap_or(&random))
+    });
+    let task = body.task_id.map(|id| super::task_id(&id)).transpose()?;
+    let lifetime =
+        body.expires_in_seconds.unwrap_or(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
+    let registration = Registration {
+        id: request_id(&id)?,
+        session: super::session_id(&body.session_id.unwrap_or_default())?,
+        user: caller.user.clone(),
+        tenant: caller.tenant.clone(),
+        action_type: body.action_type.unwrap_or_default(),
+        message: body.message,
+        context: body.context.map(|context| context.get().to_owned()),
+        task,
+        plan_steps: body.plan_steps.map(|steps| steps.get().to_owned()),
+        created_at: now,
+    };
+    let request = ApprovalRequest::read(&registration.id, registration.document());
+    let request = request.map_err(|unreadable| {
+        let text = Text::new(unreadable.problem, "요청 형식이 올바르지 않습니다");
+        ApiError::invalid(FieldErrors::from([("body".to_owned(), text)]))
+    })?;
+    Ok(Candidate {
+        request,
+        origin: Origin::Http,
+        tenant: Some(caller.tenant.clone()),
+        created_at: now,
+        expires_at: now + TimeDelta::seconds(lifetime),
+    })
+}
+
+/// Read a request. `data` is the request as a JSON string.
+///
+/// # Errors
+/// As the contract says.
+#[utoipa::path(
+    get, path = "/aura/hitl/requests/{requestId}", tag = "approvals",
+    params(("requestId" = String, Path, example = "req-12345")),
+    responses((status = 200, description = "The request as a JSON string", body = super::envelope::Envelope<String>))
+)]
+pub async fn read(
+    core: web::Data<Core>,
+    CallerOf(caller): CallerOf,
+    id: web::Path<String>,
+) -> Result<Answer<String>, ApiError> {
+    let id = request_id(&id)?;
+    let work = core.get_ref().clone();
+    let document = core
+        .run_to_end(async move { approvals::read_request(&work, &caller, &id).await })
+        .await
+        .ok_or_else(|| ApiError::internal("reading a request panicked"))?;
+    Ok(ok("Approval request retrieved", document?))
+}

@@ -1,0 +1,180 @@
+//! Request bodies: read within a time and a size, parsed once, checked, and only then handed to a
+//! handler.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use actix_web::dev::Payload;
+use actix_web::http::header::CONTENT_TYPE;
+use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use validator::{Validate, ValidationError, ValidationErrors};
+
+use super::error::{ApiError, FieldErrors};
+use super::text::Text;
+use crate::domain::json::has_nul;
+
+/// Largest body of a decision, in bytes.
+pub const DECISION_BYTES: usize = 16 * 1024;
+/// Largest body of a registration or a task, in bytes.
+pub const TASK_BYTES: usize = 1024 * 1024;
+/// Longest a body may take to arrive.
+const ARRIVAL: Duration = Duration::from_secs(5);
+
+/// A JSON body of at most `LIMIT` bytes whose fields have been checked.
+#[derive(Debug)]
+pub struct Checked<T, const LIMIT: usize>(pub T);
+
+/// A JSON body of at most `LIMIT` bytes, or none at all, as raw text.
+#[derive(Debug)]
+pub struct AnyJson<const LIMIT: usize>(pub Option<Box<RawValue>>);
+
+type Reading<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>>>>;
+
+impl<T: DeserializeOwned + Validate + 'static, const LIMIT: usize> FromRequest
+    for Checked<T, LIMIT>
+{
+    type Error = ApiError;
+    type Future = Reading<Self>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let reading = read::<LIMIT>(request, payload);
+        Box::pin(async move {
+            let body = reading.await?;
+            reject_unkeepable(&body)?;
+            let value: T = parse(&body)?;
+            value.validate().map_err(|errors| ApiError::invalid(field_errors(&errors)))?;
+            Ok(Self(value))
+        })
+    }
+}
+
+impl<const LIMIT: usize> FromRequest for AnyJson<LIMIT> {
+    type Error = ApiError;
+    type Future = Reading<Self>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let is_json = is_json(request);
+        let has_type = request.headers().contains_key(CONTENT_TYPE);
+        let arriving = arrive::<LIMIT>(request, payload);
+        Box::pin(async move {
+            let body = arriving.await?;
+            if body.trim_ascii().is_empty() {
+                return Ok(Self(None));
+            }
+            if has_type && !is_json {
+                return Err(ApiError::not_json());
+            }
+            reject_unkeepable(&body)?;
+            Ok(Self(Some(parse(&body)?)))
+        })
+    }
+}
+
+fn is_json(request: &HttpRequest) -> bool {
+    request.mime_type().ok().flatten().is_some_and(|mime| {
+        mime.subtype() == "json" || mime.suffix().is_some_and(|suffix| suffix == "json")
+    })
+}
+
+fn read<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> Reading<web::Bytes> {
+    if !is_json(request) {
+        return Box::pin(std::future::ready(Err(ApiError::not_json())));
+    }
+    arrive::<LIMIT>(request, payload)
+}
+
+fn arrive<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> Reading<web::Bytes> {
+    let payload = web::Payload::from_request(request, payload);
+    Box::pin(async move {
+        let payload = payload.await.map_err(|error| ApiError::internal(&error.to_string()))?;
+        match tokio::time::timeout(ARRIVAL, payload.to_bytes_limited(LIMIT)).await {
+            Ok(Ok(Ok(body))) => Ok(body),
+            Ok(Ok(Err(_broken))) => {
+                Err(malformed("body", "did not arrive whole", "본문이 완전하지 않습니다"))
+            }
+            Ok(Err(_over)) => Err(ApiError::too_large(LIMIT)),
+            Err(_elapsed) => Err(ApiError::too_slow()),
+        }
+    })
+}
+
+fn malformed(field: &str, en: &str, ko: &'static str) -> ApiError {
+    ApiError::invalid(FieldErrors::from([(field.to_owned(), Text::new(en.to_owned(), ko))]))
+}
+
+/// Parsing the whole body into values bounds its depth and finds what no store can keep: NUL
+/// characters, half surrogates, numbers beyond any type.
+fn reject_unkeepable(body: &[u8]) -> Result<(), ApiError> {
+    let value: serde_json::Value = parse(body)?;
+    if has_nul(&value) {
+        return Err(malformed("body", "holds a NUL character", "NUL 문자를 포함할 수 없습니다"));
+    }
+    Ok(())
+}
+
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let ko = "JSON 형식이 올바르지 않습니다";
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { "body" } else { path.as_str() };
+        malformed(field, &error.inner().to_string(), ko)
+    })?;
+    deserializer.end().map_err(|error| malformed("body", &error.to_string(), ko))?;
+    Ok(value)
+}
+
+pub fn field_errors(errors: &ValidationErrors) -> FieldErrors {
+    let fields = errors.field_errors();
+    fields
+        .into_iter()
+        .filter_map(|(field, problems)| Some((camel(&field), sentence(problems.first()?))))
+        .collect()
+}
+
+/// `user_id` as `userId`: the name under which the caller sent it.
+fn camel(field: &str) -> String {
+    let mut words = field.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |name, word| {
+        let mut letters = word.chars();
+        let initial = letters.next().map(|c| c.to_ascii_uppercase());
+        name + &initial.into_iter().chain(letters).collect::<String>()
+    })
+}
+
+fn sentence(problem: &ValidationError) -> Text {
+    let number = |name: &str| problem.params.get(name).map(ToString::to_string);
+    match (problem.code.as_ref(), number("min"), number("max")) {
+        ("required", ..) => Text::new("is required", "필수 항목입니다"),
+        ("length", Some(min), Some(max)) => Text::new(
+            format!("must have {min} to {max} characters"),
+            format!("{min}자 이상 {max}자 이하여야 합니다"),
+        ),
+        ("length", None, Some(max)) => Text::new(
+            format!("must have at most {max} characters"),
+            format!("최대 {max}자까지 입력할 수 있습니다"),
+        ),
+        ("range", Some(min), Some(max)) => Text::new(
+            format!("must be from {min} to {max}"),
+            format!("{min}에서 {max} 사이여야 합니다"),
+        ),
+        ("id", ..) => Text::new("is not a valid id", "올바른 형식의 ID가 아닙니다"),
+        ("plan", ..) => Text::new(
+            problem.message.clone().unwrap_or_else(|| "is not a list of plan steps".into()),
+            "계획 단계 형식이 올바르지 않습니다",
+        ),
+        _ => Text::new("is not valid", "올바르지 않습니다"),
+    }
+}
+
+/// A validator for ids: 1–256 bytes that the given parser takes.
+///
+/// # Errors
+/// The code `id`.
+pub fn check_id<T, E>(parsed: Result<T, E>) -> Result<(), ValidationError> {
+    parsed.map(drop).map_err(|_invalid| ValidationError::new("id"))
+}

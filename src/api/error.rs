@@ -1,0 +1,500 @@
+//! Every way in which a call can fail, with its code, its status and its sentence.
+//!
+//! The codes are a closed set and their statuses are the contract's. What a 5xx says is constant:
+//! its cause is in the log, once, and nowhere else.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
+use actix_web::{HttpResponse, ResponseError};
+use serde_json::{Value, json};
+use tracing::{error, warn};
+
+use super::envelope::{Call, Envelope};
+use super::text::Text;
+use crate::approvals::Problem;
+use crate::auth::TokenProblem;
+use crate::domain::decision::{Refusal, Standing};
+use crate::domain::task::TaskRefusal;
+use crate::ledger::LedgerError;
+
+/// Seconds after which a 503 may be worth a retry.
+const RETRY_SECONDS: &str = "1";
+
+/// The contract's error codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// Our fault.
+    Internal,
+    /// Wrong method.
+    MethodNotAllowed,
+    /// Not there, or another tenant's.
+    NotFound,
+    /// No bearer token.
+    NoToken,
+    /// Not permitted.
+    Forbidden,
+    /// Token expired.
+    TokenExpired,
+    /// Token invalid.
+    TokenInvalid,
+    /// `X-Tenant-ID` missing.
+    NoTenant,
+    /// The token's tenant is not `X-Tenant-ID`.
+    WrongTenant,
+    /// The state does not allow this step.
+    WrongState,
+    /// Decided otherwise.
+    AlreadyDecided,
+    /// Expired, or its agent has moved on.
+    Gone,
+    /// Validation failed.
+    Invalid,
+    /// A header is missing, blank or repeated.
+    BadHeader,
+    /// The body came too slowly.
+    TooSlow,
+    /// Too large.
+    TooLarge,
+    /// Not JSON.
+    NotJson,
+    /// Redis or Postgres out of reach.
+    Unavailable,
+}
+
+impl ErrorCode {
+    /// The code on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Internal => "E1000",
+            Self::MethodNotAllowed => "E1002",
+            Self::NotFound => "E1004",
+            Self::NoToken => "E2000",
+            Self::Forbidden => "E2001",
+            Self::TokenExpired => "E2002",
+            Self::TokenInvalid => "E2003",
+            Self::NoTenant => "E2006",
+            Self::WrongTenant => "E2007",
+            Self::WrongState => "E3002",
+            Self::AlreadyDecided => "E3006",
+            Self::Gone => "E3007",
+            Self::Invalid | Self::TooSlow => "E4000",
+            Self::BadHeader => "E4001",
+            Self::TooLarge => "E4130",
+            Self::NotJson => "E4150",
+            Self::Unavailable => "E5000",
+        }
+    }
+
+    /// Its HTTP status.
+    #[must_use]
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::NoToken | Self::TokenExpired | Self::TokenInvalid => StatusCode::UNAUTHORIZED,
+            Self::Forbidden | Self::WrongTenant => StatusCode::FORBIDDEN,
+            Self::NoTenant | Self::Invalid | Self::BadHeader => StatusCode::BAD_REQUEST,
+            Self::WrongState | Self::AlreadyDecided => StatusCode::CONFLICT,
+            Self::Gone => StatusCode::GONE,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// What a failed call is answered.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    code: ErrorCode,
+    text: Text,
+    data: Option<Value>,
+    allow: Option<&'static str>,
+}
+
+/// The fields of a body that are wrong, each with what is wrong.
+pub type FieldErrors = BTreeMap<String, Text>;
+
+impl ApiError {
+    fn new(code: ErrorCode, en: impl Into<String>, ko: impl Into<String>) -> Self {
+        Self { code, text: Text::new(en.into(), ko.into()), data: None, allow: None }
+    }
+
+    fn with_data(mut self, data: Value) -> Self {
+        self.data = Some(data);
+        self
+    }
+
+    /// Our fault. The cause goes to the log.
+    #[must_use]
+    pub fn internal(cause: &str) -> Self {
+        error!(cause, "a call failed");
+        Self::new(
+            ErrorCode::Internal,
+            "Something went wrong on our side. Please try again later.",
+            "서버에 문제가 발생했습니다. 잠시 후 다시 시도해 주세요.",
+        )
+    }
+
+    /// A store that does not answer. The cause goes to the log.
+    #[must_use]
+    pub fn unavailable(cause: &str) -> Self {
+        warn!(cause, "a call was turned away");
+        Self::new(
+            ErrorCode::Unavailable,
+            "The service is temporarily unavailable and nothing was decided. Please try again.",
+            "서비스를 일시적으로 사용할 수 없어 아무것도 결정되지 않았습니다. 다시 시도해 주세요.",
+        )
+    }
+
+    fn unconfirmed(cause: &str) -> Self {
+        warn!(cause, "a decision could not be confirmed");
+        Self::new(
+            ErrorCode::Unavailable,
+            "It could not be confirmed whether the decision was recorded. Please try again: a \
+             recorded decision stays as it is.",
+            "결정이 기록되었는지 확인할 수 없습니다. 다시 시도해 주세요. 이미 기록된 결정은 그대로 유지됩니다.",
+        )
+    }
+
+    /// Nothing here; also what other tenants see.
+    #[must_use]
+    pub fn not_found() -> Self {
+        Self::new(
+            ErrorCode::NotFound,
+            "There is nothing here under this address.",
+            "요청한 대상을 찾을 수 없습니다.",
+        )
+    }
+
+    /// A known address, another method.
+    #[must_use]
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        let mut error = Self::new(
+            ErrorCode::MethodNotAllowed,
+            format!("This address only answers {allow}."),
+            format!("이 주소는 {allow} 요청만 지원합니다."),
+        );
+        error.allow = Some(allow);
+        error
+    }
+
+    /// No bearer token.
+    #[must_use]
+    pub fn no_token() -> Self {
+        Self::new(
+            ErrorCode::NoToken,
+            "Sign in first: the Authorization header must carry a bearer token.",
+            "먼저 로그인해 주세요. Authorization 헤더에 Bearer 토큰이 필요합니다.",
+        )
+    }
+
+    /// A token that stands for nobody.
+    #[must_use]
+    pub fn bad_token(problem: TokenProblem) -> Self {
+        match problem {
+            TokenProblem::Expired => Self::new(
+                ErrorCode::TokenExpired,
+                "The token has expired. Please sign in again.",
+                "로그인이 만료되었습니다. 다시 로그인해 주세요.",
+            ),
+            TokenProblem::Invalid => Self::new(
+                ErrorCode::TokenInvalid,
+                "The token is not valid. Please sign in again.",
+                "유효하지 않은 토큰입니다. 다시 로그인해 주세요.",
+            ),
+        }
+    }
+
+    /// `X-Tenant-ID` is missing.
+    #[must_use]
+    pub fn no_tenant() -> Self {
+        Self::new(
+            ErrorCode::NoTenant,
+            "The X-Tenant-ID header is missing.",
+            "X-Tenant-ID 헤더가 없습니다.",
+        )
+    }
+
+    /// The token's tenant is another.
+    #[must_use]
+    pub fn wrong_tenant() -> Self {
+        Self::new(
+            ErrorCode::WrongTenant,
+            "The token belongs to another tenant.",
+            "토큰의 테넌트가 요청한 테넌트와 다릅니다.",
+        )
+    }
+
+    /// The token's user is another.
+    #[must_use]
+    pub fn wrong_user() -> Self {
+        Self::new(
+            ErrorCode::Forbidden,
+            "The token belongs to another user.",
+            "토큰의 사용자가 요청한 사용자와 다릅니다.",
+        )
+    }
+
+    /// Agents do not decide.
+    #[must_use]
+    pub fn agents_do_not_decide() -> Self {
+        Self::new(
+            ErrorCode::Forbidden,
+            "Only a person can approve or reject; this call says that it comes from an agent.",
+            "승인과 거절은 사람만 할 수 있습니다. 이 요청은 에이전트가 보낸 것입니다.",
+        )
+    }
+
+    /// Other people's tasks are for admins.
+    #[must_use]
+    pub fn admins_only() -> Self {
+        Self::new(
+            ErrorCode::Forbidden,
+            "Only an admin can list other users' tasks.",
+            "다른 사용자의 작업 목록은 관리자만 볼 수 있습니다.",
+        )
+    }
+
+    /// A required header is missing.
+    #[must_use]
+    pub fn missing_header(name: &'static str) -> Self {
+        Self::new(
+            ErrorCode::BadHeader,
+            format!("The {name} header is missing."),
+            format!("{name} 헤더가 없습니다."),
+        )
+    }
+
+    /// A header is blank, repeated or unreadable.
+    #[must_use]
+    pub fn bad_header(name: &'static str) -> Self {
+        Self::new(
+            ErrorCode::BadHeader,
+            format!("The {name} header must be there once, with one value."),
+            format!("{name} 헤더는 값 하나로 한 번만 보내야 합니다."),
+        )
+    }
+
+    /// An id in the path that cannot be one.
+    #[must_use]
+    pub fn bad_id(field: &'static str) -> Self {
+        let text = Text::new("is not a valid id", "올바른 형식의 ID가 아닙니다");
+        Self::invalid(FieldErrors::from([(field.to_owned(), text)]))
+    }
+
+    /// Fields that are wrong.
+    #[must_use]
+    pub fn invalid(fields: FieldErrors) -> Self {
+        let language = Call::current().language;
+        let names = fields.keys().cloned().collect::<Vec<_>>().join(", ");
+        let data = fields
+            .into_iter()
+            .map(|(field, text)| (field, Value::String(text.in_language(language))))
+            .collect();
+        Self::new(
+            ErrorCode::Invalid,
+            format!("Please correct: {names}."),
+            format!("다음 항목을 확인해 주세요: {names}"),
+        )
+        .with_data(Value::Object(data))
+    }
+
+    /// A body that came too slowly.
+    #[must_use]
+    pub fn too_slow() -> Self {
+        Self::new(
+            ErrorCode::TooSlow,
+            "The body did not arrive in time. Please send the request again.",
+            "요청 본문이 제시간에 도착하지 않았습니다. 다시 보내 주세요.",
+        )
+    }
+
+    /// A body over the limit.
+    #[must_use]
+    pub fn too_large(limit: usize) -> Self {
+        Self::new(
+            ErrorCode::TooLarge,
+            format!("The body is larger than {limit} bytes."),
+            format!("요청 본문이 {limit}바이트를 넘습니다."),
+        )
+    }
+
+    /// A body that is not declared as JSON.
+    #[must_use]
+    pub fn not_json() -> Self {
+        Self::new(
+            ErrorCode::NotJson,
+            "The body must be JSON, sent with Content-Type: application/json.",
+            "요청 본문은 Content-Type: application/json 형식의 JSON이어야 합니다.",
+        )
+    }
+
+    /// A registration under an id that stands for another request.
+    #[must_use]
+    pub fn id_taken() -> Self {
+        Self::new(
+            ErrorCode::WrongState,
+            "This request id is already used for another request. Register it under a new id.",
+            "이미 다른 요청에 사용된 요청 ID입니다. 새 ID로 등록해 주세요.",
+        )
+    }
+
+    /// A registration for a task that is over.
+    #[must_use]
+    pub fn task_is_over() -> Self {
+        Self::new(
+            ErrorCode::WrongState,
+            "The task this request names is already completed or failed.",
+            "이 요청이 가리키는 작업은 이미 완료되었거나 실패했습니다.",
+        )
+    }
+
+    /// A task that does not allow a step.
+    #[must_use]
+    pub fn task_refused(refusal: &TaskRefusal) -> Self {
+        match refusal {
+            TaskRefusal::State(status) => Self::new(
+                ErrorCode::WrongState,
+                format!("The task is {}, which does not allow this step.", status.as_str()),
+                format!("현재 작업 상태({})에서는 이 단계를 수행할 수 없습니다.", status.as_str()),
+            )
+            .with_data(json!({ "status": status.as_str() })),
+            TaskRefusal::Plan(problem) => {
+                let text = Text::new(
+                    format!("a step {problem}"),
+                    "계획 단계가 너무 많습니다 (최대 1000개)",
+                );
+                Self::invalid(FieldErrors::from([("planSteps".to_owned(), text)]))
+            }
+        }
+    }
+
+    fn already_decided(standing: &Standing) -> Self {
+        let decision = &standing.decision;
+        let mut data = json!({
+            "requestId": standing.id.as_str(),
+            "sessionId": standing.session.as_str(),
+            "status": decision.verdict.status(),
+            "decidedBy": decision.by.as_str(),
+            "decidedAt": super::envelope::wire_time(decision.at),
+        });
+        if let (Some(reason), Some(fields)) = (decision.verdict.reason(), data.as_object_mut()) {
+            fields.insert("reason".to_owned(), reason.into());
+        }
+        let (en, ko) = match decision.verdict.status() {
+            "approved" => ("approved", "승인"),
+            _ => ("rejected", "거절"),
+        };
+        Self::new(
+            ErrorCode::AlreadyDecided,
+            format!("The request was already {en}; that decision stands."),
+            format!("이미 {ko}된 요청이며, 그 결정이 유지됩니다."),
+        )
+        .with_data(data)
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotFound => Self::not_found(),
+            Refusal::NotTheRequester => Self::new(
+                ErrorCode::Forbidden,
+                "Only the user whom the request names can decide it.",
+                "요청에 지정된 사용자만 결정할 수 있습니다.",
+            ),
+            Refusal::MovedOn => Self::new(
+                ErrorCode::Gone,
+                "The agent has moved on and no longer waits for this request; nothing was decided.",
+                "에이전트가 더 이상 이 요청을 기다리지 않습니다. 아무것도 결정되지 않았습니다.",
+            ),
+            Refusal::Expired => Self::new(
+                ErrorCode::Gone,
+                "The request expired before anyone decided it.",
+                "결정되기 전에 만료된 요청입니다.",
+            ),
+            Refusal::Cancelled => Self::new(
+                ErrorCode::AlreadyDecided,
+                "The agent withdrew the request; nothing can be decided any more.",
+                "에이전트가 철회한 요청이므로 더 이상 결정할 수 없습니다.",
+            )
+            .with_data(json!({ "status": "cancelled" })),
+            Refusal::AlreadyDecided(standing) => Self::already_decided(&standing),
+            Refusal::Altered => Self::new(
+                ErrorCode::WrongState,
+                "The request is not the one that was registered under this id; nothing was decided.",
+                "이 ID로 등록된 요청과 내용이 다릅니다. 아무것도 결정되지 않았습니다.",
+            ),
+        }
+    }
+}
+
+impl From<Problem> for ApiError {
+    fn from(problem: Problem) -> Self {
+        match problem {
+            Problem::Refused(refusal) => refusal.into(),
+            Problem::Unreadable(what) => Self::new(
+                ErrorCode::WrongState,
+                format!(
+                    "The request in Redis {what}, so nobody can decide it. The agent must ask again."
+                ),
+                "저장된 요청을 읽을 수 없어 결정할 수 없습니다. 에이전트가 다시 요청해야 합니다.",
+            ),
+            Problem::DecidedElsewhere(status) => Self::new(
+                ErrorCode::AlreadyDecided,
+                "The request is no longer pending; it was settled by another program.",
+                "다른 프로그램에서 이미 처리된 요청입니다.",
+            )
+            .with_data(json!({ "status": status })),
+            Problem::Courier(unavailable) => Self::unavailable(&unavailable.to_string()),
+            Problem::Ledger(error) => error.into(),
+            Problem::Unconfirmed(error) => Self::unconfirmed(&error.to_string()),
+        }
+    }
+}
+
+impl From<LedgerError> for ApiError {
+    fn from(error: LedgerError) -> Self {
+        match error {
+            LedgerError::Unavailable(cause) => Self::unavailable(&cause),
+            LedgerError::Inconsistent(cause) => Self::internal(&cause),
+        }
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.code.as_str())
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        self.code.status()
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status_code());
+        match self.code.status() {
+            StatusCode::UNAUTHORIZED => {
+                response.insert_header((WWW_AUTHENTICATE, "Bearer"));
+            }
+            StatusCode::SERVICE_UNAVAILABLE => {
+                response.insert_header((RETRY_AFTER, RETRY_SECONDS));
+            }
+            _ => {}
+        }
+        if let Some(allow) = self.allow {
+            response.insert_header((ALLOW, allow));
+        }
+        let message = self.text.clone().in_language(Call::current().language);
+        response.json(Envelope::error(self.code.as_str(), message, self.data.clone()))
+    }
+}

@@ -1,0 +1,497 @@
+//! Agent tasks: what an agent is doing for somebody, and how far it is.
+
+use actix_web::web;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::{IntoParams, ToSchema};
+use validator::{Validate, ValidationErrors};
+
+use super::body::{AnyJson, Checked, TASK_BYTES};
+use super::envelope::{Answer, created, ok, wire_time};
+use super::error::{ApiError, FieldErrors};
+use super::task_id;
+use super::text::Text;
+use crate::auth::CallerOf;
+use crate::core::Core;
+use crate::domain::approver::{Caller, Role};
+use crate::domain::ids::{TaskId, UserId};
+use crate::domain::plan::{InvalidStep, PlanStep};
+use crate::domain::task::{Task, TaskFilter, TaskStatus, TaskStep};
+use crate::ledger::{TaskChange, new_task_id};
+
+/// Tasks per page when the caller does not say.
+const DEFAULT_PAGE_SIZE: u32 = 20;
+/// Most tasks per page.
+const MAX_PAGE_SIZE: u32 = 100;
+
+/// A new task.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskBody {
+    /// What kind of work.
+    #[validate(required, length(min = 1, max = 128))]
+    #[schema(required, nullable = false, example = "mail_summary")]
+    task_type: Option<String>,
+    /// The token's `sub`.
+    #[validate(required)]
+    #[schema(required, nullable = false, example = "user123")]
+    user_id: Option<String>,
+    /// The token's `tenant_id`.
+    #[validate(required)]
+    #[schema(required, nullable = false, example = "tenant1")]
+    tenant_id: Option<String>,
+    /// For people.
+    #[validate(length(max = 2000))]
+    description: Option<String>,
+    /// Any JSON, kept to the letter.
+    #[schema(value_type = Option<Object>)]
+    input_data: Option<Box<RawValue>>,
+}
+
+/// How far a task is.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgressBody {
+    /// Percent.
+    #[validate(required, range(min = 0, max = 100))]
+    #[schema(required, nullable = false, minimum = 0, maximum = 100, example = 40)]
+    progress: Option<i32>,
+    /// Replaces the description.
+    #[validate(length(max = 2000))]
+    description: Option<String>,
+}
+
+/// Why a task failed, as a query.
+#[derive(Debug, Deserialize, Validate, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+pub struct FailQuery {
+    /// Why.
+    #[validate(length(max = 4000))]
+    #[param(example = "mailbox is full")]
+    error_message: Option<String>,
+}
+
+/// Why a task failed, as a body.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FailBody {
+    /// Why.
+    #[validate(length(max = 4000))]
+    #[schema(example = "mailbox is full")]
+    error_message: Option<String>,
+}
+
+/// Which tasks to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+pub struct ListQuery {
+    /// Of this user; the caller's own when absent, everybody's for an admin.
+    #[param(example = "user123")]
+    user_id: Option<String>,
+    /// The token's tenant.
+    #[param(example = "tenant1")]
+    tenant_id: Option<String>,
+    /// In this state.
+    status: Option<TaskStatus>,
+    /// From 0.
+    page: Option<u32>,
+    /// 1–100, 20 when absent.
+    size: Option<u32>,
+}
+
+/// A task. Times are UTC, whole seconds, no zone suffix.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskView {
+    #[schema(example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")]
+    task_id: String,
+    #[schema(example = "user123")]
+    user_id: String,
+    #[schema(example = "tenant1")]
+    tenant_id: String,
+    #[schema(example = "mail_summary")]
+    task_type: String,
+    status: TaskStatus,
+    /// Percent.
+    #[schema(example = 40)]
+    progress: i32,
+    description: Option<String>,
+    #[schema(value_type = Option<Object>)]
+    input_data: Option<Box<RawValue>>,
+    #[schema(value_type = Option<Object>)]
+    result_data: Option<Box<RawValue>>,
+    /// A JSON string that holds an array of plan steps.
+    #[schema(example = "[]")]
+    plan_steps: String,
+    /// The request that last gated it.
+    hitl_request_id: Option<String>,
+    /// Why it failed, or what was refused and by whom.
+    error_message: Option<String>,
+    started_at: Option<String>,
+    completed_at: Option<String>,
+    #[schema(example = "2026-01-16T12:00:00")]
+    created_at: String,
+    #[schema(example = "2026-01-16T12:00:00")]
+    updated_at: String,
+}
+
+/// A page of tasks.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskPage {
+    /// Newest first.
+    content: Vec<TaskView>,
+    /// On all pages together.
+    total_elements: u64,
+    total_pages: u64,
+    /// Which page this is, from 0.
+    number: u32,
+    /// Tasks per page.
+    size: u32,
+    first: bool,
+    last: bool,
+    /// On this page.
+    number_of_elements: usize,
+    empty: bool,
+}
+
+impl From<Task> for TaskView {
+    fn from(task: Task) -> Self {
+        // What an older program left in these columns need not be JSON; it is shown as text then.
+        let json = |text: String| {
+            RawValue::from_string(text).unwrap_or_else(|_| RawValue::NULL.to_owned())
+        };
+        Self {
+            task_id: task.id.to_string(),
+            user_id: task.user.to_string(),
+            tenant_id: task.tenant.to_string(),
+            task_type: task.task_type,
+            status: task.status,
+            progress: task.progress,
+            description: task.description,
+            input_data: task.input_data.map(json),
+            result_data: task.result_data.map(json),
+            plan_steps: task.plan_steps,
+            hitl_request_id: task.hitl_request_id.map(|id| id.to_string()),
+            error_message: task.error_message,
+            started_at: task.started_at.map(wire_time),
+            completed_at: task.completed_at.map(wire_time),
+            created_at: wire_time(task.created_at),
+            updated_at: wire_time(task.updated_at),
+        }
+    }
+}
+
+/// Ask for a task.
+///
+/// # Errors
+/// As the contract says; no task is made then.
+#[utoipa::path(
+    post, path = "/main/agent/tasks", tag = "tasks",
+    request_body = TaskBody,
+    responses((status = 201, description = "The task, REQUESTED", body = super::envelope::Envelope<TaskView>))
+)]
+pub async fn create(
+    core: web::Data<Core>,
+    CallerOf(caller): CallerOf,
+    body: Checked<TaskBody, TASK_BYTES>,
+) -> Result<Answer<TaskView>, ApiError> {
+    let body = body.0;
+    if body.user_id.as_deref() != Some(caller.user.as_str()) {
+        return Err(ApiError::wrong_user());
+    }
+    if body.tenant_id.as_deref() != Some(caller.tenant.as_str()) {
+        return Err(ApiError::wrong_tenant());
+    }
+    let now = core.clock.now();
+    let task = Task {
+        id: task_id(&new_task_id())?,
+        user: caller.user,
+        tenant: caller.tenant,
+        task_type: body.task_type.unwrap_or_default(),
+        status: TaskStatus::Requested,
+        progress: 0,
+        description: body.description,
+        input_data: body.input_data.map(|data| data.get().to_owned()),
+        result_data: None,
+        plan_steps: "[]".to_owned(),
+        hitl_request_id: None,
+        error_message: None,
+        started_at: None,
+        completed_at: None,
+        created_at: now,
+        updated_at: now,
+    };
+    let (work, inserted) = (core.get_ref().clone(), task.clone());
+    core.run_to_end(async move { work.ledger.insert_task(&inserted).await })
+        .await
+        .ok_or_else(|| ApiError::internal("making a task panicked"))??;
+    Ok(created("Task created", task.into()))
+}
+
+/// Read a task.
+///
+/// # Errors
+/// As the contract says.
+#[utoipa::path(
+    get, path = "/main/agent/tasks/{taskId}", tag = "tasks",
+    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
+    responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
+)]
+pub async fn read(
+    core: web::Data<Core>,
+    CallerOf(caller): CallerOf,
+    id: web::Path<String>,
+) -> Result<Answer<TaskView>, ApiError> {
+    let id = task_id(&id)?;
+    let work = core.get_ref().clone();
+    let found = core
+        .run_to_end(async move { work.ledger.find_task(&caller.tenant, &id).await })
+        .await
+        .ok_or_else(|| ApiError::internal("reading a task panicked"))??;
+    Ok(ok("Task retrieved", found.ok_or_else(ApiError::not_found)?.into()))
+}
+
+/// List tasks, newest first.
+///
+/// # Errors
+/// As the contract says.
+#[utoipa::path(
+    get, path = "/main/agent/tasks", tag = "tasks",
+    params(ListQuery),
+    responses((status = 200, description = "A page of tasks", body = super::envelope::Envelope<TaskPage>))
+)]
+pub async fn list(
+    core: web::Data<Core>,
+    CallerOf(caller): CallerOf,
+    query: web::Query<ListQuery>,
+) -> Result<Answer<TaskPage>, ApiError> {
+    let filter = filter(query.into_inner(), caller)?;
+    let (page, size) = (filter.page, filter.size);
+    let work = core.get_ref().clone();
+    let (tasks, total) = core
+        .run_to_end(async move { work.ledger.list_tasks(&filter).await })
+        .await
+        .ok_or_else(|| ApiError::internal("listing tasks panicked"))??;
+    let total_pages = total.div_ceil(u64::from(size));
+    Ok(ok(
+        "Tasks retrieved",
+        TaskPage {
+            number_of_elements: tasks.len(),
+            empty: tasks.is_empty(),
+            content: tasks.into_iter().map(TaskView::from).collect(),
+            total_elements: total,
+            total_pages,
+            number: page,
+            size,
+            first: page == 0,
+            last: u64::from(page) + 1 >= total_pages,
+        },
+    ))
+}
+
+fn filter(query: ListQuery, caller: Caller) -> Result<TaskFilter, ApiError> {
+    if query.tenant_id.is_some_and(|tenant| tenant != caller.tenant.as_str()) {
+        return Err(ApiError::wrong_tenant());
+    }
+    let user = match (query.user_id, caller.role) {
+        (None, Role::Admin) => None,
+        (None, Role::User) => Some(caller.user),
+        (Some(user), role) => {
+            if role != Role::Admin && user != caller.user.as_str() {
+                return Err(ApiError::admins_only());
+            }
+            Some(UserId::parse(user).map_err(|invalid| ApiError::bad_id(invalid.kind))?)
+        }
+    };
+    let size = query.size.unwrap_or(DEFAULT_PAGE_SIZE);
+    if !(1..=MAX_PAGE_SIZE).contains(&size) {
+        let text = Text::new("must be from 1 to 100", "1에서 100 사이여야 합니다");
+        return Err(ApiError::invalid(FieldErrors::from([("size".to_owned(), text)])));
+    }
+    Ok(TaskFilter {
+        tenant: caller.tenant,
+        user,
+        status: query.status,
+        page: query.page.unwrap_or(0),
+        size,
+    })
+}
+
+/// Begin a task.
+///
+/// # Errors
+/// As the contract says; the task is as it was then.
+#[utoipa::path(
+    post, path = "/main/agent/tasks/{taskId}/start", tag = "tasks",
+    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
+    responses((status = 200, description = "The task, IN_PROGRESS", body = super::envelope::Envelope<TaskView>))
+)]
+pub async fn start(
+    core: web::Data<Core>,
+    CallerOf(caller): CallerOf,
+    id: web::Path<String>,
+) -> Result<Answer<TaskView>, ApiError> {
+    change(&core, caller, &id, TaskStep::Start, "Task started").await
+}
+
+/// Report progress.
+///
+/// # Errors
+/// As the contract says; the task is as it was then.
+#[utoipa::path(
+    patch, path = "/main/agent/tasks/{taskId}/progress", tag = "tasks",
+    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
+    request_body = ProgressBody,
+    responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
+)]
+pub async fn progress(
+    core: web::Data<Core>,
+    CallerOf(caller): CallerOf,
+    id: web::Path<String>,
+    body: Checked<ProgressBody, TASK_BYTES>,
+) -> Result<Answer<TaskView>, ApiError> {
+    let ProgressBody { progress, description } = body.0;
+    let step = TaskStep::Progress { percent: progress.unwrap_or(0), description };
+    change(&core, caller, &id, step, "Task progress updated").await
+}
+
+/// Complete a task. The body, any JSON or none, is its result.
+///
+/// # Errors
+/// As the contract says; the task is as it was then.
+#[utoipa::path(
+    post, path = "/main/agent/tasks/{taskId}/complete", tag = "tasks",
+    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
+    request_body(content = Option<Object>, content_type = "application/json"),
+    responses((status = 200, description = "The task, COMPLETED", body = super::envelope::Envelope<TaskView>))
+)]
+pub async fn complete(
+    core: web::Data<Core>,
+    CallerOf(caller): CallerOf,
+    id: web::Path<String>,
+    body: AnyJson<TASK_BYTES>,
+) -> Result<Answer<TaskView>, ApiError> {
+    let step = TaskStep::Complete { result: body.0.map(|result| result.get().to_owned()) };
+    change(&core, caller, &id, step, "Task completed").await
+}
+
+/// Give a task up. Why is in the query or in the body.
+///
+/// # Errors
+/// As the contract says; the task is as it was then.
+#[utoipa::path(
+    post, path = "/main/agent/tasks/{taskId}/fail", tag = "tasks",
+    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6"), FailQuery),
+    request_body(content = Option<FailBody>, content_type = "application/json"),
+    responses((status = 200, description = "The task, FAILED", body = super::envelope::Envelope<TaskView>))
+)]
+pub async fn fail(
+    core: web::Data<Core>,
+    CallerOf(caller): CallerOf,
+    id: web::Path<String>,
+    query: web::Query<FailQuery>,
+    body: AnyJson<TASK_BYTES>,
+) -> Result<Answer<TaskView>, ApiError> {
+    let body: Option<FailBody> =
+        body.0.map(|body| super::body::parse(body.get().as_bytes())).transpose()?;
+    let invalid = |errors: ValidationErrors| ApiError::invalid(super::body::field_errors(&errors));
+    query.validate().map_err(invalid)?;
+    if let Some(body) = &body {
+        body.validate().map_err(invalid)?;
+    }
+    let error = query.into_inner().error_message.or(body.and_then(|body| body.error_message));
+    if error.as_deref().is_some_and(|error| error.contains('\0')) {
+        let text = Text::new("holds a NUL character", "NUL 문자를 포함할 수 없습니다");
+        return Err(ApiError::invalid(FieldErrors::from([("errorMessage".to_owned(), text)])));
+    }
+    change(&core, caller, &id, TaskStep::Fail { error }, "Task failed").await
+}
+
+/// Replace the plan.
+///
+/// # Errors
+/// As the contract says; the plan is as it was then.
+#[utoipa::path(
+    put, path = "/main/agent/tasks/{taskId}/plan-steps", tag = "tasks",
+    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
+    request_body(content = Vec<Object>, content_type = "application/json"),
+    responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
+)]
+pub async fn replace_plan(
+    core: web::Data<Core>,
+    CallerOf(caller): CallerOf,
+    id: web::Path<String>,
+    body: AnyJson<TASK_BYTES>,
+) -> Result<Answer<TaskView>, ApiError> {
+    let steps = body.0.filter(|steps| steps.get().starts_with('['));
+    let steps = plan_steps(steps.as_deref())?;
+    change(&core, caller, &id, TaskStep::ReplacePlan(steps), "Plan replaced").await
+}
+
+/// Add steps to the plan, or update them: one step, or several.
+///
+/// # Errors
+/// As the contract says; the plan is as it was then.
+#[utoipa::path(
+    post, path = "/main/agent/tasks/{taskId}/plan-steps", tag = "tasks",
+    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
+    request_body(content = Object, content_type = "application/json"),
+    responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
+)]
+pub async fn merge_plan(
+    core: web::Data<Core>,
+    CallerOf(caller): CallerOf,
+    id: web::Path<String>,
+    body: AnyJson<TASK_BYTES>,
+) -> Result<Answer<TaskView>, ApiError> {
+    let steps = plan_steps(body.0.as_deref())?;
+    change(&core, caller, &id, TaskStep::MergePlan(steps), "Plan updated").await
+}
+
+/// One step or an array of steps, each checked.
+fn plan_steps(body: Option<&RawValue>) -> Result<Vec<PlanStep>, ApiError> {
+    let wrong = |field: String, problem: &InvalidStep| {
+        let text = Text::new(problem.to_string(), "계획 단계 형식이 올바르지 않습니다");
+        ApiError::invalid(FieldErrors::from([(field, text)]))
+    };
+    let body = body.ok_or_else(|| wrong("planSteps".to_owned(), &InvalidStep::NotAnObject))?;
+    match serde_json::from_str::<Vec<Box<RawValue>>>(body.get()) {
+        Ok(steps) => steps
+            .iter()
+            .enumerate()
+            .map(|(index, step)| {
+                PlanStep::read(step)
+                    .map_err(|problem| wrong(format!("planSteps[{index}]"), &problem))
+            })
+            .collect(),
+        Err(_not_an_array) => {
+            let step = PlanStep::read(body).map_err(|p| wrong("planSteps".to_owned(), &p))?;
+            Ok(vec![step])
+        }
+    }
+}
+
+async fn change(
+    core: &Core,
+    caller: Caller,
+    id: &str,
+    step: TaskStep,
+    message: &'static str,
+) -> Result<Answer<TaskView>, ApiError> {
+    let id: TaskId = task_id(id)?;
+    let work = core.clone();
+    let changed = core
+        .run_to_end(async move {
+            work.ledger.change_task(&caller.tenant, &id, &step, &work.clock).await
+        })
+        .await
+        .ok_or_else(|| ApiError::internal("changing a task panicked"))?;
+    match changed? {
+        TaskChange::Done(task) => Ok(ok(message, task.into())),
+        TaskChange::NotFound => Err(ApiError::not_found()),
+        TaskChange::Refused(refusal) => Err(ApiError::task_refused(&refusal)),
+    }
+}

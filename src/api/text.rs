@@ -1,0 +1,39 @@
+//! Sentences that people read, in English and Korean. `Accept-Language` chooses.
+
+use std::borrow::Cow;
+
+/// One sentence in both languages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text {
+    /// English, the default.
+    pub en: Cow<'static, str>,
+    /// Korean.
+    pub ko: Cow<'static, str>,
+}
+
+impl Text {
+    /// A sentence.
+    pub fn new(en: impl Into<Cow<'static, str>>, ko: impl Into<Cow<'static, str>>) -> Self {
+        Self { en: en.into(), ko: ko.into() }
+    }
+
+    /// The sentence in the caller's language.
+    #[must_use]
+    pub fn in_language(self, language: Language) -> String {
+        match language {
+            Language::English => self.en,
+            Language::Korean => self.ko,
+        }
+        .into_owned()
+    }
+}
+
+/// A language that we speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Language {
+    /// English.
+    #[default]
+    English,
+    /// Korean.
+    Korean,
+}

@@ -1,0 +1,278 @@
+//! A running service: what it consists of, how it starts, and how it stops without losing
+//! anything.
+
+use std::fs::{File, TryLockError};
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_cors::Cors;
+use actix_web::dev::ServerHandle;
+use actix_web::middleware::{DefaultHeaders, from_fn};
+use actix_web::{App, HttpServer, web};
+use anyhow::{Context as _, bail};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+use tracing_actix_web::TracingLogger;
+
+use crate::api::envelope::with_call;
+use crate::api::error::{ApiError, FieldErrors};
+use crate::api::text::Text;
+use crate::auth::TokenVerifier;
+use crate::config::{Config, LedgerConfig};
+use crate::core::Core;
+use crate::courier::Courier;
+use crate::domain::clock::Clock;
+use crate::ledger::Ledger;
+use crate::telemetry::CallSpan;
+use crate::{relay, routes};
+
+/// Longest a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an idle connection stays open. Longer than nginx keeps one to us (60 s), so that the
+/// Gateway never sends a request into a connection that we are closing.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Longest that writes under way, the relay's last round and the pool's closing may each take
+/// after the last answer has gone out.
+const LAST_STEPS: Duration = Duration::from_millis(900);
+
+/// A started service.
+#[derive(Debug)]
+pub struct Service {
+    /// What it works with.
+    pub core: Core,
+    /// Where it listens.
+    pub address: SocketAddr,
+    server: ServerHandle,
+    serving: JoinHandle<std::io::Result<()>>,
+    relaying: JoinHandle<()>,
+    _lock: Option<File>,
+}
+
+impl Service {
+    /// Starts everything: ledger, migrations, courier, relay, HTTP.
+    ///
+    /// # Errors
+    /// One sentence on what is wrong with the environment.
+    pub async fn start(config: &Config, clock: Clock) -> anyhow::Result<Self> {
+        let (ledger, lock) = open_ledger(config, true).await?;
+        if config.auto_migrate {
+            migrate(config, &ledger).await?;
+        } else if !ledger.is_migrated().await? {
+            bail!(
+                "the database schema is out of date; run `aura-hitl migrate`, or set auto_migrate = true"
+            );
+        }
+        let courier = match (&config.redis, ledger.sqlite_pool()) {
+            (Some(settings), _) => Courier::redis(settings)?,
+            (None, Some(pool)) => Courier::in_process(pool, clock.clone()),
+            (None, None) => bail!("a shared ledger needs Redis; set REDIS_URL"),
+        };
+        let core = Core {
+            ledger,
+            courier,
+            clock,
+            policy: config.policy,
+            relay_bell: Arc::new(Notify::new()),
+            stopping: CancellationToken::new(),
+            under_way: TaskTracker::new(),
+            runtime: Handle::current(),
+        };
+        let listener = TcpListener::bind((config.host.as_str(), config.port))
+            .with_context(|| format!("cannot listen on {}:{}", config.host, config.port))?;
+        let address = listener.local_addr()?;
+        let server = serve(config, &core, listener)?;
+        let handle = server.handle();
+        info!(%address, ledger = core.ledger.engine(), courier = core.courier.engine(),
+            version = env!("CARGO_PKG_VERSION"), "listening");
+        if let Err(error) = core.courier.ping().await {
+            warn!(%error, "started without the courier: not ready until it answers");
+        }
+        Ok(Self {
+            address,
+            server: handle,
+            serving: tokio::spawn(server),
+            relaying: tokio::spawn(relay::run(core.clone())),
+            core,
+            _lock: lock,
+        })
+    }
+
+    /// Runs until `asked_to_stop`, then stops. A worker that dies ends the service too.
+    ///
+    /// # Errors
+    /// When the service ended by itself.
+    pub async fn run(mut self, asked_to_stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let cause = tokio::select! {
+            () = asked_to_stop => None,
+            ended = &mut self.serving => Some(format!("the HTTP server ended: {ended:?}")),
+            ended = &mut self.relaying => Some(format!("the relay ended: {ended:?}")),
+        };
+        match cause {
+            None => {
+                self.stop().await;
+                Ok(())
+            }
+            Some(cause) => {
+                self.core.stopping.cancel();
+                bail!(cause)
+            }
+        }
+    }
+
+    /// Stops: no new connections, finish what is under way, send what is owed, close.
+    pub async fn stop(self) {
+        info!("stopping");
+        self.core.stopping.cancel();
+        self.server.stop(true).await;
+        let in_time =
+            |step: &'static str, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| async move {
+                if tokio::time::timeout(LAST_STEPS, work).await.is_err() {
+                    warn!(step, "did not end in time");
+                }
+            };
+        let core = self.core;
+        core.under_way.close();
+        let under_way = core.under_way.clone();
+        in_time("writes under way", Box::pin(async move { under_way.wait().await })).await;
+        let last = core.clone();
+        in_time(
+            "the relay's last round",
+            Box::pin(async move {
+                let _relay = self.relaying.await;
+                let _round = relay::run_once(&last).await;
+            }),
+        )
+        .await;
+        in_time("closing the ledger", Box::pin(async move { core.ledger.close().await })).await;
+        info!("stopped");
+    }
+}
+
+/// Opens the ledger; for a service, its SQLite file is locked against a second process.
+///
+/// # Errors
+/// One sentence on what is wrong with it.
+pub async fn open_ledger(config: &Config, lock: bool) -> anyhow::Result<(Ledger, Option<File>)> {
+    match &config.ledger {
+        LedgerConfig::Postgres { url, max_connections } => {
+            let ledger = Ledger::connect_postgres(url, *max_connections)
+                .await
+                .context("cannot use Postgres (check DATABASE_URL)")?;
+            Ok((ledger, None))
+        }
+        LedgerConfig::Sqlite { file } => {
+            if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+                std::fs::create_dir_all(folder)
+                    .with_context(|| format!("cannot make the data folder {}", folder.display()))?;
+            }
+            let lock = if lock { Some(lock_beside(file)?) } else { None };
+            let ledger = Ledger::open_sqlite(file)
+                .await
+                .with_context(|| format!("cannot open {}", file.display()))?;
+            Ok((ledger, lock))
+        }
+    }
+}
+
+/// Brings the ledger's schema up to date.
+///
+/// # Errors
+/// What the migrator says.
+pub async fn migrate(config: &Config, ledger: &Ledger) -> anyhow::Result<()> {
+    let url = match &config.ledger {
+        LedgerConfig::Postgres { url, .. } => Some(url),
+        LedgerConfig::Sqlite { .. } => None,
+    };
+    ledger.migrate(url).await.context("cannot migrate the database")
+}
+
+/// Two processes on one file would not hear each other's wake-ups.
+fn lock_beside(file: &Path) -> anyhow::Result<File> {
+    let path = file.with_extension("lock");
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => bail!(
+            "{} is in use by another aura-hitl process; stop it, or set AURA_HITL_DATA_DIR",
+            file.display()
+        ),
+        Err(TryLockError::Error(error)) => Err(error).context("cannot lock the data folder"),
+    }
+}
+
+fn serve(
+    config: &Config,
+    core: &Core,
+    listener: TcpListener,
+) -> anyhow::Result<actix_web::dev::Server> {
+    let core = web::Data::new(core.clone());
+    let verifier = web::Data::new(TokenVerifier::new(&config.jwt));
+    let origins = config.cors_origins.clone();
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(core.clone())
+            .app_data(verifier.clone())
+            .app_data(
+                web::PathConfig::default()
+                    .error_handler(|error, _request| bad_input("path", &error)),
+            )
+            .app_data(
+                web::QueryConfig::default()
+                    .error_handler(|error, _request| bad_input("query", &error)),
+            )
+            .configure(routes::configure)
+            .default_service(web::to(routes::unknown))
+            .wrap(cors(&origins))
+            .wrap(security_headers())
+            .wrap(from_fn(with_call))
+            .wrap(TracingLogger::<CallSpan>::new())
+    })
+    .client_request_timeout(HEAD_TIMEOUT)
+    .keep_alive(KEEP_ALIVE)
+    .shutdown_timeout(config.shutdown_seconds)
+    .disable_signals()
+    .listen(listener)
+    .context("cannot listen")?
+    .run();
+    Ok(server)
+}
+
+fn bad_input(field: &str, error: &dyn std::fmt::Display) -> actix_web::Error {
+    let text = Text::new(error.to_string(), "형식이 올바르지 않습니다");
+    ApiError::invalid(FieldErrors::from([(field.to_owned(), text)])).into()
+}
+
+fn cors(origins: &[String]) -> Cors {
+    let cors = Cors::default()
+        .block_on_origin_mismatch(false)
+        .allowed_methods(["GET", "POST", "PUT", "PATCH"])
+        .allow_any_header()
+        .max_age(3600);
+    origins.iter().fold(cors, |cors, origin| cors.allowed_origin(origin))
+}
+
+/// For browsers that reach us directly. Nothing here may be cached, framed or sniffed; Swagger UI
+/// brings its own style sheet into the page.
+fn security_headers() -> DefaultHeaders {
+    DefaultHeaders::new()
+        .add(("X-Content-Type-Options", "nosniff"))
+        .add(("X-Frame-Options", "DENY"))
+        .add(("Referrer-Policy", "no-referrer"))
+        .add(("Cache-Control", "no-store"))
+        .add((
+            "Content-Security-Policy",
+            "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
+        ))
+}

@@ -1,0 +1,471 @@
+//! The use cases around an approval request: decide it, register it, read it, and find the signal
+//! that answers it. Each is one walk along the path that `lib.rs` draws; the rules themselves are
+//! in `domain`, the guarantees in `ledger`.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tracing::{info, warn};
+
+use crate::core::Core;
+use crate::courier::{StoredRequest, Unavailable};
+use crate::delivery::{self, Settled};
+use crate::domain::approver::Caller;
+use crate::domain::decision::{
+    self, Candidate, Decision, Delivery, Record, Refusal, State, Verdict, is_same, is_visible,
+    settle,
+};
+use crate::domain::ids::{RequestId, SessionId};
+use crate::domain::request::{
+    ApprovalRequest, Origin, REQUEST_TTL_SECONDS, Unreadable, decided_document,
+};
+use crate::domain::session::SessionPointer;
+use crate::domain::signal::{SIGNAL_TTL_SECONDS, signal_json, signal_request};
+use crate::ledger::{LedgerError, Recorded, Registered, Writing};
+
+/// How long to ask the ledger what became of a write that it did not confirm.
+const CONFIRMATION: Duration = Duration::from_millis(900);
+
+/// Why a use case has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// The rules say no.
+    #[error("refused: {0:?}")]
+    Refused(Refusal),
+    /// The request in Redis cannot be read.
+    #[error("the request {0}")]
+    Unreadable(&'static str),
+    /// Redis says that it was decided, and the ledger knows nothing of it.
+    #[error("decided by another program")]
+    DecidedElsewhere(String),
+    /// Redis is out of reach and the ledger alone cannot tell.
+    #[error(transparent)]
+    Courier(#[from] Unavailable),
+    /// The ledger is out of reach or wrong.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The ledger went away while it was told; it may or may not have taken the decision.
+    #[error("the ledger did not confirm: {0}")]
+    Unconfirmed(LedgerError),
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+type Result<T> = std::result::Result<T, Problem>;
+
+/// A decision that stands, as its maker is told.
+#[derive(Debug)]
+pub struct Decided {
+    /// The session that waits.
+    pub session: SessionId,
+    /// What stands.
+    pub decision: Decision,
+}
+
+/// Decides a request, exactly once, and wakes its agent.
+///
+/// # Errors
+/// [`Problem`]; nothing was recorded then, except perhaps with [`Problem::Unconfirmed`].
+pub async fn decide(
+    core: &Core,
+    caller: &Caller,
+    id: &RequestId,
+    verdict: Verdict,
+) -> Result<Decided> {
+    let attempt = Attempt { core, caller, id, verdict, now: core.clock.now() };
+    let stored = match core.courier.find_request(id).await {
+        Ok(Some(stored)) => stored,
+        Ok(None) => {
+            let record = core.ledger.find_request(id).await?.ok_or(Refusal::NotFound)?;
+            return attempt.on_record(record, None, true).await;
+        }
+        // Without Redis only what the ledger knows can be decided; its signal goes out later.
+        Err(unavailable) => {
+            let record = core.ledger.find_request(id).await?.ok_or(unavailable)?;
+            return attempt.on_record(record, None, false).await;
+        }
+    };
+    let (candidate, pointer) = match open(core, id, stored, attempt.now).await {
+        Ok(opened) => opened,
+        Err(problem) => {
+            let Some(record) = core.ledger.find_request(id).await? else {
+                return Err(hide_from_strangers(problem, caller));
+            };
+            let is_readable = matches!(problem, OpenProblem::Courier(_));
+            if !is_readable && record.state == State::Pending && record.tenant == caller.tenant {
+                warn_if_altered(&Refusal::Altered, id);
+                return Err(Refusal::Altered.into());
+            }
+            return attempt.on_record(record, None, false).await;
+        }
+    };
+    if candidate.request.is_pending() && pointer.allows(id) {
+        return attempt.on_candidate(&candidate, pointer).await;
+    }
+    // Decided already, or the session names another request: the ledger knows which, and whether
+    // the request was registered, so that its session does not matter.
+    if let Some(record) = core.ledger.find_request(id).await? {
+        return attempt.on_record(record, Some(&candidate), true).await;
+    }
+    let verdict = attempt.verdict;
+    decision::decide(&candidate, &pointer, caller, verdict, attempt.now, core.policy)?;
+    Err(Problem::DecidedElsewhere(candidate.request.status))
+}
+
+/// One caller's attempt to decide one request.
+struct Attempt<'a> {
+    core: &'a Core,
+    caller: &'a Caller,
+    id: &'a RequestId,
+    verdict: Verdict,
+    now: DateTime<Utc>,
+}
+
+impl Attempt<'_> {
+    /// A request that the ledger knows: registered and pending, or settled one way or another.
+    async fn on_record(
+        self,
+        record: Record,
+        found: Option<&Candidate>,
+        courier_answers: bool,
+    ) -> Result<Decided> {
+        if record.state != State::Pending || found.is_some_and(|found| !is_same(&record, found)) {
+            return self.on_standing(record, found);
+        }
+        let candidate = Candidate {
+            request: ApprovalRequest::read(self.id, record.document)
+                .map_err(|unreadable| Problem::Unreadable(unreadable.problem))?,
+            origin: record.origin,
+            tenant: Some(record.tenant),
+            created_at: record.created_at,
+            expires_at: record.expires_at,
+        };
+        // Registered requests do not depend on what their session names.
+        let pointer = courier_answers.then(SessionPointer::default);
+        self.record(&candidate, pointer).await
+    }
+
+    /// A pending request in Redis, which its session names (or the session names nothing).
+    async fn on_candidate(self, candidate: &Candidate, pointer: SessionPointer) -> Result<Decided> {
+        self.record(candidate, Some(pointer)).await
+    }
+
+    /// Something stands in the ledger that this attempt cannot change.
+    fn on_standing(self, record: Record, found: Option<&Candidate>) -> Result<Decided> {
+        let decision = settle(&record, found, self.caller, &self.verdict, self.now)
+            .inspect_err(|refusal| warn_if_altered(refusal, self.id))?;
+        Ok(Decided { session: record.session, decision })
+    }
+
+    /// Asks the ledger for the decision. `pointer` is `None` when Redis does not answer.
+    async fn record(
+        self,
+        candidate: &Candidate,
+        pointer: Option<SessionPointer>,
+    ) -> Result<Decided> {
+        let seen = pointer.clone().unwrap_or_default();
+        let verdict = self.verdict.clone();
+        let decision =
+            decision::decide(candidate, &seen, self.caller, verdict, self.now, self.core.policy)?;
+        let writing =
+            Writing { candidate, decision: Some(&decision), caller: self.caller, now: self.now };
+        let recorded = match self.core.ledger.record_decision(&writing).await {
+            Err(error @ LedgerError::Unavailable(_)) => self.confirm(&decision, error).await?,
+            recorded => recorded?,
+        };
+        match recorded {
+            Recorded::Won(record) => {
+                info!(request_id = %self.id, session_id = %record.session, user = %decision.by,
+                    tenant = %record.tenant, outcome = decision.verdict.status(), "decided");
+                if pointer.is_some() {
+                    send_now(self.core, &record, pointer).await;
+                }
+                Ok(Decided { session: record.session, decision })
+            }
+            Recorded::Lost(record) => {
+                let was_sent = record.delivery != Delivery::Owed;
+                let standing = record.clone();
+                let (core, id) = (self.core, self.id);
+                let decided = self.on_standing(record, Some(candidate))?;
+                if was_sent {
+                    send_if_asked_again(core, id, &standing).await?;
+                }
+                Ok(decided)
+            }
+        }
+    }
+
+    /// The connection broke while the ledger was told: only the ledger knows how that ended.
+    async fn confirm(&self, decision: &Decision, error: LedgerError) -> Result<Recorded> {
+        let reading = self.core.ledger.find_request(self.id);
+        match tokio::time::timeout(CONFIRMATION, reading).await {
+            Ok(Ok(Some(record))) if record.state == State::Decided(decision.clone()) => {
+                Ok(Recorded::Won(record))
+            }
+            Ok(Ok(Some(record))) if record.state != State::Pending => Ok(Recorded::Lost(record)),
+            _ => Err(Problem::Unconfirmed(error)),
+        }
+    }
+}
+
+fn warn_if_altered(refusal: &Refusal, id: &RequestId) {
+    if *refusal == Refusal::Altered {
+        warn!(security = true, request_id = %id,
+            "a registered request differs from its copy in Redis; it was not decided");
+    }
+}
+
+/// Reads a request found in Redis and what its session names.
+async fn open(
+    core: &Core,
+    id: &RequestId,
+    stored: StoredRequest,
+    now: DateTime<Utc>,
+) -> std::result::Result<(Candidate, SessionPointer), OpenProblem> {
+    let request = ApprovalRequest::read(id, stored.document).map_err(OpenProblem::Unreadable)?;
+    let pointer = core.courier.session(&request.session).await.map_err(OpenProblem::Courier)?;
+    // Agents write no usable time, but they set the key's full time to live when they ask.
+    let whole = TimeDelta::seconds(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
+    let left = stored.ttl.and_then(|ttl| TimeDelta::from_std(ttl).ok());
+    let left = left.filter(|left| *left <= whole).unwrap_or(whole);
+    let candidate = Candidate {
+        tenant: request.tenant.clone().or_else(|| pointer.tenant.clone()),
+        request,
+        origin: Origin::Redis,
+        created_at: now - (whole - left),
+        expires_at: now + left,
+    };
+    Ok((candidate, pointer))
+}
+
+enum OpenProblem {
+    Unreadable(Unreadable),
+    Courier(Unavailable),
+}
+
+/// A request that cannot be read is reported as such, unless it can be seen to be another
+/// tenant's: then it does not exist.
+fn hide_from_strangers(problem: OpenProblem, caller: &Caller) -> Problem {
+    match problem {
+        OpenProblem::Courier(unavailable) => unavailable.into(),
+        OpenProblem::Unreadable(unreadable) => {
+            if unreadable.tenant.is_some_and(|tenant| tenant != caller.tenant) {
+                return Refusal::NotFound.into();
+            }
+            warn!(problem = unreadable.problem, "a request in Redis cannot be read");
+            Problem::Unreadable(unreadable.problem)
+        }
+    }
+}
+
+/// Sends the signal of a decision just recorded. A failure is no matter: it stays owed.
+async fn send_now(core: &Core, record: &Record, seen: Option<SessionPointer>) {
+    match delivery::deliver(core, record, seen).await {
+        Ok(settled) => note_later(core, record, settled),
+        Err(error) => warn!(request_id = %record.id, %error, "decided; the relay will signal it"),
+    }
+}
+
+/// Notes what became of a delivery, without making anybody wait for it.
+fn note_later(core: &Core, record: &Record, settled: Settled) {
+    let (core, record, now) = (core.clone(), record.clone(), core.clock.now());
+    let runtime = core.runtime.clone();
+    core.under_way.clone().spawn_on(
+        async move {
+            let Settled { delivery, listeners } = settled;
+            let noted = core.ledger.settle_delivery(&record, delivery, listeners, now).await;
+            if let Err(error) = noted {
+                warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
+            }
+        },
+        &runtime,
+    );
+}
+
+/// A decided request that is pending in Redis again is an agent that has asked again, after a
+/// restart or because Redis lost the answer: it is told once more. Redis is read anew for this,
+/// since what we know of it may be older than the signal.
+async fn send_if_asked_again(core: &Core, id: &RequestId, record: &Record) -> Result<()> {
+    let Some(stored) = core.courier.find_request(id).await? else { return Ok(()) };
+    let Ok((asked, pointer)) = open(core, id, stored, core.clock.now()).await else {
+        return Ok(());
+    };
+    if asked.request.is_pending()
+        && is_same(record, &asked)
+        && pointer.allows(id)
+        && let Some(record) = core.ledger.owe_again(record, core.clock.now()).await?
+    {
+        info!(request_id = %id, "the agent asked again; it is told again");
+        send_now(core, &record, Some(pointer)).await;
+    }
+    Ok(())
+}
+
+/// Registers a request for an agent that cannot reach Redis, and writes Redis as the agent would.
+/// The second value says whether it is new.
+///
+/// # Errors
+/// [`Problem::Refused`] with [`Refusal::Altered`] when the id stands for something else already.
+pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Result<Registered> {
+    let now = core.clock.now();
+    let writing = Writing { candidate, decision: None, caller, now };
+    match core.ledger.register(&writing).await? {
+        Registered::New(record) => {
+            info!(request_id = %record.id, session_id = %record.session, user = %caller.user,
+                tenant = %caller.tenant, "registered");
+            match delivery::announce(core, &record, false).await {
+                Ok(settled) => note_later(core, &record, settled),
+                Err(error) => {
+                    warn!(request_id = %record.id, %error, "registered; not in Redis yet")
+                }
+            }
+            Ok(Registered::New(record))
+        }
+        Registered::Known(record)
+            if record.tenant != caller.tenant || !is_same(&record, candidate) =>
+        {
+            Err(Refusal::Altered.into())
+        }
+        known => Ok(known),
+    }
+}
+
+/// The request as one JSON object, as it stands now.
+///
+/// # Errors
+/// [`Problem::Refused`] with [`Refusal::NotFound`] for strangers and unknown ids alike.
+pub async fn read_request(core: &Core, caller: &Caller, id: &RequestId) -> Result<String> {
+    let problem = match core.courier.find_request(id).await {
+        Ok(Some(stored)) => match open_for(core, caller, id, stored).await {
+            Ok(document) => return Ok(document),
+            Err(problem @ Problem::Refused(_)) => return Err(problem),
+            Err(problem) => problem,
+        },
+        Ok(None) => Refusal::NotFound.into(),
+        Err(unavailable) => unavailable.into(),
+    };
+    let record = core.ledger.find_request(id).await?.ok_or(problem)?;
+    if record.tenant != caller.tenant {
+        return Err(Refusal::NotFound.into());
+    }
+    Ok(match &record.state {
+        State::Decided(decision) => decided_document(&record.document, decision),
+        State::Pending | State::Expired | State::Cancelled => record.document,
+    })
+}
+
+/// The document as it is in Redis, if the caller may see it. Its session is asked only when the
+/// request itself names no tenant.
+async fn open_for(
+    core: &Core,
+    caller: &Caller,
+    id: &RequestId,
+    stored: StoredRequest,
+) -> Result<String> {
+    let request = ApprovalRequest::read(id, stored.document)
+        .map_err(|unreadable| hide_from_strangers(OpenProblem::Unreadable(unreadable), caller))?;
+    let tenant = match &request.tenant {
+        Some(tenant) => Some(tenant.clone()),
+        None => core.courier.session(&request.session).await?.tenant,
+    };
+    if is_visible(tenant.as_ref(), request.user.as_ref(), caller, core.policy) {
+        Ok(request.document)
+    } else {
+        Err(Refusal::NotFound.into())
+    }
+}
+
+/// The signal that answers what a session waits for, or what the agent names; never another.
+///
+/// # Errors
+/// [`Problem::Courier`] when Redis is silent and it cannot be told what the session waits for.
+pub async fn find_signal(
+    core: &Core,
+    caller: &Caller,
+    session: &SessionId,
+    wanted: Option<&RequestId>,
+) -> Result<Option<String>> {
+    let found = tokio::try_join!(core.courier.session(session), core.courier.signal(session));
+    let (pointer, signal) = match (found, wanted) {
+        (Ok(found), _) => found,
+        // Registered requests do not depend on their session, so the ledger alone can answer.
+        (Err(unavailable), Some(wanted)) => {
+            let record = core.ledger.find_request(wanted).await?;
+            let record =
+                record.filter(|record| record.origin == Origin::Http).ok_or(unavailable)?;
+            return Ok(answer_of(&record, caller, session));
+        }
+        (Err(unavailable), None) => return Err(unavailable.into()),
+    };
+    let named = pointer.request.clone();
+    let target = wanted.map(|wanted| wanted.as_str().to_owned()).or_else(|| named.clone());
+
+    // The common case needs no ledger: the key holds the answer to what the session names.
+    let in_redis = signal.as_deref().and_then(signal_request);
+    if target.is_some()
+        && target == named
+        && target == in_redis
+        && pointer.tenant.as_ref() == Some(&caller.tenant)
+        && let Some(id) = target.as_deref().and_then(|id| RequestId::parse(id).ok())
+        && asked_now(core, &id).await?.is_none()
+    {
+        return Ok(signal);
+    }
+
+    let record = match target {
+        Some(id) => match RequestId::parse(id) {
+            Ok(id) => core.ledger.find_request(&id).await?,
+            Err(_invalid) => None,
+        },
+        None => core.ledger.newest_decided(session, &caller.tenant).await?,
+    };
+    let Some(record) = record else { return Ok(None) };
+    if record.origin == Origin::Redis {
+        let is_under_the_key = in_redis.as_deref() == Some(record.id.as_str());
+        let names_nothing = named.is_none() && wanted.is_none();
+        if !pointer.allows(&record.id)
+            || (names_nothing && !is_under_the_key && !still_waits(&record, core.clock.now()))
+        {
+            return Ok(None);
+        }
+        // Pending again: the agent has asked again, so an earlier answer is not the answer. One
+        // that is still owed has simply not reached Redis yet, if it is about the same thing.
+        if let Some(asked) = asked_now(core, &record.id).await?
+            && (record.delivery != Delivery::Owed || asked.fingerprint != record.fingerprint)
+        {
+            return Ok(None);
+        }
+    }
+    Ok(answer_of(&record, caller, session))
+}
+
+fn answer_of(record: &Record, caller: &Caller, session: &SessionId) -> Option<String> {
+    match &record.state {
+        State::Decided(decision)
+            if record.tenant == caller.tenant && record.session == *session =>
+        {
+            Some(signal_json(&record.id, decision))
+        }
+        _ => None,
+    }
+}
+
+/// The request in Redis, if it waits for a decision there.
+async fn asked_now(core: &Core, id: &RequestId) -> Result<Option<ApprovalRequest>> {
+    let stored = core.courier.find_request(id).await?;
+    let request = stored.and_then(|stored| ApprovalRequest::read(id, stored.document).ok());
+    Ok(request.filter(ApprovalRequest::is_pending))
+}
+
+/// Whether an agent whose session names nothing can still be waiting for this answer: nobody has
+/// heard it, and the agent's 300 seconds of patience are not over. If Redis was wiped, the session
+/// may by now wait for a request that nobody knows; an older answer would be taken for its.
+fn still_waits(record: &Record, now: DateTime<Utc>) -> bool {
+    let patience = TimeDelta::seconds(i64::try_from(SIGNAL_TTL_SECONDS).unwrap_or(0));
+    let unheard = record.delivery == Delivery::Owed || record.listeners == Some(0);
+    unheard && now < record.created_at + patience
+}

@@ -1,0 +1,251 @@
+//! Who is calling. A handler that takes a [`CallerOf`] or an [`ApproverOf`] cannot be reached
+//! without the token and the headers that the contract asks for.
+//!
+//! Must not trust any header that the token does not confirm.
+
+use std::future::{Ready, ready};
+
+use actix_web::dev::Payload;
+use actix_web::http::header::{AUTHORIZATION, HeaderMap};
+use actix_web::{FromRequest, HttpRequest, web};
+use chrono::Utc;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+
+use crate::api::error::ApiError;
+use crate::config::JwtConfig;
+use crate::domain::approver::{Caller, Role};
+use crate::domain::ids::{TenantId, UserId};
+use crate::telemetry;
+
+/// A later `exp` is a mistake (milliseconds, or no expiry at all): the end of the year 9999.
+const LATEST_EXPIRY: u64 = 253_402_300_799;
+/// Longest bearer token that is looked at.
+const MAX_TOKEN_BYTES: usize = 8 * 1024;
+
+/// The caller of a route, as the token and the tenant header agree.
+#[derive(Clone, Debug)]
+pub struct CallerOf(pub Caller);
+
+/// A caller who may approve or reject: a person, named twice.
+#[derive(Clone, Debug)]
+pub struct ApproverOf(pub Caller);
+
+/// Checks tokens.
+#[derive(Clone)]
+pub struct TokenVerifier {
+    key: DecodingKey,
+    validation: Validation,
+}
+
+impl std::fmt::Debug for TokenVerifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenVerifier").finish_non_exhaustive()
+    }
+}
+
+/// What is wrong with a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenProblem {
+    /// It was valid once.
+    Expired,
+    /// It never was, or not here.
+    Invalid,
+}
+
+/// A tenant is a string, or an integer that stands for its digits.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TenantClaim {
+    Text(String),
+    Number(i64),
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+    tenant_id: TenantClaim,
+    exp: u64,
+    #[expect(dead_code, reason = "read only so that a token whose iat is no integer is refused")]
+    iat: Option<i64>,
+    role: Option<String>,
+}
+
+impl TokenVerifier {
+    /// A verifier for these settings.
+    #[must_use]
+    pub fn new(config: &JwtConfig) -> Self {
+        let mut validation = Validation::new(Algorithm::HS256);
+        let mut required = vec!["exp", "sub"];
+        validation.leeway = config.leeway_seconds;
+        validation.validate_nbf = true;
+        validation.validate_aud = config.audience.is_some();
+        if let Some(audience) = &config.audience {
+            validation.set_audience(&[audience]);
+            required.push("aud");
+        }
+        if let Some(issuer) = &config.issuer {
+            validation.set_issuer(&[issuer]);
+            required.push("iss");
+        }
+        validation.set_required_spec_claims(&required);
+        Self { key: DecodingKey::from_secret(config.secret.expose_secret().as_bytes()), validation }
+    }
+
+    /// The person a token stands for.
+    ///
+    /// # Errors
+    /// [`TokenProblem`] when it does not stand for anybody, here and now.
+    pub fn verify(&self, token: &str) -> Result<(UserId, TenantId, Role), TokenProblem> {
+        use jsonwebtoken::errors::ErrorKind;
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(TokenProblem::Invalid);
+        }
+        // RFC 7515 § 4.1.11: whoever does not know what `crit` lists must refuse; we know none.
+        let header = jsonwebtoken::decode_header(token).map_err(|_cause| TokenProblem::Invalid)?;
+        if header.crit.is_some() || header.extras.inner().contains_key("crit") {
+            return Err(TokenProblem::Invalid);
+        }
+        let token = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation);
+        let claims = token.map_err(|error| match error.kind() {
+            ErrorKind::ExpiredSignature => TokenProblem::Expired,
+            _ => TokenProblem::Invalid,
+        })?;
+        let claims = claims.claims;
+        if claims.exp > LATEST_EXPIRY {
+            return Err(TokenProblem::Invalid);
+        }
+        let tenant = match claims.tenant_id {
+            TenantClaim::Text(text) => text,
+            TenantClaim::Number(number) => number.to_string(),
+        };
+        let role = if claims.role.as_deref() == Some("admin") { Role::Admin } else { Role::User };
+        match (UserId::parse(claims.sub), TenantId::parse(tenant)) {
+            (Ok(user), Ok(tenant)) => Ok((user, tenant, role)),
+            _ => Err(TokenProblem::Invalid),
+        }
+    }
+}
+
+/// Makes a token as the Auth server would; for development and the demo.
+///
+/// # Errors
+/// What the JWT library says, if it cannot sign.
+#[expect(clippy::disallowed_methods, reason = "tokens are checked against the machine's clock")]
+pub fn mint(
+    config: &JwtConfig,
+    user: &UserId,
+    tenant: &TenantId,
+    role: Role,
+    ttl_seconds: i64,
+) -> anyhow::Result<String> {
+    #[derive(Serialize)]
+    struct Minted<'a> {
+        sub: &'a str,
+        tenant_id: &'a str,
+        role: &'a str,
+        iat: i64,
+        exp: i64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        aud: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        iss: Option<&'a str>,
+    }
+    let now = Utc::now().timestamp();
+    let claims = Minted {
+        sub: user.as_str(),
+        tenant_id: tenant.as_str(),
+        role: if role == Role::Admin { "admin" } else { "user" },
+        iat: now,
+        exp: now + ttl_seconds,
+        aud: config.audience.as_deref(),
+        iss: config.issuer.as_deref(),
+    };
+    let key = EncodingKey::from_secret(config.secret.expose_secret().as_bytes());
+    Ok(jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)?)
+}
+
+impl FromRequest for CallerOf {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
+        ready(authenticate(request).map(Self))
+    }
+}
+
+impl FromRequest for ApproverOf {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
+        ready(authenticate(request).and_then(|caller| {
+            if sole_header(request.headers(), "X-User-ID")?.is_none() {
+                return Err(ApiError::missing_header("X-User-ID"));
+            }
+            if says_it_is_an_agent(request.headers()) {
+                return Err(ApiError::agents_do_not_decide());
+            }
+            Ok(Self(caller))
+        }))
+    }
+}
+
+fn authenticate(request: &HttpRequest) -> Result<Caller, ApiError> {
+    let headers = request.headers();
+    let verifier = request
+        .app_data::<web::Data<TokenVerifier>>()
+        .ok_or_else(|| ApiError::internal("no token verifier is configured"))?;
+    if headers.get_all(AUTHORIZATION).nth(1).is_some() {
+        return Err(ApiError::bad_header("Authorization"));
+    }
+    let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = token.and_then(bearer).ok_or_else(ApiError::no_token)?;
+    let (user, tenant, role) = verifier.verify(token).map_err(ApiError::bad_token)?;
+
+    let asked_tenant = sole_header(headers, "X-Tenant-ID")?.ok_or_else(ApiError::no_tenant)?;
+    let asked_user = sole_header(headers, "X-User-ID")?;
+    if asked_tenant != tenant.as_str() {
+        return Err(ApiError::wrong_tenant());
+    }
+    if asked_user.is_some_and(|asked| asked != user.as_str()) {
+        return Err(ApiError::wrong_user());
+    }
+    let span = tracing::Span::current();
+    span.record("user", user.as_str());
+    span.record("tenant", tenant.as_str());
+    Ok(Caller { user, tenant, role, via: telemetry::via(headers) })
+}
+
+/// RFC 6750 § 2.1: the scheme, in any case, and one token.
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.trim().split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+/// An identity header: absent, or there once with something in it. A list is a header sent twice
+/// that a proxy has joined.
+fn sole_header<'a>(
+    headers: &'a HeaderMap,
+    name: &'static str,
+) -> Result<Option<&'a str>, ApiError> {
+    let mut values = headers.get_all(name);
+    let Some(value) = values.next() else { return Ok(None) };
+    let text = std::str::from_utf8(value.as_bytes()).map(str::trim).unwrap_or_default();
+    if text.is_empty() || text.contains(',') || values.next().is_some() {
+        return Err(ApiError::bad_header(name));
+    }
+    Ok(Some(text))
+}
+
+/// Whether any of the headers that name the kind of caller names an agent.
+fn says_it_is_an_agent(headers: &HeaderMap) -> bool {
+    [("X-DWP-Caller-Type", "AGENT"), ("X-DWP-Source", "AURA")].into_iter().any(|(name, agent)| {
+        headers
+            .get_all(name)
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .any(|value| value.trim_ascii().eq_ignore_ascii_case(agent.as_bytes()))
+    })
+}

@@ -1,0 +1,326 @@
+//! Settings: `config/default.toml`, then a file, then the environment; checked as a whole before
+//! anything starts. Nonsense is refused in one sentence that says what to change.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use crate::courier::RedisSettings;
+use crate::domain::decision::{Approvers, Policy, UnscopedRequests};
+
+/// The settings that hold when nothing is configured.
+pub const DEFAULTS: &str = include_str!("../config/default.toml");
+/// Shortest JWT secret, in bytes: HS256's own output size, as RFC 7518 § 3.2 demands.
+pub const MIN_SECRET_BYTES: usize = 32;
+/// Most seconds of clock difference that a token is forgiven.
+const MAX_LEEWAY_SECONDS: u64 = 30;
+/// Most seconds to drain: the process must be gone 10 s after SIGTERM.
+const MAX_SHUTDOWN_SECONDS: u64 = 9;
+
+const PREFIX: &str = "AURA_HITL_";
+/// The platform's own variable names, the secret ones also as `…_FILE`.
+const PLAIN_NAMES: [&str; 8] = [
+    "HOST",
+    "PORT",
+    "DATABASE_URL",
+    "REDIS_URL",
+    "REDIS_HOST",
+    "REDIS_PORT",
+    "REDIS_PASSWORD",
+    "JWT_SECRET",
+];
+const SECRETS: [&str; 4] = ["DATABASE_URL", "REDIS_URL", "REDIS_PASSWORD", "JWT_SECRET"];
+
+/// Checked settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Address to listen on.
+    pub host: String,
+    /// TCP port; 0 lets the system choose.
+    pub port: u16,
+    /// Where decisions are recorded.
+    pub ledger: LedgerConfig,
+    /// Agents' Redis; `None` is the in-process courier.
+    pub redis: Option<RedisSettings>,
+    /// Run migrations at start.
+    pub auto_migrate: bool,
+    /// How tokens are checked.
+    pub jwt: JwtConfig,
+    /// Who may decide.
+    pub policy: Policy,
+    /// Origins that browsers may call from.
+    pub cors_origins: Vec<String>,
+    /// Seconds to finish what is under way.
+    pub shutdown_seconds: u64,
+}
+
+/// Which ledger.
+#[derive(Clone, Debug)]
+pub enum LedgerConfig {
+    /// Shared by all replicas.
+    Postgres {
+        /// `postgres://…`
+        url: SecretString,
+        /// Connections per process.
+        max_connections: u32,
+    },
+    /// A file of this process.
+    Sqlite {
+        /// The database file.
+        file: PathBuf,
+    },
+}
+
+/// How tokens are checked.
+#[derive(Clone, Debug)]
+pub struct JwtConfig {
+    /// Shared with the Auth server.
+    pub secret: SecretString,
+    /// Forgiven clock difference.
+    pub leeway_seconds: u64,
+    /// Required `aud`.
+    pub audience: Option<String>,
+    /// Required `iss`.
+    pub issuer: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    host: String,
+    port: u16,
+    data_dir: PathBuf,
+    database_url: Option<SecretString>,
+    database_max_connections: u32,
+    redis_url: Option<SecretString>,
+    redis_host: Option<String>,
+    redis_port: Option<u16>,
+    redis_password: Option<SecretString>,
+    auto_migrate: bool,
+    jwt_secret: Option<SecretString>,
+    jwt_leeway_seconds: u64,
+    jwt_audience: Option<String>,
+    jwt_issuer: Option<String>,
+    approvers: Approvers,
+    unscoped_requests: UnscopedRequests,
+    cors_origins: Vec<String>,
+    shutdown_seconds: u64,
+}
+
+impl Config {
+    /// Reads and checks the settings.
+    ///
+    /// # Errors
+    /// One sentence: which setting is wrong, and what it should be.
+    pub fn load(file: Option<&Path>) -> anyhow::Result<Self> {
+        Self::from_raw(RawConfig::load(file)?)
+    }
+
+    /// The embedded default in a folder of its own, on a free port; no file and no variable counts.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn embedded_in(folder: &Path) -> anyhow::Result<Self> {
+        let defaults = config::File::from_str(DEFAULTS, config::FileFormat::Toml);
+        let settings = config::Config::builder().add_source(defaults).build()?;
+        let mut raw: RawConfig = settings.try_deserialize()?;
+        raw.data_dir = folder.to_path_buf();
+        raw.port = 0;
+        Self::from_raw(raw)
+    }
+
+    fn from_raw(raw: RawConfig) -> anyhow::Result<Self> {
+        ensure!(
+            raw.jwt_leeway_seconds <= MAX_LEEWAY_SECONDS,
+            "jwt_leeway_seconds is {}; it may be at most {MAX_LEEWAY_SECONDS}",
+            raw.jwt_leeway_seconds
+        );
+        ensure!(
+            (1..=MAX_SHUTDOWN_SECONDS).contains(&raw.shutdown_seconds),
+            "shutdown_seconds is {}; it must be from 1 to {MAX_SHUTDOWN_SECONDS}",
+            raw.shutdown_seconds
+        );
+        ensure!(
+            (1..=1000).contains(&raw.database_max_connections),
+            "database_max_connections is {}; it must be from 1 to 1000",
+            raw.database_max_connections
+        );
+        for origin in &raw.cors_origins {
+            ensure!(
+                origin.starts_with("http://") || origin.starts_with("https://"),
+                "cors_origins holds {origin:?}; an origin looks like https://app.example"
+            );
+        }
+        let redis = raw.redis()?;
+        let ledger = raw.ledger()?;
+        if matches!(ledger, LedgerConfig::Postgres { .. }) && redis.is_none() {
+            bail!(
+                "DATABASE_URL names Postgres but REDIS_URL is not set: replicas that share a \
+                 database reach the agents only through the agents' Redis; set REDIS_URL (or \
+                 REDIS_HOST), or unset DATABASE_URL for the embedded mode"
+            );
+        }
+        let secret = raw.secret(redis.is_some())?;
+        Ok(Self {
+            host: raw.host,
+            port: raw.port,
+            ledger,
+            redis,
+            auto_migrate: raw.auto_migrate,
+            jwt: JwtConfig {
+                secret,
+                leeway_seconds: raw.jwt_leeway_seconds,
+                audience: raw.jwt_audience,
+                issuer: raw.jwt_issuer,
+            },
+            policy: Policy { approvers: raw.approvers, unscoped_requests: raw.unscoped_requests },
+            cors_origins: raw.cors_origins,
+            shutdown_seconds: raw.shutdown_seconds,
+        })
+    }
+}
+
+impl RawConfig {
+    fn load(file: Option<&Path>) -> anyhow::Result<Self> {
+        let mut builder = config::Config::builder()
+            .add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
+        let named = std::env::var_os("AURA_HITL_CONFIG").map(PathBuf::from);
+        if let Some(file) = file.map(Path::to_path_buf).or(named) {
+            ensure!(file.is_file(), "the configuration file {} does not exist", file.display());
+            let text = fs::read_to_string(&file)
+                .with_context(|| format!("cannot read {}", file.display()))?;
+            let table: config::Map<String, config::Value> = config::Config::builder()
+                .add_source(config::File::from_str(&text, config::FileFormat::Toml))
+                .build()
+                .and_then(config::Config::try_deserialize)
+                .with_context(|| format!("cannot read {}", file.display()))?;
+            for secret in ["jwt_secret", "redis_password"] {
+                ensure!(
+                    !table.contains_key(secret),
+                    "{} holds {secret}; secrets come from the environment ({}) or a file ({}_FILE)",
+                    file.display(),
+                    secret.to_uppercase(),
+                    secret.to_uppercase()
+                );
+            }
+            builder = builder.add_source(config::File::from_str(&text, config::FileFormat::Toml));
+        }
+        for (name, value) in settings_in_environment()? {
+            builder = builder
+                .set_override(name.clone(), value)
+                .with_context(|| format!("cannot use the variable for {name}"))?;
+        }
+        let settings = builder.build().context("the settings cannot be put together")?;
+        settings
+            .try_deserialize()
+            .context("a setting is not valid (config/default.toml has them all)")
+    }
+
+    fn ledger(&self) -> anyhow::Result<LedgerConfig> {
+        let Some(url) = &self.database_url else {
+            return Ok(LedgerConfig::Sqlite { file: self.data_dir.join("aura-hitl.db") });
+        };
+        let text = url.expose_secret();
+        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            let max_connections = self.database_max_connections;
+            return Ok(LedgerConfig::Postgres { url: url.clone(), max_connections });
+        }
+        let Some(file) = text.strip_prefix("sqlite:") else {
+            bail!(
+                "DATABASE_URL must begin with postgres:// or sqlite: (for example sqlite:data/aura-hitl.db)"
+            )
+        };
+        let file = file.strip_prefix("//").unwrap_or(file);
+        ensure!(
+            !file.is_empty() && file != ":memory:",
+            "DATABASE_URL names no SQLite file; decisions must survive a restart"
+        );
+        Ok(LedgerConfig::Sqlite { file: PathBuf::from(file) })
+    }
+
+    fn redis(&self) -> anyhow::Result<Option<RedisSettings>> {
+        match (&self.redis_url, &self.redis_host) {
+            (Some(_), Some(_)) => bail!("REDIS_URL and REDIS_HOST are both set; set one of them"),
+            (Some(url), None) => Ok(Some(RedisSettings::Url(url.clone()))),
+            (None, Some(host)) => Ok(Some(RedisSettings::Host {
+                host: host.clone(),
+                port: self.redis_port.unwrap_or(6379),
+                password: self.redis_password.clone(),
+            })),
+            (None, None) => {
+                ensure!(
+                    self.redis_port.is_none() && self.redis_password.is_none(),
+                    "REDIS_PORT or REDIS_PASSWORD is set without REDIS_HOST; set REDIS_HOST too"
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    /// The shared secret; in the embedded mode one is made and kept when none is configured.
+    fn secret(&self, is_shared: bool) -> anyhow::Result<SecretString> {
+        let secret = match &self.jwt_secret {
+            Some(secret) => secret.clone(),
+            None if is_shared => bail!(
+                "JWT_SECRET is not set: it is the secret shared with the Auth server, at least \
+                 {MIN_SECRET_BYTES} bytes; set JWT_SECRET or JWT_SECRET_FILE"
+            ),
+            None => secret_beside(&self.data_dir)?,
+        };
+        ensure!(
+            secret.expose_secret().len() >= MIN_SECRET_BYTES,
+            "JWT_SECRET has {} bytes; it must have at least {MIN_SECRET_BYTES}",
+            secret.expose_secret().len()
+        );
+        Ok(secret)
+    }
+}
+
+/// Every setting that the environment names, by its key; blank ones count as absent.
+fn settings_in_environment() -> anyhow::Result<Vec<(String, String)>> {
+    let mut settings = Vec::new();
+    for (variable, value) in std::env::vars() {
+        let key = variable.strip_prefix(PREFIX).unwrap_or(&variable);
+        let is_ours = key != variable || PLAIN_NAMES.contains(&key);
+        if value.trim().is_empty() || variable == "AURA_HITL_CONFIG" {
+            continue;
+        }
+        if let Some(secret) = key.strip_suffix("_FILE").filter(|key| SECRETS.contains(key)) {
+            ensure!(
+                std::env::var_os(secret).is_none_or(|value| value.is_empty()),
+                "{secret} and {variable} are both set; set one of them"
+            );
+            let text = fs::read_to_string(&value)
+                .with_context(|| format!("cannot read the file {value} that {variable} names"))?;
+            settings.push((secret.to_lowercase(), text.trim().to_owned()));
+        } else if is_ours {
+            settings.push((key.to_lowercase(), value));
+        }
+    }
+    Ok(settings)
+}
+
+/// The embedded mode's own secret, made on first use; only its owner may read it.
+fn secret_beside(data_dir: &Path) -> anyhow::Result<SecretString> {
+    let file = data_dir.join("jwt_secret");
+    let writing = || format!("cannot keep a JWT secret in {}", file.display());
+    fs::create_dir_all(data_dir).with_context(writing)?;
+    let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file);
+    match made {
+        Ok(mut made) => {
+            let secret =
+                [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()].map(|id| id.simple().to_string());
+            made.write_all(secret.concat().as_bytes()).with_context(writing)?;
+            made.sync_all().with_context(writing)?;
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).with_context(writing),
+    }
+    let secret = fs::read_to_string(&file).with_context(writing)?;
+    Ok(SecretString::from(secret.trim().to_owned()))
+}

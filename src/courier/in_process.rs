@@ -1,0 +1,136 @@
+//! The courier of the embedded mode: what Redis would do, within one process.
+//!
+//! Values live in the ledger's SQLite file with their expiry, so they outlive a restart; messages
+//! go over a broadcast channel and, like Pub/Sub, reach only who is listening.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use sqlx::SqlitePool;
+use tokio::sync::broadcast;
+
+use super::{Outgoing, Result, Sent, StoredRequest, Unavailable};
+use crate::domain::clock::Clock;
+
+/// Messages a slow listener may lag behind before it loses some, as with Pub/Sub.
+const BACKLOG: usize = 1024;
+
+/// The courier within this process.
+#[derive(Clone, Debug)]
+pub struct InProcessCourier {
+    pool: SqlitePool,
+    clock: Clock,
+    wake_ups: broadcast::Sender<(String, String)>,
+}
+
+impl From<sqlx::Error> for Unavailable {
+    fn from(error: sqlx::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl InProcessCourier {
+    pub fn new(pool: SqlitePool, clock: Clock) -> Self {
+        Self { pool, clock, wake_ups: broadcast::Sender::new(BACKLOG) }
+    }
+
+    /// Channel and payload of everything published from now on.
+    #[must_use]
+    pub fn listen(&self) -> broadcast::Receiver<(String, String)> {
+        self.wake_ups.subscribe()
+    }
+
+    fn now_millis(&self) -> i64 {
+        self.clock.now().timestamp_millis()
+    }
+
+    fn expiry_millis(&self, ttl_seconds: u64) -> i64 {
+        self.now_millis() + i64::try_from(ttl_seconds).unwrap_or(0) * 1000
+    }
+
+    pub async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT 1").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    async fn find(&self, key: &str) -> Result<Option<(String, i64)>> {
+        let live = "SELECT value, expires_at FROM courier_value WHERE key = $1 AND expires_at > $2";
+        let now = self.now_millis();
+        Ok(sqlx::query_as(live).bind(key).bind(now).fetch_optional(&self.pool).await?)
+    }
+
+    pub async fn find_request(&self, key: &str) -> Result<Option<StoredRequest>> {
+        let left = |expires_at: i64| {
+            let left = TimeDelta::milliseconds(expires_at - self.now_millis());
+            Some(left.to_std().unwrap_or(Duration::ZERO))
+        };
+        let found = self.find(key).await?;
+        Ok(found.map(|(document, expires_at)| StoredRequest { document, ttl: left(expires_at) }))
+    }
+
+    pub async fn text(&self, key: &str) -> Result<Option<String>> {
+        Ok(self.find(key).await?.map(|(value, _)| value))
+    }
+
+    pub async fn put(
+        &self,
+        key: &str,
+        value: &str,
+        ttl_seconds: u64,
+        only_new: bool,
+    ) -> Result<()> {
+        let now = self.now_millis();
+        sqlx::query("DELETE FROM courier_value WHERE expires_at <= $1")
+            .bind(now)
+            .execute(&self.pool)
+            .await?;
+        let put = if only_new {
+            "INSERT INTO courier_value (key, value, expires_at) VALUES ($1, $2, $3)
+             ON CONFLICT (key) DO NOTHING"
+        } else {
+            "INSERT INTO courier_value (key, value, expires_at) VALUES ($1, $2, $3)
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at"
+        };
+        sqlx::query(put)
+            .bind(key)
+            .bind(value)
+            .bind(self.expiry_millis(ttl_seconds))
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    pub async fn send(&self, outgoing: &Outgoing<'_>) -> Result<Sent> {
+        let now = self.now_millis();
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        if let Some(pointer) = outgoing.only_while {
+            let there: Option<String> = sqlx::query_scalar(
+                "SELECT value FROM courier_value WHERE key = $1 AND expires_at > $2",
+            )
+            .bind(super::session_key(outgoing.session))
+            .bind(now)
+            .fetch_optional(&mut *transaction)
+            .await?;
+            if there != pointer.text {
+                return Ok(Sent::SessionChanged);
+            }
+        }
+        sqlx::query(
+            "INSERT INTO courier_value (key, value, rank, expires_at) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (key) DO UPDATE
+                SET value = excluded.value, rank = excluded.rank, expires_at = excluded.expires_at
+              WHERE courier_value.rank <= excluded.rank OR courier_value.expires_at <= $5",
+        )
+        .bind(super::signal_key(outgoing.session))
+        .bind(outgoing.signal)
+        .bind(outgoing.rank)
+        .bind(self.expiry_millis(crate::domain::signal::SIGNAL_TTL_SECONDS))
+        .bind(now)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        let message = (super::channel(outgoing.session), outgoing.signal.to_owned());
+        let listeners = self.wake_ups.send(message).unwrap_or(0);
+        Ok(Sent::Published { listeners: i64::try_from(listeners).unwrap_or(i64::MAX) })
+    }
+}

@@ -1,0 +1,206 @@
+//! The courier: carries requests and signals between agents and us. It may lose anything; the
+//! ledger knows what it still owes.
+//!
+//! Redis, or the in-process stand-in of the embedded mode, chosen at start. Key names, values and
+//! times to live are the wire contract's. Must not decide anything.
+
+mod in_process;
+mod redis;
+
+use std::future::Future;
+use std::time::Duration;
+
+use sqlx::SqlitePool;
+
+pub use self::redis::RedisSettings;
+use crate::domain::clock::Clock;
+use crate::domain::ids::{RequestId, SessionId};
+use crate::domain::session::SessionPointer;
+
+use self::in_process::InProcessCourier;
+use self::redis::RedisCourier;
+
+/// Longest any call to the courier takes, reconnecting included.
+pub const TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// The courier did not answer, or not in time. What was asked may have happened nevertheless, so
+/// everything asked of it may safely be asked again.
+#[derive(Debug, thiserror::Error)]
+#[error("the courier is out of reach: {0}")]
+pub struct Unavailable(pub String);
+
+type Result<T> = std::result::Result<T, Unavailable>;
+
+/// A request as it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredRequest {
+    /// The key's value; empty when it is not text at all, which no request is.
+    pub document: String,
+    /// The rest of its time to live; `None` when it has no end.
+    pub ttl: Option<Duration>,
+}
+
+/// A signal on its way.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    /// Whom it wakes.
+    pub session: &'a SessionId,
+    /// The signal's JSON.
+    pub signal: &'a str,
+    /// Of two signals of a session the one with the higher rank stays under the key.
+    pub rank: i64,
+    /// When given, the signal goes out only while the session's pointer is exactly this one.
+    pub only_while: Option<&'a SessionPointer>,
+}
+
+/// What became of a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// It is under its key and was published to so many subscribers.
+    Published {
+        /// Subscribers of the channel at that moment. Zero does not mean that it is lost.
+        listeners: i64,
+    },
+    /// The session's pointer had changed; nothing was sent.
+    SessionChanged,
+}
+
+/// The courier of this process.
+#[derive(Clone, Debug)]
+pub enum Courier {
+    /// The agents' own Redis.
+    Redis(RedisCourier),
+    /// Nothing but this process; agents reach it over HTTP.
+    InProcess(InProcessCourier),
+}
+
+macro_rules! on_courier {
+    ($self:ident, $courier:ident => $call:expr) => {
+        bounded(async {
+            match $self {
+                Courier::Redis($courier) => $call.await,
+                Courier::InProcess($courier) => $call.await,
+            }
+        })
+        .await
+    };
+}
+
+async fn bounded<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(TIMEOUT, call)
+        .await
+        .unwrap_or_else(|_elapsed| Err(Unavailable("no answer in time".to_owned())))
+}
+
+impl Courier {
+    /// A courier over Redis. Connects when first used, so that a Redis that is down does not keep
+    /// the service from starting.
+    ///
+    /// # Errors
+    /// When the settings name no Redis.
+    pub fn redis(settings: &RedisSettings) -> anyhow::Result<Self> {
+        Ok(Self::Redis(RedisCourier::new(settings)?))
+    }
+
+    /// A courier within this process, its values in the ledger's SQLite file.
+    #[must_use]
+    pub fn in_process(pool: SqlitePool, clock: Clock) -> Self {
+        Self::InProcess(InProcessCourier::new(pool, clock))
+    }
+
+    /// `redis` or `in-process`.
+    #[must_use]
+    pub fn engine(&self) -> &'static str {
+        match self {
+            Self::Redis(_) => "redis",
+            Self::InProcess(_) => "in-process",
+        }
+    }
+
+    /// Whether it answers.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when it does not.
+    pub async fn ping(&self) -> Result<()> {
+        on_courier!(self, courier => courier.ping())
+    }
+
+    /// The request under `hitl:request:{requestId}`.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn find_request(&self, id: &RequestId) -> Result<Option<StoredRequest>> {
+        on_courier!(self, courier => courier.find_request(&request_key(id)))
+    }
+
+    /// What `hitl:session:{sessionId}` names.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn session(&self, session: &SessionId) -> Result<SessionPointer> {
+        let text = on_courier!(self, courier => courier.text(&session_key(session)))?;
+        Ok(SessionPointer::read(text))
+    }
+
+    /// The signal under `hitl:signal:{sessionId}`.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn signal(&self, session: &SessionId) -> Result<Option<String>> {
+        on_courier!(self, courier => courier.text(&signal_key(session)))
+    }
+
+    /// Writes a request's JSON, with a request's time to live. `only_new` leaves alone what is
+    /// there already.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn put_request(&self, id: &RequestId, document: &str, only_new: bool) -> Result<()> {
+        let ttl = crate::domain::request::REQUEST_TTL_SECONDS;
+        on_courier!(self, courier => courier.put(&request_key(id), document, ttl, only_new))
+    }
+
+    /// Makes a session name a request. `only_new` leaves alone what is there already.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn put_session(
+        &self,
+        session: &SessionId,
+        pointer: &str,
+        only_new: bool,
+    ) -> Result<()> {
+        let ttl = crate::domain::request::SESSION_TTL_SECONDS;
+        on_courier!(self, courier => courier.put(&session_key(session), pointer, ttl, only_new))
+    }
+
+    /// Sends a signal: first the key, then the message.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; it may have been sent nevertheless.
+    pub async fn send(&self, outgoing: &Outgoing<'_>) -> Result<Sent> {
+        on_courier!(self, courier => courier.send(outgoing))
+    }
+}
+
+fn request_key(id: &RequestId) -> String {
+    format!("hitl:request:{id}")
+}
+
+fn session_key(session: &SessionId) -> String {
+    format!("hitl:session:{session}")
+}
+
+fn signal_key(session: &SessionId) -> String {
+    format!("hitl:signal:{session}")
+}
+
+/// Where a signal's rank is kept. The braces put it into the slot of the signal's own key on a
+/// Redis Cluster: <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>.
+fn rank_key(session: &SessionId) -> String {
+    format!("{{hitl:signal:{session}}}:rank")
+}
+
+fn channel(session: &SessionId) -> String {
+    format!("hitl:channel:{session}")
+}

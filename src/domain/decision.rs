@@ -1,0 +1,288 @@
+//! Deciding: who may decide what, when, and what it means to decide a second time.
+//!
+//! [`decide`] says whether a decision may be made at all; the ledger then lets exactly one win;
+//! [`settle`] tells everyone else the truth about the one that stands. Both are pure.
+
+use chrono::{DateTime, Utc};
+
+use super::approver::Caller;
+use super::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
+use super::request::{ApprovalRequest, Origin};
+use super::session::SessionPointer;
+
+/// The reason recorded and signalled when a person rejects without giving one (wire contract).
+pub const DEFAULT_REASON: &str = "User rejected";
+
+/// What a person says about a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The agent may go on.
+    Approve,
+    /// The agent may not.
+    Reject {
+        /// Why, in the person's words; [`DEFAULT_REASON`] when they gave none.
+        reason: String,
+    },
+}
+
+impl Verdict {
+    /// `approved` or `rejected`: the status on the wire and in the ledger.
+    #[must_use]
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self::Approve => "approved",
+            Self::Reject { .. } => "rejected",
+        }
+    }
+
+    /// `approval` or `rejection`: the `type` of the signal.
+    #[must_use]
+    pub fn signal_type(&self) -> &'static str {
+        match self {
+            Self::Approve => "approval",
+            Self::Reject { .. } => "rejection",
+        }
+    }
+
+    /// The reason of a rejection.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Approve => None,
+            Self::Reject { reason } => Some(reason),
+        }
+    }
+}
+
+/// A verdict, by whom and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What was decided.
+    pub verdict: Verdict,
+    /// By whom.
+    pub by: UserId,
+    /// When, UTC.
+    pub at: DateTime<Utc>,
+}
+
+/// What operators choose about who may decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Who of a tenant may decide a request that names a user.
+    pub approvers: Approvers,
+    /// What happens to requests that name neither a tenant nor a user.
+    pub unscoped_requests: UnscopedRequests,
+}
+
+/// Who of a request's tenant may decide it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Approvers {
+    /// Anyone of the tenant.
+    Tenant,
+    /// Only the user the request names; anyone of the tenant when it names nobody.
+    Requester,
+}
+
+/// What happens to a request that names neither a tenant nor a user, in a session without either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnscopedRequests {
+    /// It is answered as if it did not exist.
+    Refuse,
+    /// Whoever is authenticated may decide it.
+    Accept,
+}
+
+/// A request that could be decided now: what is asked, and the frame in which it is asked.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// What is asked.
+    pub request: ApprovalRequest,
+    /// Who wrote it first.
+    pub origin: Origin,
+    /// The tenant it belongs to: its own, else its session's; `None` when neither says.
+    pub tenant: Option<TenantId>,
+    /// When it was made, UTC.
+    pub created_at: DateTime<Utc>,
+    /// From when on nobody may decide it, UTC.
+    pub expires_at: DateTime<Utc>,
+}
+
+/// Where a request stands in the ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nobody has decided.
+    Pending,
+    /// Somebody has.
+    Decided(Decision),
+    /// Its time ran out first.
+    Expired,
+    /// Its agent withdrew it first.
+    Cancelled,
+}
+
+/// What is still to be done in Redis for a row of the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Redis does not show it yet: the keys of a pending request, or the signal of a decision.
+    Owed,
+    /// Redis has it.
+    Sent,
+    /// The session had moved on when it was to be sent, so it never will be.
+    Superseded,
+}
+
+/// A request as the ledger keeps it.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// The request's id.
+    pub id: RequestId,
+    /// Who wrote it first.
+    pub origin: Origin,
+    /// The agent session that waits.
+    pub session: SessionId,
+    /// Its tenant: its own, its session's, or that of whoever decided it.
+    pub tenant: TenantId,
+    /// The user it names.
+    pub user: Option<UserId>,
+    /// See [`ApprovalRequest::fingerprint`].
+    pub fingerprint: String,
+    /// The whole request as it was written, before the decision.
+    pub document: String,
+    /// Its row in `agent_task`.
+    pub task: TaskId,
+    /// When it was made, UTC.
+    pub created_at: DateTime<Utc>,
+    /// From when on nobody may decide it, UTC.
+    pub expires_at: DateTime<Utc>,
+    /// Where it stands.
+    pub state: State,
+    /// What is owed to Redis.
+    pub delivery: Delivery,
+    /// Since when, UTC. Newer signals of a session have later times here.
+    pub owed_since: DateTime<Utc>,
+    /// How many subscribers the signal's channel had when it was published.
+    pub listeners: Option<i64>,
+}
+
+/// Why a decision was not made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such request, or it is none of the caller's business.
+    NotFound,
+    /// The policy lets only the user named in the request decide.
+    NotTheRequester,
+    /// The agent waits for something else by now.
+    MovedOn,
+    /// Its time ran out undecided.
+    Expired,
+    /// The agent withdrew it.
+    Cancelled,
+    /// It was decided otherwise; this is what stands.
+    AlreadyDecided(Standing),
+    /// What would be decided is not what the ledger knows under this id.
+    Altered,
+}
+
+/// The decision that stands in the way of another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The request.
+    pub id: RequestId,
+    /// Its session.
+    pub session: SessionId,
+    /// What stands.
+    pub decision: Decision,
+}
+
+/// Whether a caller may know that a request exists: it is of their tenant; or it has no tenant and
+/// names them; or it names neither and the policy accepts that.
+#[must_use]
+pub fn is_visible(
+    tenant: Option<&TenantId>,
+    user: Option<&UserId>,
+    caller: &Caller,
+    policy: Policy,
+) -> bool {
+    match (tenant, user) {
+        (Some(tenant), _) => *tenant == caller.tenant,
+        (None, Some(user)) => *user == caller.user,
+        (None, None) => policy.unscoped_requests == UnscopedRequests::Accept,
+    }
+}
+
+/// Whether this caller may decide this request now.
+///
+/// `pointer` is what the session names; a request registered over HTTP does not depend on it.
+///
+/// # Errors
+/// The [`Refusal`] to tell the caller; nothing may be recorded then.
+pub fn decide(
+    candidate: &Candidate,
+    pointer: &SessionPointer,
+    caller: &Caller,
+    verdict: Verdict,
+    now: DateTime<Utc>,
+    policy: Policy,
+) -> Result<Decision, Refusal> {
+    let user = candidate.request.user.as_ref();
+    if !is_visible(candidate.tenant.as_ref(), user, caller, policy) {
+        return Err(Refusal::NotFound);
+    }
+    if policy.approvers == Approvers::Requester && user.is_some_and(|user| *user != caller.user) {
+        return Err(Refusal::NotTheRequester);
+    }
+    if candidate.origin == Origin::Redis && !pointer.allows(&candidate.request.id) {
+        return Err(Refusal::MovedOn);
+    }
+    if now >= candidate.expires_at {
+        return Err(Refusal::Expired);
+    }
+    Ok(Decision { verdict, by: caller.user.clone(), at: now })
+}
+
+/// What to tell a caller whose decision did not win: the ledger's row says why.
+///
+/// # Errors
+/// The [`Refusal`], unless the standing decision is the caller's own, the same, and about the
+/// same content; then it is returned and the caller is told of success.
+pub fn settle(
+    record: &Record,
+    asked: Option<&Candidate>,
+    caller: &Caller,
+    verdict: &Verdict,
+    now: DateTime<Utc>,
+) -> Result<Decision, Refusal> {
+    if record.tenant != caller.tenant {
+        return Err(Refusal::NotFound);
+    }
+    let altered = asked.is_some_and(|asked| !is_same(record, asked));
+    match &record.state {
+        State::Decided(standing) => {
+            let same = standing.by == caller.user && standing.verdict.status() == verdict.status();
+            if same && !altered {
+                return Ok(standing.clone());
+            }
+            Err(Refusal::AlreadyDecided(Standing {
+                id: record.id.clone(),
+                session: record.session.clone(),
+                decision: standing.clone(),
+            }))
+        }
+        State::Cancelled => Err(Refusal::Cancelled),
+        State::Expired => Err(Refusal::Expired),
+        State::Pending if now >= record.expires_at => Err(Refusal::Expired),
+        State::Pending => Err(Refusal::Altered),
+    }
+}
+
+/// Whether a request found elsewhere is the one the ledger knows: asked of the same people, in the
+/// same session, about the same thing.
+#[must_use]
+pub fn is_same(record: &Record, asked: &Candidate) -> bool {
+    record.fingerprint == asked.request.fingerprint
+        && record.session == asked.request.session
+        && record.user == asked.request.user
+        && asked.tenant.as_ref().is_none_or(|tenant| *tenant == record.tenant)
+}

@@ -1,0 +1,146 @@
+//! JSON that is kept to the letter.
+//!
+//! Requests carry a stranger's JSON: its numbers, its unknown fields and its order must come out
+//! as they went in, so objects are maps from name to raw text and are never turned into numbers
+//! and strings of ours.
+
+use indexmap::IndexMap;
+use serde_json::value::{RawValue, to_raw_value};
+
+/// A JSON object whose values are kept as the text they came as. Of a repeated name the last
+/// value counts, as in Python's and the browsers' parsers.
+pub type RawObject = IndexMap<String, Box<RawValue>>;
+
+/// The deepest nesting we look into. serde_json stops at the same depth.
+pub const MAX_DEPTH: usize = 127;
+
+/// Raw JSON of something that always serialises (strings, integers, our own structs).
+#[must_use]
+pub fn raw<T: serde::Serialize + ?Sized>(value: &T) -> Box<RawValue> {
+    to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+/// `null` counts as absent.
+#[must_use]
+pub fn present<'a>(object: &'a RawObject, name: &str) -> Option<&'a RawValue> {
+    object.get(name).map(AsRef::as_ref).filter(|value| value.get() != "null")
+}
+
+/// A string, or an integer read as its decimal digits: how ids of other programs arrive.
+#[must_use]
+pub fn text_or_digits(value: &RawValue) -> Option<String> {
+    let text = value.get();
+    if let Ok(string) = serde_json::from_str::<String>(text) {
+        return Some(string);
+    }
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then(|| text.to_owned())
+}
+
+/// Whether a parsed value holds a NUL character in any string or name; Postgres keeps none.
+#[must_use]
+pub fn has_nul(value: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(fields) => fields.iter().any(|(name, v)| name.contains('\0') || has_nul(v)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// One spelling for all JSON texts that mean the same: names sorted by code point, no white
+/// space, strings escaped only where they must be, numbers as they were written. It equals
+/// Python's `json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)` of
+/// a value that Python wrote. What lies deeper than [`MAX_DEPTH`] stays as it was spelled.
+#[must_use]
+pub fn canonical(value: &RawValue) -> String {
+    let mut out = String::with_capacity(value.get().len());
+    write_canonical(value, 0, &mut out);
+    out
+}
+
+fn write_canonical(value: &RawValue, depth: usize, out: &mut String) {
+    let text = value.get();
+    let opening = if depth < MAX_DEPTH { text.as_bytes().first() } else { None };
+    match opening {
+        Some(b'{') => {
+            if let Ok(mut fields) = serde_json::from_str::<IndexMap<String, &RawValue>>(text) {
+                fields.sort_unstable_keys();
+                write_list(out, ('{', '}'), fields, |out, (name, field)| {
+                    out.push_str(raw(&name).get());
+                    out.push(':');
+                    write_canonical(field, depth + 1, out);
+                });
+                return;
+            }
+        }
+        Some(b'[') => {
+            if let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(text) {
+                write_list(out, ('[', ']'), items, |out, item| {
+                    write_canonical(item, depth + 1, out);
+                });
+                return;
+            }
+        }
+        Some(b'"') => {
+            if let Ok(string) = serde_json::from_str::<String>(text) {
+                out.push_str(raw(&string).get());
+                return;
+            }
+        }
+        _ => {}
+    }
+    out.push_str(text);
+}
+
+fn write_list<T>(
+    out: &mut String,
+    brackets: (char, char),
+    items: impl IntoIterator<Item = T>,
+    mut write: impl FnMut(&mut String, T),
+) {
+    out.push(brackets.0);
+    for (index, item) in items.into_iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        write(out, item);
+    }
+    out.push(brackets.1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn canon(text: &str) -> String {
+        canonical(&serde_json::from_str::<Box<RawValue>>(text).unwrap())
+    }
+
+    #[test]
+    fn spelling_does_not_matter_but_numbers_do() {
+        assert_eq!(canon(r#"{ "b":1, "a":[ "\u0061", null ] }"#), r#"{"a":["a",null],"b":1}"#);
+        assert_eq!(canon("100000000000000000001"), "100000000000000000001");
+        assert_ne!(canon("1"), canon("1.0"));
+    }
+
+    #[test]
+    fn what_no_parser_likes_stays_as_it_is() {
+        assert_eq!(canon(r#"["\udcff"]"#), r#"["\udcff"]"#);
+        let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
+        assert_eq!(canon(&deep), deep);
+    }
+
+    #[test]
+    fn ids_may_be_integers_but_no_other_numbers() {
+        let read =
+            |text: &str| text_or_digits(&serde_json::from_str::<Box<RawValue>>(text).unwrap());
+        assert_eq!(read("\"t1\"").as_deref(), Some("t1"));
+        assert_eq!(read("42").as_deref(), Some("42"));
+        assert_eq!(read("1e3"), None);
+        assert_eq!(read("1.5"), None);
+        assert_eq!(read("true"), None);
+        assert_eq!(read("{}"), None);
+    }
+}

@@ -1,0 +1,172 @@
+//! A task's plan: a list of steps, each an object that agents and the frontend understand.
+//!
+//! Steps arrive as the payloads of server-sent events, flat or wrapped in `data`. A step is known
+//! by its `stepId` or `id`; an update changes only the fields it carries; steps keep the order in
+//! which they were first seen. Unknown fields stay as they came.
+
+use serde_json::value::RawValue;
+
+use super::json::{self, RawObject};
+
+/// Most steps a plan may have.
+pub const MAX_STEPS: usize = 1000;
+/// The states of a step.
+pub const STEP_STATUSES: [&str; 6] =
+    ["pending", "in_progress", "waiting", "completed", "failed", "skipped"];
+
+/// One step, checked: it has an id, and its status and confidence are what they should be.
+#[derive(Clone, Debug)]
+pub struct PlanStep {
+    id: String,
+    fields: RawObject,
+}
+
+/// Why something is not a plan step.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidStep {
+    /// Neither an object nor an array of objects.
+    #[error("is not an object")]
+    NotAnObject,
+    /// Without a name it could not be updated.
+    #[error("needs a stepId (or id) of 1 to 128 characters")]
+    NoId,
+    /// `stepId` and `id` disagree.
+    #[error("has a stepId and an id that differ")]
+    TwoIds,
+    /// Not one of [`STEP_STATUSES`].
+    #[error(
+        "has a status that is not one of pending, in_progress, waiting, completed, failed, skipped"
+    )]
+    Status,
+    /// Not a number from 0.0 to 1.0.
+    #[error("has a confidence that is not a number from 0.0 to 1.0")]
+    Confidence,
+    /// The plan would have more than [`MAX_STEPS`] steps.
+    #[error("would be one step more than the 1000 a plan may have")]
+    TooMany,
+}
+
+impl PlanStep {
+    /// Checks one step, flat or wrapped in `data`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn read(text: &RawValue) -> Result<Self, InvalidStep> {
+        let outer: RawObject =
+            serde_json::from_str(text.get()).map_err(|_cause| InvalidStep::NotAnObject)?;
+        let wrapped = json::present(&outer, "data")
+            .filter(|_| !outer.contains_key("stepId") && !outer.contains_key("id"))
+            .and_then(|data| serde_json::from_str::<RawObject>(data.get()).ok());
+        let fields = wrapped.unwrap_or(outer);
+        let id = step_id(&fields)?;
+        if let Some(status) = json::present(&fields, "status") {
+            let known = serde_json::from_str::<String>(status.get())
+                .is_ok_and(|status| STEP_STATUSES.contains(&status.as_str()));
+            if !known {
+                return Err(InvalidStep::Status);
+            }
+        }
+        if let Some(confidence) = json::present(&fields, "confidence") {
+            let known = serde_json::from_str::<f64>(confidence.get())
+                .is_ok_and(|confidence| (0.0..=1.0).contains(&confidence));
+            if !known {
+                return Err(InvalidStep::Confidence);
+            }
+        }
+        Ok(Self { id, fields })
+    }
+}
+
+fn step_id(fields: &RawObject) -> Result<String, InvalidStep> {
+    let named = |field| json::present(fields, field).map(json::text_or_digits);
+    let id = match (named("stepId"), named("id")) {
+        (Some(Some(a)), Some(Some(b))) if a != b => return Err(InvalidStep::TwoIds),
+        (Some(id), _) | (None, Some(id)) => id,
+        (None, None) => None,
+    };
+    id.filter(|id| (1..=128).contains(&id.chars().count()) && !id.trim().is_empty())
+        .ok_or(InvalidStep::NoId)
+}
+
+/// Adds steps to a plan and updates the ones it has, by step id.
+///
+/// `plan` is a raw JSON array; entries of it that are no steps (an agent's own, found in Redis)
+/// are kept where they are.
+///
+/// # Errors
+/// [`InvalidStep::TooMany`] when the plan would grow beyond [`MAX_STEPS`].
+pub fn merge(plan: &str, steps: Vec<PlanStep>) -> Result<String, InvalidStep> {
+    let mut entries: Vec<Box<RawValue>> = serde_json::from_str(plan).unwrap_or_default();
+    let mut ids: Vec<Option<String>> =
+        entries.iter().map(|entry| PlanStep::read(entry).ok().map(|step| step.id)).collect();
+    for step in steps {
+        let known = ids.iter().position(|id| id.as_deref() == Some(&step.id));
+        if let Some(entry) = known.and_then(|index| entries.get_mut(index)) {
+            let before = PlanStep::read(entry).map(|step| step.fields).unwrap_or_default();
+            *entry = json::raw(&overlay(before, step.fields));
+            continue;
+        }
+        if entries.len() >= MAX_STEPS {
+            return Err(InvalidStep::TooMany);
+        }
+        let mut fields = step.fields;
+        if json::present(&fields, "status").is_none() {
+            fields.insert("status".to_owned(), json::raw("pending"));
+        }
+        entries.push(json::raw(&fields));
+        ids.push(Some(step.id));
+    }
+    Ok(json::raw(&entries).get().to_owned())
+}
+
+fn overlay(mut before: RawObject, update: RawObject) -> RawObject {
+    before.extend(update);
+    before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(text: &str) -> Result<PlanStep, InvalidStep> {
+        PlanStep::read(&serde_json::from_str::<Box<RawValue>>(text).unwrap())
+    }
+
+    #[test]
+    fn flat_and_wrapped_steps_meet_under_one_id() {
+        let first = step(r#"{"type":"plan_step","stepId":"s1","description":"Look","status":"in_progress","confidence":0.85,"extra":1.10}"#).unwrap();
+        let other = step(r#"{"id":"s2"}"#).unwrap();
+        let update = step(r#"{"type":"plan_step_update","data":{"id":"s1","title":"Look!","status":"completed"}}"#).unwrap();
+        assert_eq!(
+            merge("[]", vec![first, other, update]).unwrap(),
+            r#"[{"type":"plan_step","stepId":"s1","description":"Look","status":"completed","confidence":0.85,"extra":1.10,"id":"s1","title":"Look!"},{"id":"s2","status":"pending"}]"#
+        );
+    }
+
+    #[test]
+    fn bad_steps_are_named() {
+        assert_eq!(step("[]").unwrap_err(), InvalidStep::NotAnObject);
+        assert_eq!(step("{}").unwrap_err(), InvalidStep::NoId);
+        assert_eq!(step(r#"{"stepId":""}"#).unwrap_err(), InvalidStep::NoId);
+        assert_eq!(step(r#"{"stepId":"a","id":"b"}"#).unwrap_err(), InvalidStep::TwoIds);
+        assert_eq!(step(r#"{"id":"a","status":"done"}"#).unwrap_err(), InvalidStep::Status);
+        assert_eq!(step(r#"{"id":"a","confidence":1.01}"#).unwrap_err(), InvalidStep::Confidence);
+        assert_eq!(step(r#"{"id":"a","confidence":"1"}"#).unwrap_err(), InvalidStep::Confidence);
+    }
+
+    #[test]
+    fn a_plan_does_not_grow_without_end() {
+        let steps = (0..=MAX_STEPS).map(|n| step(&format!(r#"{{"id":{n}}}"#)).unwrap()).collect();
+        assert_eq!(merge("[]", steps).unwrap_err(), InvalidStep::TooMany);
+    }
+
+    #[test]
+    fn entries_that_are_no_steps_stay() {
+        let merged =
+            merge(r#"["?",{"id":1,"status":"odd"}]"#, vec![step(r#"{"id":"a"}"#).unwrap()]);
+        assert_eq!(
+            merged.unwrap(),
+            r#"["?",{"id":1,"status":"odd"},{"id":"a","status":"pending"}]"#
+        );
+    }
+}

@@ -1,0 +1,271 @@
+//! An agent task and the steps it may take.
+//!
+//! `REQUESTED → IN_PROGRESS ⇄ WAITING_APPROVAL → COMPLETED | FAILED`; the last two are final.
+//! Only requests put a task into `WAITING_APPROVAL` and only their outcome takes it out again.
+
+use chrono::{DateTime, Utc};
+
+use super::ids::{RequestId, TaskId, TenantId, UserId};
+use super::plan::{self, InvalidStep, PlanStep};
+
+/// Where a task stands.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum TaskStatus {
+    /// Asked for, not begun.
+    Requested,
+    /// Under way.
+    InProgress,
+    /// Stopped until a person decides.
+    WaitingApproval,
+    /// Done. Final.
+    Completed,
+    /// Given up. Final.
+    Failed,
+}
+
+impl TaskStatus {
+    /// Every status, in the order of a task's life.
+    pub const ALL: [Self; 5] =
+        [Self::Requested, Self::InProgress, Self::WaitingApproval, Self::Completed, Self::Failed];
+
+    /// The status on the wire and in SQL.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "REQUESTED",
+            Self::InProgress => "IN_PROGRESS",
+            Self::WaitingApproval => "WAITING_APPROVAL",
+            Self::Completed => "COMPLETED",
+            Self::Failed => "FAILED",
+        }
+    }
+
+    /// The status of this name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == text)
+    }
+
+    /// Whether nothing can follow.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed)
+    }
+}
+
+/// A row of `agent_task`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Its id.
+    pub id: TaskId,
+    /// For whom it is done.
+    pub user: UserId,
+    /// Of which tenant.
+    pub tenant: TenantId,
+    /// What kind of work; the `actionType` when it was made from a request.
+    pub task_type: String,
+    /// Where it stands.
+    pub status: TaskStatus,
+    /// Percent, 0–100.
+    pub progress: i32,
+    /// What is being done now, for people.
+    pub description: Option<String>,
+    /// Raw JSON.
+    pub input_data: Option<String>,
+    /// Raw JSON.
+    pub result_data: Option<String>,
+    /// A raw JSON array of plan steps.
+    pub plan_steps: String,
+    /// The request that last gated it.
+    pub hitl_request_id: Option<RequestId>,
+    /// Why it failed, or what was refused and by whom.
+    pub error_message: Option<String>,
+    /// When it began, UTC.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it was completed, UTC.
+    pub completed_at: Option<DateTime<Utc>>,
+    /// When it was asked for, UTC.
+    pub created_at: DateTime<Utc>,
+    /// When it last changed, UTC. Two changes of a task never share it.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// What an agent reports about its task.
+#[derive(Clone, Debug)]
+pub enum TaskStep {
+    /// It begins. Reported twice, the second changes nothing.
+    Start,
+    /// It has got so far.
+    Progress {
+        /// Percent, 0–100.
+        percent: i32,
+        /// Replaces the description when given.
+        description: Option<String>,
+    },
+    /// It is done.
+    Complete {
+        /// Raw JSON.
+        result: Option<String>,
+    },
+    /// It cannot go on.
+    Fail {
+        /// Why.
+        error: Option<String>,
+    },
+    /// The plan is now this one.
+    ReplacePlan(Vec<PlanStep>),
+    /// The plan changes in these steps.
+    MergePlan(Vec<PlanStep>),
+}
+
+/// Why a step is refused; the task is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TaskRefusal {
+    /// Its state does not allow this step.
+    #[error("a task that is {} does not allow this step", .0.as_str())]
+    State(TaskStatus),
+    /// The plan would become invalid.
+    #[error(transparent)]
+    Plan(#[from] InvalidStep),
+}
+
+impl Task {
+    /// The task after a step, or why the step is refused.
+    ///
+    /// # Errors
+    /// [`TaskRefusal`] when the state machine or the plan does not allow it.
+    pub fn after(&self, step: TaskStep, now: DateTime<Utc>) -> Result<Self, TaskRefusal> {
+        use TaskStatus::{Completed, Failed, InProgress, Requested, WaitingApproval};
+        let mut next = self.clone();
+        match (step, self.status) {
+            (_, Completed | Failed) => return Err(TaskRefusal::State(self.status)),
+            (TaskStep::Start, Requested) => {
+                next.status = InProgress;
+                next.started_at = Some(now);
+            }
+            (TaskStep::Start, InProgress) => return Ok(next),
+            (TaskStep::Progress { percent, description }, InProgress | WaitingApproval) => {
+                next.progress = percent;
+                next.description = description.or(next.description);
+            }
+            (TaskStep::Complete { result }, InProgress) => {
+                next.status = Completed;
+                next.progress = 100;
+                next.result_data = result;
+                next.completed_at = Some(now);
+            }
+            (TaskStep::Fail { error }, _) => {
+                next.status = Failed;
+                next.error_message = error.or(next.error_message);
+            }
+            (TaskStep::ReplacePlan(steps), _) => next.plan_steps = plan::merge("[]", steps)?,
+            (TaskStep::MergePlan(steps), _) => {
+                next.plan_steps = plan::merge(&self.plan_steps, steps)?;
+            }
+            (
+                TaskStep::Start | TaskStep::Progress { .. } | TaskStep::Complete { .. },
+                Requested | WaitingApproval,
+            ) => return Err(TaskRefusal::State(self.status)),
+        }
+        // The ledger recognises an unchanged task by this time, so it must not repeat.
+        next.updated_at = now.max(self.updated_at + chrono::TimeDelta::microseconds(1));
+        Ok(next)
+    }
+}
+
+/// Which tasks to list.
+#[derive(Clone, Debug)]
+pub struct TaskFilter {
+    /// Of this tenant.
+    pub tenant: TenantId,
+    /// Of this user; of everybody when `None`.
+    pub user: Option<UserId>,
+    /// In this state; in any when `None`.
+    pub status: Option<TaskStatus>,
+    /// Which page, from 0.
+    pub page: u32,
+    /// Tasks per page.
+    pub size: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn task(status: TaskStatus) -> Task {
+        let now = DateTime::from_timestamp_micros(1_700_000_000_000_000).unwrap();
+        Task {
+            id: TaskId::parse("task_1").unwrap(),
+            user: UserId::parse("user123").unwrap(),
+            tenant: TenantId::parse("tenant1").unwrap(),
+            task_type: "mail".to_owned(),
+            status,
+            progress: 0,
+            description: None,
+            input_data: None,
+            result_data: None,
+            plan_steps: "[]".to_owned(),
+            hitl_request_id: None,
+            error_message: None,
+            started_at: None,
+            completed_at: None,
+            created_at: now,
+            updated_at: now,
+        }
+    }
+
+    fn any_step() -> impl Strategy<Value = TaskStep> {
+        let step = || {
+            let raw = serde_json::value::RawValue::from_string(r#"{"id":"a"}"#.to_owned()).unwrap();
+            PlanStep::read(&raw).unwrap()
+        };
+        prop_oneof![
+            Just(TaskStep::Start),
+            (0..=100).prop_map(|percent| TaskStep::Progress { percent, description: None }),
+            Just(TaskStep::Complete { result: None }),
+            Just(TaskStep::Fail { error: None }),
+            Just(()).prop_map(move |()| TaskStep::ReplacePlan(vec![step()])),
+            Just(()).prop_map(move |()| TaskStep::MergePlan(vec![step()])),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_walk_leaves_a_final_state_or_goes_back(
+            steps in prop::collection::vec(any_step(), 1..40),
+            seconds in prop::collection::vec(-5_i64..5, 40),
+        ) {
+            let mut now = task(TaskStatus::Requested);
+            for (step, skew) in steps.into_iter().zip(seconds) {
+                let at = now.updated_at + chrono::TimeDelta::seconds(skew);
+                let Ok(next) = now.after(step, at) else { continue };
+                prop_assert!(!now.status.is_final());
+                if next != now {
+                    prop_assert!(next.updated_at > now.updated_at);
+                }
+                prop_assert!(next.status != TaskStatus::Requested || now.status == TaskStatus::Requested);
+                prop_assert_eq!(next.status == TaskStatus::Completed, next.completed_at.is_some());
+                prop_assert!(next.status != TaskStatus::Completed || next.progress == 100);
+                now = next;
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_decision_takes_a_task_out_of_waiting() {
+        let waiting = task(TaskStatus::WaitingApproval);
+        let now = waiting.updated_at;
+        for step in [TaskStep::Start, TaskStep::Complete { result: None }] {
+            assert_eq!(
+                waiting.after(step, now).unwrap_err(),
+                TaskRefusal::State(TaskStatus::WaitingApproval)
+            );
+        }
+        assert!(waiting.after(TaskStep::Fail { error: None }, now).is_ok());
+    }
+}

@@ -1,0 +1,546 @@
+//! The ledger: the one place that knows what was decided.
+//!
+//! Postgres or SQLite, chosen at start. Methods are the size of a use case, and no transaction
+//! crosses this boundary. A decision is won by exactly one caller because the request's row is
+//! unique and only changes while it is pending. Must not know HTTP or Redis.
+
+#[macro_use]
+mod sql;
+#[macro_use]
+mod queries;
+mod postgres;
+mod sqlite;
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::SqlitePool;
+use sqlx::migrate::Migrator;
+use uuid::Uuid;
+
+use self::postgres::PgLedger;
+use self::sqlite::SqliteLedger;
+use crate::domain::approver::Caller;
+use crate::domain::clock::Clock;
+use crate::domain::decision::{Candidate, Decision, Delivery, Record, State, Verdict};
+use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
+use crate::domain::request::Origin;
+use crate::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
+
+/// Longest any call to the ledger takes, waiting for a connection included.
+pub const TIMEOUT: Duration = Duration::from_millis(1900);
+/// Longest to wait for a free connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_millis(1000);
+/// How long whoever decides or claims a row has to send its signal before a relay may try. Longer
+/// than any call to Redis, short enough that a killed replica's work is picked up at once.
+pub const LEASE: TimeDelta = TimeDelta::milliseconds(3000);
+
+static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// Why the ledger did not answer. The two are told apart because only the first is worth a retry.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// Out of reach, overloaded or too slow. A write may or may not have happened.
+    #[error("the ledger is out of reach: {0}")]
+    Unavailable(String),
+    /// It answered something that cannot be: a bug of ours or a hand-edited row.
+    #[error("the ledger is inconsistent: {0}")]
+    Inconsistent(String),
+}
+
+impl From<sqlx::Error> for LedgerError {
+    fn from(error: sqlx::Error) -> Self {
+        // Connection trouble (08), resources (53), object in use (55), operator intervention and
+        // time-outs (57), system errors (58), rollbacks (40), read-only after a fail-over (25006):
+        // https://www.postgresql.org/docs/current/errcodes-appendix.html. SQLite: BUSY (5),
+        // LOCKED (6), IOERR (10), FULL (13): https://www.sqlite.org/rescode.html.
+        let passing = match &error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => true,
+            sqlx::Error::Database(database) => database.code().is_some_and(|code| {
+                code == "25006"
+                    || (code.len() == 5
+                        && ["08", "53", "55", "57", "58", "40"].iter().any(|c| code.starts_with(c)))
+                    || code
+                        .parse::<u32>()
+                        .is_ok_and(|n| [5, 6, 10, 13].contains(&(n & 0xff)) && code.len() < 5)
+            }),
+            _ => false,
+        };
+        if passing {
+            Self::Unavailable(error.to_string())
+        } else {
+            Self::Inconsistent(error.to_string())
+        }
+    }
+}
+
+type Result<T> = std::result::Result<T, LedgerError>;
+
+/// Everything that one write of a request needs.
+#[derive(Debug)]
+pub struct Writing<'a> {
+    /// The request.
+    pub candidate: &'a Candidate,
+    /// What was decided; `None` to register it as pending.
+    pub decision: Option<&'a Decision>,
+    /// Who does it.
+    pub caller: &'a Caller,
+    /// When.
+    pub now: DateTime<Utc>,
+}
+
+impl Writing<'_> {
+    /// A request that belongs to no tenant belongs to the decider's from then on.
+    fn tenant(&self) -> &TenantId {
+        self.candidate.tenant.as_ref().unwrap_or(&self.caller.tenant)
+    }
+}
+
+/// What came of an attempt to decide.
+#[derive(Debug)]
+pub enum Recorded {
+    /// This caller's decision stands.
+    Won(Record),
+    /// Something else stands: the row as it is.
+    Lost(Record),
+}
+
+/// What came of an attempt to register.
+#[derive(Debug)]
+pub enum Registered {
+    /// The request is pending now.
+    New(Record),
+    /// The id was known already: the row as it is.
+    Known(Record),
+    /// The task it names is completed or failed.
+    TaskIsOver,
+}
+
+/// What came of an attempt to change a task.
+#[derive(Debug)]
+pub enum TaskChange {
+    /// The task as it is now.
+    Done(Task),
+    /// No such task in this tenant.
+    NotFound,
+    /// The task does not allow it; it is as it was.
+    Refused(TaskRefusal),
+}
+
+/// The ledger of this process.
+#[derive(Clone, Debug)]
+pub enum Ledger {
+    /// Shared by all replicas.
+    Postgres(PgLedger),
+    /// This process's own.
+    Sqlite(SqliteLedger),
+}
+
+/// Runs the same call on whichever engine there is, within [`TIMEOUT`].
+macro_rules! on_engine {
+    ($self:ident, $ledger:ident => $call:expr) => {
+        bounded(async {
+            match $self {
+                Ledger::Postgres($ledger) => $call.await,
+                Ledger::Sqlite($ledger) => $call.await,
+            }
+        })
+        .await
+    };
+}
+
+async fn bounded<T>(call: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(TIMEOUT, call).await {
+        Ok(answer) => Ok(answer?),
+        Err(_elapsed) => Err(LedgerError::Unavailable("no answer in time".to_owned())),
+    }
+}
+
+impl Ledger {
+    /// Connects to Postgres.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it cannot be reached or does not let us in.
+    pub async fn connect_postgres(url: &SecretString, max_connections: u32) -> Result<Self> {
+        let ledger =
+            PgLedger::connect(url.expose_secret(), max_connections, ACQUIRE_TIMEOUT).await?;
+        Ok(Self::Postgres(ledger))
+    }
+
+    /// Opens or makes a SQLite file.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the file cannot be opened.
+    pub async fn open_sqlite(file: &Path) -> Result<Self> {
+        Ok(Self::Sqlite(SqliteLedger::connect(file, ACQUIRE_TIMEOUT).await?))
+    }
+
+    /// The database file's pool, when there is one: the in-process courier lives in it.
+    #[must_use]
+    pub fn sqlite_pool(&self) -> Option<SqlitePool> {
+        match self {
+            Self::Postgres(_) => None,
+            Self::Sqlite(ledger) => Some(ledger.pool()),
+        }
+    }
+
+    /// `postgres` or `sqlite`.
+    #[must_use]
+    pub fn engine(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "postgres",
+            Self::Sqlite(_) => "sqlite",
+        }
+    }
+
+    /// Brings the schema up to date, one process at a time. Migrations that a newer release has
+    /// applied are left alone, so that an old replica can still start.
+    ///
+    /// # Errors
+    /// What the migrator says, as text for whoever operates the service.
+    pub async fn migrate(&self, postgres_url: Option<&SecretString>) -> anyhow::Result<()> {
+        match (self, postgres_url) {
+            (Self::Postgres(_), Some(url)) => {
+                let mut connection = PgLedger::migration_connection(url.expose_secret()).await?;
+                migrator(&POSTGRES_MIGRATIONS).run(&mut connection).await?;
+            }
+            (Self::Postgres(_), None) => anyhow::bail!("migrating Postgres needs its URL"),
+            (Self::Sqlite(ledger), _) => migrator(&SQLITE_MIGRATIONS).run(&ledger.pool()).await?,
+        }
+        Ok(())
+    }
+
+    /// Whether every migration of this release has been applied.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn is_migrated(&self) -> Result<bool> {
+        // A database that was never migrated has no such table, which is an answer too.
+        const LATEST: &str = "SELECT COALESCE(MAX(version), 0) FROM _sqlx_migrations WHERE success";
+        let (latest, ours) = match self {
+            Self::Postgres(ledger) => (ledger.scalar(LATEST).await, &POSTGRES_MIGRATIONS),
+            Self::Sqlite(ledger) => (ledger.scalar(LATEST).await, &SQLITE_MIGRATIONS),
+        };
+        let wanted = ours.iter().map(|migration| migration.version).max().unwrap_or(0);
+        match latest.map_err(LedgerError::from) {
+            Ok(version) => Ok(version >= wanted),
+            Err(LedgerError::Inconsistent(_)) => Ok(false),
+            Err(unavailable @ LedgerError::Unavailable(_)) => Err(unavailable),
+        }
+    }
+
+    /// Whether it answers.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when it does not.
+    pub async fn ping(&self) -> Result<()> {
+        on_engine!(self, ledger => ledger.ping())
+    }
+
+    /// Closes the connections once they are idle.
+    pub async fn close(&self) {
+        match self {
+            Self::Postgres(ledger) => ledger.close().await,
+            Self::Sqlite(ledger) => ledger.close().await,
+        }
+    }
+
+    /// Records a decision if the request is undecided, makes its task follow, and notes that its
+    /// signal is owed; all or nothing. The caller holds the signal's lease for [`LEASE`].
+    ///
+    /// # Errors
+    /// [`LedgerError::Unavailable`] leaves open whether it was recorded; ask again by reading.
+    pub async fn record_decision(&self, writing: &Writing<'_>) -> Result<Recorded> {
+        if let Some(row) = on_engine!(self, ledger => ledger.record_decision(writing))? {
+            return Ok(Recorded::Won(row.into_record()?));
+        }
+        let standing = self.find_request(&writing.candidate.request.id).await?;
+        standing.map(Recorded::Lost).ok_or_else(|| {
+            LedgerError::Inconsistent("a request was neither decided nor found".to_owned())
+        })
+    }
+
+    /// Registers a pending request and makes its task wait; all or nothing.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; registering the same request again is safe.
+    pub async fn register(&self, writing: &Writing<'_>) -> Result<Registered> {
+        if let Some(row) = on_engine!(self, ledger => ledger.register(writing))? {
+            return Ok(Registered::New(row.into_record()?));
+        }
+        let known = self.find_request(&writing.candidate.request.id).await?;
+        Ok(known.map_or(Registered::TaskIsOver, Registered::Known))
+    }
+
+    /// The request of this id.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn find_request(&self, id: &RequestId) -> Result<Option<Record>> {
+        let row = on_engine!(self, ledger => ledger.find_request(id))?;
+        row.map(RequestRow::into_record).transpose()
+    }
+
+    /// The tenant's last decided request of a session.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn newest_decided(
+        &self,
+        session: &SessionId,
+        tenant: &TenantId,
+    ) -> Result<Option<Record>> {
+        let row = on_engine!(self, ledger => ledger.newest_decided(session, tenant))?;
+        row.map(RequestRow::into_record).transpose()
+    }
+
+    /// Owes a settled decision's signal once more. `None` when somebody else was faster.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn owe_again(&self, seen: &Record, now: DateTime<Utc>) -> Result<Option<Record>> {
+        let row = on_engine!(self, ledger => ledger.owe_again(seen, now, now + LEASE))?;
+        row.map(RequestRow::into_record).transpose()
+    }
+
+    /// Takes the lease of up to `limit` rows whose delivery is due, for [`LEASE`].
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn claim_owed(&self, now: DateTime<Utc>, limit: i64) -> Result<Vec<Record>> {
+        let rows = on_engine!(self, ledger => ledger.claim_owed(now, now + LEASE, limit))?;
+        rows.into_iter().map(RequestRow::into_record).collect()
+    }
+
+    /// Notes what became of a delivery, unless the row has been owed anew since.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; the delivery is then repeated, which agents bear.
+    pub async fn settle_delivery(
+        &self,
+        record: &Record,
+        delivery: Delivery,
+        listeners: Option<i64>,
+        now: DateTime<Utc>,
+    ) -> Result<()> {
+        let delivery = delivery_str(delivery);
+        on_engine!(self, ledger => ledger.settle_delivery(record, delivery, listeners, now))
+    }
+
+    /// Gives a lease back: the delivery is due again at `due_at`.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; the lease then runs out by itself.
+    pub async fn postpone(&self, record: &Record, due_at: DateTime<Utc>) -> Result<()> {
+        on_engine!(self, ledger => ledger.postpone(record, due_at))
+    }
+
+    /// Adds a task.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn insert_task(&self, task: &Task) -> Result<()> {
+        on_engine!(self, ledger => ledger.insert_task(task))
+    }
+
+    /// A tenant's task.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn find_task(&self, tenant: &TenantId, id: &TaskId) -> Result<Option<Task>> {
+        let row = on_engine!(self, ledger => ledger.find_task(tenant, id))?;
+        row.map(TaskRow::into_task).transpose()
+    }
+
+    /// Takes a task one step further. Two callers at once both succeed, one after the other: a
+    /// write only goes through if the task is still what was read, else the step is tried on what
+    /// it has become.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer, or when others keep being faster for
+    /// [`TIMEOUT`]; the task is then without this step.
+    pub async fn change_task(
+        &self,
+        tenant: &TenantId,
+        id: &TaskId,
+        step: &TaskStep,
+        clock: &Clock,
+    ) -> Result<TaskChange> {
+        let attempts = async {
+            loop {
+                let Some(before) = self.find_task(tenant, id).await? else {
+                    return Ok(TaskChange::NotFound);
+                };
+                let after = match before.after(step.clone(), clock.now()) {
+                    Ok(after) => after,
+                    Err(refusal) => return Ok(TaskChange::Refused(refusal)),
+                };
+                if after == before
+                    || on_engine!(self, ledger => ledger.replace_task(&before, &after))?
+                {
+                    return Ok(TaskChange::Done(after));
+                }
+            }
+        };
+        tokio::time::timeout(TIMEOUT, attempts).await.unwrap_or_else(|_elapsed| {
+            Err(LedgerError::Unavailable("the task is too busy".to_owned()))
+        })
+    }
+
+    /// One page of tasks, newest first, and how many there are in all.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn list_tasks(&self, filter: &TaskFilter) -> Result<(Vec<Task>, u64)> {
+        let (rows, total) = on_engine!(self, ledger => ledger.list_tasks(filter))?;
+        let tasks = rows.into_iter().map(TaskRow::into_task).collect::<Result<_>>()?;
+        Ok((tasks, u64::try_from(total).unwrap_or(0)))
+    }
+}
+
+fn migrator(migrations: &Migrator) -> Migrator {
+    let mut migrator = Migrator { migrations: migrations.migrations.clone(), ..Migrator::DEFAULT };
+    migrator.set_ignore_missing(true);
+    migrator
+}
+
+/// An id for a task of ours: `task_` and 32 hex digits.
+#[must_use]
+pub fn new_task_id() -> String {
+    format!("task_{}", Uuid::new_v4().simple())
+}
+
+fn origin_str(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Redis => "redis",
+        Origin::Http => "http",
+    }
+}
+
+fn delivery_str(delivery: Delivery) -> &'static str {
+    match delivery {
+        Delivery::Owed => "owed",
+        Delivery::Sent => "sent",
+        Delivery::Superseded => "superseded",
+    }
+}
+
+/// A row of `hitl_request`, as far as it is read back.
+#[derive(Debug, sqlx::FromRow)]
+pub struct RequestRow {
+    request_id: String,
+    origin: String,
+    tenant_id: String,
+    session_id: String,
+    user_id: Option<String>,
+    fingerprint: String,
+    document: String,
+    task_id: String,
+    created_at: DateTime<Utc>,
+    expires_at: DateTime<Utc>,
+    status: String,
+    decided_by: Option<String>,
+    decided_at: Option<DateTime<Utc>>,
+    reason: Option<String>,
+    delivery: String,
+    owed_since: DateTime<Utc>,
+    listeners: Option<i64>,
+}
+
+impl RequestRow {
+    fn into_record(self) -> Result<Record> {
+        let odd =
+            |what: &str| LedgerError::Inconsistent(format!("a request's {what} is not valid"));
+        let decided = |verdict| -> Result<State> {
+            let by = self.decided_by.clone().and_then(|by| UserId::parse(by).ok());
+            let by = by.ok_or_else(|| odd("decided_by"))?;
+            let at = self.decided_at.ok_or_else(|| odd("decided_at"))?;
+            Ok(State::Decided(Decision { verdict, by, at }))
+        };
+        let state = match self.status.as_str() {
+            "pending" => State::Pending,
+            "approved" => decided(Verdict::Approve)?,
+            "rejected" => {
+                let reason = self.reason.clone().ok_or_else(|| odd("reason"))?;
+                decided(Verdict::Reject { reason })?
+            }
+            "expired" => State::Expired,
+            "cancelled" => State::Cancelled,
+            _ => return Err(odd("status")),
+        };
+        Ok(Record {
+            id: RequestId::parse(self.request_id).map_err(|_| odd("request_id"))?,
+            origin: if self.origin == "http" { Origin::Http } else { Origin::Redis },
+            session: SessionId::parse(self.session_id).map_err(|_| odd("session_id"))?,
+            tenant: TenantId::parse(self.tenant_id).map_err(|_| odd("tenant_id"))?,
+            user: self.user_id.map(UserId::parse).transpose().map_err(|_| odd("user_id"))?,
+            fingerprint: self.fingerprint,
+            document: self.document,
+            task: TaskId::parse(self.task_id).map_err(|_| odd("task_id"))?,
+            created_at: self.created_at,
+            expires_at: self.expires_at,
+            state,
+            delivery: match self.delivery.as_str() {
+                "owed" => Delivery::Owed,
+                "sent" => Delivery::Sent,
+                _ => Delivery::Superseded,
+            },
+            owed_since: self.owed_since,
+            listeners: self.listeners,
+        })
+    }
+}
+
+/// A row of `agent_task`.
+#[derive(Debug, sqlx::FromRow)]
+pub struct TaskRow {
+    task_id: String,
+    user_id: String,
+    tenant_id: String,
+    task_type: String,
+    status: String,
+    progress: i32,
+    description: Option<String>,
+    input_data: Option<String>,
+    result_data: Option<String>,
+    plan_steps: String,
+    hitl_request_id: Option<String>,
+    error_message: Option<String>,
+    started_at: Option<DateTime<Utc>>,
+    completed_at: Option<DateTime<Utc>>,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+impl TaskRow {
+    fn into_task(self) -> Result<Task> {
+        let odd = |what: &str| LedgerError::Inconsistent(format!("a task's {what} is not valid"));
+        Ok(Task {
+            id: TaskId::parse(self.task_id).map_err(|_| odd("task_id"))?,
+            user: UserId::parse(self.user_id).map_err(|_| odd("user_id"))?,
+            tenant: TenantId::parse(self.tenant_id).map_err(|_| odd("tenant_id"))?,
+            task_type: self.task_type,
+            status: TaskStatus::parse(&self.status).ok_or_else(|| odd("status"))?,
+            progress: self.progress,
+            description: self.description,
+            input_data: self.input_data,
+            result_data: self.result_data,
+            plan_steps: self.plan_steps,
+            hitl_request_id: self.hitl_request_id.and_then(|id| RequestId::parse(id).ok()),
+            error_message: self.error_message,
+            started_at: self.started_at,
+            completed_at: self.completed_at,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+        })
+    }
+}

@@ -1,0 +1,104 @@
+//! The ledger on Postgres. Every change is one autocommit statement, so a client that vanishes
+//! can leave no transaction behind; the settings below are the second line of defence.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Connection, PgConnection, Postgres};
+
+use super::{RequestRow, TaskRow, Writing};
+use crate::domain::decision::Record;
+use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
+use crate::domain::task::{Task, TaskFilter};
+
+/// The ledger on Postgres.
+#[derive(Clone, Debug)]
+pub struct PgLedger {
+    pool: PgPool,
+}
+
+ledger_queries!(PgLedger, Postgres);
+
+impl PgLedger {
+    pub async fn connect(url: &str, max_connections: u32, acquire: Duration) -> sqlx::Result<Self> {
+        let options = PgConnectOptions::from_str(url)?
+            .application_name("aura-hitl")
+            // Just under what the callers wait (`ledger::TIMEOUT`), so that Postgres gives up
+            // first and a caller's time-out does not leave a statement behind.
+            .options([
+                ("statement_timeout", "1500"),
+                ("lock_timeout", "1000"),
+                ("idle_in_transaction_session_timeout", "5000"),
+            ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(max_connections)
+            .acquire_timeout(acquire)
+            .connect_with(options)
+            .await?;
+        Ok(Self { pool })
+    }
+
+    /// A connection without statement time-outs, for migrations: they may take long, and take
+    /// turns by an advisory lock.
+    pub async fn migration_connection(url: &str) -> sqlx::Result<PgConnection> {
+        PgConnection::connect_with(&PgConnectOptions::from_str(url)?).await
+    }
+
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    pub async fn record_decision(&self, writing: &Writing<'_>) -> sqlx::Result<Option<RequestRow>> {
+        bind_writing(
+            sqlx::query_as(concat!(
+                "WITH ",
+                kept_task!(),
+                ", written AS (",
+                decide_request!(),
+                ")",
+                ", touched AS (",
+                write_task!("written AS d WHERE true"),
+                ")",
+                " SELECT * FROM written"
+            )),
+            writing,
+        )
+        .fetch_optional(&self.pool)
+        .await
+    }
+
+    pub async fn register(&self, writing: &Writing<'_>) -> sqlx::Result<Option<RequestRow>> {
+        bind_writing(
+            sqlx::query_as(concat!(
+                "WITH ",
+                kept_task!(),
+                ", written AS (",
+                register_request!(),
+                ")",
+                ", touched AS (",
+                write_task!("written AS d WHERE true"),
+                ")",
+                " SELECT * FROM written"
+            )),
+            writing,
+        )
+        .fetch_optional(&self.pool)
+        .await
+    }
+
+    pub async fn claim_owed(
+        &self,
+        now: DateTime<Utc>,
+        until: DateTime<Utc>,
+        limit: i64,
+    ) -> sqlx::Result<Vec<RequestRow>> {
+        sqlx::query_as(due_requests!("FOR UPDATE SKIP LOCKED"))
+            .bind(now)
+            .bind(until)
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await
+    }
+}

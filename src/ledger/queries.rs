@@ -1,0 +1,239 @@
+//! The queries that read the same on both engines: one macro, expanded once for each.
+//!
+//! sqlx's types differ by engine down to the last bound, so a macro is the plainest way to write a
+//! query once. Every statement here is a single one and commits by itself.
+
+macro_rules! ledger_queries {
+    ($ledger:ident, $database:ty) => {
+        impl $ledger {
+            pub async fn ping(&self) -> sqlx::Result<()> {
+                sqlx::query("SELECT 1").execute(&self.pool).await.map(drop)
+            }
+
+            /// The one number that a statement without parameters answers.
+            pub async fn scalar(&self, statement: &'static str) -> sqlx::Result<i64> {
+                sqlx::query_scalar(statement).fetch_one(&self.pool).await
+            }
+
+            pub async fn find_request(&self, id: &RequestId) -> sqlx::Result<Option<RequestRow>> {
+                sqlx::query_as("SELECT * FROM hitl_request WHERE request_id = $1")
+                    .bind(id.as_str())
+                    .fetch_optional(&self.pool)
+                    .await
+            }
+
+            pub async fn newest_decided(
+                &self,
+                session: &SessionId,
+                tenant: &TenantId,
+            ) -> sqlx::Result<Option<RequestRow>> {
+                sqlx::query_as(
+                    "SELECT * FROM hitl_request
+                      WHERE session_id = $1 AND tenant_id = $2
+                        AND status IN ('approved', 'rejected')
+                      ORDER BY owed_since DESC LIMIT 1",
+                )
+                .bind(session.as_str())
+                .bind(tenant.as_str())
+                .fetch_optional(&self.pool)
+                .await
+            }
+
+            pub async fn owe_again(
+                &self,
+                seen: &Record,
+                now: DateTime<Utc>,
+                due_at: DateTime<Utc>,
+            ) -> sqlx::Result<Option<RequestRow>> {
+                sqlx::query_as(
+                    "UPDATE hitl_request
+                        SET delivery = 'owed', owed_since = $3, due_at = $4, attempts = 0,
+                            sent_at = NULL, listeners = NULL
+                      WHERE request_id = $1 AND owed_since = $2 AND delivery <> 'owed'
+                      RETURNING *",
+                )
+                .bind(seen.id.as_str())
+                .bind(seen.owed_since)
+                .bind(now)
+                .bind(due_at)
+                .fetch_optional(&self.pool)
+                .await
+            }
+
+            pub async fn settle_delivery(
+                &self,
+                record: &Record,
+                delivery: &'static str,
+                listeners: Option<i64>,
+                now: DateTime<Utc>,
+            ) -> sqlx::Result<()> {
+                sqlx::query(
+                    "UPDATE hitl_request SET delivery = $3, listeners = $4, sent_at = $5
+                      WHERE request_id = $1 AND owed_since = $2 AND delivery = 'owed'",
+                )
+                .bind(record.id.as_str())
+                .bind(record.owed_since)
+                .bind(delivery)
+                .bind(listeners)
+                .bind(now)
+                .execute(&self.pool)
+                .await
+                .map(drop)
+            }
+
+            pub async fn postpone(
+                &self,
+                record: &Record,
+                due_at: DateTime<Utc>,
+            ) -> sqlx::Result<()> {
+                sqlx::query(
+                    "UPDATE hitl_request SET due_at = $3
+                      WHERE request_id = $1 AND owed_since = $2 AND delivery = 'owed'",
+                )
+                .bind(record.id.as_str())
+                .bind(record.owed_since)
+                .bind(due_at)
+                .execute(&self.pool)
+                .await
+                .map(drop)
+            }
+
+            pub async fn insert_task(&self, task: &Task) -> sqlx::Result<()> {
+                sqlx::query(
+                    "INSERT INTO agent_task (
+                        task_id, user_id, tenant_id, task_type, status, progress, description,
+                        input_data, plan_steps, created_at, updated_at
+                     ) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                )
+                .bind(task.id.as_str())
+                .bind(task.user.as_str())
+                .bind(task.tenant.as_str())
+                .bind(&task.task_type)
+                .bind(task.status.as_str())
+                .bind(task.progress)
+                .bind(task.description.as_deref())
+                .bind(task.input_data.as_deref())
+                .bind(&task.plan_steps)
+                .bind(task.created_at)
+                .bind(task.updated_at)
+                .execute(&self.pool)
+                .await
+                .map(drop)
+            }
+
+            pub async fn find_task(
+                &self,
+                tenant: &TenantId,
+                id: &TaskId,
+            ) -> sqlx::Result<Option<TaskRow>> {
+                sqlx::query_as("SELECT * FROM agent_task WHERE task_id = $1 AND tenant_id = $2")
+                    .bind(id.as_str())
+                    .bind(tenant.as_str())
+                    .fetch_optional(&self.pool)
+                    .await
+            }
+
+            /// Writes `after` over `before`, unless somebody changed the task in between.
+            pub async fn replace_task(&self, before: &Task, after: &Task) -> sqlx::Result<bool> {
+                sqlx::query(
+                    "UPDATE agent_task
+                        SET status = $5, progress = $6, description = $7, result_data = $8,
+                            plan_steps = $9, error_message = $10, started_at = $11,
+                            completed_at = $12, updated_at = $13
+                      WHERE task_id = $1 AND updated_at = $2 AND status = $3 AND plan_steps = $4",
+                )
+                .bind(before.id.as_str())
+                .bind(before.updated_at)
+                .bind(before.status.as_str())
+                .bind(&before.plan_steps)
+                .bind(after.status.as_str())
+                .bind(after.progress)
+                .bind(after.description.as_deref())
+                .bind(after.result_data.as_deref())
+                .bind(&after.plan_steps)
+                .bind(after.error_message.as_deref())
+                .bind(after.started_at)
+                .bind(after.completed_at)
+                .bind(after.updated_at)
+                .execute(&self.pool)
+                .await
+                .map(|done| done.rows_affected() == 1)
+            }
+
+            /// One page of the tasks that match, newest first, and how many match in all.
+            pub async fn list_tasks(
+                &self,
+                filter: &TaskFilter,
+            ) -> sqlx::Result<(Vec<TaskRow>, i64)> {
+                let mut count =
+                    sqlx::QueryBuilder::<$database>::new("SELECT COUNT(*) FROM agent_task");
+                let mut page = sqlx::QueryBuilder::<$database>::new("SELECT * FROM agent_task");
+                for query in [&mut count, &mut page] {
+                    query.push(" WHERE tenant_id = ").push_bind(filter.tenant.as_str());
+                    if let Some(user) = &filter.user {
+                        query.push(" AND user_id = ").push_bind(user.as_str());
+                    }
+                    if let Some(status) = filter.status {
+                        query.push(" AND status = ").push_bind(status.as_str());
+                    }
+                }
+                page.push(" ORDER BY created_at DESC, task_id DESC LIMIT ")
+                    .push_bind(i64::from(filter.size))
+                    .push(" OFFSET ")
+                    .push_bind(i64::from(filter.page) * i64::from(filter.size));
+                let rows = page.build_query_as().fetch_all(&self.pool).await?;
+                let total = count.build_query_scalar().fetch_one(&self.pool).await?;
+                Ok((rows, total))
+            }
+        }
+
+        /// Binds the parameters of `write_request` and `write_task`, in their order.
+        fn bind_writing<'q>(
+            query: sqlx::query::QueryAs<
+                'q,
+                $database,
+                RequestRow,
+                <$database as sqlx::Database>::Arguments,
+            >,
+            writing: &Writing<'_>,
+        ) -> sqlx::query::QueryAs<
+            'q,
+            $database,
+            RequestRow,
+            <$database as sqlx::Database>::Arguments,
+        > {
+            let own = |text: &str| text.to_owned();
+            let request = &writing.candidate.request;
+            let decision = writing.decision;
+            let via = &writing.caller.via;
+            query
+                .bind(own(request.id.as_str()))
+                .bind(super::origin_str(writing.candidate.origin))
+                .bind(own(writing.tenant().as_str()))
+                .bind(own(request.session.as_str()))
+                .bind(request.user.as_ref().map(|user| own(user.as_str())))
+                .bind(own(&request.action_type))
+                .bind(own(&request.fingerprint))
+                .bind(own(&request.document))
+                .bind(request.task.as_ref().map(|task| own(task.as_str())))
+                .bind(super::new_task_id())
+                .bind(writing.candidate.created_at)
+                .bind(writing.candidate.expires_at)
+                .bind(decision.map_or("pending", |decision| decision.verdict.status()))
+                .bind(decision.map(|decision| own(decision.by.as_str())))
+                .bind(decision.map(|decision| decision.at))
+                .bind(decision.and_then(|decision| decision.verdict.reason()).map(own))
+                .bind(via.source.clone())
+                .bind(via.caller_type.clone())
+                .bind(via.agent_id.clone())
+                .bind(via.trace_id.clone())
+                .bind(via.gateway_request_id.clone())
+                .bind(writing.now)
+                .bind(writing.now + super::LEASE)
+                .bind(own(&request.context))
+                .bind(request.message.clone())
+                .bind(own(&request.plan_steps))
+                .bind(own(writing.caller.user.as_str()))
+        }
+    };
+}

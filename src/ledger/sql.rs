@@ -1,0 +1,145 @@
+//! The statements that both engines share, each written once.
+//!
+//! A request and its task change together. Postgres does both in one statement, so that there is
+//! no transaction that a vanished client could leave open; SQLite runs the same two parts in one
+//! transaction. The parts are macros because they are put together at compile time.
+//!
+//! Parameters of [`write_request`] and [`write_task`], as `bind_writing` binds them:
+//! 1 `request_id` · 2 origin · 3 tenant · 4 session · 5 user · 6 action type · 7 fingerprint ·
+//! 8 document · 9 the task the request names · 10 id for a new task · 11 `created_at` ·
+//! 12 `expires_at` · 13 status · 14 `decided_by` · 15 `decided_at` · 16 reason · 17 source ·
+//! 18 caller type · 19 agent id · 20 trace id · 21 gateway request id · 22 now · 23 `due_at` ·
+//! 24 context · 25 message · 26 plan steps · 27 the caller.
+
+/// Inserts the request's row. `kept` is the agent's own task: the one the request names, else one
+/// that already carries the request's id; always of the same tenant.
+macro_rules! write_request {
+    ($only_if:literal, $on_conflict:literal) => {
+        concat!(
+            "INSERT INTO hitl_request (
+                request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint,
+                document, task_id, owns_task, created_at, expires_at, status, decided_by,
+                decided_at, reason, caller_source, caller_type, agent_id, trace_id,
+                gateway_request_id, delivery, owed_since, due_at
+             )
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8,
+                COALESCE(
+                    task.kept,
+                    CASE WHEN NOT EXISTS (SELECT 1 FROM agent_task WHERE task_id = $9) THEN $9 END,
+                    $10
+                ),
+                task.kept IS NULL,
+                $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, 'owed', $22, $23
+             FROM task WHERE ",
+            $only_if,
+            " ON CONFLICT (request_id) ",
+            $on_conflict,
+            " RETURNING *"
+        )
+    };
+}
+
+/// Finds the agent's own task for a request.
+macro_rules! kept_task {
+    () => {
+        "task AS (
+            SELECT COALESCE(
+                (SELECT task_id FROM agent_task WHERE task_id = $9 AND tenant_id = $3),
+                (SELECT task_id FROM agent_task
+                  WHERE hitl_request_id = $1 AND tenant_id = $3 ORDER BY created_at LIMIT 1)
+            ) AS kept
+        ) "
+    };
+}
+
+/// Makes the request's task follow it. Final states stay; a task with another pending request goes
+/// on waiting; a rejected task fails only if no agent keeps it.
+macro_rules! write_task {
+    ($from:literal) => {
+        concat!(
+            "INSERT INTO agent_task (
+                task_id, user_id, tenant_id, task_type, status, progress, description, input_data,
+                plan_steps, hitl_request_id, error_message, started_at, created_at, updated_at
+             )
+             SELECT d.task_id, COALESCE(d.user_id, $27), d.tenant_id, d.action_type,
+                CASE
+                    WHEN d.status = 'pending' THEN 'WAITING_APPROVAL'
+                    WHEN EXISTS (
+                        SELECT 1 FROM hitl_request o
+                         WHERE o.task_id = d.task_id AND o.request_id <> d.request_id
+                           AND o.status = 'pending' AND o.expires_at > $22
+                    ) THEN 'WAITING_APPROVAL'
+                    WHEN d.status = 'rejected' AND d.owns_task THEN 'FAILED'
+                    ELSE 'IN_PROGRESS'
+                END,
+                0, $25, $24, $26, d.request_id,
+                CASE WHEN d.status = 'rejected'
+                     THEN 'Rejected by ' || d.decided_by || ': ' || d.reason END,
+                $22, d.created_at, $22
+             FROM ",
+            $from,
+            " ON CONFLICT (task_id) DO UPDATE SET
+                status = CASE WHEN agent_task.status IN ('COMPLETED', 'FAILED')
+                              THEN agent_task.status ELSE excluded.status END,
+                plan_steps = CASE WHEN agent_task.plan_steps = '[]'
+                                  THEN excluded.plan_steps ELSE agent_task.plan_steps END,
+                hitl_request_id = CASE WHEN excluded.status = 'WAITING_APPROVAL' AND $13 <> 'pending'
+                                       THEN agent_task.hitl_request_id
+                                       ELSE excluded.hitl_request_id END,
+                error_message = COALESCE(excluded.error_message, agent_task.error_message),
+                started_at = COALESCE(agent_task.started_at, excluded.started_at),
+                updated_at = CASE WHEN agent_task.updated_at > excluded.updated_at
+                                  THEN agent_task.updated_at ELSE excluded.updated_at END
+              WHERE agent_task.tenant_id = excluded.tenant_id"
+        )
+    };
+}
+
+/// A decision: a new row, or a pending one that is still the same request and not expired.
+macro_rules! decide_request {
+    () => {
+        write_request!(
+            "true",
+            "DO UPDATE SET
+                status = excluded.status, decided_by = excluded.decided_by,
+                decided_at = excluded.decided_at, reason = excluded.reason,
+                caller_source = excluded.caller_source, caller_type = excluded.caller_type,
+                agent_id = excluded.agent_id, trace_id = excluded.trace_id,
+                gateway_request_id = excluded.gateway_request_id,
+                delivery = 'owed', owed_since = excluded.owed_since, due_at = excluded.due_at,
+                attempts = 0, sent_at = NULL, listeners = NULL
+              WHERE hitl_request.status = 'pending'
+                AND hitl_request.expires_at > excluded.decided_at
+                AND hitl_request.fingerprint = excluded.fingerprint
+                AND hitl_request.tenant_id = excluded.tenant_id
+                AND hitl_request.session_id = excluded.session_id
+                AND hitl_request.user_id IS NOT DISTINCT FROM excluded.user_id"
+        )
+    };
+}
+
+/// A registration: a new row, unless the task it names is over.
+macro_rules! register_request {
+    () => {
+        write_request!(
+            "NOT EXISTS (SELECT 1 FROM agent_task
+                          WHERE task_id = task.kept AND status IN ('COMPLETED', 'FAILED'))",
+            "DO NOTHING"
+        )
+    };
+}
+
+/// Which owed rows are due; the earliest first.
+macro_rules! due_requests {
+    ($locking:literal) => {
+        concat!(
+            "UPDATE hitl_request SET due_at = $2, attempts = attempts + 1
+              WHERE request_id IN (
+                  SELECT request_id FROM hitl_request
+                   WHERE delivery = 'owed' AND due_at <= $1
+                   ORDER BY due_at LIMIT $3 ",
+            $locking,
+            ") RETURNING *"
+        )
+    };
+}

@@ -1,0 +1,29 @@
+//! aura-hitl stands between an AI agent that is about to act and the person who must agree.
+//!
+//! The way of a decision, top to bottom:
+//!
+//! 1. [`routes`] names the handler, [`auth`] makes sure who is calling, [`api`] checks the body.
+//! 2. [`approvals`] loads the request from the [`courier`] (Redis), else from the [`ledger`] (SQL).
+//! 3. [`domain::decision::decide`] says whether this person may decide it now: a pure function.
+//! 4. [`ledger::Ledger::record_decision`] lets exactly one decision win, in one statement that
+//!    also moves the `agent_task` row and notes that a signal is owed.
+//! 5. [`delivery`] sends the signal: the key, then the message, unless the session has moved on.
+//! 6. The ledger notes that it was sent. Whatever fails from 5 on, [`relay`] does again.
+//!
+//! Decided, signalled and acted on are three different facts. SQL knows the first two; only the
+//! agent knows the third.
+
+pub mod api;
+pub mod app;
+pub mod approvals;
+pub mod auth;
+pub mod config;
+pub mod core;
+pub mod courier;
+pub mod delivery;
+pub mod demo;
+pub mod domain;
+pub mod ledger;
+pub mod relay;
+pub mod routes;
+pub mod telemetry;

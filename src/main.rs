@@ -1,0 +1,149 @@
+//! The command line. Whatever goes wrong is one line on standard error and exit code 1.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use aura_hitl::app::{self, Service};
+use aura_hitl::config::Config;
+use aura_hitl::domain::approver::Role;
+use aura_hitl::domain::clock::Clock;
+use aura_hitl::domain::ids::{TenantId, UserId};
+use aura_hitl::{api, auth, demo, telemetry};
+use clap::{Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Human-in-the-loop approvals: decides once, records, and wakes the agent.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// A configuration file, read over the defaults and under the environment.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service (also without any command).
+    Serve,
+    /// Show one approval and one rejection from end to end; needs nothing.
+    Demo {
+        /// Leave the decisions to you: prints the curl lines to paste.
+        #[arg(long)]
+        interactive: bool,
+    },
+    /// Print a token for development.
+    Token {
+        /// The user.
+        #[arg(long)]
+        sub: String,
+        /// The tenant.
+        #[arg(long)]
+        tenant: String,
+        /// What the user may do.
+        #[arg(long, value_enum, default_value = "user")]
+        role: RoleName,
+        /// Seconds until it expires.
+        #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(i64).range(1..=31_536_000))]
+        ttl: i64,
+    },
+    /// Bring the database schema up to date, then exit.
+    Migrate,
+    /// Print the OpenAPI document.
+    Openapi,
+    /// Exit 0 if the service on HOST:PORT is ready; for containers.
+    Healthcheck,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RoleName {
+    User,
+    Admin,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let line = format!("{error:#}").replace('\n', " ");
+            eprintln!("aura-hitl: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let file = arguments.config.as_deref();
+    match arguments.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve(file).await,
+        Command::Demo { interactive } => demo::run(interactive).await,
+        Command::Token { sub, tenant, role, ttl } => token(file, sub, tenant, role, ttl),
+        Command::Migrate => migrate(file).await,
+        Command::Openapi => {
+            println!("{}", api::document::document().to_pretty_json()?);
+            Ok(())
+        }
+        Command::Healthcheck => healthcheck(file).await,
+    }
+}
+
+async fn serve(file: Option<&Path>) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    telemetry::start()?;
+    let service = Service::start(&config, Clock::System).await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    service
+        .run(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        })
+        .await
+}
+
+fn token(
+    file: Option<&Path>,
+    sub: String,
+    tenant: String,
+    role: RoleName,
+    ttl: i64,
+) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    let user = UserId::parse(sub).context("--sub")?;
+    let tenant = TenantId::parse(tenant).context("--tenant")?;
+    let role = match role {
+        RoleName::User => Role::User,
+        RoleName::Admin => Role::Admin,
+    };
+    println!("{}", auth::mint(&config.jwt, &user, &tenant, role, ttl)?);
+    Ok(())
+}
+
+async fn migrate(file: Option<&Path>) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    let (ledger, _lock) = app::open_ledger(&config, false).await?;
+    app::migrate(&config, &ledger).await?;
+    println!("the {} schema is up to date", ledger.engine());
+    Ok(())
+}
+
+async fn healthcheck(file: Option<&Path>) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    let host = match config.host.as_str() {
+        "0.0.0.0" | "::" | "[::]" => "127.0.0.1",
+        host => host,
+    };
+    let address = format!("http://{host}:{}/health/ready", config.port);
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(3)).build()?;
+    let response =
+        client.get(&address).send().await.with_context(|| format!("no answer from {address}"))?;
+    ensure!(response.status().is_success(), "{address} answers {}", response.status());
+    Ok(())
+}

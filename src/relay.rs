@@ -1,0 +1,103 @@
+//! The relay: sends what is owed and was not sent by whoever decided it, because Redis was away or
+//! the process died. One runs in every replica; leases keep two from sending the same at once.
+//!
+//! A signal may go out twice (sent, then killed before that was noted), never not at all.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use futures_util::StreamExt;
+use tracing::{info, warn};
+
+use crate::core::Core;
+use crate::delivery::deliver;
+use crate::domain::decision::{Delivery, Record};
+use crate::ledger::{LEASE, LedgerError};
+
+/// How often to look for owed signals when nobody rings.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// Rows to claim at once: as many as can be sent within one lease even if each call times out
+/// once.
+const BATCH: i64 = 32;
+/// Rows to send at the same time.
+const AT_ONCE: usize = 16;
+/// Longest pause before a row is tried again; short, so that signals go out soon after Redis is
+/// back.
+const LONGEST_PAUSE: TimeDelta = TimeDelta::milliseconds(2000);
+
+/// What one round did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Delivered.
+    pub sent: usize,
+    /// Not delivered and never to be: the session has moved on.
+    pub superseded: usize,
+    /// Still owed.
+    pub failed: usize,
+}
+
+/// Runs until the process stops, and a last round then.
+pub async fn run(core: Core) {
+    loop {
+        match run_once(&core).await {
+            Ok(round) if round.sent + round.superseded == usize::try_from(BATCH).unwrap_or(0) => {
+                continue;
+            }
+            Ok(_) => {}
+            Err(error) => warn!(%error, "the relay cannot read what is owed"),
+        }
+        tokio::select! {
+            () = core.relay_bell.notified() => {}
+            () = tokio::time::sleep(INTERVAL) => {}
+            () = core.stopping.cancelled() => break,
+        }
+    }
+    let _last = run_once(&core).await;
+}
+
+/// Claims what is due and sends it. Does nothing while the courier is out of reach, so that no
+/// leases are burnt.
+///
+/// # Errors
+/// [`LedgerError`] when the ledger does not answer.
+pub async fn run_once(core: &Core) -> Result<Round, LedgerError> {
+    if core.courier.ping().await.is_err() {
+        return Ok(Round::default());
+    }
+    let due = core.ledger.claim_owed(core.clock.now(), BATCH).await?;
+    let outcomes = futures_util::stream::iter(due)
+        .map(|record| send_one(core.clone(), record))
+        .buffer_unordered(AT_ONCE)
+        .collect::<Vec<_>>()
+        .await;
+    let count = |which| outcomes.iter().filter(|outcome| **outcome == which).count();
+    Ok(Round {
+        sent: count(Some(Delivery::Sent)),
+        superseded: count(Some(Delivery::Superseded)),
+        failed: count(None),
+    })
+}
+
+async fn send_one(core: Core, record: Record) -> Option<Delivery> {
+    let now = core.clock.now();
+    match deliver(&core, &record, None).await {
+        Ok(settled) => {
+            let delivery = settled.delivery;
+            info!(request_id = %record.id, ?delivery, "the relay delivered what was owed");
+            let noted =
+                core.ledger.settle_delivery(&record, delivery, settled.listeners, now).await;
+            if let Err(error) = noted {
+                warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
+            }
+            Some(delivery)
+        }
+        Err(error) => {
+            warn!(request_id = %record.id, %error, "a signal is still owed");
+            let age = now - record.owed_since;
+            let pause = (age / 2).clamp(TimeDelta::milliseconds(100), LONGEST_PAUSE);
+            // If this fails too, the lease runs out by itself.
+            let _given_back = core.ledger.postpone(&record, now + pause.min(LEASE)).await;
+            None
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Logs: one JSON object a line on standard output, with the ids that tie a line to a call.
+//!
+//! Never in a log: a token, a secret, a request's `context`, a query string.
+
+use actix_web::HttpMessage as _;
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header::HeaderMap;
+use tracing::field::Empty;
+use tracing::{Span, info};
+use tracing_actix_web::{RequestId, RootSpanBuilder};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::domain::approver::Via;
+
+/// Longest header value that is repeated in a log, an answer or the ledger.
+const MAX_HEADER_CHARS: usize = 256;
+
+/// Starts logging; `RUST_LOG` sets the level, `info` by default.
+///
+/// # Errors
+/// When `RUST_LOG` is not a filter, or logging was started before.
+pub fn start() -> anyhow::Result<()> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(filter) if !filter.trim().is_empty() => {
+            EnvFilter::try_new(&filter).map_err(|_cause| {
+                anyhow::anyhow!("RUST_LOG is {filter:?}; it looks like info,sqlx=warn")
+            })?
+        }
+        _ => EnvFilter::new("info"),
+    };
+    let lines = tracing_subscriber::fmt::layer()
+        .json()
+        .flatten_event(true)
+        .with_current_span(true)
+        .with_span_list(false);
+    tracing_subscriber::registry().with(filter).with(lines).try_init()?;
+    Ok(())
+}
+
+/// Makes the span that every line about a call carries.
+#[derive(Debug)]
+pub struct CallSpan;
+
+/// When a call began.
+struct Began(std::time::Instant);
+
+impl RootSpanBuilder for CallSpan {
+    fn on_request_start(request: &ServiceRequest) -> Span {
+        let via = via(request.headers());
+        let call_id = request.extensions().get::<RequestId>().map(ToString::to_string);
+        let route = request.match_pattern().unwrap_or_else(|| "unknown".to_owned());
+        request.extensions_mut().insert(Began(std::time::Instant::now()));
+        tracing::info_span!(
+            "call",
+            method = %request.method(),
+            route,
+            call_id,
+            trace_id = via.trace_id,
+            gateway_request_id = via.gateway_request_id,
+            user = Empty,
+            tenant = Empty,
+        )
+    }
+
+    fn on_request_end<B: MessageBody>(
+        _span: Span,
+        outcome: &Result<ServiceResponse<B>, actix_web::Error>,
+    ) {
+        let Ok(response) = outcome else { return };
+        let began = response.request().extensions().get::<Began>().map(|began| began.0.elapsed());
+        let millis = began.map_or(0.0, |elapsed| elapsed.as_secs_f64() * 1000.0);
+        info!(status = response.status().as_u16(), millis, "answered");
+    }
+}
+
+/// The Gateway's descriptive headers. What is not plain printable text is left out.
+#[must_use]
+pub fn via(headers: &HeaderMap) -> Via {
+    let text = |name: &str| {
+        let value = headers.get(name)?.to_str().ok()?.trim();
+        (!value.is_empty() && value.len() <= MAX_HEADER_CHARS).then(|| value.to_owned())
+    };
+    // https://www.w3.org/TR/trace-context/#traceparent-header: version-traceid-parentid-flags
+    let trace_parent = || {
+        let parent = text("traceparent")?;
+        let id = parent.split('-').nth(1)?;
+        (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then(|| id.to_owned())
+    };
+    Via {
+        source: text("X-DWP-Source"),
+        caller_type: text("X-DWP-Caller-Type"),
+        agent_id: text("X-Agent-ID"),
+        trace_id: text("X-Trace-Id").or_else(trace_parent),
+        gateway_request_id: text("X-Gateway-Request-Id"),
+    }
+}
