@@ -1,0 +1,317 @@
+//! A service of one's own for each test: port 0, a fresh database, its own session names. Both
+//! modes run through the same code; production needs the servers that `scripts/test` starts.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use aura_hitl::app::Service;
+use aura_hitl::auth;
+use aura_hitl::config::{Config, LedgerConfig};
+use aura_hitl::core::Core;
+use aura_hitl::courier::RedisSettings;
+use aura_hitl::domain::approver::Role;
+use aura_hitl::domain::clock::Clock;
+use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use sqlx::{Connection, Executor, PgConnection};
+use tempfile::TempDir;
+
+/// The two ways to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// SQLite, in-process courier.
+    Embedded,
+    /// Postgres and Redis.
+    Production,
+}
+
+/// Defines one test per mode; the body gets a [`TestApp`].
+#[macro_export]
+macro_rules! both_modes {
+    ($(#[$doc:meta])* async fn $name:ident($app:ident: TestApp) $body:block) => {
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            async fn check($app: $crate::helpers::TestApp) $body
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn embedded() {
+                check($crate::helpers::TestApp::spawn($crate::helpers::Mode::Embedded).await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn production() {
+                check($crate::helpers::TestApp::spawn($crate::helpers::Mode::Production).await).await;
+            }
+        }
+    };
+}
+
+/// A variable that `scripts/test` sets; a missing one fails the test, it never skips it.
+pub fn test_variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run scripts/test"))
+}
+
+/// A word that no other test uses.
+pub fn unique(prefix: &str) -> String {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    format!(
+        "{prefix}_{}_{count}_{}",
+        std::process::id(),
+        &uuid::Uuid::new_v4().simple().to_string()[..8]
+    )
+}
+
+/// A new, empty Postgres database.
+pub async fn fresh_database() -> String {
+    let url = test_variable("TEST_DATABASE_URL");
+    let name = unique("hitl");
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    connection.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.unwrap();
+    let (server, _database) = url.rsplit_once('/').unwrap();
+    format!("{server}/{name}")
+}
+
+/// The settings of a mode, on a free port. The folder holds what the embedded mode keeps.
+pub async fn config(mode: Mode, folder: &TempDir) -> Config {
+    let mut config = Config::embedded_in(folder.path()).unwrap();
+    if mode == Mode::Production {
+        config.ledger = LedgerConfig::Postgres {
+            url: SecretString::from(fresh_database().await),
+            max_connections: 10,
+        };
+        config.redis =
+            Some(RedisSettings::Url(SecretString::from(test_variable("TEST_REDIS_URL"))));
+    }
+    config
+}
+
+/// A running service and the people around it.
+pub struct TestApp {
+    pub mode: Mode,
+    pub config: Config,
+    pub core: Core,
+    pub base: String,
+    pub client: Client,
+    service: Option<Service>,
+    _folder: TempDir,
+}
+
+impl TestApp {
+    /// A service with the settings of a mode, on the machine's clock.
+    pub async fn spawn(mode: Mode) -> Self {
+        Self::spawn_with(mode, Clock::System, |_| {}).await
+    }
+
+    /// The same with other settings or another clock.
+    pub async fn spawn_with(mode: Mode, clock: Clock, adjust: impl FnOnce(&mut Config)) -> Self {
+        let folder = TempDir::new().unwrap();
+        let mut config = config(mode, &folder).await;
+        adjust(&mut config);
+        let service = Service::start(&config, clock).await.unwrap();
+        Self {
+            mode,
+            base: format!("http://{}", service.address),
+            core: service.core.clone(),
+            client: Client::new(),
+            config,
+            service: Some(service),
+            _folder: folder,
+        }
+    }
+
+    /// Stops the service and starts it again on the same stores.
+    pub async fn restart(&mut self) {
+        self.service.take().unwrap().stop().await;
+        let service = Service::start(&self.config, Clock::System).await.unwrap();
+        self.base = format!("http://{}", service.address);
+        self.core = service.core.clone();
+        self.client = Client::new();
+        self.service = Some(service);
+    }
+
+    /// Where the embedded mode keeps its file.
+    pub fn folder(&self) -> PathBuf {
+        self._folder.path().to_path_buf()
+    }
+
+    pub fn token(&self, user: &str, tenant: &str, role: Role) -> String {
+        let (user, tenant) = (UserId::parse(user).unwrap(), TenantId::parse(tenant).unwrap());
+        auth::mint(&self.config.jwt, &user, &tenant, role, 600).unwrap()
+    }
+
+    /// A call by a user, with token and both identity headers.
+    pub fn call(&self, who: Who<'_>, method: Method, path: &str) -> RequestBuilder {
+        self.client
+            .request(method, format!("{}{path}", self.base))
+            .bearer_auth(self.token(who.user, who.tenant, who.role))
+            .header("X-Tenant-ID", who.tenant)
+            .header("X-User-ID", who.user)
+    }
+
+    pub async fn get(&self, who: Who<'_>, path: &str) -> Answer {
+        Answer::of(self.call(who, Method::GET, path).send().await.unwrap()).await
+    }
+
+    pub async fn post(&self, who: Who<'_>, path: &str, body: Value) -> Answer {
+        Answer::of(self.call(who, Method::POST, path).json(&body).send().await.unwrap()).await
+    }
+
+    pub async fn approve(&self, who: Who<'_>, id: &str) -> Answer {
+        let path = format!("/api/aura/hitl/approve/{id}");
+        self.post(who, &path, json!({ "userId": who.user })).await
+    }
+
+    pub async fn reject(&self, who: Who<'_>, id: &str, reason: Option<&str>) -> Answer {
+        let path = format!("/api/aura/hitl/reject/{id}");
+        let mut body = json!({ "userId": who.user });
+        if let Some(reason) = reason {
+            body["reason"] = reason.into();
+        }
+        self.post(who, &path, body).await
+    }
+
+    /// `GET …/signals/{session}`, percent-encoding the session.
+    pub async fn poll(&self, who: Who<'_>, session: &str, wanted: Option<&str>) -> Option<Value> {
+        let mut url = reqwest::Url::parse(&format!("{}/aura/hitl/signals", self.base)).unwrap();
+        url.path_segments_mut().unwrap().push(session);
+        if let Some(wanted) = wanted {
+            url.query_pairs_mut().append_pair("requestId", wanted);
+        }
+        let path = url.as_str().strip_prefix(&self.base).unwrap().to_owned();
+        let answer = self.get(who, &path).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+        answer.body.get("data").map(|data| serde_json::from_str(data.as_str().unwrap()).unwrap())
+    }
+
+    /// Writes a request and its session's pointer to the courier as Aura does.
+    pub async fn ask(&self, asked: &Asked) {
+        let id = RequestId::parse(&asked.id).unwrap();
+        let session = SessionId::parse(&asked.session).unwrap();
+        self.core.courier.put_request(&id, &asked.document.to_string(), false).await.unwrap();
+        let pointer = json!({
+            "sessionId": asked.session, "requestId": asked.id, "userId": "user123", "tenantId": "tenant1",
+        });
+        self.core.courier.put_session(&session, &pointer.to_string(), false).await.unwrap();
+    }
+
+    /// The signal under the session's key, if there is one.
+    pub async fn signal(&self, session: &str) -> Option<String> {
+        self.core.courier.signal(&SessionId::parse(session).unwrap()).await.unwrap()
+    }
+
+    /// The task row that a request has.
+    pub async fn task_of(&self, request: &str) -> aura_hitl::domain::task::Task {
+        let record = self.record(request).await;
+        self.core.ledger.find_task(&record.tenant, &record.task).await.unwrap().unwrap()
+    }
+
+    /// The ledger's row of a request.
+    pub async fn record(&self, request: &str) -> aura_hitl::domain::decision::Record {
+        let id = RequestId::parse(request).unwrap();
+        self.core.ledger.find_request(&id).await.unwrap().unwrap()
+    }
+}
+
+/// Who calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Who<'a> {
+    pub user: &'a str,
+    pub tenant: &'a str,
+    pub role: Role,
+}
+
+/// The person that requests name.
+pub const ALICE: Who<'static> = Who { user: "user123", tenant: "tenant1", role: Role::User };
+/// A colleague.
+pub const BOB: Who<'static> = Who { user: "bob", tenant: "tenant1", role: Role::User };
+/// Somebody of another tenant.
+pub const MALLORY: Who<'static> = Who { user: "mallory", tenant: "tenant2", role: Role::User };
+/// An admin of the first tenant.
+pub const ADMIN: Who<'static> = Who { user: "root", tenant: "tenant1", role: Role::Admin };
+
+/// A request as Aura writes it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub id: String,
+    pub session: String,
+    pub document: Value,
+}
+
+impl Asked {
+    pub fn new() -> Self {
+        Self::in_session(&unique("session_user123"))
+    }
+
+    pub fn in_session(session: &str) -> Self {
+        let id = unique("req");
+        let document = json!({
+            "requestId": id, "sessionId": session, "actionType": "send_email",
+            "context": { "to": "a@b.c" }, "status": "pending", "userId": "user123",
+            "tenantId": "tenant1", "createdAt": 8_123_456_789_u64,
+        });
+        Self { id, session: session.to_owned(), document }
+    }
+
+    /// The same with a field set, or removed when the value is null.
+    pub fn with(mut self, field: &str, value: Value) -> Self {
+        if value.is_null() {
+            self.document.as_object_mut().unwrap().remove(field);
+        } else {
+            self.document[field] = value;
+        }
+        self
+    }
+}
+
+/// What a call was answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+    pub body: Value,
+}
+
+impl Answer {
+    pub async fn of(response: Response) -> Self {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let text = response.text().await.unwrap();
+        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+        Self { status, headers, text, body }
+    }
+
+    pub fn code(&self) -> &str {
+        self.body["errorCode"].as_str().unwrap_or("")
+    }
+
+    pub fn data(&self) -> &Value {
+        &self.body["data"]
+    }
+
+    /// Checks status and error code at once.
+    #[track_caller]
+    pub fn assert(&self, status: u16, code: &str) -> &Self {
+        assert_eq!((self.status.as_u16(), self.code()), (status, code), "{}", self.text);
+        self
+    }
+}
+
+/// Waits up to 10 s for something that happens in the background.
+pub async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let looking = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), looking)
+        .await
+        .expect("it never happened")
+}

@@ -1,0 +1,13 @@
+//! The service from the outside, in both modes. Run it with `scripts/test`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test that is surprised should fail loudly"
+)]
+
+#[macro_use]
+mod helpers;
+mod approvals;
