@@ -5,7 +5,6 @@ use std::fs::{File, TryLockError};
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use actix_cors::Cors;
@@ -14,7 +13,6 @@ use actix_web::middleware::{DefaultHeaders, from_fn};
 use actix_web::{App, HttpServer, web};
 use anyhow::{Context as _, bail};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -79,7 +77,6 @@ impl Service {
             courier,
             clock,
             policy: config.policy,
-            relay_bell: Arc::new(Notify::new()),
             stopping: CancellationToken::new(),
             under_way: TaskTracker::new(),
             runtime: Handle::current(),

@@ -320,7 +320,7 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
             match delivery::announce(core, &record, false).await {
                 Ok(settled) => note_later(core, &record, settled),
                 Err(error) => {
-                    warn!(request_id = %record.id, %error, "registered; not in Redis yet")
+                    warn!(request_id = %record.id, %error, "registered; not in Redis yet");
                 }
             }
             Ok(Registered::New(record))

@@ -2,10 +2,8 @@
 //! and the runtime on which everything that must not be cut short runs.
 
 use std::future::Future;
-use std::sync::Arc;
 
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -26,8 +24,6 @@ pub struct Core {
     pub clock: Clock,
     /// Who may decide.
     pub policy: Policy,
-    /// Rings when the relay should look at once.
-    pub relay_bell: Arc<Notify>,
     /// Set when the process is asked to stop.
     pub stopping: CancellationToken,
     /// Everything under way that must be finished before the process ends.

@@ -18,7 +18,7 @@ use crate::domain::ids::{RequestId, TaskId, TenantId, UserId};
 use crate::domain::task::Task;
 
 /// How long the agent waits for somebody to decide, as Aura does.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 const USER: &str = "user123";
 const TENANT: &str = "tenant1";
 

@@ -14,7 +14,7 @@ use crate::delivery::deliver;
 use crate::domain::decision::{Delivery, Record};
 use crate::ledger::{LEASE, LedgerError};
 
-/// How often to look for owed signals when nobody rings.
+/// How often to look for owed signals.
 const INTERVAL: Duration = Duration::from_millis(500);
 /// Rows to claim at once: as many as can be sent within one lease even if each call times out
 /// once.
@@ -36,7 +36,7 @@ pub struct Round {
     pub failed: usize,
 }
 
-/// Runs until the process stops, and a last round then.
+/// Runs until the process is asked to stop.
 pub async fn run(core: Core) {
     loop {
         match run_once(&core).await {
@@ -47,12 +47,10 @@ pub async fn run(core: Core) {
             Err(error) => warn!(%error, "the relay cannot read what is owed"),
         }
         tokio::select! {
-            () = core.relay_bell.notified() => {}
             () = tokio::time::sleep(INTERVAL) => {}
             () = core.stopping.cancelled() => break,
         }
     }
-    let _last = run_once(&core).await;
 }
 
 /// Claims what is due and sends it. Does nothing while the courier is out of reach, so that no

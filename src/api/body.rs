@@ -115,6 +115,10 @@ fn reject_unkeepable(body: &[u8]) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Parses a body or a part of one.
+///
+/// # Errors
+/// E4000, naming the field that does not fit.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let ko = "JSON 형식이 올바르지 않습니다";
@@ -127,6 +131,8 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     Ok(value)
 }
 
+/// What validation found, by the names under which the caller sent the fields.
+#[must_use]
 pub fn field_errors(errors: &ValidationErrors) -> FieldErrors {
     let fields = errors.field_errors();
     fields

@@ -490,7 +490,7 @@ async fn change(
         .await
         .ok_or_else(|| ApiError::internal("changing a task panicked"))?;
     match changed? {
-        TaskChange::Done(task) => Ok(ok(message, task.into())),
+        TaskChange::Done(task) => Ok(ok(message, TaskView::from(*task))),
         TaskChange::NotFound => Err(ApiError::not_found()),
         TaskChange::Refused(refusal) => Err(ApiError::task_refused(&refusal)),
     }

@@ -21,7 +21,7 @@ use self::in_process::InProcessCourier;
 use self::redis::RedisCourier;
 
 /// Longest any call to the courier takes, reconnecting included.
-pub const TIMEOUT: Duration = Duration::from_millis(1000);
+pub const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The courier did not answer, or not in time. What was asked may have happened nevertheless, so
 /// everything asked of it may safely be asked again.

@@ -125,7 +125,7 @@ impl RedisCourier {
         self.call(async move { connection.ping::<String>().await })
             .await?
             .map(drop)
-            .map_err(unexpected)
+            .map_err(|error| unexpected(&error))
     }
 
     pub async fn find_request(&self, key: &str) -> Result<Option<StoredRequest>> {
@@ -174,7 +174,7 @@ impl RedisCourier {
         })
         .await?
         .map(drop)
-        .map_err(unexpected)
+        .map_err(|error| unexpected(&error))
     }
 
     pub async fn send(&self, outgoing: &Outgoing<'_>) -> Result<Sent> {
@@ -194,7 +194,7 @@ impl RedisCourier {
         let answer: i64 = self
             .call(async move { script.invoke_async(&mut connection).await })
             .await?
-            .map_err(unexpected)?;
+            .map_err(|error| unexpected(&error))?;
         Ok(if answer < 0 { Sent::SessionChanged } else { Sent::Published { listeners: answer } })
     }
 }
@@ -214,7 +214,7 @@ fn is_about_the_key(error: &RedisError) -> bool {
     error.code() == Some("WRONGTYPE") || error.kind() == ErrorKind::UnexpectedReturnType
 }
 
-fn unexpected(error: RedisError) -> Unavailable {
+fn unexpected(error: &RedisError) -> Unavailable {
     debug_assert_ne!(error.kind(), ErrorKind::Server(ServerErrorKind::CrossSlot));
     Unavailable(error.to_string())
 }

@@ -11,7 +11,7 @@ use serde_json::value::{RawValue, to_raw_value};
 /// value counts, as in Python's and the browsers' parsers.
 pub type RawObject = IndexMap<String, Box<RawValue>>;
 
-/// The deepest nesting we look into. serde_json stops at the same depth.
+/// The deepest nesting we look into. `serde_json` stops at the same depth.
 pub const MAX_DEPTH: usize = 127;
 
 /// Raw JSON of something that always serialises (strings, integers, our own structs).

@@ -76,7 +76,9 @@ impl ApprovalRequest {
         let object: RawObject = serde_json::from_str(&document)
             .map_err(|_cause| Unreadable { problem: "is not a JSON object", tenant: None })?;
         let tenant = name(&object, "tenantId")
-            .and_then(|t| t.map(TenantId::parse).transpose().map_err(|_| "has a bad tenantId"))
+            .and_then(|t| {
+                t.map(TenantId::parse).transpose().map_err(|_invalid| "has a bad tenantId")
+            })
             .map_err(|problem| Unreadable { problem, tenant: None })?;
         Self::from_object(id, &object, tenant.clone(), document)
             .map_err(|problem| Unreadable { problem, tenant })
@@ -92,9 +94,9 @@ impl ApprovalRequest {
             return Err("carries another request's id");
         }
         let session = name(object, "sessionId")?.ok_or("has no sessionId")?;
-        let session = SessionId::parse(session).map_err(|_| "has a bad sessionId")?;
+        let session = SessionId::parse(session).map_err(|_invalid| "has a bad sessionId")?;
         let user = name(object, "userId")?.map(UserId::parse).transpose();
-        let user = user.map_err(|_| "has a bad userId")?;
+        let user = user.map_err(|_invalid| "has a bad userId")?;
         let action_type = text(object, "actionType")?.unwrap_or_else(|| "unknown".to_owned());
         let context = object.get("context").map_or("null", |context| context.get()).to_owned();
         let task = json::present(object, "taskId").and_then(json::text_or_digits);
@@ -155,8 +157,8 @@ fn fingerprint(action_type: &str, context: &str) -> String {
     let action = json::raw(action_type);
     let context = serde_json::from_str::<&serde_json::value::RawValue>(context)
         .map_or_else(|_| context.to_owned(), json::canonical);
-    let content = format!(r#"{{"actionType":{},"context":{context}}}"#, action.get());
-    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+    let both = format!(r#"{{"actionType":{},"context":{context}}}"#, action.get());
+    format!("{:x}", Sha256::digest(both))
 }
 
 /// The document after a decision: the same object with the contract's fields set.

@@ -33,7 +33,7 @@ use crate::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
 /// Longest any call to the ledger takes, waiting for a connection included.
 pub const TIMEOUT: Duration = Duration::from_millis(1900);
 /// Longest to wait for a free connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_millis(1000);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long whoever decides or claims a row has to send its signal before a relay may try. Longer
 /// than any call to Redis, short enough that a killed replica's work is picked up at once.
 pub const LEASE: TimeDelta = TimeDelta::milliseconds(3000);
@@ -129,7 +129,7 @@ pub enum Registered {
 #[derive(Debug)]
 pub enum TaskChange {
     /// The task as it is now.
-    Done(Task),
+    Done(Box<Task>),
     /// No such task in this tenant.
     NotFound,
     /// The task does not allow it; it is as it was.
@@ -387,7 +387,7 @@ impl Ledger {
                 if after == before
                     || on_engine!(self, ledger => ledger.replace_task(&before, &after))?
                 {
-                    return Ok(TaskChange::Done(after));
+                    return Ok(TaskChange::Done(Box::new(after)));
                 }
             }
         };
@@ -478,14 +478,14 @@ impl RequestRow {
             _ => return Err(odd("status")),
         };
         Ok(Record {
-            id: RequestId::parse(self.request_id).map_err(|_| odd("request_id"))?,
+            id: RequestId::parse(self.request_id).map_err(|_invalid| odd("request_id"))?,
             origin: if self.origin == "http" { Origin::Http } else { Origin::Redis },
-            session: SessionId::parse(self.session_id).map_err(|_| odd("session_id"))?,
-            tenant: TenantId::parse(self.tenant_id).map_err(|_| odd("tenant_id"))?,
-            user: self.user_id.map(UserId::parse).transpose().map_err(|_| odd("user_id"))?,
+            session: SessionId::parse(self.session_id).map_err(|_invalid| odd("session_id"))?,
+            tenant: TenantId::parse(self.tenant_id).map_err(|_invalid| odd("tenant_id"))?,
+            user: self.user_id.map(UserId::parse).transpose().map_err(|_invalid| odd("user_id"))?,
             fingerprint: self.fingerprint,
             document: self.document,
-            task: TaskId::parse(self.task_id).map_err(|_| odd("task_id"))?,
+            task: TaskId::parse(self.task_id).map_err(|_invalid| odd("task_id"))?,
             created_at: self.created_at,
             expires_at: self.expires_at,
             state,
@@ -525,9 +525,9 @@ impl TaskRow {
     fn into_task(self) -> Result<Task> {
         let odd = |what: &str| LedgerError::Inconsistent(format!("a task's {what} is not valid"));
         Ok(Task {
-            id: TaskId::parse(self.task_id).map_err(|_| odd("task_id"))?,
-            user: UserId::parse(self.user_id).map_err(|_| odd("user_id"))?,
-            tenant: TenantId::parse(self.tenant_id).map_err(|_| odd("tenant_id"))?,
+            id: TaskId::parse(self.task_id).map_err(|_invalid| odd("task_id"))?,
+            user: UserId::parse(self.user_id).map_err(|_invalid| odd("user_id"))?,
+            tenant: TenantId::parse(self.tenant_id).map_err(|_invalid| odd("tenant_id"))?,
             task_type: self.task_type,
             status: TaskStatus::parse(&self.status).ok_or_else(|| odd("status"))?,
             progress: self.progress,
