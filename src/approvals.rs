@@ -19,7 +19,7 @@ use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::request::{
     ApprovalRequest, Origin, REQUEST_TTL_SECONDS, Unreadable, decided_document,
 };
-use crate::domain::session::SessionPointer;
+use crate::domain::session::{SessionPointer, is_anothers};
 use crate::domain::signal::{SIGNAL_TTL_SECONDS, signal_json, signal_request};
 use crate::ledger::{LedgerError, Recorded, Registered, Writing};
 
@@ -81,12 +81,12 @@ pub async fn decide(
         Ok(Some(stored)) => stored,
         Ok(None) => {
             let record = core.ledger.find_request(id).await?.ok_or(Refusal::NotFound)?;
-            return attempt.on_record(record, None, true).await;
+            return attempt.on_record(record, None, Sending::Now).await;
         }
         // Without Redis only what the ledger knows can be decided; its signal goes out later.
         Err(unavailable) => {
             let record = core.ledger.find_request(id).await?.ok_or(unavailable)?;
-            return attempt.on_record(record, None, false).await;
+            return attempt.on_record(record, None, Sending::Later).await;
         }
     };
     let (candidate, pointer) = match open(core, id, stored, attempt.now).await {
@@ -100,20 +100,30 @@ pub async fn decide(
                 warn_if_altered(&Refusal::Altered, id);
                 return Err(Refusal::Altered.into());
             }
-            return attempt.on_record(record, None, false).await;
+            return attempt.on_record(record, None, Sending::Later).await;
         }
     };
     if candidate.request.is_pending() && pointer.allows(id) {
-        return attempt.on_candidate(&candidate, pointer).await;
+        return attempt.record(&candidate, &pointer, Sending::Judged(pointer.clone())).await;
     }
     // Decided already, or the session names another request: the ledger knows which, and whether
     // the request was registered, so that its session does not matter.
     if let Some(record) = core.ledger.find_request(id).await? {
-        return attempt.on_record(record, Some(&candidate), true).await;
+        return attempt.on_record(record, Some(&candidate), Sending::Now).await;
     }
     let verdict = attempt.verdict;
     decision::decide(&candidate, &pointer, caller, verdict, attempt.now, core.policy)?;
     Err(Problem::DecidedElsewhere(candidate.request.status))
+}
+
+/// What to do about the signal of a decision just recorded.
+enum Sending {
+    /// Send it.
+    Now,
+    /// Send it, if the session's pointer is still this one, which has been judged already.
+    Judged(SessionPointer),
+    /// Leave it to the relay: Redis does not answer.
+    Later,
 }
 
 /// One caller's attempt to decide one request.
@@ -131,7 +141,7 @@ impl Attempt<'_> {
         self,
         record: Record,
         found: Option<&Candidate>,
-        courier_answers: bool,
+        sending: Sending,
     ) -> Result<Decided> {
         if record.state != State::Pending || found.is_some_and(|found| !is_same(&record, found)) {
             return self.on_standing(record, found);
@@ -144,14 +154,8 @@ impl Attempt<'_> {
             created_at: record.created_at,
             expires_at: record.expires_at,
         };
-        // Registered requests do not depend on what their session names.
-        let pointer = courier_answers.then(SessionPointer::default);
-        self.record(&candidate, pointer).await
-    }
-
-    /// A pending request in Redis, which its session names (or the session names nothing).
-    async fn on_candidate(self, candidate: &Candidate, pointer: SessionPointer) -> Result<Decided> {
-        self.record(candidate, Some(pointer)).await
+        // Whether a registered request may be decided does not depend on what its session names.
+        self.record(&candidate, &SessionPointer::default(), sending).await
     }
 
     /// Something stands in the ledger that this attempt cannot change.
@@ -161,16 +165,16 @@ impl Attempt<'_> {
         Ok(Decided { session: record.session, decision })
     }
 
-    /// Asks the ledger for the decision. `pointer` is `None` when Redis does not answer.
+    /// Asks the ledger for the decision, and sends its signal.
     async fn record(
         self,
         candidate: &Candidate,
-        pointer: Option<SessionPointer>,
+        pointer: &SessionPointer,
+        sending: Sending,
     ) -> Result<Decided> {
-        let seen = pointer.clone().unwrap_or_default();
         let verdict = self.verdict.clone();
         let decision =
-            decision::decide(candidate, &seen, self.caller, verdict, self.now, self.core.policy)?;
+            decision::decide(candidate, pointer, self.caller, verdict, self.now, self.core.policy)?;
         let writing =
             Writing { candidate, decision: Some(&decision), caller: self.caller, now: self.now };
         let recorded = match self.core.ledger.record_decision(&writing).await {
@@ -179,10 +183,11 @@ impl Attempt<'_> {
         };
         match recorded {
             Recorded::Won(record) => {
-                info!(request_id = %self.id, session_id = %record.session, user = %decision.by,
-                    tenant = %record.tenant, outcome = decision.verdict.status(), "decided");
-                if pointer.is_some() {
-                    send_now(self.core, &record, pointer).await;
+                info!(session_id = %record.session, outcome = decision.verdict.status(), "decided");
+                match sending {
+                    Sending::Now => send_now(self.core, &record, None).await,
+                    Sending::Judged(pointer) => send_now(self.core, &record, Some(pointer)).await,
+                    Sending::Later => {}
                 }
                 Ok(Decided { session: record.session, decision })
             }
@@ -306,11 +311,15 @@ async fn send_if_asked_again(core: &Core, id: &RequestId, record: &Record) -> Re
 }
 
 /// Registers a request for an agent that cannot reach Redis, and writes Redis as the agent would.
-/// The second value says whether it is new.
 ///
 /// # Errors
-/// [`Problem::Refused`] with [`Refusal::Altered`] when the id stands for something else already.
+/// [`Refusal::Altered`] when the id stands for something else already; [`Refusal::SessionTaken`]
+/// when the session is somebody else's.
 pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Result<Registered> {
+    // With Redis out of reach nobody can tell; the relay will then write only what is not there.
+    if let Err(problem @ Problem::Refused(_)) = check_is_free(core, caller, candidate).await {
+        return Err(problem);
+    }
     let now = core.clock.now();
     let writing = Writing { candidate, decision: None, caller, now };
     match core.ledger.register(&writing).await? {
@@ -332,6 +341,42 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
         }
         known => Ok(known),
     }
+}
+
+/// Refuses what would write over somebody else's request or session: whoever waits there takes
+/// the first message for their answer.
+async fn check_is_free(core: &Core, caller: &Caller, candidate: &Candidate) -> Result<()> {
+    let request = &candidate.request;
+    let (stored, pointer) = tokio::try_join!(
+        core.courier.find_request(&request.id),
+        core.courier.session(&request.session)
+    )?;
+    if let Some(stored) = stored {
+        let there = ApprovalRequest::read(&request.id, stored.document);
+        let is_ours = there.is_ok_and(|there| {
+            there.fingerprint == request.fingerprint
+                && there.session == request.session
+                && !is_anothers(there.tenant.as_ref(), there.user.as_ref(), caller)
+        });
+        if !is_ours {
+            return Err(Refusal::Altered.into());
+        }
+    }
+    let (mut tenant, mut user) = (pointer.tenant.clone(), pointer.user.clone());
+    if let (None, Some(named)) = (&tenant, &pointer.request)
+        && let Ok(id) = RequestId::parse(named)
+        && let Some(stored) = core.courier.find_request(&id).await?
+        && let Ok(there) = ApprovalRequest::read(&id, stored.document)
+    {
+        // Older writers leave it to the request to say whose session it is.
+        (tenant, user) = (there.tenant, there.user);
+    }
+    if is_anothers(tenant.as_ref(), user.as_ref(), caller) {
+        warn!(security = true, session_id = %request.session, user = %caller.user,
+            tenant = %caller.tenant, "refused to register in somebody else's session");
+        return Err(Refusal::SessionTaken.into());
+    }
+    Ok(())
 }
 
 /// The request as one JSON object, as it stands now.

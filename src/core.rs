@@ -13,6 +13,11 @@ use crate::domain::clock::Clock;
 use crate::domain::decision::Policy;
 use crate::ledger::Ledger;
 
+/// Work that ended in a panic; the panic itself is in the log.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the work panicked")]
+pub struct Panicked;
+
 /// Cheap to clone; one per process.
 #[derive(Clone, Debug)]
 pub struct Core {
@@ -38,12 +43,12 @@ impl Core {
     /// undone.
     ///
     /// # Errors
-    /// `None` when the work panicked.
+    /// [`Panicked`], which is a bug.
     pub async fn run_to_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
-    ) -> Option<T> {
+    ) -> Result<T, Panicked> {
         let work = self.under_way.spawn_on(work.in_current_span(), &self.runtime);
-        work.await.ok()
+        work.await.map_err(|_panic| Panicked)
     }
 }

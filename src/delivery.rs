@@ -4,9 +4,11 @@
 use crate::core::Core;
 use crate::courier::{Outgoing, Sent, Unavailable};
 use crate::domain::decision::{Decision, Delivery, Record, State};
+use crate::domain::ids::RequestId;
 use crate::domain::request::{ApprovalRequest, Origin, decided_document};
 use crate::domain::session::{SessionPointer, pointer_json};
 use crate::domain::signal::signal_json;
+use crate::ledger::LedgerError;
 
 /// How often to look again at a session that keeps changing while we send.
 const LOOKS: usize = 3;
@@ -23,18 +25,32 @@ pub struct Settled {
 const SUPERSEDED: Settled = Settled { delivery: Delivery::Superseded, listeners: None };
 const SENT: Settled = Settled { delivery: Delivery::Sent, listeners: None };
 
+/// Why a row is still owed.
+#[derive(Debug, thiserror::Error)]
+pub enum Undelivered {
+    /// Redis did not answer.
+    #[error(transparent)]
+    Courier(#[from] Unavailable),
+    /// The ledger did not answer.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The session's pointer changed each time we looked.
+    #[error("the session keeps changing")]
+    Restless,
+}
+
 /// Sends what a row owes. `seen` is the session's pointer if the caller has just judged it.
 ///
 /// # Errors
-/// [`Unavailable`]: the row stays owed and may be sent again.
+/// [`Undelivered`]: the row stays owed and may be sent again.
 pub async fn deliver(
     core: &Core,
     record: &Record,
     seen: Option<SessionPointer>,
-) -> Result<Settled, Unavailable> {
+) -> Result<Settled, Undelivered> {
     match &record.state {
         State::Decided(decision) => send_signal(core, record, decision, seen).await,
-        State::Pending => announce(core, record, true).await,
+        State::Pending => Ok(announce(core, record, true).await?),
         // Not a word on the channel about these: agents take anything for an approval.
         State::Expired | State::Cancelled => Ok(SENT),
     }
@@ -58,34 +74,27 @@ async fn send_signal(
     record: &Record,
     decision: &Decision,
     seen: Option<SessionPointer>,
-) -> Result<Settled, Unavailable> {
-    if seen.is_none()
-        && record.origin == Origin::Redis
-        && asks_for_something_else(core, record).await?
-    {
+) -> Result<Settled, Undelivered> {
+    if seen.is_none() && asks_for_something_else(core, record).await? {
         return Ok(SUPERSEDED);
     }
     let signal = signal_json(&record.id, decision);
     let document = decided_document(&record.document, decision);
     let mut seen = seen;
     for _look in 0..LOOKS {
-        // Agents that register over HTTP match on the request id, so their session may name
-        // another request; the others take any message for their answer.
-        let pointer = match record.origin {
-            Origin::Http => None,
-            Origin::Redis => Some(match seen.take() {
-                Some(pointer) => pointer,
-                None => core.courier.session(&record.session).await?,
-            }),
+        let pointer = match seen.take() {
+            Some(pointer) => pointer,
+            None => core.courier.session(&record.session).await?,
         };
-        if pointer.as_ref().is_some_and(|pointer| !pointer.allows(&record.id)) {
+        if !may_reach(core, record, &pointer).await? {
+            core.courier.put_request(&record.id, &document, false).await?;
             return Ok(SUPERSEDED);
         }
         let outgoing = Outgoing {
             session: &record.session,
             signal: &signal,
             rank: record.owed_since.timestamp_micros(),
-            only_while: pointer.as_ref(),
+            only_while: &pointer,
         };
         let (sent, rewritten) = tokio::join!(
             core.courier.send(&outgoing),
@@ -99,7 +108,27 @@ async fn send_signal(
             Sent::SessionChanged => {}
         }
     }
-    Err(Unavailable("the session keeps changing".to_owned()))
+    Err(Undelivered::Restless)
+}
+
+/// Whether this signal may go to a session that names what `pointer` names. Agents that write to
+/// Redis take any message for their answer, so theirs must name this request or nothing. Agents
+/// that register match on the request id, so theirs may name another request that the same user
+/// registered; anything else is another agent in the same session, or a stranger's.
+async fn may_reach(
+    core: &Core,
+    record: &Record,
+    pointer: &SessionPointer,
+) -> Result<bool, LedgerError> {
+    if pointer.allows(&record.id) {
+        return Ok(true);
+    }
+    let named = pointer.request.as_deref().and_then(|id| RequestId::parse(id).ok());
+    let (Origin::Http, Some(named)) = (record.origin, named) else { return Ok(false) };
+    let named = core.ledger.find_request(&named).await?;
+    Ok(named.is_some_and(|named| {
+        named.origin == Origin::Http && named.tenant == record.tenant && named.user == record.user
+    }))
 }
 
 /// Whether the agent has asked for something else under the same id since the decision.

@@ -10,8 +10,11 @@ use crate::api::{approvals, document, health, signals, tasks};
 
 /// Adds every route.
 pub fn configure(app: &mut ServiceConfig) {
-    let document = utoipa_swagger_ui::Config::from(document::ADDRESS);
-    app.service(SwaggerUi::new("/swagger-ui/{file:.*}").config(document));
+    for prefix in ["/api", ""] {
+        let document = utoipa_swagger_ui::Config::from(format!("{prefix}{}", document::ADDRESS));
+        let page = format!("{prefix}/swagger-ui/{{file:.*}}");
+        app.service(SwaggerUi::new(page).config(document));
+    }
     for prefix in ["/api", ""] {
         app.service(
             web::scope(prefix)

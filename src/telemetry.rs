@@ -37,6 +37,7 @@ pub fn start() -> anyhow::Result<()> {
         .with_current_span(true)
         .with_span_list(false);
     tracing_subscriber::registry().with(filter).with(lines).try_init()?;
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a bug: something panicked")));
     Ok(())
 }
 
@@ -62,6 +63,9 @@ impl RootSpanBuilder for CallSpan {
             gateway_request_id = via.gateway_request_id,
             user = Empty,
             tenant = Empty,
+            request_id = Empty,
+            session_id = Empty,
+            task_id = Empty,
         )
     }
 

@@ -4,6 +4,7 @@ use actix_web::web;
 use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tracing::info;
 use utoipa::ToSchema;
 use uuid::Uuid;
 use validator::{Validate, ValidationError};
@@ -193,15 +194,16 @@ async fn decide(
     if user.as_deref() != Some(caller.user.as_str()) {
         return Err(ApiError::wrong_user());
     }
-    let view_id = id.to_string();
-    let work = core.clone();
+    let asked_for = verdict.status();
+    let (work, request) = (core.clone(), id.clone());
     let decided = core
-        .run_to_end(async move { approvals::decide(&work, &caller, &id, verdict).await })
-        .await
-        .ok_or_else(|| ApiError::internal("deciding panicked"))?;
-    let Decided { session, decision } = decided?;
+        .run_to_end(async move { approvals::decide(&work, &caller, &request, verdict).await })
+        .await?
+        .map_err(ApiError::from)
+        .inspect_err(|error| info!(asked_for, outcome = %error, "not decided"))?;
+    let Decided { session, decision } = decided;
     Ok(DecisionView {
-        request_id: view_id,
+        request_id: id.to_string(),
         session_id: session.to_string(),
         status: decision.verdict.status(),
         reason: decision.verdict.reason().map(ToOwned::to_owned),
@@ -230,8 +232,7 @@ pub async fn register(
     let work = core.get_ref().clone();
     let registered = core
         .run_to_end(async move { approvals::register(&work, &caller, &candidate).await })
-        .await
-        .ok_or_else(|| ApiError::internal("registering panicked"))?;
+        .await?;
     let message = "Approval request registered";
     match registered.map_err(taken)? {
         Registered::New(record) => Ok(created(message, registered_view(&record, &core))),
@@ -316,9 +317,7 @@ pub async fn read(
 ) -> Result<Answer<String>, ApiError> {
     let id = request_id(&id)?;
     let work = core.get_ref().clone();
-    let document = core
-        .run_to_end(async move { approvals::read_request(&work, &caller, &id).await })
-        .await
-        .ok_or_else(|| ApiError::internal("reading a request panicked"))?;
+    let document =
+        core.run_to_end(async move { approvals::read_request(&work, &caller, &id).await }).await?;
     Ok(ok("Approval request retrieved", document?))
 }

@@ -16,6 +16,7 @@ use super::envelope::{Call, Envelope};
 use super::text::Text;
 use crate::approvals::Problem;
 use crate::auth::TokenProblem;
+use crate::core::Panicked;
 use crate::domain::decision::{Refusal, Standing};
 use crate::domain::task::TaskRefusal;
 use crate::ledger::LedgerError;
@@ -427,6 +428,11 @@ impl From<Refusal> for ApiError {
             )
             .with_data(json!({ "status": "cancelled" })),
             Refusal::AlreadyDecided(standing) => Self::already_decided(&standing),
+            Refusal::SessionTaken => Self::new(
+                ErrorCode::WrongState,
+                "This session id is in use by another agent. Register under a session id of your own.",
+                "다른 에이전트가 사용 중인 세션 ID입니다. 자신의 세션 ID로 등록해 주세요.",
+            ),
             Refusal::Altered => Self::new(
                 ErrorCode::WrongState,
                 "The request is not the one that was registered under this id; nothing was decided.",
@@ -457,6 +463,12 @@ impl From<Problem> for ApiError {
             Problem::Ledger(error) => error.into(),
             Problem::Unconfirmed(error) => Self::unconfirmed(&error.to_string()),
         }
+    }
+}
+
+impl From<Panicked> for ApiError {
+    fn from(panicked: Panicked) -> Self {
+        Self::internal(&panicked.to_string())
     }
 }
 

@@ -15,17 +15,23 @@ pub mod text;
 use crate::domain::ids::{RequestId, SessionId, TaskId};
 use error::ApiError;
 
-/// The request id of a path.
+/// A request id as it came in; from here on the log names it.
 fn request_id(text: &str) -> Result<RequestId, ApiError> {
-    RequestId::parse(text).map_err(|invalid| ApiError::bad_id(invalid.kind))
+    let id = RequestId::parse(text).map_err(|invalid| ApiError::bad_id(invalid.kind))?;
+    tracing::Span::current().record("request_id", id.as_str());
+    Ok(id)
 }
 
-/// The session id of a path.
+/// A session id as it came in; from here on the log names it.
 fn session_id(text: &str) -> Result<SessionId, ApiError> {
-    SessionId::parse(text).map_err(|invalid| ApiError::bad_id(invalid.kind))
+    let id = SessionId::parse(text).map_err(|invalid| ApiError::bad_id(invalid.kind))?;
+    tracing::Span::current().record("session_id", id.as_str());
+    Ok(id)
 }
 
-/// The task id of a path.
+/// A task id as it came in; from here on the log names it.
 fn task_id(text: &str) -> Result<TaskId, ApiError> {
-    TaskId::parse(text).map_err(|invalid| ApiError::bad_id(invalid.kind))
+    let id = TaskId::parse(text).map_err(|invalid| ApiError::bad_id(invalid.kind))?;
+    tracing::Span::current().record("task_id", id.as_str());
+    Ok(id)
 }

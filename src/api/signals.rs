@@ -44,8 +44,7 @@ pub async fn read(
         .run_to_end(async move {
             approvals::find_signal(&work, &caller, &session, wanted.as_ref()).await
         })
-        .await
-        .ok_or_else(|| ApiError::internal("reading a signal panicked"))?;
+        .await?;
     Ok(match signal? {
         Some(signal) => ok("Signal retrieved", signal),
         None => nothing("No signal found for session"),

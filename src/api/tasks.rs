@@ -225,9 +225,7 @@ pub async fn create(
         updated_at: now,
     };
     let (work, inserted) = (core.get_ref().clone(), task.clone());
-    core.run_to_end(async move { work.ledger.insert_task(&inserted).await })
-        .await
-        .ok_or_else(|| ApiError::internal("making a task panicked"))??;
+    core.run_to_end(async move { work.ledger.insert_task(&inserted).await }).await??;
     Ok(created("Task created", task.into()))
 }
 
@@ -247,10 +245,8 @@ pub async fn read(
 ) -> Result<Answer<TaskView>, ApiError> {
     let id = task_id(&id)?;
     let work = core.get_ref().clone();
-    let found = core
-        .run_to_end(async move { work.ledger.find_task(&caller.tenant, &id).await })
-        .await
-        .ok_or_else(|| ApiError::internal("reading a task panicked"))??;
+    let found =
+        core.run_to_end(async move { work.ledger.find_task(&caller.tenant, &id).await }).await??;
     Ok(ok("Task retrieved", found.ok_or_else(ApiError::not_found)?.into()))
 }
 
@@ -271,10 +267,8 @@ pub async fn list(
     let filter = filter(query.into_inner(), caller)?;
     let (page, size) = (filter.page, filter.size);
     let work = core.get_ref().clone();
-    let (tasks, total) = core
-        .run_to_end(async move { work.ledger.list_tasks(&filter).await })
-        .await
-        .ok_or_else(|| ApiError::internal("listing tasks panicked"))??;
+    let (tasks, total) =
+        core.run_to_end(async move { work.ledger.list_tasks(&filter).await }).await??;
     let total_pages = total.div_ceil(u64::from(size));
     Ok(ok(
         "Tasks retrieved",
@@ -487,8 +481,7 @@ async fn change(
         .run_to_end(async move {
             work.ledger.change_task(&caller.tenant, &id, &step, &work.clock).await
         })
-        .await
-        .ok_or_else(|| ApiError::internal("changing a task panicked"))?;
+        .await?;
     match changed? {
         TaskChange::Done(task) => Ok(ok(message, TaskView::from(*task))),
         TaskChange::NotFound => Err(ApiError::not_found()),

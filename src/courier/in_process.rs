@@ -103,17 +103,15 @@ impl InProcessCourier {
     pub async fn send(&self, outgoing: &Outgoing<'_>) -> Result<Sent> {
         let now = self.now_millis();
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        if let Some(pointer) = outgoing.only_while {
-            let there: Option<String> = sqlx::query_scalar(
-                "SELECT value FROM courier_value WHERE key = $1 AND expires_at > $2",
-            )
-            .bind(super::session_key(outgoing.session))
-            .bind(now)
-            .fetch_optional(&mut *transaction)
-            .await?;
-            if there != pointer.text {
-                return Ok(Sent::SessionChanged);
-            }
+        let pointer: Option<String> = sqlx::query_scalar(
+            "SELECT value FROM courier_value WHERE key = $1 AND expires_at > $2",
+        )
+        .bind(super::session_key(outgoing.session))
+        .bind(now)
+        .fetch_optional(&mut *transaction)
+        .await?;
+        if pointer != outgoing.only_while.text {
+            return Ok(Sent::SessionChanged);
         }
         sqlx::query(
             "INSERT INTO courier_value (key, value, rank, expires_at) VALUES ($1, $2, $3, $4)

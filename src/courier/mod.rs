@@ -49,8 +49,8 @@ pub struct Outgoing<'a> {
     pub signal: &'a str,
     /// Of two signals of a session the one with the higher rank stays under the key.
     pub rank: i64,
-    /// When given, the signal goes out only while the session's pointer is exactly this one.
-    pub only_while: Option<&'a SessionPointer>,
+    /// The signal goes out only while the session's pointer is exactly this one.
+    pub only_while: &'a SessionPointer,
 }
 
 /// What became of a signal.

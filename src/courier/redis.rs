@@ -187,10 +187,8 @@ impl RedisCourier {
             .arg(crate::domain::signal::SIGNAL_TTL_SECONDS)
             .arg(outgoing.rank)
             .arg(super::channel(outgoing.session));
-        if let Some(pointer) = outgoing.only_while {
-            script.key(super::session_key(outgoing.session));
-            script.arg(pointer.text.as_deref().unwrap_or(""));
-        }
+        script.key(super::session_key(outgoing.session));
+        script.arg(outgoing.only_while.text.as_deref().unwrap_or(""));
         let answer: i64 = self
             .call(async move { script.invoke_async(&mut connection).await })
             .await?

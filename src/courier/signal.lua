@@ -3,11 +3,11 @@
 --
 -- KEYS[1]  hitl:signal:{sessionId}
 -- KEYS[2]  the rank of the signal that is there; it shares KEYS[1]'s cluster slot
--- KEYS[3]  hitl:session:{sessionId}, only when the session's pointer must still be ARGV[5]
+-- KEYS[3]  hitl:session:{sessionId}, the session's pointer
 -- ARGV     1 signal JSON · 2 its time to live in seconds · 3 its rank · 4 the channel ·
 --          5 the pointer the sender saw, '' for none
 -- Returns  how many subscribers the message reached, or -1: the pointer is another by now.
-if KEYS[3] and (redis.call('GET', KEYS[3]) or '') ~= ARGV[5] then
+if (redis.call('GET', KEYS[3]) or '') ~= ARGV[5] then
   return -1
 end
 -- A signal that was delayed still goes out, but never replaces a newer one of its session.

@@ -183,6 +183,8 @@ pub enum Refusal {
     AlreadyDecided(Standing),
     /// What would be decided is not what the ledger knows under this id.
     Altered,
+    /// The session is somebody else's, whose agent would take our signal for its answer.
+    SessionTaken,
 }
 
 /// The decision that stands in the way of another.

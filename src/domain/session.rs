@@ -5,7 +5,8 @@
 
 use serde_json::value::RawValue;
 
-use super::ids::{RequestId, SessionId, TenantId};
+use super::approver::Caller;
+use super::ids::{RequestId, SessionId, TenantId, UserId};
 use super::json::{self, RawObject};
 
 /// The pointer as it was read, and what it means.
@@ -18,6 +19,8 @@ pub struct SessionPointer {
     pub request: Option<String>,
     /// The session's tenant, if it names one.
     pub tenant: Option<TenantId>,
+    /// The session's user, if it names one.
+    pub user: Option<UserId>,
 }
 
 impl SessionPointer {
@@ -26,16 +29,20 @@ impl SessionPointer {
     #[must_use]
     pub fn read(text: Option<String>) -> Self {
         let Some(value) = text.as_deref() else { return Self::default() };
-        let (request, tenant) = if let Ok(object) = serde_json::from_str::<RawObject>(value) {
-            let named = json::present(&object, "requestId").map(name_or_raw);
-            let tenant = json::present(&object, "tenantId").and_then(json::text_or_digits);
-            (named, tenant.and_then(|tenant| TenantId::parse(tenant).ok()))
+        let mut pointer = Self::default();
+        if let Ok(object) = serde_json::from_str::<RawObject>(value) {
+            let name = |field| json::present(&object, field).and_then(json::text_or_digits);
+            pointer.request = json::present(&object, "requestId").map(name_or_raw);
+            pointer.tenant = name("tenantId").and_then(|tenant| TenantId::parse(tenant).ok());
+            pointer.user = name("userId").and_then(|user| UserId::parse(user).ok());
         } else if let Ok(raw) = serde_json::from_str::<&RawValue>(value) {
-            ((raw.get() != "null").then(|| name_or_raw(raw)), None)
+            pointer.request = (raw.get() != "null").then(|| name_or_raw(raw));
         } else {
-            (Some(value.trim().to_owned()), None)
-        };
-        Self { request: request.filter(|id| !id.is_empty()), tenant, text }
+            pointer.request = Some(value.trim().to_owned());
+        }
+        pointer.request = pointer.request.filter(|id| !id.is_empty());
+        pointer.text = text;
+        pointer
     }
 
     /// Whether the session names this request, or names nothing: only then may a signal for it
@@ -48,6 +55,13 @@ impl SessionPointer {
 
 fn name_or_raw(value: &RawValue) -> String {
     json::text_or_digits(value).unwrap_or_else(|| value.get().to_owned())
+}
+
+/// Whether a session, or the request it names, says that it is somebody else's than the caller's.
+#[must_use]
+pub fn is_anothers(tenant: Option<&TenantId>, user: Option<&UserId>, caller: &Caller) -> bool {
+    tenant.is_some_and(|tenant| *tenant != caller.tenant)
+        || user.is_some_and(|user| *user != caller.user)
 }
 
 /// The pointer that we write for a request registered over HTTP, in the agents' own form.

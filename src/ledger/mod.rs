@@ -261,7 +261,15 @@ impl Ledger {
     /// [`LedgerError::Unavailable`] leaves open whether it was recorded; ask again by reading.
     pub async fn record_decision(&self, writing: &Writing<'_>) -> Result<Recorded> {
         if let Some(row) = on_engine!(self, ledger => ledger.record_decision(writing))? {
-            return Ok(Recorded::Won(row.into_record()?));
+            let waits = row.task_status.as_deref() == Some(TaskStatus::WaitingApproval.as_str());
+            let record = row.into_record()?;
+            if waits {
+                // The task has other requests. If one of them was decided at this very moment,
+                // neither decision saw the other's; looking again after both does.
+                let task = &record.task;
+                let _released = on_engine!(self, ledger => ledger.release_task(task, writing.now));
+            }
+            return Ok(Recorded::Won(record));
         }
         let standing = self.find_request(&writing.candidate.request.id).await?;
         standing.map(Recorded::Lost).ok_or_else(|| {
@@ -380,8 +388,14 @@ impl Ledger {
                 let Some(before) = self.find_task(tenant, id).await? else {
                     return Ok(TaskChange::NotFound);
                 };
-                let after = match before.after(step.clone(), clock.now()) {
+                let now = clock.now();
+                let after = match before.after(step.clone(), now) {
                     Ok(after) => after,
+                    // What it waited for may have expired, which nobody reports.
+                    Err(TaskRefusal::State(TaskStatus::WaitingApproval)) if on_engine!(self, ledger => ledger.release_task(id, now))? =>
+                    {
+                        continue;
+                    }
                     Err(refusal) => return Ok(TaskChange::Refused(refusal)),
                 };
                 if after == before
@@ -454,6 +468,8 @@ pub struct RequestRow {
     delivery: String,
     owed_since: DateTime<Utc>,
     listeners: Option<i64>,
+    #[sqlx(default)]
+    task_status: Option<String>,
 }
 
 impl RequestRow {

@@ -60,8 +60,9 @@ impl PgLedger {
                 ")",
                 ", touched AS (",
                 write_task!("written AS d WHERE true"),
-                ")",
-                " SELECT * FROM written"
+                " RETURNING status)",
+                " SELECT written.*, touched.status AS task_status",
+                " FROM written LEFT JOIN touched ON true"
             )),
             writing,
         )
@@ -79,8 +80,9 @@ impl PgLedger {
                 ")",
                 ", touched AS (",
                 write_task!("written AS d WHERE true"),
-                ")",
-                " SELECT * FROM written"
+                " RETURNING status)",
+                " SELECT written.*, touched.status AS task_status",
+                " FROM written LEFT JOIN touched ON true"
             )),
             writing,
         )

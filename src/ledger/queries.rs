@@ -160,6 +160,29 @@ macro_rules! ledger_queries {
                 .map(|done| done.rows_affected() == 1)
             }
 
+            /// Lets a task go on that waits for nothing any more.
+            pub async fn release_task(
+                &self,
+                id: &TaskId,
+                now: DateTime<Utc>,
+            ) -> sqlx::Result<bool> {
+                sqlx::query(
+                    "UPDATE agent_task
+                        SET status = 'IN_PROGRESS',
+                            updated_at = CASE WHEN updated_at > $2 THEN updated_at ELSE $2 END
+                      WHERE task_id = $1 AND status = 'WAITING_APPROVAL'
+                        AND NOT EXISTS (
+                            SELECT 1 FROM hitl_request
+                             WHERE task_id = $1 AND status = 'pending' AND expires_at > $2
+                        )",
+                )
+                .bind(id.as_str())
+                .bind(now)
+                .execute(&self.pool)
+                .await
+                .map(|done| done.rows_affected() == 1)
+            }
+
             /// One page of the tasks that match, newest first, and how many match in all.
             pub async fn list_tasks(
                 &self,
