@@ -36,6 +36,9 @@ const PLAIN_NAMES: [&str; 8] = [
 ];
 const SECRETS: [&str; 4] = ["DATABASE_URL", "REDIS_URL", "REDIS_PASSWORD", "JWT_SECRET"];
 
+/// Settings that the environment gives as a comma-separated list.
+const LISTS: [&str; 1] = ["cors_origins"];
+
 /// Checked settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -211,6 +214,11 @@ impl RawConfig {
             builder = builder.add_source(config::File::from_str(&text, config::FileFormat::Toml));
         }
         for (name, value) in settings_in_environment()? {
+            let value = if LISTS.contains(&name.as_str()) {
+                config::Value::from(value.split(',').map(str::trim).collect::<Vec<_>>())
+            } else {
+                config::Value::from(value)
+            };
             builder = builder
                 .set_override(name.clone(), value)
                 .with_context(|| format!("cannot use the variable for {name}"))?;

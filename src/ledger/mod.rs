@@ -32,6 +32,8 @@ use crate::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
 
 /// Longest any call to the ledger takes, waiting for a connection included.
 pub const TIMEOUT: Duration = Duration::from_millis(1900);
+/// Longest to wait for Postgres at start.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest to wait for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long whoever decides or claims a row has to send its signal before a relay may try. Longer
@@ -171,8 +173,11 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when it cannot be reached or does not let us in.
     pub async fn connect_postgres(url: &SecretString, max_connections: u32) -> Result<Self> {
-        let ledger =
-            PgLedger::connect(url.expose_secret(), max_connections, ACQUIRE_TIMEOUT).await?;
+        let url = url.expose_secret();
+        let connecting = PgLedger::connect(url, max_connections, ACQUIRE_TIMEOUT);
+        let ledger = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+            .await
+            .map_err(|_elapsed| LedgerError::Unavailable("no answer in time".to_owned()))??;
         Ok(Self::Postgres(ledger))
     }
 

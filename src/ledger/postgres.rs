@@ -32,11 +32,13 @@ impl PgLedger {
                 ("lock_timeout", "1000"),
                 ("idle_in_transaction_session_timeout", "5000"),
             ]);
+        // The pool would retry until its time is up and then only say so; one plain connection says
+        // what is wrong.
+        PgConnection::connect_with(&options).await?.close().await?;
         let pool = PgPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(acquire)
-            .connect_with(options)
-            .await?;
+            .connect_lazy_with(options);
         Ok(Self { pool })
     }
 
