@@ -23,7 +23,7 @@ use crate::api::envelope::with_call;
 use crate::api::error::{ApiError, FieldErrors};
 use crate::api::text::Text;
 use crate::auth::TokenVerifier;
-use crate::config::{Config, LedgerConfig};
+use crate::config::{Config, LedgerConfig, make_private_folder};
 use crate::core::Core;
 use crate::courier::Courier;
 use crate::domain::clock::Clock;
@@ -166,8 +166,7 @@ pub async fn open_ledger(config: &Config, lock: bool) -> anyhow::Result<(Ledger,
         }
         LedgerConfig::Sqlite { file } => {
             if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-                std::fs::create_dir_all(folder)
-                    .with_context(|| format!("cannot make the data folder {}", folder.display()))?;
+                make_private_folder(folder)?;
             }
             let lock = if lock { Some(lock_beside(file)?) } else { None };
             let ledger = Ledger::open_sqlite(file)

@@ -20,9 +20,13 @@ use crate::domain::request::{
     ApprovalRequest, Origin, REQUEST_TTL_SECONDS, Unreadable, decided_document,
 };
 use crate::domain::session::{SessionPointer, is_anothers};
-use crate::domain::signal::{SIGNAL_TTL_SECONDS, signal_json, signal_request};
+use crate::domain::signal::{signal_json, signal_request};
 use crate::ledger::{LedgerError, Recorded, Registered, Writing};
 
+/// How long existing agents wait for an answer (wire contract).
+const PATIENCE: TimeDelta = TimeDelta::seconds(300);
+/// How long an agent that missed the message may take to look under the key.
+const UNHEARD: TimeDelta = TimeDelta::seconds(30);
 /// How long to ask the ledger what became of a write that it did not confirm.
 const CONFIRMATION: Duration = Duration::from_millis(900);
 
@@ -506,11 +510,16 @@ async fn asked_now(core: &Core, id: &RequestId) -> Result<Option<ApprovalRequest
     Ok(request.filter(ApprovalRequest::is_pending))
 }
 
-/// Whether an agent whose session names nothing can still be waiting for this answer: nobody has
-/// heard it, and the agent's 300 seconds of patience are not over. If Redis was wiped, the session
-/// may by now wait for a request that nobody knows; an older answer would be taken for its.
+/// Whether an agent whose session names nothing can still be waiting for this answer.
+///
+/// If Redis was wiped, the session may by now wait for a request that nobody knows, and an agent
+/// that asks without a request id takes whatever it gets for its answer. So an answer that never
+/// left us counts only while the agent's patience lasts, and one that did only for a moment and
+/// only if nobody was listening.
 fn still_waits(record: &Record, now: DateTime<Utc>) -> bool {
-    let patience = TimeDelta::seconds(i64::try_from(SIGNAL_TTL_SECONDS).unwrap_or(0));
-    let unheard = record.delivery == Delivery::Owed || record.listeners == Some(0);
-    unheard && now < record.created_at + patience
+    match record.delivery {
+        Delivery::Owed => now < record.created_at + PATIENCE,
+        Delivery::Sent => record.listeners == Some(0) && now < record.owed_since + UNHEARD,
+        Delivery::Superseded => false,
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
@@ -122,6 +122,15 @@ impl Config {
     /// One sentence: which setting is wrong, and what it should be.
     pub fn load(file: Option<&Path>) -> anyhow::Result<Self> {
         Self::from_raw(RawConfig::load(file)?)
+    }
+
+    /// Where the service listens, without looking at anything else.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_address(file: Option<&Path>) -> anyhow::Result<(String, u16)> {
+        let raw = RawConfig::load(file)?;
+        Ok((raw.host, raw.port))
     }
 
     /// The embedded default in a folder of its own, on a free port; no file and no variable counts.
@@ -292,10 +301,18 @@ impl RawConfig {
 /// Every setting that the environment names, by its key; blank ones count as absent.
 fn settings_in_environment() -> anyhow::Result<Vec<(String, String)>> {
     let mut settings = Vec::new();
-    for (variable, value) in std::env::vars() {
+    // In this order, so that the name with our prefix wins over the plain one.
+    let (ours, plain): (Vec<_>, Vec<_>) =
+        std::env::vars().partition(|(variable, _)| variable.starts_with(PREFIX));
+    for (variable, value) in plain.into_iter().chain(ours) {
         let key = variable.strip_prefix(PREFIX).unwrap_or(&variable);
         let is_ours = key != variable || PLAIN_NAMES.contains(&key);
-        if value.trim().is_empty() || variable == "AURA_HITL_CONFIG" {
+        // Kubernetes announces the services of a namespace in variables of its own, which for
+        // services called aura-hitl or redis look like ours:
+        // https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+        let is_service_link =
+            value.starts_with("tcp://") || key.starts_with("SERVICE_") || key.starts_with("PORT_");
+        if value.trim().is_empty() || variable == "AURA_HITL_CONFIG" || is_service_link {
             continue;
         }
         if let Some(secret) = key.strip_suffix("_FILE").filter(|key| SECRETS.contains(key)) {
@@ -313,11 +330,23 @@ fn settings_in_environment() -> anyhow::Result<Vec<(String, String)>> {
     Ok(settings)
 }
 
+/// Makes a folder for data that only its owner may read; one that is there stays as it is.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn make_private_folder(folder: &Path) -> anyhow::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("cannot make the data folder {}", folder.display()))
+}
+
 /// The embedded mode's own secret, made on first use; only its owner may read it.
 fn secret_beside(data_dir: &Path) -> anyhow::Result<SecretString> {
     let file = data_dir.join("jwt_secret");
     let writing = || format!("cannot keep a JWT secret in {}", file.display());
-    fs::create_dir_all(data_dir).with_context(writing)?;
+    make_private_folder(data_dir)?;
     let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file);
     match made {
         Ok(mut made) => {

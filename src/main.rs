@@ -135,12 +135,12 @@ async fn migrate(file: Option<&Path>) -> anyhow::Result<()> {
 }
 
 async fn healthcheck(file: Option<&Path>) -> anyhow::Result<()> {
-    let config = Config::load(file)?;
-    let host = match config.host.as_str() {
+    let (host, port) = Config::load_address(file)?;
+    let host = match host.as_str() {
         "0.0.0.0" | "::" | "[::]" => "127.0.0.1",
         host => host,
     };
-    let address = format!("http://{host}:{}/health/ready", config.port);
+    let address = format!("http://{host}:{port}/health/ready");
     let client = reqwest::Client::builder().timeout(Duration::from_secs(3)).build()?;
     let response =
         client.get(&address).send().await.with_context(|| format!("no answer from {address}"))?;

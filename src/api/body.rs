@@ -96,7 +96,9 @@ fn arrive<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> R
                 Err(malformed("body", "did not arrive whole", "본문이 완전하지 않습니다"))
             }
             Ok(Err(_over)) => Err(ApiError::too_large(LIMIT)),
-            Err(_elapsed) => Err(ApiError::too_slow()),
+            Err(_elapsed) => {
+                Err(malformed("body", "did not arrive in time", "제시간에 도착하지 않았습니다"))
+            }
         }
     })
 }

@@ -74,7 +74,6 @@ impl Modify for Common {
                     (ErrorCode::Forbidden, true),
                     (ErrorCode::NotFound, has_id),
                     (ErrorCode::MethodNotAllowed, true),
-                    (ErrorCode::TooSlow, has_body),
                     (ErrorCode::WrongState, changes || path.contains("/requests/")),
                     (ErrorCode::Gone, decides),
                     (ErrorCode::TooLarge, has_body),

@@ -55,8 +55,6 @@ pub enum ErrorCode {
     Invalid,
     /// A header is missing, blank or repeated.
     BadHeader,
-    /// The body came too slowly.
-    TooSlow,
     /// Too large.
     TooLarge,
     /// Not JSON.
@@ -82,7 +80,7 @@ impl ErrorCode {
             Self::WrongState => "E3002",
             Self::AlreadyDecided => "E3006",
             Self::Gone => "E3007",
-            Self::Invalid | Self::TooSlow => "E4000",
+            Self::Invalid => "E4000",
             Self::BadHeader => "E4001",
             Self::TooLarge => "E4130",
             Self::NotJson => "E4150",
@@ -102,7 +100,6 @@ impl ErrorCode {
             Self::NoTenant | Self::Invalid | Self::BadHeader => StatusCode::BAD_REQUEST,
             Self::WrongState | Self::AlreadyDecided => StatusCode::CONFLICT,
             Self::Gone => StatusCode::GONE,
-            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -305,16 +302,6 @@ impl ApiError {
             format!("다음 항목을 확인해 주세요: {names}"),
         )
         .with_data(Value::Object(data))
-    }
-
-    /// A body that came too slowly.
-    #[must_use]
-    pub fn too_slow() -> Self {
-        Self::new(
-            ErrorCode::TooSlow,
-            "The body did not arrive in time. Please send the request again.",
-            "요청 본문이 제시간에 도착하지 않았습니다. 다시 보내 주세요.",
-        )
     }
 
     /// A body over the limit.
