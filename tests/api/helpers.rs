@@ -9,9 +9,12 @@ use aura_hitl::auth;
 use aura_hitl::config::{Config, LedgerConfig};
 use aura_hitl::core::Core;
 use aura_hitl::courier::RedisSettings;
-use aura_hitl::domain::approver::Role;
+use aura_hitl::domain::approver::{Caller, Role, Via};
 use aura_hitl::domain::clock::Clock;
+use aura_hitl::domain::decision::{Candidate, Decision, Delivery, Record, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
+use aura_hitl::domain::request::{ApprovalRequest, Origin};
+use chrono::{DateTime, TimeDelta, Utc};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -314,4 +317,54 @@ pub async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
     tokio::time::timeout(std::time::Duration::from_secs(10), looking)
         .await
         .expect("it never happened")
+}
+
+impl Who<'_> {
+    /// The caller that the API makes of a token.
+    pub fn caller(self) -> Caller {
+        Caller {
+            user: UserId::parse(self.user).unwrap(),
+            tenant: TenantId::parse(self.tenant).unwrap(),
+            role: self.role,
+            via: Via::default(),
+        }
+    }
+
+    /// This person's decision.
+    pub fn decides(self, verdict: Verdict, at: DateTime<Utc>) -> Decision {
+        Decision { verdict, by: UserId::parse(self.user).unwrap(), at }
+    }
+}
+
+impl Asked {
+    /// What the use cases make of it, for calling the ledger directly; it lives half an hour.
+    pub fn candidate(&self, origin: Origin, now: DateTime<Utc>) -> Candidate {
+        let id = RequestId::parse(&self.id).unwrap();
+        let request = ApprovalRequest::read(&id, self.document.to_string()).unwrap();
+        let tenant = request.tenant.clone();
+        let expires_at = now + TimeDelta::seconds(1800);
+        Candidate { request, origin, tenant, created_at: now, expires_at }
+    }
+}
+
+impl TestApp {
+    /// Registers a request over HTTP, as agents do that cannot reach Redis.
+    pub async fn register(&self, who: Who<'_>, asked: &Asked) -> Answer {
+        let mut body = json!({ "requestId": asked.id, "sessionId": asked.session });
+        for field in ["actionType", "message", "context", "taskId", "planSteps"] {
+            if let Some(value) = asked.document.get(field) {
+                body[field] = value.clone();
+            }
+        }
+        self.post(who, "/aura/hitl/requests", body).await
+    }
+
+    /// Waits until what a request owes Redis is there, or need not be any more.
+    pub async fn settled(&self, request: &str) -> Record {
+        eventually(async || {
+            let record = self.record(request).await;
+            (record.delivery != Delivery::Owed).then_some(record)
+        })
+        .await
+    }
 }
