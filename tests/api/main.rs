@@ -11,4 +11,6 @@
 #[macro_use]
 mod helpers;
 mod approvals;
+mod relay;
+mod servers;
 mod stores;

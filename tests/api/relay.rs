@@ -1,0 +1,357 @@
+//! What happens while Redis or Postgres is away, and when it is back: the servers are really
+//! killed, frozen and started again.
+
+use std::time::Duration;
+
+use aura_hitl::config::LedgerConfig;
+use aura_hitl::domain::clock::Clock;
+use aura_hitl::domain::decision::{Delivery, State, Verdict};
+use aura_hitl::domain::ids::RequestId;
+use aura_hitl::domain::request::Origin;
+use aura_hitl::domain::signal::signal_json;
+use aura_hitl::ledger::{LEASE, Recorded, Writing};
+use aura_hitl::relay;
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use secrecy::SecretString;
+use serde_json::Value;
+
+use crate::helpers::{
+    ALICE, Answer, Asked, Mode, TestApp, Who, eventually, fresh_database, unique,
+};
+use crate::servers::{PrivatePostgres, PrivateRedis};
+
+/// A call that takes longer than this hangs; each part of it is bounded by 2 s.
+const HANGS: Duration = Duration::from_secs(5);
+
+/// A service on a Redis of its own. Everything else is as in the mode.
+async fn app_on(mode: Mode, redis: &PrivateRedis) -> TestApp {
+    TestApp::spawn_with(mode, Clock::System, |config| config.redis = Some(redis.settings())).await
+}
+
+/// An answer, within bounds.
+async fn bounded<T>(call: impl Future<Output = T>) -> T {
+    tokio::time::timeout(HANGS, call).await.expect("the call hangs")
+}
+
+async fn readiness(app: &TestApp) -> Answer {
+    let call = app.client.get(format!("{}/health/ready", app.base)).send();
+    bounded(async { Answer::of(call.await.unwrap()).await }).await
+}
+
+async fn becomes_ready(app: &TestApp) {
+    eventually(async || readiness(app).await.status.is_success().then_some(())).await;
+}
+
+/// Turned away: nothing was decided, and a retry may help.
+#[track_caller]
+fn assert_turned_away(answer: &Answer) {
+    answer.assert(503, "E5000");
+    let retry = answer.headers.get("Retry-After").and_then(|value| value.to_str().ok());
+    assert!(retry.is_some_and(|seconds| seconds.parse::<u32>().is_ok()), "{:?}", answer.headers);
+}
+
+/// Waits until the signal that the ledger holds is the one under the session's key.
+async fn signalled(app: &TestApp, asked: &Asked) {
+    let record = app.settled(&asked.id).await;
+    assert_eq!(record.delivery, Delivery::Sent);
+    let State::Decided(decision) = &record.state else { panic!("{:?}", record.state) };
+    let signal = app.signal(&asked.session).await;
+    assert_eq!(signal.unwrap(), signal_json(&record.id, decision));
+}
+
+/// Records decisions the way a process does that dies before it signals: on the ledger only, one
+/// lease ago.
+async fn decided_and_died(app: &TestApp, asked: &Asked, verdict: Verdict) {
+    let at = app.core.clock.now() - LEASE;
+    let (candidate, caller) = (asked.candidate(Origin::Redis, at), ALICE.caller());
+    let decision = ALICE.decides(verdict, at);
+    let writing =
+        Writing { candidate: &candidate, decision: Some(&decision), caller: &caller, now: at };
+    let recorded = app.core.ledger.record_decision(&writing).await.unwrap();
+    assert!(matches!(recorded, Recorded::Won(_)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_is_down_registered_requests_are_decided_and_signalled_once_it_is_back() {
+    let mut redis = PrivateRedis::start().await;
+    for mode in [Mode::Embedded, Mode::Production] {
+        let app = app_on(mode, &redis).await;
+        let [approved, rejected, unknown] = [(); 3].map(|()| Asked::new());
+        for asked in [&approved, &rejected] {
+            app.register(ALICE, asked).await.assert(201, "");
+        }
+        app.ask(&unknown).await;
+        redis.kill();
+
+        let answer = bounded(app.approve(ALICE, &approved.id)).await;
+        answer.assert(200, "");
+        assert_eq!(answer.data()["status"], "approved");
+        bounded(app.reject(ALICE, &rejected.id, Some("아니요"))).await.assert(200, "");
+        bounded(app.approve(ALICE, &approved.id)).await.assert(200, "");
+        bounded(app.reject(ALICE, &approved.id, None)).await.assert(409, "E3006");
+        assert_turned_away(&bounded(app.approve(ALICE, &unknown.id)).await);
+        let id = RequestId::parse(&unknown.id).unwrap();
+        assert!(app.core.ledger.find_request(&id).await.unwrap().is_none());
+        assert_eq!(app.record(&approved.id).await.delivery, Delivery::Owed);
+        let polled = bounded(app.poll(ALICE, &approved.session, Some(&approved.id))).await;
+        assert_eq!(polled.unwrap()["status"], "approved", "the ledger answers for Redis");
+
+        redis.start_again().await;
+        for asked in [&approved, &rejected] {
+            signalled(&app, asked).await;
+            let polled = app.poll(ALICE, &asked.session, None).await.unwrap();
+            assert_eq!(polled["requestId"], asked.id);
+            let stored: String =
+                redis.command(&["GET", &format!("hitl:request:{}", asked.id)]).await;
+            let stored: Value = serde_json::from_str(&stored).unwrap();
+            assert_ne!(stored["status"], "pending");
+        }
+        let polled = app.poll(ALICE, &rejected.session, None).await.unwrap();
+        assert_eq!(polled["reason"], "아니요");
+        app.ask(&unknown).await;
+        app.approve(ALICE, &unknown.id).await.assert(200, "");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_is_frozen_every_call_is_answered() {
+    let redis = PrivateRedis::start().await;
+    let app = app_on(Mode::Production, &redis).await;
+    let [registered, unknown, late] = [(); 3].map(|()| Asked::new());
+    app.register(ALICE, &registered).await.assert(201, "");
+    app.ask(&unknown).await;
+    redis.freeze();
+    let [request, signals] = [
+        format!("/aura/hitl/requests/{}", unknown.id),
+        format!("/aura/hitl/signals/{}", unknown.session),
+    ];
+    for _round in 0..3 {
+        let (known, unknown, request, signals, readiness) = tokio::join!(
+            bounded(app.approve(ALICE, &registered.id)),
+            bounded(app.approve(ALICE, &unknown.id)),
+            bounded(app.get(ALICE, &request)),
+            bounded(app.get(ALICE, &signals)),
+            readiness(&app)
+        );
+        known.assert(200, "");
+        [&unknown, &request, &signals].into_iter().for_each(assert_turned_away);
+        readiness.assert(503, "E5000");
+    }
+    bounded(app.register(ALICE, &late)).await.assert(201, "");
+    let many = (0..20).map(|_| bounded(app.approve(ALICE, &unknown.id)));
+    join_all(many).await.iter().for_each(assert_turned_away);
+    redis.thaw();
+    becomes_ready(&app).await;
+    signalled(&app, &registered).await;
+    assert_eq!(app.settled(&late.id).await.delivery, Delivery::Sent);
+    app.approve(ALICE, &unknown.id).await.assert(200, "");
+    signalled(&app, &unknown).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_registered_while_redis_is_down_is_in_redis_later() {
+    let mut redis = PrivateRedis::start().await;
+    let app = app_on(Mode::Embedded, &redis).await;
+    redis.kill();
+    let asked = Asked::new();
+    bounded(app.register(ALICE, &asked)).await.assert(201, "");
+    assert_eq!(app.record(&asked.id).await.delivery, Delivery::Owed);
+    redis.start_again().await;
+    assert_eq!(app.settled(&asked.id).await.delivery, Delivery::Sent);
+    let stored = async |kind: &str, name: &str| -> Value {
+        let stored: String = redis.command(&["GET", &format!("hitl:{kind}:{name}")]).await;
+        serde_json::from_str(&stored).unwrap()
+    };
+    let request = stored("request", &asked.id).await;
+    assert_eq!((&request["status"], &request["userId"]), (&"pending".into(), &"user123".into()));
+    assert_eq!(stored("session", &asked.session).await["requestId"], asked.id);
+    let signals: i64 = redis.command(&["EXISTS", &format!("hitl:signal:{}", asked.session)]).await;
+    assert_eq!(signals, 0, "agents take anything for an approval");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readiness_names_the_store_that_is_away() {
+    let mut redis = PrivateRedis::start().await;
+    let app = app_on(Mode::Production, &redis).await;
+    let expected = |ready: bool, courier: bool| {
+        serde_json::json!({
+            "ready": ready,
+            "ledger": { "engine": "postgres", "ready": true },
+            "courier": { "engine": "redis", "ready": courier },
+        })
+    };
+    assert_eq!(*readiness(&app).await.assert(200, "").data(), expected(true, true));
+    redis.kill();
+    assert_eq!(*readiness(&app).await.assert(503, "E5000").data(), expected(false, false));
+    let live = app.client.get(format!("{}/health/live", app.base)).send().await.unwrap();
+    assert_eq!(live.status(), 200, "a restart would not bring Redis back");
+    redis.start_again().await;
+    becomes_ready(&app).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_is_full_decisions_are_kept_and_signalled_after_relief() {
+    let redis = PrivateRedis::start().await;
+    let app = app_on(Mode::Production, &redis).await;
+    let [asked, registered] = [(); 2].map(|()| Asked::new());
+    app.ask(&asked).await;
+    app.register(ALICE, &registered).await.assert(201, "");
+    app.settled(&registered.id).await;
+    let _ok: String = redis.command(&["CONFIG", "SET", "maxmemory", "1mb"]).await;
+    let ballast = "x".repeat(100_000);
+    let full = async |number: u32| {
+        redis.try_command::<String>(&["SET", &format!("ballast:{number}"), &ballast]).await.err()
+    };
+    let mut number = 0;
+    let refusal = loop {
+        if let Some(refusal) = full(number).await {
+            break refusal;
+        }
+        number += 1;
+    };
+    assert_eq!(refusal.code(), Some("OOM"));
+
+    for one in [&asked, &registered] {
+        bounded(app.approve(ALICE, &one.id)).await.assert(200, "");
+        assert_eq!(app.record(&one.id).await.delivery, Delivery::Owed);
+        let polled = bounded(app.poll(ALICE, &one.session, Some(&one.id))).await.unwrap();
+        assert_eq!(polled["status"], "approved", "pollers do not depend on the key");
+    }
+    let _ok: String = redis.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    for one in [&asked, &registered] {
+        signalled(&app, one).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_replicas_send_each_owed_signal_once() {
+    let redis = PrivateRedis::start().await;
+    let database = SecretString::from(fresh_database().await);
+    let replica = || {
+        let ledger = LedgerConfig::Postgres { url: database.clone(), max_connections: 10 };
+        let settings = redis.settings();
+        TestApp::spawn_with(Mode::Embedded, Clock::System, |config| {
+            (config.ledger, config.redis) = (ledger, Some(settings));
+        })
+    };
+    let (one, two) = tokio::join!(replica(), replica());
+    let prefix = unique("session");
+    let mut messages = redis.client().get_async_pubsub().await.unwrap();
+    messages.psubscribe(format!("hitl:channel:{prefix}*")).await.unwrap();
+    let asked: Vec<_> =
+        (0..60).map(|number| Asked::in_session(&format!("{prefix}_{number}"))).collect();
+    let dying = asked.iter().map(|asked| decided_and_died(&one, asked, Verdict::Approve));
+    let relaying = async {
+        // Beside the two replicas' own rounds: as many at once as can be.
+        for _round in 0..6 {
+            let rounds = tokio::join!(relay::run_once(&one.core), relay::run_once(&two.core));
+            rounds.0.unwrap();
+            rounds.1.unwrap();
+        }
+    };
+    tokio::join!(join_all(dying), relaying);
+    for asked in &asked {
+        assert_eq!(two.settled(&asked.id).await.delivery, Delivery::Sent);
+    }
+    let end = format!("hitl:channel:{prefix}_end");
+    let _listeners: i64 = redis.command(&["PUBLISH", &end, "end"]).await;
+    let mut heard: Vec<_> = messages
+        .into_on_message()
+        .map(|message| message.get_channel_name().to_owned())
+        .take_while(|channel| std::future::ready(*channel != end))
+        .collect()
+        .await;
+    heard.sort();
+    let mut expected: Vec<_> =
+        asked.iter().map(|asked| format!("hitl:channel:{}", asked.session)).collect();
+    expected.sort();
+    assert_eq!(heard, expected);
+}
+
+both_modes! {
+    async fn a_decision_whose_process_died_before_the_signal_is_signalled_by_the_relay(app: TestApp) {
+        let [approved, rejected] = [(); 2].map(|()| Asked::new());
+        let no = Verdict::Reject { reason: "no".to_owned() };
+        for (asked, verdict) in [(&approved, Verdict::Approve), (&rejected, no)] {
+            app.ask(asked).await;
+            decided_and_died(&app, asked, verdict).await;
+            signalled(&app, asked).await;
+            let path = format!("/aura/hitl/requests/{}", asked.id);
+            let document = app.get(ALICE, &path).await.assert(200, "").data().clone();
+            let document: Value = serde_json::from_str(document.as_str().unwrap()).unwrap();
+            assert_ne!(document["status"], "pending");
+        }
+    }
+}
+
+both_modes! {
+    async fn the_relay_does_not_signal_a_session_that_has_moved_on(app: TestApp) {
+        let first = Asked::new();
+        let second = Asked::in_session(&first.session);
+        app.ask(&first).await;
+        app.ask(&second).await;
+        decided_and_died(&app, &first, Verdict::Approve).await;
+        assert_eq!(app.settled(&first.id).await.delivery, Delivery::Superseded);
+        assert_eq!(app.signal(&first.session).await, None);
+        assert_eq!(app.poll(ALICE, &first.session, None).await, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_postgres_is_away_nothing_is_decided() {
+    let mut postgres = PrivatePostgres::start().await;
+    let redis = PrivateRedis::start().await;
+    let url = SecretString::from(postgres.url());
+    let app = TestApp::spawn_with(Mode::Embedded, Clock::System, |config| {
+        config.ledger = LedgerConfig::Postgres { url, max_connections: 10 };
+        config.redis = Some(redis.settings());
+    })
+    .await;
+    let [asked, registered, before] = [(); 3].map(|()| Asked::new());
+    app.ask(&asked).await;
+    app.ask(&before).await;
+    app.register(ALICE, &registered).await.assert(201, "");
+    app.approve(ALICE, &before.id).await.assert(200, "");
+    let turned_away = async || {
+        let decisions = [&asked, &registered].map(|one| async {
+            tokio::join!(
+                bounded(app.approve(ALICE, &one.id)),
+                bounded(app.reject(ALICE, &one.id, None))
+            )
+        });
+        let other = Asked::new();
+        let (decisions, registration, readiness) = tokio::join!(
+            join_all(decisions),
+            bounded(app.register(ALICE, &other)),
+            readiness(&app)
+        );
+        assert_turned_away(&registration);
+        decisions.iter().for_each(|(yes, no)| [yes, no].into_iter().for_each(assert_turned_away));
+        assert_eq!(readiness.assert(503, "E5000").data()["ledger"]["ready"], false);
+        assert_eq!(readiness.data()["courier"]["ready"], true);
+        for one in [&asked, &registered] {
+            assert_eq!(app.signal(&one.session).await, None);
+        }
+    };
+    postgres.freeze();
+    turned_away().await;
+    postgres.thaw();
+    becomes_ready(&app).await;
+    let unknown = app.core.ledger.find_request(&RequestId::parse(&asked.id).unwrap()).await;
+    assert!(unknown.unwrap().is_none());
+    assert_eq!(app.record(&registered.id).await.state, State::Pending);
+    postgres.crash();
+    turned_away().await;
+    let stored: String = redis.command(&["GET", &format!("hitl:request:{}", asked.id)]).await;
+    assert_eq!(serde_json::from_str::<Value>(&stored).unwrap()["status"], "pending");
+
+    postgres.start_again().await;
+    becomes_ready(&app).await;
+    assert!(matches!(app.record(&before.id).await.state, State::Decided(_)));
+    let bob = Who { user: "bob", ..ALICE };
+    for one in [&asked, &registered] {
+        app.approve(bob, &one.id).await.assert(200, "");
+        signalled(&app, one).await;
+    }
+}

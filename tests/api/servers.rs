@@ -1,0 +1,368 @@
+//! Servers and programs that a test starts, kills, freezes and starts again by itself. They end
+//! with the test; a program that is not installed fails it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use aura_hitl::courier::RedisSettings;
+use secrecy::SecretString;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::helpers::eventually;
+
+/// A port that nobody listens on, outside the range that the system gives to outgoing connections:
+/// a server that is started on it again finds it free.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Other test processes begin elsewhere.
+        let offset = std::process::id().wrapping_mul(61) + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = u16::try_from(15_000 + offset % 17_000).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Sends a signal to a process that this test started.
+fn kill(signal: &str, pid: impl std::fmt::Display) {
+    let sent = Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
+    assert!(sent.success(), "kill {signal} {pid}");
+}
+
+/// A server process; killed when dropped, and let go on first if it was frozen.
+struct Server(Child);
+
+impl Server {
+    fn start(command: &mut Command, log: &Path) -> Self {
+        let log = File::options().create(true).append(true).open(log).unwrap();
+        let name = command.get_program().to_string_lossy().into_owned();
+        let started = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        Self(started.spawn().unwrap_or_else(|error| panic!("cannot start {name}: {error}")))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _status = self.0.wait();
+    }
+}
+
+/// A Redis of one's own.
+pub struct PrivateRedis {
+    port: u16,
+    arguments: Vec<String>,
+    server: Option<Server>,
+    folder: TempDir,
+}
+
+impl PrivateRedis {
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with further arguments of `redis-server`.
+    pub async fn start_with(arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|&one| one.to_owned()).collect();
+        let folder = TempDir::new().unwrap();
+        let mut redis = Self { port: free_port(), arguments, server: None, folder };
+        redis.start_again().await;
+        redis
+    }
+
+    /// Starts it, empty, on the port it had.
+    pub async fn start_again(&mut self) {
+        assert!(self.server.is_none(), "it is running");
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        command.args(["--maxmemory-policy", "noeviction", "--port"]).arg(self.port.to_string());
+        command.arg("--dir").arg(self.folder.path()).args(&self.arguments);
+        self.server = Some(Server::start(&mut command, &self.folder.path().join("log")));
+        eventually(async || {
+            let answer = self.try_command::<String>(&["PING"]).await;
+            // A server with a password is up when it asks for it.
+            answer.map_or_else(|error| error.code() == Some("NOAUTH"), |_| true).then_some(())
+        })
+        .await;
+    }
+
+    /// Kills it as a crash does; everything in it is lost.
+    pub fn kill(&mut self) {
+        self.server = None;
+    }
+
+    /// It stays there, and answers nothing.
+    pub fn freeze(&self) {
+        kill("-STOP", self.server.as_ref().unwrap().0.id());
+    }
+
+    pub fn thaw(&self) {
+        kill("-CONT", self.server.as_ref().unwrap().0.id());
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn settings(&self) -> RedisSettings {
+        RedisSettings::Url(SecretString::from(self.url()))
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn client(&self) -> redis::Client {
+        redis::Client::open(self.url()).unwrap()
+    }
+
+    /// A command of the test's own.
+    pub async fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        self.try_command(words).await.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    pub async fn try_command<T: redis::FromRedisValue>(
+        &self,
+        words: &[&str],
+    ) -> redis::RedisResult<T> {
+        let mut connection = self.client().get_multiplexed_async_connection().await?;
+        redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await
+    }
+}
+
+/// A Postgres of one's own.
+pub struct PrivatePostgres {
+    port: u16,
+    bin: PathBuf,
+    server: Option<Server>,
+    folder: TempDir,
+}
+
+impl PrivatePostgres {
+    pub async fn start() -> Self {
+        let folder = TempDir::new().unwrap();
+        let mut postgres = Self { port: free_port(), bin: Self::bin(), server: None, folder };
+        let initialised = postgres
+            .program("initdb")
+            .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
+            .arg(postgres.folder.path())
+            .output()
+            .unwrap();
+        assert!(initialised.status.success(), "{}", String::from_utf8_lossy(&initialised.stderr));
+        postgres.start_again().await;
+        postgres
+    }
+
+    fn bin() -> PathBuf {
+        let asked = Command::new("pg_config").arg("--bindir").output().ok();
+        let asked = asked.map(|said| PathBuf::from(String::from_utf8(said.stdout).unwrap().trim()));
+        let packaged = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+        let packaged = packaged.map(|version| version.unwrap().path().join("bin"));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut places = asked.into_iter().chain(packaged).chain(std::env::split_paths(&path));
+        places.find(|bin| bin.join("initdb").is_file()).expect("PostgreSQL is not installed")
+    }
+
+    /// Its programs refuse to run as root.
+    fn program(&self, name: &str) -> Command {
+        let program = self.bin.join(name);
+        let is_root =
+            std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap());
+        if is_root != 0 {
+            return Command::new(program);
+        }
+        let id = |option| {
+            let id = Command::new("id").args([option, "postgres"]).output().unwrap().stdout;
+            String::from_utf8(id).unwrap().trim().parse::<u32>().expect("no user postgres")
+        };
+        let (user, group) = (id("-u"), id("-g"));
+        std::os::unix::fs::chown(self.folder.path(), Some(user), Some(group)).unwrap();
+        let mut command = Command::new(program);
+        command.uid(user).gid(group).current_dir("/");
+        command
+    }
+
+    /// Starts it with the data it had, on the port it had.
+    pub async fn start_again(&mut self) {
+        assert!(self.server.is_none(), "it is running");
+        let mut command = self.program("postgres");
+        command.args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]);
+        command.arg("-p").arg(self.port.to_string()).arg("-D").arg(self.folder.path());
+        self.server = Some(Server::start(&mut command, &self.folder.path().join("log")));
+        eventually(async || {
+            let connected = <sqlx::PgConnection as sqlx::Connection>::connect(&self.url()).await;
+            connected.ok().map(drop)
+        })
+        .await;
+    }
+
+    /// Stops it at once, without telling its clients: `pg_ctl stop -m immediate`.
+    pub fn crash(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            kill("-QUIT", server.0.id());
+            let _status = server.0.wait();
+        }
+    }
+
+    /// The server and its backends stay there, and answer nothing.
+    pub fn freeze(&self) {
+        let server = self.server.as_ref().unwrap().0.id();
+        kill("-STOP", server);
+        self.backends().for_each(|backend| kill("-STOP", &backend));
+    }
+
+    pub fn thaw(&self) {
+        // The server last: until then it buries no backend, so that none is missing.
+        self.backends().for_each(|backend| kill("-CONT", &backend));
+        kill("-CONT", self.server.as_ref().unwrap().0.id());
+    }
+
+    fn backends(&self) -> impl Iterator<Item = String> {
+        let parent = self.server.as_ref().unwrap().0.id();
+        let listed = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+        listed.unwrap().split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>().into_iter()
+    }
+
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+}
+
+impl Drop for PrivatePostgres {
+    fn drop(&mut self) {
+        if self.server.is_some() {
+            self.thaw();
+            self.crash();
+        }
+    }
+}
+
+/// The program itself, as an operator runs it, with no environment but what the test gives it.
+pub struct Program {
+    command: Command,
+    folder: PathBuf,
+}
+
+/// The program as it runs.
+pub struct Running {
+    child: Child,
+    pub base: String,
+    out: PathBuf,
+    err: PathBuf,
+}
+
+impl Program {
+    /// In a folder that holds its data; `PATH` is all it inherits.
+    pub fn new(folder: &TempDir, arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aura-hitl"));
+        let data = folder.path().join("data");
+        command.args(arguments).current_dir(folder.path()).env_clear().stdin(Stdio::null());
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("PORT", "0").env("AURA_HITL_DATA_DIR", data);
+        Self { command, folder: folder.path().to_path_buf() }
+    }
+
+    pub fn with(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    pub fn without(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
+    /// Runs it to its end.
+    pub fn output(mut self) -> Output {
+        let running = self.command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = running.id();
+        let (done, waiting) = std::sync::mpsc::channel::<()>();
+        // One that does not end fails the test instead of hanging it.
+        let guard = std::thread::spawn(move || {
+            let ended = waiting.recv_timeout(Duration::from_secs(30));
+            if ended == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                kill("-KILL", pid);
+            }
+        });
+        let output = running.wait_with_output().unwrap();
+        drop(done);
+        guard.join().unwrap();
+        output
+    }
+
+    /// Starts the service and waits until it listens.
+    pub async fn serve(mut self) -> Running {
+        let run = uuid::Uuid::new_v4().simple();
+        let [out, err] = ["out", "err"].map(|name| self.folder.join(format!("{run}.{name}")));
+        self.command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
+        let child = self.command.spawn().unwrap();
+        let mut running = Running { child, base: String::new(), out, err };
+        running.base = eventually(async || {
+            let ended = running.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{ended:?}: {}", running.stderr());
+            let lines = running.log();
+            let listening = lines.iter().find(|line| line["message"] == "listening")?;
+            Some(format!("http://{}", listening["address"].as_str().unwrap()))
+        })
+        .await;
+        running
+    }
+}
+
+impl Running {
+    /// Every line of the log so far; each must be a JSON object.
+    pub fn log(&mut self) -> Vec<Value> {
+        let text = self.stdout();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let lines = whole.lines().map(|line| {
+            let line: HashMap<String, Value> =
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            serde_json::to_value(line).unwrap()
+        });
+        lines.collect()
+    }
+
+    pub fn stdout(&self) -> String {
+        std::fs::read_to_string(&self.out).unwrap()
+    }
+
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(&self.err).unwrap()
+    }
+
+    pub fn terminate(&self) {
+        kill("-TERM", self.child.id());
+    }
+
+    /// Waits for its end, at most as long as the service promises.
+    pub async fn ended(&mut self) -> ExitStatus {
+        eventually(async || self.child.try_wait().unwrap()).await
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub async fn stop(&mut self) -> ExitStatus {
+        self.terminate();
+        self.ended().await
+    }
+
+    /// Ends it as a power cut does.
+    pub fn crash(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
