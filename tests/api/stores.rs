@@ -351,6 +351,40 @@ on_all_stores! {
         assert_eq!(status().await, TaskStatus::InProgress);
     }
 
+    async fn a_task_whose_last_requests_are_decided_at_once_goes_on(stores: Stores) {
+        for _race in 0..10 {
+            let now = now();
+            let kept = stores.keep_task(ALICE, now).await;
+            let asked: Vec<_> =
+                (0..4).map(|_| Asked::new().with("taskId", json!(kept.id.as_str()))).collect();
+            for one in &asked {
+                assert!(matches!(stores.register(ALICE, one, now).await, Registered::New(_)));
+            }
+            let decisions =
+                asked.iter().map(|one| stores.decide(BOB, one, Verdict::Approve, now + seconds(1)));
+            for recorded in join_all(decisions).await {
+                won(recorded);
+            }
+            let task = stores.task("tenant1", kept.id.as_str()).await.unwrap();
+            assert_eq!(task.status, TaskStatus::InProgress);
+        }
+    }
+
+    async fn a_task_does_not_wait_for_what_has_expired(stores: Stores) {
+        let start = stores.clock.now();
+        let kept = stores.keep_task(ALICE, start).await;
+        let asked = Asked::new().with("taskId", json!(kept.id.as_str()));
+        stores.register(ALICE, &asked, start).await;
+        let done = TaskStep::Complete { result: None };
+        let complete = async || {
+            stores.ledger.change_task(&kept.tenant, &kept.id, &done, &stores.clock).await.unwrap()
+        };
+        stores.clock.advance(seconds(1799));
+        assert!(matches!(complete().await, TaskChange::Refused(_)));
+        stores.clock.advance(seconds(1));
+        assert!(matches!(complete().await, TaskChange::Done(_)));
+    }
+
     async fn a_task_that_is_over_stays_over(stores: Stores) {
         let now = now();
         for last in [TaskStep::Complete { result: None }, TaskStep::Fail { error: None }] {
@@ -674,7 +708,8 @@ impl Stores {
     }
 
     async fn send(&self, session: &SessionId, signal: &str, rank: i64) -> Sent {
-        let outgoing = Outgoing { session, signal, rank, only_while: None };
+        let seen = self.courier.session(session).await.unwrap();
+        let outgoing = Outgoing { session, signal, rank, only_while: &seen };
         self.courier.send(&outgoing).await.unwrap()
     }
 }
@@ -769,7 +804,7 @@ on_all_stores! {
         let (_, session) = names();
         let mut listener = stores.listen(&session).await;
         let send = async |signal, seen: &SessionPointer| {
-            let outgoing = Outgoing { session: &session, signal, rank: 1, only_while: Some(seen) };
+            let outgoing = Outgoing { session: &session, signal, rank: 1, only_while: seen };
             stores.courier.send(&outgoing).await.unwrap()
         };
         let nothing = stores.courier.session(&session).await.unwrap();
