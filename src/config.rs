@@ -210,7 +210,7 @@ impl RawConfig {
                 .add_source(config::File::from_str(&text, config::FileFormat::Toml))
                 .build()
                 .and_then(config::Config::try_deserialize)
-                .with_context(|| format!("cannot read {}", file.display()))?;
+                .map_err(|error| broken(&file, &error))?;
             for secret in ["jwt_secret", "redis_password"] {
                 ensure!(
                     !table.contains_key(secret),
@@ -298,32 +298,47 @@ impl RawConfig {
     }
 }
 
+/// Where a file cannot be read. The other lines of the message repeat the file, secrets and all.
+fn broken(file: &Path, error: &config::ConfigError) -> anyhow::Error {
+    let text = error.to_string();
+    anyhow::anyhow!("cannot read {}: {}", file.display(), text.lines().next().unwrap_or_default())
+}
+
 /// Every setting that the environment names, by its key; blank ones count as absent.
 fn settings_in_environment() -> anyhow::Result<Vec<(String, String)>> {
     let mut settings = Vec::new();
-    // In this order, so that the name with our prefix wins over the plain one.
-    let (ours, plain): (Vec<_>, Vec<_>) =
-        std::env::vars().partition(|(variable, _)| variable.starts_with(PREFIX));
+    // What is not a setting need not be text. In this order, so that the name with our prefix wins
+    // over the plain one.
+    let (ours, plain): (Vec<_>, Vec<_>) = std::env::vars_os()
+        .filter_map(|(variable, value)| Some((variable.into_string().ok()?, value)))
+        .partition(|(variable, _)| variable.starts_with(PREFIX));
     for (variable, value) in plain.into_iter().chain(ours) {
         let key = variable.strip_prefix(PREFIX).unwrap_or(&variable);
-        let is_ours = key != variable || PLAIN_NAMES.contains(&key);
+        let secret = key.strip_suffix("_FILE").filter(|key| SECRETS.contains(key));
+        let is_ours = key != variable || secret.is_some() || PLAIN_NAMES.contains(&key);
+        if !is_ours || variable == "AURA_HITL_CONFIG" {
+            continue;
+        }
+        let Ok(value) = value.into_string() else { bail!("{variable} is not UTF-8 text") };
         // Kubernetes announces the services of a namespace in variables of its own, which for
         // services called aura-hitl or redis look like ours:
         // https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
         let is_service_link =
             value.starts_with("tcp://") || key.starts_with("SERVICE_") || key.starts_with("PORT_");
-        if value.trim().is_empty() || variable == "AURA_HITL_CONFIG" || is_service_link {
+        if value.trim().is_empty() || is_service_link {
             continue;
         }
-        if let Some(secret) = key.strip_suffix("_FILE").filter(|key| SECRETS.contains(key)) {
-            ensure!(
-                std::env::var_os(secret).is_none_or(|value| value.is_empty()),
-                "{secret} and {variable} are both set; set one of them"
-            );
+        if let Some(secret) = secret {
+            for name in [secret.to_owned(), format!("{PREFIX}{secret}")] {
+                ensure!(
+                    std::env::var_os(&name).is_none_or(|value| value.is_empty()),
+                    "{name} and {variable} are both set; set one of them"
+                );
+            }
             let text = fs::read_to_string(&value)
                 .with_context(|| format!("cannot read the file {value} that {variable} names"))?;
             settings.push((secret.to_lowercase(), text.trim().to_owned()));
-        } else if is_ours {
+        } else {
             settings.push((key.to_lowercase(), value));
         }
     }

@@ -11,6 +11,8 @@
 #[macro_use]
 mod helpers;
 mod approvals;
+mod lifecycle;
 mod relay;
 mod servers;
 mod stores;
+mod subscriber;
