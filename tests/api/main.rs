@@ -11,4 +11,5 @@
 #[macro_use]
 mod helpers;
 mod approvals;
+mod processes;
 mod waiting;
