@@ -287,6 +287,19 @@ both_modes! {
 }
 
 both_modes! {
+    async fn people_whose_names_are_not_ascii_decide_too(app: TestApp) {
+        let who = Who { user: "김철수@corp.example", ..ALICE };
+        let Asked { id, .. } = asked(&app).await;
+        let call = app.client.post(format!("{}/aura/hitl/approve/{id}", app.base));
+        let call = call.bearer_auth(app.token(who.user, who.tenant, who.role));
+        let call = call.header("X-Tenant-ID", who.tenant).header("X-User-ID", who.user.as_bytes());
+        let answer = call.json(&json!({ "userId": who.user })).send().await.unwrap();
+        Answer::of(answer).await.assert(200, "");
+        assert!(app.stored(&id).await.document.contains(r#""approvedBy":"김철수@corp.example""#));
+    }
+}
+
+both_modes! {
     async fn the_bodys_user_must_be_the_tokens(app: TestApp) {
         let Asked { id, .. } = asked(&app).await;
         for verb in ["approve", "reject"] {
@@ -431,7 +444,9 @@ both_modes! {
     async fn rewriting_a_request_keeps_unknown_fields_and_numbers_to_the_letter(app: TestApp) {
         let (id, session) = (unique("req"), unique("session"));
         let fields = format!(
-            r#""requestId":"{id}","sessionId":"{session}","ratio":1.10,"createdAt":12345678901234567890123,"e":1e400,"k":{{"b":1,"a":"\u00e9 값"}}"#
+            r#""requestId":"{id}","sessionId":"{session}","ratio":1.10,"createdAt":12345678901234567890123,"e":1e400,"k":{{"b":1,"a":"\u00e9 \udcff \u0000 값"}},"deep":{}{}"#,
+            "[".repeat(3000),
+            "]".repeat(3000),
         );
         app.put(&id, &format!(r#"{{{fields},"status":"pending","tenantId":"tenant1"}}"#)).await;
         app.reject(ALICE, &id, Some("값")).await.assert(200, "");

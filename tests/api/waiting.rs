@@ -5,7 +5,7 @@ use aura_hitl::core::Core;
 use aura_hitl::courier::{Outgoing, Sent};
 use aura_hitl::domain::approver::{Caller, Via};
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Candidate, Decision, Delivery, Verdict};
+use aura_hitl::domain::decision::{Candidate, Decision, Delivery, State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
 use aura_hitl::domain::request::{ApprovalRequest, Origin};
 use aura_hitl::domain::session::SessionPointer;
@@ -15,7 +15,9 @@ use chrono::TimeDelta;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-use crate::helpers::{ALICE, Asked, BOB, Ear, MALLORY, Mode, TestApp, redis, unique};
+use redis::AsyncCommands as _;
+
+use crate::helpers::{ALICE, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, redis, unique};
 
 const MODES: [Mode; 2] = [Mode::Embedded, Mode::Production];
 
@@ -197,6 +199,10 @@ async fn a_signal_left_owing_is_superseded_once_its_session_has_moved_on() {
         assert_eq!(relay_later(&app).await, Round::default());
         app.approve(ALICE, &owed.id).await.assert(200, "");
         assert!(agent.heard_nothing().await);
+        // Until its agent asks for it once more.
+        let mut agent = NaiveAgent::ask(&app, &again(&owed)).await;
+        app.approve(ALICE, &owed.id).await.assert(200, "");
+        assert!(agent.may_act().await);
 
         // The same id, asked about something else since.
         let owed = Asked::new();
@@ -204,6 +210,7 @@ async fn a_signal_left_owing_is_superseded_once_its_session_has_moved_on() {
         approve_and_die(&app, &owed.id, &owed.document.to_string()).await;
         let other = owed.clone().with("context", json!({ "to": "everybody" }));
         let mut agent = NaiveAgent::ask(&app, &other).await;
+        assert_eq!(app.poll(ALICE, &owed.session, None).await, None);
         assert_eq!(relay_later(&app).await, Round { superseded: 1, ..Round::default() });
         assert!(agent.heard_nothing().await);
         assert_eq!(app.poll(ALICE, &owed.session, None).await, None);
@@ -305,11 +312,73 @@ async fn a_poll_finds_the_answer_in_the_ledger_when_its_key_is_gone() {
     }
 }
 
+/// When Redis was wiped, its session may by now wait for a request that nobody knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poll_of_a_session_that_names_nothing_finds_only_what_nobody_has_heard() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let mut redis = redis().await;
+    for is_heard in [false, true] {
+        let asked = Asked::new();
+        app.put(&asked.id, &asked.document.to_string()).await;
+        let agent = if is_heard { Some(Ear::on(&app, &asked.session).await) } else { None };
+        app.approve(ALICE, &asked.id).await.assert(200, "");
+        app.settled(&asked.id).await;
+        assert!(app.poll(ALICE, &asked.session, None).await.is_some(), "under the key");
+        redis.del::<_, ()>(format!("hitl:signal:{}", asked.session)).await.unwrap();
+        let found = app.poll(ALICE, &asked.session, None).await;
+        assert_eq!(found.is_none(), agent.is_some(), "{found:?}");
+    }
+
+    let (app, clock) = frozen(Mode::Embedded).await;
+    let asked = Asked::new();
+    app.put(&asked.id, &asked.document.to_string()).await;
+    app.approve(ALICE, &asked.id).await.assert(200, "");
+    app.settled(&asked.id).await;
+    clock.advance(TimeDelta::seconds(300));
+    assert_eq!(app.poll(ALICE, &asked.session, None).await, None, "the agent has given up");
+    assert!(app.poll(ALICE, &asked.session, Some(&asked.id)).await.is_some());
+}
+
 /// Registers a request over HTTP.
 async fn register(app: &TestApp, session: &str, action: &str) -> String {
+    register_by(app, ALICE, session, action).await
+}
+
+async fn register_by(app: &TestApp, who: Who<'_>, session: &str, action: &str) -> String {
     let body = json!({ "sessionId": session, "actionType": action, "expiresInSeconds": 60 });
-    let answer = app.post(ALICE, "/api/aura/hitl/requests", body).await;
+    let answer = app.post(who, "/api/aura/hitl/requests", body).await;
     answer.assert(201, "").data()["requestId"].as_str().unwrap().to_owned()
+}
+
+both_modes! {
+    async fn a_registered_request_whose_copy_was_altered_is_not_decided(app: TestApp) {
+        let session = unique("session");
+        let id = register(&app, &session, "a").await;
+        app.settled(&id).await;
+        let mut agent = NaiveAgent(Ear::on(&app, &session).await);
+        let copy: Value = serde_json::from_str(&app.stored(&id).await.document).unwrap();
+        for (field, value) in [
+            ("context", json!({ "to": "everybody" })),
+            ("actionType", json!("b")),
+            ("userId", json!("bob")),
+            ("sessionId", json!("elsewhere")),
+        ] {
+            let mut altered = copy.clone();
+            altered[field] = value;
+            app.put(&id, &altered.to_string()).await;
+            app.approve(ALICE, &id).await.assert(409, "E3002");
+        }
+        app.put(&id, "nonsense").await;
+        app.approve(ALICE, &id).await.assert(409, "E3002");
+        let mut theirs = copy.clone();
+        theirs["tenantId"] = "tenant2".into();
+        app.put(&id, &theirs.to_string()).await;
+        app.approve(MALLORY, &id).await.assert(404, "E1004");
+        assert!(agent.heard_nothing().await);
+        assert_eq!(app.record(&id).await.state, State::Pending);
+        app.put(&id, &copy.to_string()).await;
+        app.approve(ALICE, &id).await.assert(200, "");
+    }
 }
 
 both_modes! {
