@@ -312,6 +312,14 @@ async fn send_if_asked_again(core: &Core, id: &RequestId, record: &Record) -> Re
 /// [`Problem::Refused`] with [`Refusal::Altered`] when the id stands for something else already.
 pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Result<Registered> {
     let now = core.clock.now();
+    // The ledger does not know the pending requests of agents on Redis, and Redis may be away; but
+    // what is there and not ours is not to be replaced.
+    let id = &candidate.request.id;
+    if matches!(core.courier.find_request(id).await, Ok(Some(_)))
+        && core.ledger.find_request(id).await?.is_none()
+    {
+        return Err(Refusal::Altered.into());
+    }
     let writing = Writing { candidate, decision: None, caller, now };
     match core.ledger.register(&writing).await? {
         Registered::New(record) => {

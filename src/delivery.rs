@@ -4,6 +4,7 @@
 use crate::core::Core;
 use crate::courier::{Outgoing, Sent, Unavailable};
 use crate::domain::decision::{Decision, Delivery, Record, State};
+use crate::domain::ids::RequestId;
 use crate::domain::request::{ApprovalRequest, Origin, decided_document};
 use crate::domain::session::{SessionPointer, pointer_json};
 use crate::domain::signal::signal_json;
@@ -40,16 +41,20 @@ pub async fn deliver(
     }
 }
 
-/// Writes a registered request's two keys as agents write them. `late` is for the relay, which
-/// must not overwrite what an agent has written since.
+/// Writes a registered request's two keys as agents write them, but never over a request that an
+/// agent wrote, nor over the pointer of a session in which one waits. `late` is for the relay,
+/// which must not overwrite what has been written since.
 ///
 /// # Errors
 /// [`Unavailable`]: the keys stay owed.
 pub async fn announce(core: &Core, record: &Record, late: bool) -> Result<Settled, Unavailable> {
     let user = record.user.as_ref().map_or("", |user| user.as_str());
     let pointer = pointer_json(&record.session, &record.id, user, &record.tenant);
-    core.courier.put_request(&record.id, &record.document, late).await?;
-    core.courier.put_session(&record.session, &pointer, late).await?;
+    core.courier.put_request(&record.id, &record.document, true).await?;
+    let there = core.courier.session(&record.session).await?;
+    if may_hear(core, record, &there).await? {
+        core.courier.put_session(&record.session, &pointer, late).await?;
+    }
     Ok(SENT)
 }
 
@@ -67,25 +72,21 @@ async fn send_signal(
     }
     let signal = signal_json(&record.id, decision);
     let document = decided_document(&record.document, decision);
-    let mut seen = seen;
+    // Registered requests are decided without a look at their session.
+    let mut seen = seen.filter(|_| record.origin == Origin::Redis);
     for _look in 0..LOOKS {
-        // Agents that register over HTTP match on the request id, so their session may name
-        // another request; the others take any message for their answer.
-        let pointer = match record.origin {
-            Origin::Http => None,
-            Origin::Redis => Some(match seen.take() {
-                Some(pointer) => pointer,
-                None => core.courier.session(&record.session).await?,
-            }),
+        let pointer = match seen.take() {
+            Some(pointer) => pointer,
+            None => core.courier.session(&record.session).await?,
         };
-        if pointer.as_ref().is_some_and(|pointer| !pointer.allows(&record.id)) {
+        if !may_hear(core, record, &pointer).await? {
             return Ok(SUPERSEDED);
         }
         let outgoing = Outgoing {
             session: &record.session,
             signal: &signal,
             rank: record.owed_since.timestamp_micros(),
-            only_while: pointer.as_ref(),
+            only_while: Some(&pointer),
         };
         let (sent, rewritten) = tokio::join!(
             core.courier.send(&outgoing),
@@ -100,6 +101,25 @@ async fn send_signal(
         }
     }
     Err(Unavailable("the session keeps changing".to_owned()))
+}
+
+/// Whether a signal for this record may go to a session that names what `pointer` says. Agents that
+/// register over HTTP match on the request id, so another registered request of their tenant may be
+/// named there. Anything else is for an agent that takes any message for its answer, and anybody
+/// can register a request in a session whose name they guess.
+async fn may_hear(
+    core: &Core,
+    record: &Record,
+    pointer: &SessionPointer,
+) -> Result<bool, Unavailable> {
+    if pointer.allows(&record.id) {
+        return Ok(true);
+    }
+    let named = pointer.request.as_deref().map(RequestId::parse);
+    let (Origin::Http, Some(Ok(named))) = (record.origin, named) else { return Ok(false) };
+    let named = core.ledger.find_request(&named).await;
+    let named = named.map_err(|error| Unavailable(error.to_string()))?;
+    Ok(named.is_some_and(|named| named.origin == Origin::Http && named.tenant == record.tenant))
 }
 
 /// Whether the agent has asked for something else under the same id since the decision.

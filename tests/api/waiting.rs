@@ -351,6 +351,46 @@ async fn register_by(app: &TestApp, who: Who<'_>, session: &str, action: &str) -
 }
 
 both_modes! {
+    async fn a_registration_in_a_session_that_waits_for_something_else_is_not_heard_there(app: TestApp) {
+        for who in [MALLORY, BOB] {
+            for is_first in [false, true] {
+                let asked = Asked::new();
+                let mut id = String::new();
+                if is_first {
+                    id = register_by(&app, who, &asked.session, "a").await;
+                }
+                let mut agent = NaiveAgent::ask(&app, &asked).await;
+                if !is_first {
+                    id = register_by(&app, who, &asked.session, "a").await;
+                }
+                app.approve(who, &id).await.assert(200, "");
+                app.settled(&id).await;
+                assert!(agent.heard_nothing().await, "{} {is_first}", who.user);
+                assert_eq!(app.poll(ALICE, &asked.session, None).await, None);
+                assert!(app.poll(who, &asked.session, Some(&id)).await.is_some());
+                app.reject(ALICE, &asked.id, None).await.assert(200, "");
+                assert!(!agent.may_act().await);
+            }
+        }
+    }
+}
+
+both_modes! {
+    async fn a_registration_never_replaces_a_request_that_an_agent_wrote(app: TestApp) {
+        let asked = Asked::new();
+        app.ask(&asked).await;
+        for who in [MALLORY, BOB] {
+            let body = json!({
+                "requestId": asked.id, "sessionId": unique("session"), "actionType": "a",
+            });
+            app.post(who, "/aura/hitl/requests", body).await.assert(409, "E3002");
+        }
+        assert_eq!(app.stored(&asked.id).await.document, asked.document.to_string());
+        app.approve(ALICE, &asked.id).await.assert(200, "");
+    }
+}
+
+both_modes! {
     async fn a_registered_request_whose_copy_was_altered_is_not_decided(app: TestApp) {
         let session = unique("session");
         let id = register(&app, &session, "a").await;
