@@ -17,14 +17,12 @@ use crate::domain::decision::{
 };
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::request::{
-    ApprovalRequest, Origin, REQUEST_TTL_SECONDS, Unreadable, decided_document,
+    ApprovalRequest, Origin, PATIENCE, REQUEST_TTL_SECONDS, Unreadable, age, decided_document,
 };
 use crate::domain::session::{SessionPointer, is_anothers};
 use crate::domain::signal::{signal_json, signal_request};
 use crate::ledger::{LedgerError, Recorded, Registered, Writing};
 
-/// How long existing agents wait for an answer (wire contract).
-const PATIENCE: TimeDelta = TimeDelta::seconds(300);
 /// How long an agent that missed the message may take to look under the key.
 const UNHEARD: TimeDelta = TimeDelta::seconds(30);
 /// How long to ask the ledger what became of a write that it did not confirm.
@@ -237,16 +235,14 @@ async fn open(
 ) -> std::result::Result<(Candidate, SessionPointer), OpenProblem> {
     let request = ApprovalRequest::read(id, stored.document).map_err(OpenProblem::Unreadable)?;
     let pointer = core.courier.session(&request.session).await.map_err(OpenProblem::Courier)?;
-    // Agents write no usable time, but they set the key's full time to live when they ask.
-    let whole = TimeDelta::seconds(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
-    let left = stored.ttl.and_then(|ttl| TimeDelta::from_std(ttl).ok());
-    let left = left.filter(|left| *left <= whole).unwrap_or(whole);
+    let created_at = now - age(stored.ttl);
+    let lifetime = TimeDelta::seconds(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
     let candidate = Candidate {
         tenant: request.tenant.clone().or_else(|| pointer.tenant.clone()),
         request,
         origin: Origin::Redis,
-        created_at: now - (whole - left),
-        expires_at: now + left,
+        created_at,
+        expires_at: created_at + lifetime,
     };
     Ok((candidate, pointer))
 }

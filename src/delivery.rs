@@ -5,7 +5,7 @@ use crate::core::Core;
 use crate::courier::{Outgoing, Sent, Unavailable};
 use crate::domain::decision::{Decision, Delivery, Record, State};
 use crate::domain::ids::RequestId;
-use crate::domain::request::{ApprovalRequest, Origin, decided_document};
+use crate::domain::request::{ApprovalRequest, Origin, PATIENCE, age, decided_document};
 use crate::domain::session::{SessionPointer, pointer_json};
 use crate::domain::signal::signal_json;
 use crate::ledger::LedgerError;
@@ -50,23 +50,38 @@ pub async fn deliver(
 ) -> Result<Settled, Undelivered> {
     match &record.state {
         State::Decided(decision) => send_signal(core, record, decision, seen).await,
-        State::Pending => Ok(announce(core, record, true).await?),
+        State::Pending => announce(core, record, true).await,
         // Not a word on the channel about these: agents take anything for an approval.
         State::Expired | State::Cancelled => Ok(SENT),
     }
 }
 
-/// Writes a registered request's two keys as agents write them. `late` is for the relay, which
-/// must not overwrite what an agent has written since.
+/// Writes a registered request's two keys as agents write them, but leaves alone the pointer of a
+/// session in which an agent on Redis may still wait: it would take our signal for its answer.
+/// `late` is for the relay, which must not overwrite what an agent has written since.
 ///
 /// # Errors
-/// [`Unavailable`]: the keys stay owed.
-pub async fn announce(core: &Core, record: &Record, late: bool) -> Result<Settled, Unavailable> {
-    let user = record.user.as_ref().map_or("", |user| user.as_str());
-    let pointer = pointer_json(&record.session, &record.id, user, &record.tenant);
+/// [`Undelivered`]: the keys stay owed.
+pub async fn announce(core: &Core, record: &Record, late: bool) -> Result<Settled, Undelivered> {
     core.courier.put_request(&record.id, &record.document, late).await?;
-    core.courier.put_session(&record.session, &pointer, late).await?;
+    let there = core.courier.session(&record.session).await?;
+    if may_reach(core, record, &there).await? || !somebody_waits(core, &there).await? {
+        let user = record.user.as_ref().map_or("", |user| user.as_str());
+        let pointer = pointer_json(&record.session, &record.id, user, &record.tenant);
+        core.courier.put_session(&record.session, &pointer, late).await?;
+    }
     Ok(SENT)
+}
+
+/// Whether the request that a session names is still pending and its agent still patient.
+async fn somebody_waits(core: &Core, pointer: &SessionPointer) -> Result<bool, Unavailable> {
+    let Some(named) = pointer.request.as_deref().and_then(|id| RequestId::parse(id).ok()) else {
+        return Ok(false);
+    };
+    let Some(stored) = core.courier.find_request(&named).await? else { return Ok(false) };
+    let age = age(stored.ttl);
+    let request = ApprovalRequest::read(&named, stored.document);
+    Ok(age < PATIENCE && request.is_ok_and(|request| request.is_pending()))
 }
 
 async fn send_signal(

@@ -95,9 +95,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn serve(file: Option<&Path>) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     telemetry::start()?;
-    let service = Service::start(&config, Clock::System).await?;
+    // Before anything starts, so that being asked to stop is never missed.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let service = Service::start(&config, Clock::System).await?;
     service
         .run(async move {
             tokio::select! {

@@ -288,3 +288,187 @@ pub fn is_same(record: &Record, asked: &Candidate) -> bool {
         && record.user == asked.request.user
         && asked.tenant.as_ref().is_none_or(|tenant| *tenant == record.tenant)
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use proptest::prelude::*;
+
+    use super::super::approver::{Role, Via};
+    use super::*;
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_706_152_860 + second, 0).unwrap()
+    }
+
+    // Few names each, so that they often meet.
+
+    fn a_user() -> impl Strategy<Value = UserId> {
+        prop::sample::select(vec!["alice", "bob"]).prop_map(|name| UserId::parse(name).unwrap())
+    }
+
+    fn a_tenant() -> impl Strategy<Value = TenantId> {
+        prop::sample::select(vec!["tenant1", "tenant2"])
+            .prop_map(|name| TenantId::parse(name).unwrap())
+    }
+
+    prop_compose! {
+        fn a_caller()(user in a_user(), tenant in a_tenant()) -> Caller {
+            Caller { user, tenant, role: Role::User, via: Via::default() }
+        }
+    }
+
+    fn a_verdict() -> impl Strategy<Value = Verdict> {
+        prop_oneof![
+            Just(Verdict::Approve),
+            "[a-z]{0,2}".prop_map(|reason| Verdict::Reject { reason }),
+        ]
+    }
+
+    fn a_policy() -> impl Strategy<Value = Policy> {
+        let approvers = prop::sample::select(vec![Approvers::Tenant, Approvers::Requester]);
+        let unscoped = vec![UnscopedRequests::Refuse, UnscopedRequests::Accept];
+        (approvers, prop::sample::select(unscoped))
+            .prop_map(|(approvers, unscoped_requests)| Policy { approvers, unscoped_requests })
+    }
+
+    fn a_pointer() -> impl Strategy<Value = SessionPointer> {
+        prop::sample::select(vec![None, Some("req_1"), Some("req_2"), Some("[]"), Some("{}")])
+            .prop_map(|text| SessionPointer::read(text.map(ToOwned::to_owned)))
+    }
+
+    prop_compose! {
+        fn a_candidate()(
+            user in prop::option::of(a_user()),
+            tenant in prop::option::of(a_tenant()),
+            origin in prop::sample::select(vec![Origin::Redis, Origin::Http]),
+            session in prop::sample::select(vec!["s1", "s2"]),
+            action in prop::sample::select(vec!["send", "delete"]),
+            expires in -3_i64..=3,
+        ) -> Candidate {
+            let document = serde_json::json!({
+                "sessionId": session, "actionType": action,
+                "userId": user.as_ref().map(UserId::as_str),
+            });
+            let id = RequestId::parse("req_1").unwrap();
+            let request = ApprovalRequest::read(&id, document.to_string()).unwrap();
+            Candidate {
+                request, origin, tenant,
+                created_at: at(expires) - TimeDelta::seconds(1800),
+                expires_at: at(expires),
+            }
+        }
+    }
+
+    prop_compose! {
+        fn a_decision()(verdict in a_verdict(), by in a_user(), second in -9_i64..0) -> Decision {
+            Decision { verdict, by, at: at(second) }
+        }
+    }
+
+    fn a_state() -> impl Strategy<Value = State> {
+        prop_oneof![
+            3 => a_decision().prop_map(State::Decided),
+            1 => Just(State::Pending),
+            1 => Just(State::Expired),
+            1 => Just(State::Cancelled),
+        ]
+    }
+
+    prop_compose! {
+        fn a_record()(
+            kept in a_candidate(), tenant in a_tenant(), state in a_state()
+        ) -> Record {
+            Record {
+                id: kept.request.id,
+                origin: kept.origin,
+                session: kept.request.session,
+                tenant,
+                user: kept.request.user,
+                fingerprint: kept.request.fingerprint,
+                document: kept.request.document,
+                task: TaskId::parse("task_1").unwrap(),
+                created_at: kept.created_at,
+                expires_at: kept.expires_at,
+                state,
+                delivery: Delivery::Sent,
+                owed_since: kept.created_at,
+                listeners: None,
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn only_the_right_person_decides_only_what_the_agent_waits_for_and_only_in_time(
+            candidate in a_candidate(), pointer in a_pointer(), caller in a_caller(),
+            verdict in a_verdict(), second in -4_i64..=4, policy in a_policy(),
+        ) {
+            let now = at(second);
+            let outcome = decide(&candidate, &pointer, &caller, verdict.clone(), now, policy);
+            let user = candidate.request.user.as_ref();
+            let is_mine = match (&candidate.tenant, user) {
+                (Some(tenant), _) => *tenant == caller.tenant,
+                (None, Some(user)) => *user == caller.user,
+                (None, None) => policy.unscoped_requests == UnscopedRequests::Accept,
+            };
+            let may = policy.approvers == Approvers::Tenant
+                || user.is_none_or(|user| *user == caller.user);
+            let waits = candidate.origin == Origin::Http
+                || pointer.request.as_deref().is_none_or(|named| named == "req_1");
+            let in_time = now < candidate.expires_at;
+            match outcome {
+                Ok(decision) => {
+                    prop_assert!(is_mine && may && waits && in_time);
+                    prop_assert_eq!(decision, Decision { verdict, by: caller.user, at: now });
+                }
+                // The earliest reason is told, so that strangers learn nothing.
+                Err(refusal) => prop_assert_eq!(refusal, match (is_mine, may, waits, in_time) {
+                    (false, ..) => Refusal::NotFound,
+                    (_, false, ..) => Refusal::NotTheRequester,
+                    (_, _, false, _) => Refusal::MovedOn,
+                    (.., false) => Refusal::Expired,
+                    _ => return Err(TestCaseError::fail("refused for no reason")),
+                }),
+            }
+        }
+
+        #[test]
+        fn only_the_same_decision_by_the_same_person_on_the_same_content_is_told_of_success(
+            record in a_record(), asked in prop::option::of(a_candidate()),
+            caller in a_caller(), verdict in a_verdict(), second in -4_i64..=4,
+        ) {
+            let told = settle(&record, asked.as_ref(), &caller, &verdict, at(second));
+            let is_mine = record.tenant == caller.tenant;
+            let is_altered = asked.as_ref().is_some_and(|asked| {
+                asked.request.fingerprint != record.fingerprint
+                    || asked.request.session != record.session
+                    || asked.request.user != record.user
+                    || asked.tenant.as_ref().is_some_and(|tenant| *tenant != record.tenant)
+            });
+            let State::Decided(standing) = &record.state else {
+                let refusal = match record.state {
+                    _ if !is_mine => Refusal::NotFound,
+                    State::Cancelled => Refusal::Cancelled,
+                    State::Pending if at(second) < record.expires_at => Refusal::Altered,
+                    _ => Refusal::Expired,
+                };
+                prop_assert_eq!(told, Err(refusal));
+                return Ok(());
+            };
+            let is_repeat = standing.by == caller.user
+                && matches!(&standing.verdict, Verdict::Approve) == matches!(verdict, Verdict::Approve);
+            prop_assert_eq!(told, match (is_mine, is_repeat && !is_altered) {
+                (false, _) => Err(Refusal::NotFound),
+                (true, true) => Ok(standing.clone()),
+                (true, false) => Err(Refusal::AlreadyDecided(Standing {
+                    id: record.id.clone(),
+                    session: record.session.clone(),
+                    decision: standing.clone(),
+                })),
+            });
+        }
+    }
+}

@@ -4,7 +4,9 @@
 //! missing fields), strictly where a wrong reading could let the wrong person decide, and kept to
 //! the letter, so that rewriting it changes nothing but its status.
 
-use chrono::{DateTime, Utc};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
 use sha2::{Digest, Sha256};
 
 use super::decision::{Decision, Verdict};
@@ -13,8 +15,19 @@ use super::json::{self, RawObject};
 
 /// How long `hitl:request:{requestId}` lives, in seconds (wire contract).
 pub const REQUEST_TTL_SECONDS: u64 = 1800;
+/// How long existing agents wait for an answer before they give up (wire contract).
+pub const PATIENCE: TimeDelta = TimeDelta::seconds(300);
 /// How long `hitl:session:{sessionId}` lives, in seconds (wire contract).
 pub const SESSION_TTL_SECONDS: u64 = 3600;
+
+/// How long ago a request in Redis was made, from the rest of its time to live: agents write no
+/// usable time, but they set the whole of it when they ask. A key without an end counts as new.
+#[must_use]
+pub fn age(ttl: Option<Duration>) -> TimeDelta {
+    let whole = Duration::from_secs(REQUEST_TTL_SECONDS);
+    let gone = whole.saturating_sub(ttl.unwrap_or(whole));
+    TimeDelta::from_std(gone).unwrap_or_default()
+}
 
 /// Who wrote a request first. Agents that write to Redis take any message on their channel for
 /// their answer; agents that register over HTTP match on the request id.

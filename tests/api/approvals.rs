@@ -1,8 +1,30 @@
-//! Approve and reject.
+//! Approve and reject: who may, what it leaves behind, and what everybody is told.
 
-use serde_json::json;
+use std::time::Duration;
 
-use crate::helpers::{ALICE, Asked, eventually};
+use aura_hitl::domain::clock::Clock;
+use aura_hitl::domain::decision::{Approvers, State, UnscopedRequests};
+use aura_hitl::domain::request::ApprovalRequest;
+use aura_hitl::domain::task::TaskStatus;
+use chrono::TimeDelta;
+use futures_util::future::join_all;
+use redis::AsyncCommands as _;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::helpers::{
+    ALICE, Answer, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, eventually, redis, unique,
+};
+
+const PREFIXES: [&str; 2] = ["/api/aura/hitl", "/aura/hitl"];
+const MODES: [Mode; 2] = [Mode::Embedded, Mode::Production];
+
+/// A request that has been asked.
+async fn asked(app: &TestApp) -> Asked {
+    let asked = Asked::new();
+    app.ask(&asked).await;
+    asked
+}
 
 both_modes! {
     async fn an_approval_is_recorded_signalled_and_leaves_a_task(app: TestApp) {
@@ -22,5 +44,522 @@ both_modes! {
             (record.delivery == aura_hitl::domain::decision::Delivery::Sent).then_some(())
         })
         .await;
+    }
+}
+
+both_modes! {
+    async fn both_prefixes_decide_and_show_what_was_decided(app: TestApp) {
+        for (prefix, verb) in PREFIXES.iter().flat_map(|p| [(p, "approve"), (p, "reject")]) {
+            let Asked { id, session, .. } = asked(&app).await;
+            let mut ear = Ear::on(&app, &session).await;
+            let body = json!({ "userId": "user123", "reason": "사용자 거절 \"no\"" });
+            let answer = app.post(ALICE, &format!("{prefix}/{verb}/{id}"), body).await;
+            let State::Decided(decision) = app.record(&id).await.state else { panic!("undecided") };
+            let (seconds, millis) = (decision.at.timestamp(), decision.at.timestamp_millis());
+            let mut document = Asked::in_session(&session).with("requestId", json!(id)).document;
+            let (message, data, signal) = if verb == "approve" {
+                document["status"] = "approved".into();
+                document["approvedBy"] = "user123".into();
+                document["approvedAt"] = millis.into();
+                (
+                    "Request approved successfully",
+                    json!({ "requestId": id, "sessionId": session, "status": "approved" }),
+                    format!(
+                        r#"{{"type":"approval","requestId":"{id}","status":"approved","timestamp":{seconds}}}"#
+                    ),
+                )
+            } else {
+                let reason = "사용자 거절 \"no\"";
+                document["status"] = "rejected".into();
+                document["rejectedBy"] = "user123".into();
+                document["rejectedAt"] = millis.into();
+                document["reason"] = reason.into();
+                (
+                    "Request rejected",
+                    json!({ "requestId": id, "sessionId": session, "status": "rejected", "reason": reason }),
+                    format!(
+                        r#"{{"type":"rejection","requestId":"{id}","status":"rejected","reason":"사용자 거절 \"no\"","timestamp":{seconds}}}"#
+                    ),
+                )
+            };
+            answer.assert(200, "");
+            assert_eq!(answer.body["message"], message);
+            assert_eq!(*answer.data(), data);
+            assert_eq!(ear.heard().await, std::slice::from_ref(&signal));
+            assert_eq!(app.signal(&session).await.unwrap(), signal);
+            let as_json = |text: &Value| serde_json::from_str::<Value>(text.as_str().unwrap()).unwrap();
+            let read = app.get(ALICE, &format!("{prefix}/requests/{id}")).await;
+            assert_eq!(read.assert(200, "").body["message"], "Approval request retrieved");
+            assert_eq!(as_json(read.data()), document);
+            let polled = app.get(ALICE, &format!("{prefix}/signals/{session}")).await;
+            assert_eq!(polled.assert(200, "").body["message"], "Signal retrieved");
+            assert_eq!(*polled.data(), json!(signal));
+        }
+    }
+}
+
+both_modes! {
+    async fn a_rejection_without_a_reason_says_user_rejected(app: TestApp) {
+        for reason in [Value::Null, json!(""), json!("  ")] {
+            let Asked { id, session, .. } = asked(&app).await;
+            let body = json!({ "userId": "user123", "reason": reason });
+            let answer = app.post(ALICE, &format!("/aura/hitl/reject/{id}"), body).await;
+            assert_eq!(answer.assert(200, "").data()["reason"], "User rejected");
+            let signal: Value = serde_json::from_str(&app.signal(&session).await.unwrap()).unwrap();
+            assert_eq!(signal["reason"], "User rejected");
+        }
+    }
+}
+
+both_modes! {
+    async fn the_same_decision_again_gets_the_same_answer_and_signals_nothing(app: TestApp) {
+        let Asked { id, session, .. } = asked(&app).await;
+        let mut ear = Ear::on(&app, &session).await;
+        let first = app.reject(ALICE, &id, Some("not today")).await;
+        first.assert(200, "");
+        app.settled(&id).await;
+        let owed_since = app.record(&id).await.owed_since;
+        for other_reason in [Some("not today"), Some("never"), None] {
+            assert_eq!(app.reject(ALICE, &id, other_reason).await.bare(), first.bare());
+        }
+        assert_eq!(ear.heard().await.len(), 1);
+        assert_eq!(app.record(&id).await.owed_since, owed_since);
+        assert_eq!(app.tasks("tenant1").await.len(), 1);
+    }
+}
+
+both_modes! {
+    async fn any_other_second_decision_is_told_which_one_stands(app: TestApp) {
+        let Asked { id, session, .. } = asked(&app).await;
+        let mut ear = Ear::on(&app, &session).await;
+        app.reject(ALICE, &id, Some("아니요")).await.assert(200, "");
+        let State::Decided(standing) = app.record(&id).await.state else { panic!("undecided") };
+        let data = json!({
+            "requestId": id, "sessionId": session, "status": "rejected", "reason": "아니요",
+            "decidedBy": "user123", "decidedAt": standing.at.format("%Y-%m-%dT%H:%M:%S").to_string(),
+        });
+        for answer in [
+            app.approve(ALICE, &id).await,
+            app.approve(BOB, &id).await,
+            app.reject(BOB, &id, Some("아니요")).await,
+        ] {
+            assert_eq!(*answer.assert(409, "E3006").data(), data);
+        }
+        assert_eq!(ear.heard().await.len(), 1);
+        assert_eq!(app.record(&id).await.state, State::Decided(standing));
+        assert_eq!(app.task_of(&id).await.status, TaskStatus::Failed);
+    }
+}
+
+/// What a stranger is told about a request in every call there is.
+async fn told(app: &TestApp, who: Who<'_>, id: &str) -> Vec<(u16, Value)> {
+    [
+        app.approve(who, id).await,
+        app.reject(who, id, None).await,
+        app.get(who, &format!("/aura/hitl/requests/{id}")).await,
+    ]
+    .iter()
+    .map(|answer| (answer.status.as_u16(), answer.bare()))
+    .collect()
+}
+
+both_modes! {
+    async fn another_tenants_request_is_answered_as_one_that_does_not_exist(app: TestApp) {
+        let unknown = told(&app, MALLORY, &unique("req")).await;
+        assert!(unknown.iter().all(|(status, body)| *status == 404 && body["errorCode"] == "E1004"));
+        let Asked { id, session, .. } = asked(&app).await;
+        assert_eq!(told(&app, MALLORY, &id).await, unknown, "pending");
+        assert!(app.is_unrecorded(&id).await);
+        app.approve(ALICE, &id).await.assert(200, "");
+        assert_eq!(told(&app, MALLORY, &id).await, unknown, "decided");
+        assert_eq!(app.poll(MALLORY, &session, None).await, None);
+        assert_eq!(app.poll(MALLORY, &session, Some(&id)).await, None);
+
+        let moved_on = asked(&app).await;
+        app.ask(&Asked::in_session(&moved_on.session)).await;
+        assert_eq!(told(&app, MALLORY, &moved_on.id).await, unknown, "moved on");
+        let broken = asked(&app).await;
+        app.put(&broken.id, r#"{"tenantId":"tenant1","status":"pending"}"#).await;
+        assert_eq!(told(&app, MALLORY, &broken.id).await, unknown, "unreadable");
+        let of_its_session = Asked::new().with("tenantId", Value::Null).with("userId", Value::Null);
+        app.ask(&of_its_session).await;
+        assert_eq!(told(&app, MALLORY, &of_its_session.id).await, unknown, "by its session");
+        let registered = json!({ "sessionId": session, "actionType": "send_email" });
+        let registered = app.post(ALICE, "/aura/hitl/requests", registered).await;
+        let registered = registered.data()["requestId"].as_str().unwrap();
+        assert_eq!(told(&app, MALLORY, registered).await, unknown, "registered");
+        let names_her = Asked::new().with("userId", json!("mallory"));
+        app.ask(&names_her).await;
+        assert_eq!(told(&app, MALLORY, &names_her.id).await, unknown, "names her, other tenant");
+    }
+}
+
+both_modes! {
+    async fn a_request_without_a_tenant_is_its_sessions_tenants(app: TestApp) {
+        let request = Asked::new().with("tenantId", Value::Null).with("userId", json!("mallory"));
+        app.ask(&request).await;
+        app.approve(MALLORY, &request.id).await.assert(404, "E1004");
+        app.approve(BOB, &request.id).await.assert(200, "");
+        assert_eq!(app.record(&request.id).await.tenant.as_str(), "tenant1");
+    }
+}
+
+both_modes! {
+    async fn without_any_tenant_only_the_named_user_decides(app: TestApp) {
+        for tenant in ["", r#","tenantId":null"#] {
+            let (id, session) = (unique("req"), unique("session"));
+            let document = format!(r#"{{"sessionId":"{session}","userId":"user123"{tenant}}}"#);
+            app.put(&id, &document).await;
+            app.point(&session, &id).await;
+            for answer in [app.approve(BOB, &id).await, app.reject(MALLORY, &id, None).await] {
+                answer.assert(404, "E1004");
+            }
+            app.approve(ALICE, &id).await.assert(200, "");
+            assert_eq!(app.record(&id).await.tenant.as_str(), "tenant1");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_names_nobody_exists_only_where_the_setting_accepts_it() {
+    for (mode, setting) in MODES
+        .iter()
+        .flat_map(|mode| [(mode, UnscopedRequests::Refuse), (mode, UnscopedRequests::Accept)])
+    {
+        let adjust = |config: &mut aura_hitl::config::Config| {
+            config.policy.unscoped_requests = setting;
+        };
+        let app = TestApp::spawn_with(*mode, Clock::System, adjust).await;
+        let (id, session) = (unique("req"), unique("session"));
+        app.put(&id, &format!(r#"{{"sessionId":"{session}"}}"#)).await;
+        let answer = app.approve(BOB, &id).await;
+        if setting == UnscopedRequests::Accept {
+            answer.assert(200, "");
+            assert_eq!(app.record(&id).await.tenant.as_str(), "tenant1");
+            app.approve(MALLORY, &id).await.assert(404, "E1004");
+        } else {
+            assert_eq!(answer.bare(), app.approve(BOB, &unique("req")).await.bare());
+            assert!(app.is_unrecorded(&id).await);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_the_requester_policy_only_the_named_user_decides() {
+    for mode in MODES {
+        let adjust = |config: &mut aura_hitl::config::Config| {
+            config.policy.approvers = Approvers::Requester;
+        };
+        let app = TestApp::spawn_with(mode, Clock::System, adjust).await;
+        let Asked { id, .. } = asked(&app).await;
+        app.approve(BOB, &id).await.assert(403, "E2001");
+        app.approve(MALLORY, &id).await.assert(404, "E1004");
+        assert!(app.is_unrecorded(&id).await);
+        app.approve(ALICE, &id).await.assert(200, "");
+        let names_nobody = Asked::new().with("userId", Value::Null);
+        app.ask(&names_nobody).await;
+        app.approve(BOB, &names_nobody.id).await.assert(200, "");
+    }
+}
+
+both_modes! {
+    async fn a_caller_that_says_it_is_an_agent_never_decides(app: TestApp) {
+        let Asked { id, session, .. } = asked(&app).await;
+        let with = async |verb: &str, name: &str, value: &str| {
+            let call = app.call(ALICE, Method::POST, &format!("/aura/hitl/{verb}/{id}"));
+            let call = call.header(name, value).json(&json!({ "userId": "user123" }));
+            Answer::of(call.send().await.unwrap()).await
+        };
+        for verb in ["approve", "reject"] {
+            for (name, value) in [
+                ("X-DWP-Caller-Type", "AGENT"),
+                ("X-DWP-Caller-Type", "agent"),
+                ("X-DWP-Source", "AURA"),
+                ("X-DWP-Source", "FRONTEND, AURA"),
+            ] {
+                with(verb, name, value).await.assert(403, "E2001");
+            }
+        }
+        assert!(app.is_unrecorded(&id).await);
+        assert_eq!(app.signal(&session).await, None);
+        with("approve", "X-DWP-Source", "FRONTEND").await.assert(200, "");
+    }
+}
+
+both_modes! {
+    async fn people_whose_names_are_not_ascii_decide_too(app: TestApp) {
+        let who = Who { user: "김철수@corp.example", ..ALICE };
+        let Asked { id, .. } = asked(&app).await;
+        let call = app.client.post(format!("{}/aura/hitl/approve/{id}", app.base));
+        let call = call.bearer_auth(app.token(who.user, who.tenant, who.role));
+        let call = call.header("X-Tenant-ID", who.tenant).header("X-User-ID", who.user.as_bytes());
+        let answer = call.json(&json!({ "userId": who.user })).send().await.unwrap();
+        Answer::of(answer).await.assert(200, "");
+        assert!(app.stored(&id).await.document.contains(r#""approvedBy":"김철수@corp.example""#));
+    }
+}
+
+both_modes! {
+    async fn the_bodys_user_must_be_the_tokens(app: TestApp) {
+        let Asked { id, .. } = asked(&app).await;
+        for verb in ["approve", "reject"] {
+            let path = format!("/api/aura/hitl/{verb}/{id}");
+            app.post(ALICE, &path, json!({ "userId": "bob" })).await.assert(403, "E2001");
+            app.post(ALICE, &path, json!({ "userId": "" })).await.assert(403, "E2001");
+            app.post(ALICE, &path, json!({})).await.assert(400, "E4000");
+        }
+        assert!(app.is_unrecorded(&id).await);
+    }
+}
+
+/// Makes a task as an agent does, and starts it.
+async fn started_task(app: &TestApp, who: Who<'_>) -> String {
+    let body = json!({ "taskType": "mail", "userId": who.user, "tenantId": who.tenant });
+    let task = app.post(who, "/main/agent/tasks", body).await;
+    let id = task.assert(201, "").data()["taskId"].as_str().unwrap().to_owned();
+    app.post(who, &format!("/main/agent/tasks/{id}/start"), json!({})).await.assert(200, "");
+    id
+}
+
+both_modes! {
+    async fn a_task_that_its_agent_keeps_goes_on_whatever_is_decided(app: TestApp) {
+        for reason in [None, Some("위험")] {
+            let task = started_task(&app, ALICE).await;
+            let request = Asked::new().with("taskId", json!(task));
+            app.ask(&request).await;
+            match reason {
+                None => app.approve(BOB, &request.id).await.assert(200, "").data().clone(),
+                reason => app.reject(BOB, &request.id, reason).await.assert(200, "").data().clone(),
+            };
+            let kept = app.task_of(&request.id).await;
+            assert_eq!((kept.id.as_str(), kept.status), (task.as_str(), TaskStatus::InProgress));
+            assert_eq!((kept.task_type.as_str(), kept.user.as_str()), ("mail", "user123"));
+            assert_eq!(kept.hitl_request_id.unwrap().as_str(), request.id);
+            assert_eq!(kept.error_message.as_deref(), reason.map(|_| "Rejected by bob: 위험"));
+        }
+        assert_eq!(app.tasks("tenant1").await.len(), 2);
+    }
+}
+
+both_modes! {
+    async fn a_row_that_we_made_fails_on_a_rejection_and_goes_on_after_an_approval(app: TestApp) {
+        for (task, rejected) in [(None, true), (Some(unique("own")), true), (None, false)] {
+            let request = Asked::new().with("taskId", json!(task));
+            app.ask(&request).await;
+            let answer = if rejected {
+                app.reject(ALICE, &request.id, None).await
+            } else {
+                app.approve(ALICE, &request.id).await
+            };
+            answer.assert(200, "");
+            let made = app.task_of(&request.id).await;
+            assert_eq!(made.input_data.as_deref(), Some(r#"{"to":"a@b.c"}"#));
+            assert_eq!((made.task_type.as_str(), made.user.as_str()), ("send_email", "user123"));
+            assert_eq!(made.hitl_request_id.as_ref().unwrap().as_str(), request.id);
+            assert!(task.is_none_or(|task| made.id.as_str() == task));
+            let outcome = (made.status, made.error_message.as_deref());
+            if rejected {
+                assert_eq!(outcome, (TaskStatus::Failed, Some("Rejected by user123: User rejected")));
+            } else {
+                assert_eq!(outcome, (TaskStatus::InProgress, None));
+            }
+        }
+    }
+}
+
+both_modes! {
+    async fn a_task_that_already_carries_the_requests_id_is_its_row(app: TestApp) {
+        let task = started_task(&app, ALICE).await;
+        app.sql("UPDATE agent_task SET hitl_request_id = 'req_3f2a9c0d1e4b'").await;
+        let request = Asked::new().with("requestId", json!("req_3f2a9c0d1e4b"));
+        let request = Asked { id: "req_3f2a9c0d1e4b".to_owned(), ..request };
+        app.ask(&request).await;
+        app.reject(ALICE, &request.id, None).await.assert(200, "");
+        let row = app.task_of(&request.id).await;
+        assert_eq!((row.id.as_str(), row.status), (task.as_str(), TaskStatus::InProgress));
+        assert_eq!(app.tasks("tenant1").await.len(), 1);
+    }
+}
+
+both_modes! {
+    async fn tasks_that_are_over_or_of_another_tenant_are_left_alone(app: TestApp) {
+        let over = started_task(&app, ALICE).await;
+        app.post(ALICE, &format!("/main/agent/tasks/{over}/complete"), json!({})).await;
+        let request = Asked::new().with("taskId", json!(over));
+        app.ask(&request).await;
+        app.reject(ALICE, &request.id, None).await.assert(200, "");
+        assert_eq!(app.task_of(&request.id).await.status, TaskStatus::Completed);
+
+        let theirs = started_task(&app, MALLORY).await;
+        let before = app.tasks("tenant2").await;
+        let request = Asked::new().with("taskId", json!(theirs));
+        app.ask(&request).await;
+        app.reject(ALICE, &request.id, None).await.assert(200, "");
+        let row = app.task_of(&request.id).await;
+        assert_eq!((row.tenant.as_str(), row.status), ("tenant1", TaskStatus::Failed));
+        assert_eq!(app.tasks("tenant2").await, before);
+    }
+}
+
+both_modes! {
+    async fn the_plan_is_taken_from_wherever_the_request_has_it(app: TestApp) {
+        for (field, value, plan) in [
+            ("planSteps", json!([{ "id": "a", "x": 1 }]), r#"[{"id":"a","x":1}]"#),
+            ("planSteps", json!(r#"[{"stepId":"b"}]"#), r#"[{"stepId":"b"}]"#),
+            ("context", json!({ "planSteps": [{ "id": "c" }] }), r#"[{"id":"c"}]"#),
+            ("context", json!({ "planSteps": "[1]" }), "[1]"),
+            ("planSteps", json!("no plan"), "[]"),
+            ("context", Value::Null, "[]"),
+        ] {
+            let request = Asked::new().with(field, value);
+            app.ask(&request).await;
+            app.approve(ALICE, &request.id).await.assert(200, "");
+            assert_eq!(app.task_of(&request.id).await.plan_steps, plan);
+        }
+    }
+}
+
+both_modes! {
+    async fn ids_that_are_integers_stand_for_their_digits(app: TestApp) {
+        let who = Who { user: "42", tenant: "7", ..ALICE };
+        let request = Asked::new()
+            .with("userId", json!(42)).with("tenantId", json!(7)).with("taskId", json!(99));
+        app.ask(&request).await;
+        app.approve(ALICE, &request.id).await.assert(404, "E1004");
+        app.approve(who, &request.id).await.assert(200, "");
+        let record = app.record(&request.id).await;
+        assert_eq!((record.tenant.as_str(), record.task.as_str()), ("7", "99"));
+        assert_eq!(record.user.unwrap().as_str(), "42");
+        assert_eq!(app.stored(&request.id).await.document.matches("\"userId\":42,").count(), 1);
+
+        let of_its_session = Asked::new().with("tenantId", Value::Null);
+        app.ask(&of_its_session).await;
+        app.point(&of_its_session.session, &json!({ "tenantId": 7 }).to_string()).await;
+        app.approve(ALICE, &of_its_session.id).await.assert(404, "E1004");
+        app.approve(who, &of_its_session.id).await.assert(200, "");
+    }
+}
+
+both_modes! {
+    async fn rewriting_a_request_keeps_unknown_fields_and_numbers_to_the_letter(app: TestApp) {
+        let (id, session) = (unique("req"), unique("session"));
+        let fields = format!(
+            r#""requestId":"{id}","sessionId":"{session}","ratio":1.10,"createdAt":12345678901234567890123,"e":1e400,"k":{{"b":1,"a":"\u00e9 \udcff \u0000 값"}},"deep":{}{}"#,
+            "[".repeat(3000),
+            "]".repeat(3000),
+        );
+        app.put(&id, &format!(r#"{{{fields},"status":"pending","tenantId":"tenant1"}}"#)).await;
+        app.reject(ALICE, &id, Some("값")).await.assert(200, "");
+        let State::Decided(decision) = app.record(&id).await.state else { panic!("undecided") };
+        let rewritten = format!(
+            r#"{{{fields},"status":"rejected","tenantId":"tenant1","rejectedBy":"user123","rejectedAt":{},"reason":"값"}}"#,
+            decision.at.timestamp_millis()
+        );
+        assert_eq!(app.stored(&id).await.document, rewritten);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_decided_request_lives_1800_seconds_again_and_its_signal_300() {
+    let clock = Clock::manual();
+    let app = TestApp::spawn_with(Mode::Embedded, clock.clone(), |_| {}).await;
+    let Asked { id, session, .. } = asked(&app).await;
+    clock.advance(TimeDelta::seconds(1000));
+    app.approve(ALICE, &id).await.assert(200, "");
+    assert_eq!(app.stored(&id).await.ttl, Some(Duration::from_secs(1800)));
+    clock.advance(TimeDelta::milliseconds(299_999));
+    assert!(app.signal(&session).await.is_some());
+    clock.advance(TimeDelta::milliseconds(1));
+    assert_eq!(app.signal(&session).await, None);
+
+    let app = TestApp::spawn(Mode::Production).await;
+    let Asked { id, session, .. } = asked(&app).await;
+    let mut redis = redis().await;
+    let request = format!("hitl:request:{id}");
+    redis.expire::<_, ()>(&request, 700).await.unwrap();
+    app.approve(ALICE, &id).await.assert(200, "");
+    let left: i64 = redis.ttl(&request).await.unwrap();
+    assert!((1700..=1800).contains(&left), "{left}");
+    let left: i64 = redis.ttl(format!("hitl:signal:{session}")).await.unwrap();
+    assert!((200..=300).contains(&left), "{left}");
+}
+
+both_modes! {
+    async fn a_request_that_cannot_be_read_is_a_conflict_and_stays_undecided(app: TestApp) {
+        for document in [
+            "", "nonsense", "[1]", "\"text\"", "null", "{", "{}", r#"{"status":"pending"}"#,
+            r#"{"sessionId":null}"#, r#"{"sessionId":"a b"}"#, r#"{"sessionId":"s","userId":[]}"#,
+            r#"{"sessionId":"s","requestId":"req_another"}"#,
+        ] {
+            let id = unique("req");
+            app.put(&id, document).await;
+            for answer in [app.approve(ALICE, &id).await, app.reject(ALICE, &id, None).await] {
+                assert!(answer.assert(409, "E3002").text.contains("ask again"), "{document}");
+            }
+            assert!(app.is_unrecorded(&id).await, "{document}");
+            assert_eq!(app.stored(&id).await.document, document);
+        }
+        assert!(app.tasks("tenant1").await.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_key_that_holds_no_text_is_a_conflict_and_left_alone() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let mut redis = redis().await;
+    let (list, bytes) = (unique("req"), unique("req"));
+    redis.rpush::<_, _, ()>(format!("hitl:request:{list}"), "{}").await.unwrap();
+    let not_utf8 = b"{\"sessionId\":\"s\",\"x\":\"\xff\xfe\"}".as_slice();
+    redis.set::<_, _, ()>(format!("hitl:request:{bytes}"), not_utf8).await.unwrap();
+    for id in [&list, &bytes] {
+        app.approve(ALICE, id).await.assert(409, "E3002");
+        app.reject(ALICE, id, None).await.assert(409, "E3002");
+        app.get(ALICE, &format!("/aura/hitl/requests/{id}")).await.assert(409, "E3002");
+        assert!(app.is_unrecorded(id).await);
+    }
+    assert_eq!(redis.llen::<_, i64>(format!("hitl:request:{list}")).await.unwrap(), 1);
+    let kept: Vec<u8> = redis.get(format!("hitl:request:{bytes}")).await.unwrap();
+    assert_eq!(kept, not_utf8);
+
+    // A session key of another type names something that no request can be.
+    let Asked { id, session, .. } = asked(&app).await;
+    let key = format!("hitl:session:{session}");
+    redis.del::<_, ()>(&key).await.unwrap();
+    redis.rpush::<_, _, ()>(&key, &id).await.unwrap();
+    app.approve(ALICE, &id).await.assert(410, "E3007");
+    assert!(app.is_unrecorded(&id).await);
+}
+
+both_modes! {
+    async fn two_hundred_clients_at_once_make_one_decision_and_are_all_told_the_truth(app: TestApp) {
+        let Asked { id, session, .. } = asked(&app).await;
+        let mut ear = Ear::on(&app, &session).await;
+        let users = (0..10).map(|n| format!("user{n}")).collect::<Vec<_>>();
+        let deciding = (0..200).map(|n| {
+            let (app, id) = (&app, &id);
+            let user = users[n % users.len()].as_str();
+            async move {
+                let who = Who { user, ..ALICE };
+                if n % 20 < 10 {
+                    (user, "approved", app.approve(who, id).await)
+                } else {
+                    (user, "rejected", app.reject(who, id, Some(user)).await)
+                }
+            }
+        });
+        let answers = join_all(deciding).await;
+        let record = app.record(&id).await;
+        for (user, verdict, answer) in &answers {
+            answer.assert_agrees(&record, user, verdict);
+        }
+        app.settled(&id).await;
+        let heard = ear.heard().await;
+        assert_eq!(heard.len(), 1, "{heard:?}");
+        assert_eq!(app.signal(&session).await.as_ref(), heard.first());
+        assert_eq!(app.tasks("tenant1").await.len(), 1);
+        let stored = app.stored(&id).await.document;
+        let stored = ApprovalRequest::read(&record.id, stored).unwrap();
+        let State::Decided(decision) = record.state else { panic!("undecided") };
+        assert_eq!(stored.status, decision.verdict.status());
     }
 }

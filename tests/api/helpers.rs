@@ -8,18 +8,22 @@ use aura_hitl::app::Service;
 use aura_hitl::auth;
 use aura_hitl::config::{Config, LedgerConfig};
 use aura_hitl::core::Core;
-use aura_hitl::courier::RedisSettings;
+use aura_hitl::courier::{Courier, RedisSettings, StoredRequest};
 use aura_hitl::domain::approver::{Caller, Role, Via};
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Candidate, Decision, Delivery, Record, Verdict};
+use aura_hitl::domain::decision::{Candidate, Decision, Delivery, Record, State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
 use aura_hitl::domain::request::{ApprovalRequest, Origin};
+use aura_hitl::domain::task::{Task, TaskFilter};
 use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::StreamExt as _;
+use redis::AsyncCommands as _;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection};
 use tempfile::TempDir;
+use tokio::sync::broadcast;
 
 /// The two ways to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +105,7 @@ pub struct TestApp {
     pub base: String,
     pub client: Client,
     service: Option<Service>,
-    _folder: TempDir,
+    data_dir: TempDir,
 }
 
 impl TestApp {
@@ -123,7 +127,7 @@ impl TestApp {
             client: Client::new(),
             config,
             service: Some(service),
-            _folder: folder,
+            data_dir: folder,
         }
     }
 
@@ -139,7 +143,7 @@ impl TestApp {
 
     /// Where the embedded mode keeps its file.
     pub fn folder(&self) -> PathBuf {
-        self._folder.path().to_path_buf()
+        self.data_dir.path().to_path_buf()
     }
 
     pub fn token(&self, user: &str, tenant: &str, role: Role) -> String {
@@ -366,5 +370,159 @@ impl TestApp {
             (record.delivery != Delivery::Owed).then_some(record)
         })
         .await
+    }
+
+    /// Puts exactly this text under a request's key.
+    pub async fn put(&self, id: &str, document: &str) {
+        let id = RequestId::parse(id).unwrap();
+        self.core.courier.put_request(&id, document, false).await.unwrap();
+    }
+
+    /// Makes exactly this text a session's pointer.
+    pub async fn point(&self, session: &str, pointer: &str) {
+        let session = SessionId::parse(session).unwrap();
+        self.core.courier.put_session(&session, pointer, false).await.unwrap();
+    }
+
+    /// What is under a request's key.
+    pub async fn stored(&self, id: &str) -> StoredRequest {
+        let id = RequestId::parse(id).unwrap();
+        self.core.courier.find_request(&id).await.unwrap().unwrap()
+    }
+
+    /// Whether the ledger has never heard of a request.
+    pub async fn is_unrecorded(&self, id: &str) -> bool {
+        let id = RequestId::parse(id).unwrap();
+        self.core.ledger.find_request(&id).await.unwrap().is_none()
+    }
+
+    /// Every task of a tenant.
+    pub async fn tasks(&self, tenant: &str) -> Vec<Task> {
+        let tenant = TenantId::parse(tenant).unwrap();
+        let filter = TaskFilter { tenant, user: None, status: None, page: 0, size: 1000 };
+        self.core.ledger.list_tasks(&filter).await.unwrap().0
+    }
+
+    /// Runs a statement on the ledger's database, as an operator's or agent's own SQL would.
+    pub async fn sql(&self, statement: &'static str) {
+        match (&self.config.ledger, self.core.ledger.sqlite_pool()) {
+            (LedgerConfig::Postgres { url, .. }, _) => {
+                let mut connection = PgConnection::connect(url.expose_secret()).await.unwrap();
+                connection.execute(statement).await.unwrap();
+            }
+            (_, pool) => {
+                pool.unwrap().execute(statement).await.unwrap();
+            }
+        }
+    }
+}
+
+impl Answer {
+    /// The body without what differs from call to call.
+    pub fn bare(&self) -> Value {
+        let mut body = self.body.clone();
+        for field in ["timestamp", "traceId"] {
+            body.as_object_mut().unwrap().remove(field);
+        }
+        body
+    }
+
+    /// Checks that this is the truth about the decision that stands: success for whoever made it,
+    /// and for everybody else a conflict that names it.
+    #[track_caller]
+    pub fn assert_agrees(&self, record: &Record, user: &str, verdict: &str) {
+        let State::Decided(standing) = &record.state else { panic!("undecided: {record:?}") };
+        let stands = standing.verdict.status();
+        if standing.by.as_str() == user && stands == verdict {
+            self.assert(200, "");
+        } else {
+            self.assert(409, "E3006");
+            assert_eq!(self.data()["decidedBy"], standing.by.as_str());
+        }
+        assert_eq!(self.data()["status"], stands);
+        assert_eq!(self.data()["reason"].as_str(), standing.verdict.reason());
+    }
+}
+
+/// A connection to the tests' Redis.
+pub async fn redis() -> redis::aio::MultiplexedConnection {
+    let client = redis::Client::open(test_variable("TEST_REDIS_URL")).unwrap();
+    client.get_multiplexed_async_connection().await.unwrap()
+}
+
+/// A subscriber, as real as the mode has them.
+pub enum Ear {
+    Redis { subscription: Box<redis::aio::PubSub>, channel: String },
+    InProcess { receiver: broadcast::Receiver<(String, String)>, channel: String },
+}
+
+impl Ear {
+    /// On a session's channel.
+    pub async fn on(app: &TestApp, session: &str) -> Self {
+        let channel = format!("hitl:channel:{session}");
+        match &app.core.courier {
+            Courier::Redis(_) => Self::on_redis(channel).await,
+            Courier::InProcess(courier) => Self::InProcess { receiver: courier.listen(), channel },
+        }
+    }
+
+    /// On a channel of Redis, or on all that a pattern with a `*` names.
+    pub async fn on_redis(channel: String) -> Self {
+        let client = redis::Client::open(test_variable("TEST_REDIS_URL")).unwrap();
+        let mut subscription = Box::new(client.get_async_pubsub().await.unwrap());
+        if channel.contains('*') {
+            subscription.psubscribe(&channel).await.unwrap();
+        } else {
+            subscription.subscribe(&channel).await.unwrap();
+        }
+        Self::Redis { subscription, channel }
+    }
+
+    /// The next message; waits up to 10 s for it.
+    pub async fn next(&mut self) -> String {
+        let hearing = async {
+            match self {
+                Self::Redis { subscription, .. } => {
+                    subscription.on_message().next().await.unwrap().get_payload().unwrap()
+                }
+                Self::InProcess { receiver, channel } => loop {
+                    let (to, message) = receiver.recv().await.unwrap();
+                    if to == *channel {
+                        break message;
+                    }
+                },
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), hearing)
+            .await
+            .expect("nothing was published")
+    }
+
+    /// Everything that was published until now: Redis keeps the order, so whatever does not come
+    /// before a last word of ours was not said.
+    pub async fn heard(&mut self) -> Vec<String> {
+        let mut messages = Vec::new();
+        match self {
+            Self::Redis { channel, .. } => {
+                let last = unique("last");
+                let channel = channel.replace('*', "end");
+                redis().await.publish::<_, _, ()>(channel, &last).await.unwrap();
+                loop {
+                    let message = self.next().await;
+                    if message == last {
+                        return messages;
+                    }
+                    messages.push(message);
+                }
+            }
+            Self::InProcess { receiver, channel } => {
+                while let Ok((to, message)) = receiver.try_recv() {
+                    if to == *channel {
+                        messages.push(message);
+                    }
+                }
+                messages
+            }
+        }
     }
 }

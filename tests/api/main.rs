@@ -12,7 +12,9 @@
 mod helpers;
 mod approvals;
 mod lifecycle;
+mod processes;
 mod relay;
 mod servers;
 mod stores;
 mod subscriber;
+mod waiting;

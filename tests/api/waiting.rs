@@ -1,0 +1,583 @@
+//! How existing agents wait, and what that forbids: the contract's five rules, tried with an agent
+//! that takes the first message on its session's channel for its answer, whatever it says.
+
+use aura_hitl::core::Core;
+use aura_hitl::courier::{Outgoing, Sent};
+use aura_hitl::domain::approver::{Caller, Via};
+use aura_hitl::domain::clock::Clock;
+use aura_hitl::domain::decision::{Candidate, Decision, Delivery, State, Verdict};
+use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
+use aura_hitl::domain::request::{ApprovalRequest, Origin};
+use aura_hitl::domain::session::SessionPointer;
+use aura_hitl::ledger::{Recorded, Writing};
+use aura_hitl::relay::{self, Round};
+use chrono::TimeDelta;
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+
+use redis::AsyncCommands as _;
+
+use crate::helpers::{ALICE, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, redis, unique};
+
+const MODES: [Mode; 2] = [Mode::Embedded, Mode::Production];
+
+/// The agents' waiting code as the contract describes it.
+struct NaiveAgent(Ear);
+
+impl NaiveAgent {
+    /// Asks, and listens only then.
+    async fn ask(app: &TestApp, asked: &Asked) -> Self {
+        app.ask(asked).await;
+        Self(Ear::on(app, &asked.session).await)
+    }
+
+    /// Acts on the first message: whatever is not a rejection is an approval.
+    async fn may_act(&mut self) -> bool {
+        let message: Value = serde_json::from_str(&self.0.next().await).unwrap();
+        message["type"] != "rejection"
+    }
+
+    async fn heard_nothing(&mut self) -> bool {
+        self.0.heard().await.is_empty()
+    }
+}
+
+/// A service whose clock stands still, so that its own relay never finds a lease run out.
+async fn frozen(mode: Mode) -> (TestApp, Clock) {
+    let clock = Clock::manual();
+    (TestApp::spawn_with(mode, clock.clone(), |_| {}).await, clock)
+}
+
+/// Commits a decision of Alice's as a replica does that dies before it has sent the signal.
+async fn approve_and_die(app: &TestApp, id: &str, document: &str) {
+    let now = app.core.clock.now();
+    let request = ApprovalRequest::read(&RequestId::parse(id).unwrap(), document.to_owned());
+    let request = request.unwrap();
+    let caller = Caller {
+        user: UserId::parse(ALICE.user).unwrap(),
+        tenant: TenantId::parse(ALICE.tenant).unwrap(),
+        role: ALICE.role,
+        via: Via::default(),
+    };
+    let candidate = Candidate {
+        tenant: request.tenant.clone(),
+        request,
+        origin: Origin::Redis,
+        created_at: now,
+        expires_at: now + TimeDelta::seconds(1800),
+    };
+    let decision = Decision { verdict: Verdict::Approve, by: caller.user.clone(), at: now };
+    let writing =
+        Writing { candidate: &candidate, decision: Some(&decision), caller: &caller, now };
+    let recorded = app.core.ledger.record_decision(&writing).await.unwrap();
+    assert!(matches!(recorded, Recorded::Won(_)));
+}
+
+/// One round of a replica whose clock is past every lease.
+async fn relay_later(app: &TestApp) -> Round {
+    let clock = Clock::manual();
+    clock.advance(TimeDelta::seconds(10));
+    relay::run_once(&Core { clock, ..app.core.clone() }).await.unwrap()
+}
+
+/// The same request once more, as a restarted agent writes it.
+fn again(asked: &Asked) -> Asked {
+    asked.clone().with("createdAt", json!(17)).with("retry", json!(true))
+}
+
+both_modes! {
+    async fn an_agent_that_waits_gets_its_answer_and_nothing_else(app: TestApp) {
+        let (go, stop) = (Asked::new(), Asked::new());
+        let mut agent = NaiveAgent::ask(&app, &go).await;
+        app.approve(ALICE, &go.id).await.assert(200, "");
+        assert!(agent.may_act().await);
+        let mut other = NaiveAgent::ask(&app, &stop).await;
+        app.reject(ALICE, &stop.id, None).await.assert(200, "");
+        assert!(!other.may_act().await);
+        assert!(agent.heard_nothing().await && other.heard_nothing().await);
+    }
+}
+
+both_modes! {
+    async fn a_late_approval_never_reaches_an_agent_that_waits_for_something_else(app: TestApp) {
+        let late = Asked::new();
+        NaiveAgent::ask(&app, &late).await;
+        let now = Asked::in_session(&late.session);
+        let mut agent = NaiveAgent::ask(&app, &now).await;
+        for answer in [app.approve(ALICE, &late.id).await, app.reject(BOB, &late.id, None).await] {
+            answer.assert(410, "E3007");
+        }
+        assert!(agent.heard_nothing().await);
+        assert_eq!(app.signal(&late.session).await, None);
+        assert!(app.is_unrecorded(&late.id).await && app.tasks("tenant1").await.is_empty());
+        assert_eq!(app.stored(&late.id).await.document, late.document.to_string());
+        app.reject(ALICE, &now.id, None).await.assert(200, "");
+        assert!(!agent.may_act().await);
+        assert!(agent.heard_nothing().await);
+    }
+}
+
+both_modes! {
+    async fn a_session_that_names_nothing_does_not_keep_a_request_from_being_decided(app: TestApp) {
+        for pointer in [None, Some("{}"), Some("null"), Some(""), Some(r#"{"requestId":null}"#)] {
+            let asked = Asked::new();
+            app.put(&asked.id, &asked.document.to_string()).await;
+            if let Some(pointer) = pointer {
+                app.point(&asked.session, pointer).await;
+            }
+            let mut agent = NaiveAgent(Ear::on(&app, &asked.session).await);
+            app.reject(ALICE, &asked.id, None).await.assert(200, "");
+            assert!(!agent.may_act().await, "{pointer:?}");
+        }
+    }
+}
+
+both_modes! {
+    async fn a_pointer_may_be_a_bare_id_and_what_is_not_understood_names_another(app: TestApp) {
+        let asked = Asked::new();
+        app.ask(&asked).await;
+        let mut agent = NaiveAgent(Ear::on(&app, &asked.session).await);
+        for other in ["req_other", "\"req_other\"", "[]", "{broken", "true", "7"] {
+            app.point(&asked.session, other).await;
+            app.approve(ALICE, &asked.id).await.assert(410, "E3007");
+        }
+        assert!(agent.heard_nothing().await && app.is_unrecorded(&asked.id).await);
+        app.point(&asked.session, &asked.id).await;
+        app.approve(ALICE, &asked.id).await.assert(200, "");
+        assert!(agent.may_act().await);
+        let polled = app.poll(ALICE, &asked.session, None).await.unwrap();
+        assert_eq!(polled["requestId"], asked.id.as_str());
+        let quoted = Asked::new();
+        app.ask(&quoted).await;
+        app.point(&quoted.session, &format!("\"{}\"", quoted.id)).await;
+        app.approve(ALICE, &quoted.id).await.assert(200, "");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_left_owing_is_sent_while_its_session_waits_or_names_nothing() {
+    for mode in MODES {
+        let (app, _clock) = frozen(mode).await;
+        for pointer in [None, Some("{}")] {
+            let asked = Asked::new();
+            let mut agent = NaiveAgent::ask(&app, &asked).await;
+            approve_and_die(&app, &asked.id, &asked.document.to_string()).await;
+            if let Some(pointer) = pointer {
+                app.point(&asked.session, pointer).await;
+            }
+            assert!(app.poll(ALICE, &asked.session, Some(&asked.id)).await.is_some());
+            assert!(agent.heard_nothing().await);
+            assert_eq!(relay_later(&app).await, Round { sent: 1, ..Round::default() });
+            assert!(agent.may_act().await);
+            assert_eq!(app.record(&asked.id).await.delivery, Delivery::Sent);
+            assert!(app.signal(&asked.session).await.unwrap().contains(&asked.id));
+            assert_eq!(relay_later(&app).await, Round::default());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_left_owing_is_superseded_once_its_session_has_moved_on() {
+    for mode in MODES {
+        let (app, clock) = frozen(mode).await;
+        let first = Asked::new();
+        app.ask(&first).await;
+        app.approve(ALICE, &first.id).await.assert(200, "");
+        app.settled(&first.id).await;
+        let under_the_key = app.signal(&first.session).await;
+        clock.advance(TimeDelta::seconds(1));
+
+        let owed = Asked::in_session(&first.session);
+        app.ask(&owed).await;
+        approve_and_die(&app, &owed.id, &owed.document.to_string()).await;
+        let mut agent = NaiveAgent::ask(&app, &Asked::in_session(&first.session)).await;
+        assert_eq!(relay_later(&app).await, Round { superseded: 1, ..Round::default() });
+        assert!(agent.heard_nothing().await);
+        assert_eq!(app.signal(&first.session).await, under_the_key);
+        assert_eq!(app.record(&owed.id).await.delivery, Delivery::Superseded);
+        // It stays superseded, and its decider's next click is told that it stands.
+        assert_eq!(relay_later(&app).await, Round::default());
+        app.approve(ALICE, &owed.id).await.assert(200, "");
+        assert!(agent.heard_nothing().await);
+        // Until its agent asks for it once more.
+        let mut agent = NaiveAgent::ask(&app, &again(&owed)).await;
+        app.approve(ALICE, &owed.id).await.assert(200, "");
+        assert!(agent.may_act().await);
+        app.settled(&owed.id).await;
+
+        // The same id, asked about something else since.
+        let owed = Asked::new();
+        app.ask(&owed).await;
+        approve_and_die(&app, &owed.id, &owed.document.to_string()).await;
+        let other = owed.clone().with("context", json!({ "to": "everybody" }));
+        let mut agent = NaiveAgent::ask(&app, &other).await;
+        assert_eq!(app.poll(ALICE, &owed.session, None).await, None);
+        assert_eq!(relay_later(&app).await, Round { superseded: 1, ..Round::default() });
+        assert!(agent.heard_nothing().await);
+        assert_eq!(app.poll(ALICE, &owed.session, None).await, None);
+    }
+}
+
+both_modes! {
+    async fn an_agent_that_asks_again_is_told_again_by_the_same_decision(app: TestApp) {
+        let asked = Asked::new();
+        app.ask(&asked).await;
+        let first = app.approve(ALICE, &asked.id).await;
+        app.settled(&asked.id).await;
+        let signal = app.signal(&asked.session).await.unwrap();
+
+        let mut agent = NaiveAgent::ask(&app, &again(&asked)).await;
+        app.reject(ALICE, &asked.id, None).await.assert(409, "E3006");
+        app.approve(BOB, &asked.id).await.assert(409, "E3006");
+        assert!(agent.heard_nothing().await);
+        assert_eq!(app.approve(ALICE, &asked.id).await.bare(), first.bare());
+        app.settled(&asked.id).await;
+        app.approve(ALICE, &asked.id).await.assert(200, "");
+        assert_eq!(agent.0.heard().await, [signal]);
+        let stored = app.stored(&asked.id).await.document;
+        assert!(stored.contains("approvedBy"), "{stored}");
+        assert_eq!(app.tasks("tenant1").await.len(), 1);
+    }
+}
+
+both_modes! {
+    async fn an_agent_that_asks_again_for_something_else_is_not_told(app: TestApp) {
+        let asked = Asked::new();
+        app.ask(&asked).await;
+        app.approve(ALICE, &asked.id).await.assert(200, "");
+        app.settled(&asked.id).await;
+        for (field, value) in [
+            ("context", json!({ "to": "everybody" })),
+            ("actionType", json!("delete_mailbox")),
+            ("userId", json!("bob")),
+            ("sessionId", json!(unique("elsewhere"))),
+        ] {
+            let mut other = again(&asked).with(field, value);
+            other.session = other.document["sessionId"].as_str().unwrap().to_owned();
+            let mut agent = NaiveAgent::ask(&app, &other).await;
+            app.approve(ALICE, &asked.id).await.assert(409, "E3006");
+            assert!(agent.heard_nothing().await, "{field}");
+            assert_eq!(app.poll(ALICE, &other.session, None).await, None, "{field}");
+            assert_eq!(app.stored(&asked.id).await.document, other.document.to_string());
+        }
+    }
+}
+
+both_modes! {
+    async fn a_poll_never_finds_the_answer_to_another_request(app: TestApp) {
+        let (before, now) = (Asked::new(), Asked::new());
+        let now = Asked { session: before.session.clone(), ..now }
+            .with("sessionId", json!(before.session));
+        let polled = async |id: Option<&str>| {
+            let signal = app.poll(ALICE, &before.session, id).await?;
+            Some(signal["requestId"].as_str().unwrap().to_owned())
+        };
+        let (a, b) = (Some(before.id.clone()), Some(now.id.clone()));
+        app.ask(&before).await;
+        assert_eq!(polled(None).await, None);
+        app.approve(ALICE, &before.id).await.assert(200, "");
+        app.settled(&before.id).await;
+        assert_eq!((polled(None).await, polled(a.as_deref()).await), (a.clone(), a.clone()));
+        assert_eq!(polled(b.as_deref()).await, None);
+        assert_eq!(app.poll(ALICE, &unique("session"), a.as_deref()).await, None);
+        assert_eq!(app.poll(MALLORY, &before.session, None).await, None);
+
+        app.ask(&again(&before)).await;
+        assert_eq!((polled(None).await, polled(a.as_deref()).await), (None, None), "asked again");
+        app.approve(ALICE, &before.id).await.assert(200, "");
+        app.settled(&before.id).await;
+        assert_eq!(polled(None).await, a, "told again");
+
+        app.ask(&now).await;
+        for wanted in [None, a.as_deref(), b.as_deref()] {
+            assert_eq!(polled(wanted).await, None, "moved on: {wanted:?}");
+        }
+        app.reject(ALICE, &now.id, None).await.assert(200, "");
+        assert_eq!((polled(None).await, polled(b.as_deref()).await), (b.clone(), b));
+        assert_eq!(polled(a.as_deref()).await, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poll_finds_the_answer_in_the_ledger_when_its_key_is_gone() {
+    let (app, clock) = frozen(Mode::Embedded).await;
+    let asked = Asked::new();
+    app.ask(&asked).await;
+    app.approve(ALICE, &asked.id).await.assert(200, "");
+    let signal = app.poll(ALICE, &asked.session, None).await;
+    assert!(signal.is_some());
+    for (gone, seconds) in [("the signal", 301), ("the request", 1500)] {
+        clock.advance(TimeDelta::seconds(seconds));
+        assert_eq!(app.poll(ALICE, &asked.session, None).await, signal, "without {gone}");
+        assert_eq!(app.poll(ALICE, &asked.session, Some(&asked.id)).await, signal);
+    }
+}
+
+/// When Redis was wiped, its session may by now wait for a request that nobody knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poll_of_a_session_that_names_nothing_finds_only_what_nobody_has_heard() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let mut redis = redis().await;
+    for is_heard in [false, true] {
+        let asked = Asked::new();
+        app.put(&asked.id, &asked.document.to_string()).await;
+        let agent = if is_heard { Some(Ear::on(&app, &asked.session).await) } else { None };
+        app.approve(ALICE, &asked.id).await.assert(200, "");
+        app.settled(&asked.id).await;
+        assert!(app.poll(ALICE, &asked.session, None).await.is_some(), "under the key");
+        redis.del::<_, ()>(format!("hitl:signal:{}", asked.session)).await.unwrap();
+        let found = app.poll(ALICE, &asked.session, None).await;
+        assert_eq!(found.is_none(), agent.is_some(), "{found:?}");
+    }
+
+    let (app, clock) = frozen(Mode::Embedded).await;
+    let asked = Asked::new();
+    app.put(&asked.id, &asked.document.to_string()).await;
+    app.approve(ALICE, &asked.id).await.assert(200, "");
+    app.settled(&asked.id).await;
+    clock.advance(TimeDelta::seconds(300));
+    assert_eq!(app.poll(ALICE, &asked.session, None).await, None, "the agent has given up");
+    assert!(app.poll(ALICE, &asked.session, Some(&asked.id)).await.is_some());
+}
+
+/// Registers a request over HTTP.
+async fn register(app: &TestApp, session: &str, action: &str) -> String {
+    register_by(app, ALICE, session, action).await
+}
+
+async fn register_by(app: &TestApp, who: Who<'_>, session: &str, action: &str) -> String {
+    let body = json!({ "sessionId": session, "actionType": action, "expiresInSeconds": 60 });
+    let answer = app.post(who, "/api/aura/hitl/requests", body).await;
+    answer.assert(201, "").data()["requestId"].as_str().unwrap().to_owned()
+}
+
+both_modes! {
+    async fn a_registration_beside_an_agent_on_redis_is_answered_by_polling_only(app: TestApp) {
+        let asked = Asked::new();
+        let mut agent = NaiveAgent::ask(&app, &asked).await;
+        let id = register_by(&app, ALICE, &asked.session, "a").await;
+        app.approve(ALICE, &id).await.assert(200, "");
+        assert_eq!(app.settled(&id).await.delivery, Delivery::Superseded);
+        assert!(agent.heard_nothing().await);
+        assert!(app.poll(ALICE, &asked.session, Some(&id)).await.is_some());
+        app.approve(ALICE, &asked.id).await.assert(200, "");
+        assert!(agent.may_act().await);
+    }
+}
+
+both_modes! {
+    async fn a_registration_in_a_session_that_waits_for_something_else_is_not_heard_there(app: TestApp) {
+        for who in [MALLORY, BOB] {
+            for is_first in [false, true] {
+                let asked = Asked::new();
+                let mut id = String::new();
+                if is_first {
+                    id = register_by(&app, who, &asked.session, "a").await;
+                }
+                let mut agent = NaiveAgent::ask(&app, &asked).await;
+                if is_first {
+                    app.approve(who, &id).await.assert(200, "");
+                    app.settled(&id).await;
+                    assert!(app.poll(who, &asked.session, Some(&id)).await.is_some());
+                } else {
+                    let body = json!({ "sessionId": asked.session, "actionType": "a" });
+                    app.post(who, "/aura/hitl/requests", body).await.assert(409, "E3002");
+                }
+                assert!(agent.heard_nothing().await, "{} {is_first}", who.user);
+                assert_eq!(app.poll(ALICE, &asked.session, None).await, None);
+                app.reject(ALICE, &asked.id, None).await.assert(200, "");
+                assert!(!agent.may_act().await);
+            }
+        }
+    }
+}
+
+both_modes! {
+    async fn a_registration_never_replaces_a_request_that_an_agent_wrote(app: TestApp) {
+        let asked = Asked::new();
+        app.ask(&asked).await;
+        for who in [MALLORY, BOB] {
+            let body = json!({
+                "requestId": asked.id, "sessionId": unique("session"), "actionType": "a",
+            });
+            app.post(who, "/aura/hitl/requests", body).await.assert(409, "E3002");
+        }
+        assert_eq!(app.stored(&asked.id).await.document, asked.document.to_string());
+        app.approve(ALICE, &asked.id).await.assert(200, "");
+    }
+}
+
+both_modes! {
+    async fn a_registered_request_whose_copy_was_altered_is_not_decided(app: TestApp) {
+        let session = unique("session");
+        let id = register(&app, &session, "a").await;
+        app.settled(&id).await;
+        let mut agent = NaiveAgent(Ear::on(&app, &session).await);
+        let copy: Value = serde_json::from_str(&app.stored(&id).await.document).unwrap();
+        for (field, value) in [
+            ("context", json!({ "to": "everybody" })),
+            ("actionType", json!("b")),
+            ("userId", json!("bob")),
+            ("sessionId", json!("elsewhere")),
+        ] {
+            let mut altered = copy.clone();
+            altered[field] = value;
+            app.put(&id, &altered.to_string()).await;
+            app.approve(ALICE, &id).await.assert(409, "E3002");
+        }
+        app.put(&id, "nonsense").await;
+        app.approve(ALICE, &id).await.assert(409, "E3002");
+        let mut theirs = copy.clone();
+        theirs["tenantId"] = "tenant2".into();
+        app.put(&id, &theirs.to_string()).await;
+        app.approve(MALLORY, &id).await.assert(404, "E1004");
+        assert!(agent.heard_nothing().await);
+        assert_eq!(app.record(&id).await.state, State::Pending);
+        app.put(&id, &copy.to_string()).await;
+        app.approve(ALICE, &id).await.assert(200, "");
+    }
+}
+
+both_modes! {
+    async fn two_registered_requests_of_a_session_are_both_decided_and_both_found(app: TestApp) {
+        let session = unique("session");
+        let (one, two) = (register(&app, &session, "a").await, register(&app, &session, "b").await);
+        let mut ear = Ear::on(&app, &session).await;
+        let ids = |heard: Vec<String>| -> Vec<String> {
+            let id = |text: String| serde_json::from_str::<Value>(&text).unwrap()["requestId"].clone();
+            heard.into_iter().map(|text| id(text).as_str().unwrap().to_owned()).collect()
+        };
+        app.approve(ALICE, &one).await.assert(200, "");
+        assert_eq!(ids(ear.heard().await), [one.clone()]);
+        assert_eq!(app.poll(ALICE, &session, None).await, None);
+        app.reject(ALICE, &two, None).await.assert(200, "");
+        assert_eq!(ids(ear.heard().await), [two.clone()]);
+        for (id, status) in [(&one, "approved"), (&two, "rejected")] {
+            let found = app.poll(ALICE, &session, Some(id)).await.unwrap();
+            assert_eq!((&found["requestId"], &found["status"]), (&json!(id), &json!(status)));
+        }
+        assert_eq!(app.poll(ALICE, &session, None).await.unwrap()["requestId"], two.as_str());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registered_request_that_has_expired_is_gone_and_says_nothing() {
+    for mode in MODES {
+        let (app, clock) = frozen(mode).await;
+        let session = unique("session");
+        let id = register(&app, &session, "a").await;
+        let mut agent = NaiveAgent(Ear::on(&app, &session).await);
+        clock.advance(TimeDelta::seconds(60));
+        app.approve(ALICE, &id).await.assert(410, "E3007");
+        app.reject(ALICE, &id, None).await.assert(410, "E3007");
+        assert!(agent.heard_nothing().await);
+        assert_eq!(app.poll(ALICE, &session, Some(&id)).await, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delayed_signal_goes_out_but_does_not_replace_a_newer_one_under_the_key() {
+    for mode in MODES {
+        let (app, clock) = frozen(mode).await;
+        let session = unique("session");
+        let (old, new) = (register(&app, &session, "a").await, register(&app, &session, "b").await);
+        let document = app.record(&old).await.document;
+        app.settled(&old).await;
+        approve_and_die(&app, &old, &document).await;
+        clock.advance(TimeDelta::seconds(1));
+        let mut ear = Ear::on(&app, &session).await;
+        app.approve(ALICE, &new).await.assert(200, "");
+        app.settled(&new).await;
+        assert_eq!(relay_later(&app).await, Round { sent: 1, ..Round::default() });
+        let heard = ear.heard().await;
+        assert!(heard.len() == 2 && heard[0].contains(&new) && heard[1].contains(&old));
+        assert_eq!(app.signal(&session).await.as_ref(), heard.first());
+    }
+}
+
+both_modes! {
+    async fn session_ids_hold_whatever_a_user_id_holds(app: TestApp) {
+        for user in ["kim.min-su@corp.example", "김철수", "a+b%2F/c?d#e&f=g", "'\"\\{}[]"] {
+            let asked = Asked::in_session(&format!("session_{user}_{}", unique("1706149260")));
+            let mut agent = NaiveAgent::ask(&app, &asked).await;
+            let answer = app.reject(ALICE, &asked.id, None).await;
+            assert_eq!(answer.assert(200, "").data()["sessionId"], asked.session.as_str());
+            assert!(!agent.may_act().await, "{user}");
+            for wanted in [None, Some(asked.id.as_str())] {
+                let polled = app.poll(ALICE, &asked.session, wanted).await;
+                assert_eq!(polled.expect(user)["requestId"], asked.id.as_str());
+            }
+        }
+    }
+}
+
+both_modes! {
+    async fn nothing_is_sent_once_the_session_is_not_the_one_that_was_judged(app: TestApp) {
+        let asked = Asked::new();
+        let mut agent = NaiveAgent::ask(&app, &asked).await;
+        let session = SessionId::parse(&asked.session).unwrap();
+        let judged = app.core.courier.session(&session).await.unwrap();
+        let send = async |only_while: &SessionPointer| {
+            let outgoing = Outgoing { session: &session, signal: "{}", rank: 1, only_while };
+            app.core.courier.send(&outgoing).await.unwrap()
+        };
+        app.ask(&Asked::in_session(&asked.session)).await;
+        assert_eq!(send(&judged).await, Sent::SessionChanged);
+        assert_eq!(send(&SessionPointer::default()).await, Sent::SessionChanged);
+        assert!(agent.heard_nothing().await);
+        assert_eq!(app.signal(&asked.session).await, None);
+        let judged = app.core.courier.session(&session).await.unwrap();
+        assert_eq!(send(&judged).await, Sent::Published { listeners: 1 });
+    }
+}
+
+/// Agents give up and ask for the next thing while a person approves the last: on the channel, no
+/// approval may come after the moment at which the session changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_moves_on_while_it_is_answered_never_hears_the_old_answer() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let prefix = unique("session");
+    let asked = (0..60).map(|n| Asked::in_session(&format!("{prefix}_{n}"))).collect::<Vec<_>>();
+    let mut ear = Ear::on_redis(format!("hitl:channel:{prefix}*")).await;
+    for asked in &asked {
+        app.ask(asked).await;
+    }
+    let approving = futures_util::stream::iter(&asked)
+        .map(|asked| app.approve(ALICE, &asked.id))
+        .buffered(2)
+        .collect::<Vec<_>>();
+    let moving = async {
+        let mut redis = redis().await;
+        for asked in &asked {
+            // One call's worth of time, so that moves and decisions meet.
+            app.get(ALICE, "/health/ready").await;
+            let pointer = json!({ "requestId": "req_next", "tenantId": "tenant1" }).to_string();
+            let moved: () = redis::pipe()
+                .atomic()
+                .set_ex(format!("hitl:session:{}", asked.session), pointer, 3600)
+                .publish(format!("hitl:channel:{}", asked.session), format!("moved {}", asked.id))
+                .query_async(&mut redis)
+                .await
+                .unwrap();
+            moved
+        }
+    };
+    let (answers, ()) = tokio::join!(approving, moving);
+    let mut expected = Vec::new();
+    for (asked, answer) in asked.iter().zip(&answers) {
+        if answer.status == 200 {
+            expected.push(app.settled(&asked.id).await.delivery == Delivery::Sent);
+        } else {
+            answer.assert(410, "E3007");
+            assert!(app.is_unrecorded(&asked.id).await);
+            expected.push(false);
+        }
+    }
+    let heard = ear.heard().await;
+    for (asked, was_sent) in asked.iter().zip(expected) {
+        let about = |message: &&String| message.contains(&asked.id);
+        let heard = heard.iter().filter(about).collect::<Vec<_>>();
+        assert_eq!(heard.len(), 1 + usize::from(was_sent), "{heard:?}");
+        assert!(heard.last().unwrap().starts_with("moved"), "{heard:?}");
+    }
+}
