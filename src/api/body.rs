@@ -109,12 +109,20 @@ fn malformed(field: &str, en: &str, ko: &'static str) -> ApiError {
 /// characters, half surrogates, numbers beyond any type.
 fn reject_unkeepable(body: &[u8]) -> Result<(), ApiError> {
     let value: serde_json::Value = parse(body)?;
-    if has_nul(&value) {
-        return Err(malformed("body", "holds a NUL character", "NUL 문자를 포함할 수 없습니다"));
+    if !has_nul(&value) {
+        return Ok(());
     }
-    Ok(())
+    let named = value.as_object().and_then(|fields| {
+        fields.iter().find(|(name, value)| !name.contains('\0') && has_nul(value))
+    });
+    let field = named.map_or("body", |(name, _)| name);
+    Err(malformed(field, "holds a NUL character", "NUL 문자를 포함할 수 없습니다"))
 }
 
+/// One JSON value and nothing behind it.
+///
+/// # Errors
+/// [`ApiError::invalid`], naming the field that could not be read.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let ko = "JSON 형식이 올바르지 않습니다";
@@ -127,6 +135,7 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     Ok(value)
 }
 
+/// What the validator found, by the names under which the caller sent the fields.
 pub fn field_errors(errors: &ValidationErrors) -> FieldErrors {
     let fields = errors.field_errors();
     fields
