@@ -7,6 +7,7 @@ pub mod body;
 pub mod document;
 pub mod envelope;
 pub mod error;
+mod examples;
 pub mod health;
 pub mod signals;
 pub mod tasks;
