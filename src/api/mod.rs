@@ -23,6 +23,10 @@ fn request_id(text: &str) -> Result<RequestId, ApiError> {
 
 /// The session id of a path.
 fn session_id(text: &str) -> Result<SessionId, ApiError> {
+    // actix puts U+FFFD in place of what is not UTF-8: that is no longer the id that was sent.
+    if text.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(ApiError::bad_id("sessionId"));
+    }
     SessionId::parse(text).map_err(|invalid| ApiError::bad_id(invalid.kind))
 }
 
