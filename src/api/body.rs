@@ -44,7 +44,7 @@ impl<T: DeserializeOwned + Validate + 'static, const LIMIT: usize> FromRequest
         Box::pin(async move {
             let body = reading.await?;
             reject_unkeepable(&body)?;
-            let value: T = parse(&body)?;
+            let value: T = parse_object(&body)?;
             value.validate().map_err(|errors| ApiError::invalid(field_errors(&errors)))?;
             Ok(Self(value))
         })
@@ -135,7 +135,19 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     Ok(value)
 }
 
+/// One JSON object. Derived readers would also take an array of the fields' values.
+///
+/// # Errors
+/// [`ApiError::invalid`], naming the field that could not be read.
+pub fn parse_object<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    if body.trim_ascii().first() != Some(&b'{') {
+        return Err(malformed("body", "is not a JSON object", "JSON 객체여야 합니다"));
+    }
+    parse(body)
+}
+
 /// What the validator found, by the names under which the caller sent the fields.
+#[must_use]
 pub fn field_errors(errors: &ValidationErrors) -> FieldErrors {
     let fields = errors.field_errors();
     fields
