@@ -1,4 +1,4 @@
-//! The OpenAPI document: the handlers' own, plus what holds for all of them, said once.
+//! The API document: the handlers' own, plus what holds for all of them, said once.
 
 use actix_web::{HttpResponse, Responder};
 use serde_json::{Value, json};
@@ -67,6 +67,7 @@ impl Modify for Common {
             let decides = path.contains("/approve/") || path.contains("/reject/");
             for (method, operation) in operations(item) {
                 name(operation);
+                leave_out_what_is_for_programmers(operation);
                 add_examples(operation);
                 let has_body = operation.request_body.is_some();
                 let has_id = path.contains('{');
@@ -109,6 +110,13 @@ fn name(operation: &mut Operation) {
     if let (Some(tag), Some(name)) = (tag, &operation.operation_id) {
         operation.operation_id = Some(format!("{tag}_{name}"));
     }
+}
+
+/// The handlers' `# Errors` sections say less than the answers that are listed here.
+fn leave_out_what_is_for_programmers(operation: &mut Operation) {
+    let kept = operation.description.take();
+    let kept = kept.and_then(|text| Some(text.split("# Errors").next()?.trim().to_owned()));
+    operation.description = kept.filter(|text| !text.is_empty());
 }
 
 /// The example of the body and of every answer that the handler documents.

@@ -1,4 +1,4 @@
-//! One example of each operation's body and answer, for the OpenAPI document.
+//! One example of each operation's body and answer, for the API document.
 
 use serde_json::{Value, json};
 
