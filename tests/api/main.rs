@@ -11,3 +11,4 @@
 #[macro_use]
 mod helpers;
 mod approvals;
+mod auth;
