@@ -12,3 +12,4 @@
 mod helpers;
 mod approvals;
 mod auth;
+mod hostile;
