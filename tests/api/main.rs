@@ -13,3 +13,4 @@ mod helpers;
 mod approvals;
 mod auth;
 mod hostile;
+mod tasks;
