@@ -13,4 +13,5 @@ mod helpers;
 mod approvals;
 mod auth;
 mod hostile;
+mod registration;
 mod tasks;
