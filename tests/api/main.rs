@@ -15,3 +15,4 @@ mod auth;
 mod hostile;
 mod registration;
 mod tasks;
+mod wire;
