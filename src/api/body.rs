@@ -44,7 +44,7 @@ impl<T: DeserializeOwned + Validate + 'static, const LIMIT: usize> FromRequest
         Box::pin(async move {
             let body = reading.await?;
             reject_unkeepable(&body)?;
-            let value: T = parse(&body)?;
+            let value: T = parse_object(&body)?;
             value.validate().map_err(|errors| ApiError::invalid(field_errors(&errors)))?;
             Ok(Self(value))
         })
@@ -111,16 +111,20 @@ fn malformed(field: &str, en: &str, ko: &'static str) -> ApiError {
 /// characters, half surrogates, numbers beyond any type.
 fn reject_unkeepable(body: &[u8]) -> Result<(), ApiError> {
     let value: serde_json::Value = parse(body)?;
-    if has_nul(&value) {
-        return Err(malformed("body", "holds a NUL character", "NUL 문자를 포함할 수 없습니다"));
+    if !has_nul(&value) {
+        return Ok(());
     }
-    Ok(())
+    let named = value.as_object().and_then(|fields| {
+        fields.iter().find(|(name, value)| !name.contains('\0') && has_nul(value))
+    });
+    let field = named.map_or("body", |(name, _)| name);
+    Err(malformed(field, "holds a NUL character", "NUL 문자를 포함할 수 없습니다"))
 }
 
-/// Parses a body or a part of one.
+/// One JSON value and nothing behind it.
 ///
 /// # Errors
-/// E4000, naming the field that does not fit.
+/// [`ApiError::invalid`], naming the field that could not be read.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let ko = "JSON 형식이 올바르지 않습니다";
@@ -133,7 +137,18 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     Ok(value)
 }
 
-/// What validation found, by the names under which the caller sent the fields.
+/// One JSON object. Derived readers would also take an array of the fields' values.
+///
+/// # Errors
+/// [`ApiError::invalid`], naming the field that could not be read.
+pub fn parse_object<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    if body.trim_ascii().first() != Some(&b'{') {
+        return Err(malformed("body", "is not a JSON object", "JSON 객체여야 합니다"));
+    }
+    parse(body)
+}
+
+/// What the validator found, by the names under which the caller sent the fields.
 #[must_use]
 pub fn field_errors(errors: &ValidationErrors) -> FieldErrors {
     let fields = errors.field_errors();

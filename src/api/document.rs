@@ -1,7 +1,8 @@
-//! The OpenAPI document: the handlers' own, plus what holds for all of them, said once.
+//! The API document: the handlers' own, plus what holds for all of them, said once.
 
 use actix_web::{HttpResponse, Responder};
-use serde_json::json;
+use serde_json::{Value, json};
+use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::path::{HttpMethod, Operation, ParameterBuilder, ParameterIn};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
@@ -12,7 +13,7 @@ use utoipa::{Modify, OpenApi};
 
 use super::envelope::Envelope;
 use super::error::ErrorCode;
-use super::{approvals, health, signals, tasks};
+use super::{approvals, examples, health, signals, tasks};
 
 /// Where the document is.
 pub const ADDRESS: &str = "/v3/api-docs";
@@ -31,6 +32,7 @@ pub const ADDRESS: &str = "/v3/api-docs";
         tasks::create, tasks::list, tasks::read, tasks::start, tasks::progress, tasks::complete,
         tasks::fail, tasks::replace_plan, tasks::merge_plan,
         health::live, health::ready, health::main_health,
+        serve,
     ),
     components(schemas(Envelope<serde_json::Value>)),
     modifiers(&Common)
@@ -43,12 +45,14 @@ pub fn document() -> Document {
     Api::openapi()
 }
 
-/// Serves the document.
+/// Serves the document. Swagger UI shows it at `/swagger-ui/`.
+#[utoipa::path(get, path = "/v3/api-docs", tag = "document",
+    responses((status = 200, description = "This document", body = Object, example = json!({ "openapi": "3.1.0" }))))]
 pub async fn serve() -> impl Responder {
     HttpResponse::Ok().json(document())
 }
 
-/// What every authenticated operation asks for and may answer.
+/// What every operation asks for and may answer, beyond what its handler says itself.
 struct Common;
 
 impl Modify for Common {
@@ -59,32 +63,96 @@ impl Modify for Common {
             .get_or_insert_default()
             .add_security_scheme("bearer", SecurityScheme::Http(bearer));
         for (path, item) in &mut document.paths.paths {
-            if path.contains("health") {
-                continue;
-            }
+            let is_open = path.contains("health") || path == ADDRESS;
             let decides = path.contains("/approve/") || path.contains("/reject/");
             for (method, operation) in operations(item) {
+                name(operation);
+                leave_out_what_is_for_programmers(operation);
+                add_examples(operation);
                 let has_body = operation.request_body.is_some();
                 let has_id = path.contains('{');
                 let changes = method != HttpMethod::Get;
-                add_headers(operation, decides);
-                for (code, applies) in [
-                    (ErrorCode::Invalid, true),
-                    (ErrorCode::NoToken, true),
-                    (ErrorCode::Forbidden, true),
-                    (ErrorCode::NotFound, has_id),
-                    (ErrorCode::MethodNotAllowed, true),
-                    (ErrorCode::WrongState, changes || path.contains("/requests/")),
-                    (ErrorCode::Gone, decides),
-                    (ErrorCode::TooLarge, has_body),
-                    (ErrorCode::NotJson, has_body),
-                    (ErrorCode::Internal, true),
-                    (ErrorCode::Unavailable, true),
-                ] {
-                    if applies {
-                        add_error(operation, code);
-                    }
+                if !is_open {
+                    add_headers(operation, decides);
                 }
+                let errors: &[(bool, &[ErrorCode])] = &[
+                    (!is_open, &[ErrorCode::Invalid, ErrorCode::NoTenant, ErrorCode::BadHeader]),
+                    (
+                        !is_open,
+                        &[ErrorCode::NoToken, ErrorCode::TokenExpired, ErrorCode::TokenInvalid],
+                    ),
+                    (!is_open, &[ErrorCode::Forbidden, ErrorCode::WrongTenant]),
+                    (has_id, &[ErrorCode::NotFound]),
+                    (true, &[ErrorCode::MethodNotAllowed]),
+                    (decides, &[ErrorCode::WrongState, ErrorCode::AlreadyDecided]),
+                    (
+                        !decides && (changes || path.contains("/requests/")),
+                        &[ErrorCode::WrongState],
+                    ),
+                    (decides, &[ErrorCode::Gone]),
+                    (has_body, &[ErrorCode::TooLarge]),
+                    (has_body, &[ErrorCode::NotJson]),
+                    (!is_open, &[ErrorCode::Internal]),
+                    (!is_open, &[ErrorCode::Unavailable]),
+                ];
+                for (_, codes) in errors.iter().filter(|(applies, _)| *applies) {
+                    add_error(operation, codes);
+                }
+            }
+        }
+    }
+}
+
+/// Handlers in different files share names, and an operation's id must be its own.
+fn name(operation: &mut Operation) {
+    let tag = operation.tags.as_ref().and_then(|tags| tags.first());
+    if let (Some(tag), Some(name)) = (tag, &operation.operation_id) {
+        operation.operation_id = Some(format!("{tag}_{name}"));
+    }
+}
+
+/// The handlers' `# Errors` sections say less than the answers that are listed here.
+fn leave_out_what_is_for_programmers(operation: &mut Operation) {
+    let kept = operation.description.take();
+    let kept = kept.and_then(|text| Some(text.split("# Errors").next()?.trim().to_owned()));
+    operation.description = kept.filter(|text| !text.is_empty());
+}
+
+/// The example of the body and of every answer that the handler documents.
+fn add_examples(operation: &mut Operation) {
+    let Some(example) = operation.operation_id.as_deref().and_then(examples::of) else { return };
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        for content in body.content.values_mut() {
+            if let RefOr::T(content) = content {
+                content.example.clone_from(&example.body);
+            }
+        }
+    }
+    let success = json!({
+        "status": "SUCCESS", "message": example.message, "data": example.data,
+        "success": true, "timestamp": "2026-01-16T12:00:00",
+    });
+    for (status, response) in &mut operation.responses.responses {
+        let RefOr::T(response) = response else { continue };
+        let answer = if status.starts_with('2') {
+            success.clone()
+        } else {
+            let mut answer = error_example(ErrorCode::Unavailable);
+            if let (Some(answer), Some(data)) = (answer.as_object_mut(), success.get("data")) {
+                let mut data = data.clone();
+                if let Some(ready) = data.get_mut("ready") {
+                    *ready = false.into();
+                }
+                if let Some(ready) = data.pointer_mut("/courier/ready") {
+                    *ready = false.into();
+                }
+                answer.insert("data".to_owned(), data);
+            }
+            answer
+        };
+        for content in response.content.values_mut() {
+            if let RefOr::T(content) = content {
+                content.example = Some(answer.clone());
             }
         }
     }
@@ -123,38 +191,46 @@ fn add_headers(operation: &mut Operation, decides: bool) {
         header("X-DWP-Caller-Type", false, "USER, AGENT or SYSTEM. Agents never decide.", "USER")
             .into(),
     );
-    parameters.push(header("X-Trace-Id", false, "Repeated as traceId.", "trace-1").into());
+    for (name, description, example) in [
+        ("X-Agent-ID", "Which agent calls; recorded with a decision.", "agent-1"),
+        ("X-Trace-Id", "Repeated as traceId.", "trace-1"),
+        (
+            "traceparent",
+            "W3C trace context; its trace id stands in for X-Trace-Id.",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ),
+        ("X-Gateway-Request-Id", "Repeated as gatewayRequestId.", "gw-1"),
+    ] {
+        parameters.push(header(name, false, description, example).into());
+    }
     parameters.push(
         header("Accept-Language", false, "Sentences in Korean (ko) or English.", "ko").into(),
     );
 }
 
-fn add_error(operation: &mut Operation, code: ErrorCode) {
-    let status = code.status();
-    let mut response =
-        ResponseBuilder::new().description(status.canonical_reason().unwrap_or("Error")).content(
-            "application/json",
-            ContentBuilder::new()
-                .schema(Some(Ref::from_schema_name("Envelope_Value")))
-                .example(Some(json!({
-                    "status": "ERROR", "message": "…", "errorCode": code.as_str(),
-                    "success": false, "timestamp": "2026-01-16T12:00:00", "traceId": "trace-1",
-                })))
-                .build(),
-        );
-    let header = |name: &str| match name {
-        "WWW-Authenticate" => Some("Bearer"),
-        "Retry-After" => Some("Seconds to wait before trying again."),
-        "Allow" => Some("The methods that the address answers."),
+/// One status and the codes that come with it, each with an example.
+fn add_error(operation: &mut Operation, codes: &[ErrorCode]) {
+    let Some(first) = codes.first() else { return };
+    let status = first.status();
+    let names = codes.iter().map(|code| code.as_str()).collect::<Vec<_>>().join(", ");
+    let reason = status.canonical_reason().unwrap_or("Error");
+    let examples = codes.iter().map(|code| {
+        (code.as_str(), ExampleBuilder::new().value(Some(error_example(*code))).build())
+    });
+    let mut response = ResponseBuilder::new().description(format!("{reason}: {names}")).content(
+        "application/json",
+        ContentBuilder::new()
+            .schema(Some(Ref::from_schema_name("Envelope_Value")))
+            .examples_from_iter(examples)
+            .build(),
+    );
+    let header = match first {
+        ErrorCode::NoToken => Some(("WWW-Authenticate", "Bearer")),
+        ErrorCode::Unavailable => Some(("Retry-After", "Seconds to wait before trying again.")),
+        ErrorCode::MethodNotAllowed => Some(("Allow", "The methods that the address answers.")),
         _ => None,
     };
-    let name = match code {
-        ErrorCode::NoToken => "WWW-Authenticate",
-        ErrorCode::Unavailable => "Retry-After",
-        ErrorCode::MethodNotAllowed => "Allow",
-        _ => "",
-    };
-    if let Some(description) = header(name) {
+    if let Some((name, description)) = header {
         let schema = ObjectBuilder::new().schema_type(Type::String);
         response = response.header(
             name,
@@ -162,4 +238,23 @@ fn add_error(operation: &mut Operation, code: ErrorCode) {
         );
     }
     operation.responses.responses.insert(status.as_str().to_owned(), RefOr::T(response.build()));
+}
+
+fn error_example(code: ErrorCode) -> Value {
+    let mut answer = json!({
+        "status": "ERROR", "message": "…", "errorCode": code.as_str(),
+        "success": false, "timestamp": "2026-01-16T12:00:00", "traceId": "trace-1",
+    });
+    let data = match code {
+        ErrorCode::Invalid => json!({ "userId": "is required" }),
+        ErrorCode::AlreadyDecided => json!({
+            "requestId": "req-12345", "sessionId": "session_user123_1706149260",
+            "status": "approved", "decidedBy": "user123", "decidedAt": "2026-01-16T12:00:00",
+        }),
+        _ => return answer,
+    };
+    if let Some(fields) = answer.as_object_mut() {
+        fields.insert("data".to_owned(), data);
+    }
+    answer
 }

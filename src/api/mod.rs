@@ -7,6 +7,7 @@ pub mod body;
 pub mod document;
 pub mod envelope;
 pub mod error;
+mod examples;
 pub mod health;
 pub mod signals;
 pub mod tasks;
@@ -24,6 +25,10 @@ fn request_id(text: &str) -> Result<RequestId, ApiError> {
 
 /// A session id as it came in; from here on the log names it.
 fn session_id(text: &str) -> Result<SessionId, ApiError> {
+    // actix puts U+FFFD in place of what is not UTF-8: that is no longer the id that was sent.
+    if text.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(ApiError::bad_id("sessionId"));
+    }
     let id = SessionId::parse(text).map_err(|invalid| ApiError::bad_id(invalid.kind))?;
     tracing::Span::current().record("session_id", id.as_str());
     Ok(id)

@@ -390,7 +390,7 @@ pub async fn fail(
     body: AnyJson<TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let body: Option<FailBody> =
-        body.0.map(|body| super::body::parse(body.get().as_bytes())).transpose()?;
+        body.0.map(|body| super::body::parse_object(body.get().as_bytes())).transpose()?;
     let invalid = |errors: ValidationErrors| ApiError::invalid(super::body::field_errors(&errors));
     query.validate().map_err(invalid)?;
     if let Some(body) = &body {

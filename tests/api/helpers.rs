@@ -526,3 +526,60 @@ impl Ear {
         }
     }
 }
+
+/// Both addresses of everything.
+pub const PREFIXES: [&str; 2] = ["/api", ""];
+
+/// An operation, as the API document has it.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    pub method: Method,
+    /// The address, with its ids still in braces.
+    pub pattern: String,
+    /// Whether the document says that it asks for a token.
+    pub is_secured: bool,
+    /// What the document says about it.
+    pub document: Value,
+}
+
+impl Operation {
+    /// The address with ids filled in.
+    pub fn path(&self) -> String {
+        ["requestId", "sessionId", "taskId"]
+            .into_iter()
+            .fold(self.pattern.clone(), |path, name| path.replace(&format!("{{{name}}}"), "x-1"))
+    }
+
+    pub fn decides(&self) -> bool {
+        self.pattern.contains("/approve/") || self.pattern.contains("/reject/")
+    }
+}
+
+/// Every operation of the API document.
+pub fn operations() -> Vec<Operation> {
+    let document = serde_json::to_value(aura_hitl::api::document::document()).unwrap();
+    let mut found = Vec::new();
+    for (pattern, item) in document["paths"].as_object().unwrap() {
+        for (method, document) in item.as_object().unwrap() {
+            found.push(Operation {
+                method: method.to_uppercase().parse().unwrap(),
+                pattern: pattern.clone(),
+                is_secured: document["security"].as_array().is_some_and(|list| !list.is_empty()),
+                document: document.clone(),
+            });
+        }
+    }
+    found
+}
+
+/// `%`-encodes every byte that is not a letter, a digit or one of `-._~`.
+pub fn percent_encoded(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}

@@ -11,10 +11,15 @@
 #[macro_use]
 mod helpers;
 mod approvals;
+mod auth;
+mod hostile;
 mod lifecycle;
 mod processes;
+mod registration;
 mod relay;
 mod servers;
 mod stores;
 mod subscriber;
+mod tasks;
 mod waiting;
+mod wire;
