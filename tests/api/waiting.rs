@@ -352,26 +352,50 @@ async fn register_by(app: &TestApp, who: Who<'_>, session: &str, action: &str) -
 
 both_modes! {
     async fn a_registration_in_a_session_that_waits_for_something_else_is_not_heard_there(app: TestApp) {
-        for who in [MALLORY, BOB] {
-            for is_first in [false, true] {
-                let asked = Asked::new();
-                let mut id = String::new();
-                if is_first {
-                    id = register_by(&app, who, &asked.session, "a").await;
-                }
-                let mut agent = NaiveAgent::ask(&app, &asked).await;
-                if !is_first {
-                    id = register_by(&app, who, &asked.session, "a").await;
-                }
-                app.approve(who, &id).await.assert(200, "");
-                app.settled(&id).await;
-                assert!(agent.heard_nothing().await, "{} {is_first}", who.user);
-                assert_eq!(app.poll(ALICE, &asked.session, None).await, None);
-                assert!(app.poll(who, &asked.session, Some(&id)).await.is_some());
-                app.reject(ALICE, &asked.id, None).await.assert(200, "");
-                assert!(!agent.may_act().await);
+        // Before the agent asks, after it has, and after it has asked again.
+        for (who, moment) in [MALLORY, BOB].into_iter().flat_map(|who| [0, 1, 2].map(|m| (who, m))) {
+            let asked = Asked::new();
+            let early = if moment == 0 {
+                Some(register_by(&app, who, &asked.session, "a").await)
+            } else {
+                None
+            };
+            if moment == 2 {
+                app.ask(&asked).await;
+                app.approve(ALICE, &asked.id).await.assert(200, "");
+                app.settled(&asked.id).await;
             }
+            let mut agent = NaiveAgent::ask(&app, &again(&asked)).await;
+            let id = match early {
+                Some(id) => id,
+                None => register_by(&app, who, &asked.session, "a").await,
+            };
+            app.approve(who, &id).await.assert(200, "");
+            app.settled(&id).await;
+            assert!(agent.heard_nothing().await, "{} {moment}", who.user);
+            assert_eq!(app.poll(ALICE, &asked.session, None).await, None);
+            assert!(app.poll(who, &asked.session, Some(&id)).await.is_some());
+            app.approve(ALICE, &asked.id).await.assert(200, "");
+            assert!(agent.0.next().await.contains(&asked.id));
         }
+    }
+}
+
+both_modes! {
+    async fn tenants_that_register_in_one_session_do_not_hear_each_other(app: TestApp) {
+        let session = unique("session");
+        let ours = register(&app, &session, "a").await;
+        let theirs = register_by(&app, MALLORY, &session, "a").await;
+        let mut ear = Ear::on(&app, &session).await;
+        app.approve(MALLORY, &theirs).await.assert(200, "");
+        app.settled(&theirs).await;
+        assert!(ear.heard().await.is_empty());
+        app.approve(ALICE, &ours).await.assert(200, "");
+        let heard = ear.heard().await;
+        assert!(heard.len() == 1 && heard[0].contains(&ours), "{heard:?}");
+        assert_eq!(app.poll(ALICE, &session, None).await.unwrap()["requestId"], ours.as_str());
+        assert_eq!(app.poll(MALLORY, &session, None).await, None);
+        assert!(app.poll(MALLORY, &session, Some(&theirs)).await.is_some());
     }
 }
 
