@@ -85,7 +85,7 @@ both_modes! {
             answer.assert(200, "");
             assert_eq!(answer.body["message"], message);
             assert_eq!(*answer.data(), data);
-            assert_eq!(ear.heard().await, [signal.clone()]);
+            assert_eq!(ear.heard().await, std::slice::from_ref(&signal));
             assert_eq!(app.signal(&session).await.unwrap(), signal);
             let as_json = |text: &Value| serde_json::from_str::<Value>(text.as_str().unwrap()).unwrap();
             let read = app.get(ALICE, &format!("{prefix}/requests/{id}")).await;
@@ -466,7 +466,7 @@ async fn a_decided_request_lives_1800_seconds_again_and_its_signal_300() {
     let Asked { id, session, .. } = asked(&app).await;
     clock.advance(TimeDelta::seconds(1000));
     app.approve(ALICE, &id).await.assert(200, "");
-    assert_eq!(app.stored(&id).await.ttl, Some(Duration::from_secs(1800)));
+    assert_eq!(app.stored(&id).await.ttl, Some(Duration::from_mins(30)));
     clock.advance(TimeDelta::milliseconds(299_999));
     assert!(app.signal(&session).await.is_some());
     clock.advance(TimeDelta::milliseconds(1));

@@ -455,10 +455,10 @@ both_modes! {
             heard.into_iter().map(|text| id(text).as_str().unwrap().to_owned()).collect()
         };
         app.approve(ALICE, &one).await.assert(200, "");
-        assert_eq!(ids(ear.heard().await), [one.clone()]);
+        assert_eq!(ids(ear.heard().await), std::slice::from_ref(&one));
         assert_eq!(app.poll(ALICE, &session, None).await, None);
         app.reject(ALICE, &two, None).await.assert(200, "");
-        assert_eq!(ids(ear.heard().await), [two.clone()]);
+        assert_eq!(ids(ear.heard().await), std::slice::from_ref(&two));
         for (id, status) in [(&one, "approved"), (&two, "rejected")] {
             let found = app.poll(ALICE, &session, Some(id)).await.unwrap();
             assert_eq!((&found["requestId"], &found["status"]), (&json!(id), &json!(status)));
@@ -560,14 +560,13 @@ async fn an_agent_that_moves_on_while_it_is_answered_never_hears_the_old_answer(
             // One call's worth of time, so that moves and decisions meet.
             app.get(ALICE, "/health/ready").await;
             let pointer = json!({ "requestId": "req_next", "tenantId": "tenant1" }).to_string();
-            let moved: () = redis::pipe()
+            redis::pipe()
                 .atomic()
                 .set_ex(format!("hitl:session:{}", asked.session), pointer, 3600)
                 .publish(format!("hitl:channel:{}", asked.session), format!("moved {}", asked.id))
-                .query_async(&mut redis)
+                .query_async::<()>(&mut redis)
                 .await
                 .unwrap();
-            moved
         }
     };
     let (answers, ()) = tokio::join!(approving, moving);
