@@ -456,7 +456,9 @@ pub async fn find_signal(
         && target == in_redis
         && pointer.tenant.as_ref() == Some(&caller.tenant)
         && let Some(id) = target.as_deref().and_then(|id| RequestId::parse(id).ok())
-        && asked_now(core, &id).await?.is_none()
+        && let Some(request) = in_courier(core, &id).await?
+        && !request.is_pending()
+        && request.tenant.as_ref() == Some(&caller.tenant)
     {
         return Ok(signal);
     }
@@ -469,17 +471,19 @@ pub async fn find_signal(
         None => core.ledger.newest_decided(session, &caller.tenant).await?,
     };
     let Some(record) = record else { return Ok(None) };
+    let names_nothing = named.is_none() && wanted.is_none();
+    let is_under_the_key = in_redis.as_deref() == Some(record.id.as_str());
+    if names_nothing && !is_under_the_key && !still_waits(&record, core.clock.now()) {
+        return Ok(None);
+    }
     if record.origin == Origin::Redis {
-        let is_under_the_key = in_redis.as_deref() == Some(record.id.as_str());
-        let names_nothing = named.is_none() && wanted.is_none();
-        if !pointer.allows(&record.id)
-            || (names_nothing && !is_under_the_key && !still_waits(&record, core.clock.now()))
-        {
+        if !pointer.allows(&record.id) {
             return Ok(None);
         }
         // Pending again: the agent has asked again, so an earlier answer is not the answer. One
         // that is still owed has simply not reached Redis yet, if it is about the same thing.
-        if let Some(asked) = asked_now(core, &record.id).await?
+        let asked = in_courier(core, &record.id).await?.filter(ApprovalRequest::is_pending);
+        if let Some(asked) = asked
             && (record.delivery != Delivery::Owed || asked.fingerprint != record.fingerprint)
         {
             return Ok(None);
@@ -499,11 +503,10 @@ fn answer_of(record: &Record, caller: &Caller, session: &SessionId) -> Option<St
     }
 }
 
-/// The request in Redis, if it waits for a decision there.
-async fn asked_now(core: &Core, id: &RequestId) -> Result<Option<ApprovalRequest>> {
+/// The request in Redis, if it can be read.
+async fn in_courier(core: &Core, id: &RequestId) -> Result<Option<ApprovalRequest>> {
     let stored = core.courier.find_request(id).await?;
-    let request = stored.and_then(|stored| ApprovalRequest::read(id, stored.document).ok());
-    Ok(request.filter(ApprovalRequest::is_pending))
+    Ok(stored.and_then(|stored| ApprovalRequest::read(id, stored.document).ok()))
 }
 
 /// Whether an agent whose session names nothing can still be waiting for this answer.

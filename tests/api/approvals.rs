@@ -466,7 +466,7 @@ async fn a_decided_request_lives_1800_seconds_again_and_its_signal_300() {
     let Asked { id, session, .. } = asked(&app).await;
     clock.advance(TimeDelta::seconds(1000));
     app.approve(ALICE, &id).await.assert(200, "");
-    assert_eq!(app.stored(&id).await.ttl, Some(Duration::from_secs(1800)));
+    assert_eq!(app.stored(&id).await.ttl, Some(Duration::from_mins(30)));
     clock.advance(TimeDelta::milliseconds(299_999));
     assert!(app.signal(&session).await.is_some());
     clock.advance(TimeDelta::milliseconds(1));

@@ -393,6 +393,23 @@ both_modes! {
 }
 
 both_modes! {
+    async fn nobody_registers_in_a_session_that_somebody_else_registered_in(app: TestApp) {
+        let session = unique("session");
+        let ours = register(&app, &session, "a").await;
+        let mut ear = Ear::on(&app, &session).await;
+        for who in [MALLORY, BOB] {
+            let body = json!({ "sessionId": session, "actionType": "a" });
+            app.post(who, "/aura/hitl/requests", body).await.assert(409, "E3002");
+        }
+        app.approve(ALICE, &ours).await.assert(200, "");
+        let heard = ear.heard().await;
+        assert!(heard.len() == 1 && heard[0].contains(&ours), "{heard:?}");
+        assert_eq!(app.poll(ALICE, &session, None).await.unwrap()["requestId"], ours.as_str());
+        assert_eq!(app.poll(MALLORY, &session, None).await, None);
+    }
+}
+
+both_modes! {
     async fn a_registration_never_replaces_a_request_that_an_agent_wrote(app: TestApp) {
         let asked = Asked::new();
         app.ask(&asked).await;
@@ -448,10 +465,10 @@ both_modes! {
             heard.into_iter().map(|text| id(text).as_str().unwrap().to_owned()).collect()
         };
         app.approve(ALICE, &one).await.assert(200, "");
-        assert_eq!(ids(ear.heard().await), [one.clone()]);
+        assert_eq!(ids(ear.heard().await), std::slice::from_ref(&one));
         assert_eq!(app.poll(ALICE, &session, None).await, None);
         app.reject(ALICE, &two, None).await.assert(200, "");
-        assert_eq!(ids(ear.heard().await), [two.clone()]);
+        assert_eq!(ids(ear.heard().await), std::slice::from_ref(&two));
         for (id, status) in [(&one, "approved"), (&two, "rejected")] {
             let found = app.poll(ALICE, &session, Some(id)).await.unwrap();
             assert_eq!((&found["requestId"], &found["status"]), (&json!(id), &json!(status)));
@@ -552,14 +569,13 @@ async fn an_agent_that_moves_on_while_it_is_answered_never_hears_the_old_answer(
             // One call's worth of time, so that moves and decisions meet.
             app.get(ALICE, "/health/ready").await;
             let pointer = json!({ "requestId": "req_next", "tenantId": "tenant1" }).to_string();
-            let moved: () = redis::pipe()
+            redis::pipe()
                 .atomic()
                 .set_ex(format!("hitl:session:{}", asked.session), pointer, 3600)
                 .publish(format!("hitl:channel:{}", asked.session), format!("moved {}", asked.id))
-                .query_async(&mut redis)
+                .query_async::<()>(&mut redis)
                 .await
                 .unwrap();
-            moved
         }
     };
     let (answers, ()) = tokio::join!(approving, moving);
