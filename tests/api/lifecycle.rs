@@ -275,8 +275,7 @@ async fn token_prints_a_token_that_the_service_takes() {
     let claims: Value = {
         use jsonwebtoken::{DecodingKey, Validation, decode};
         let key = DecodingKey::from_secret(SECRET.as_bytes());
-        let mut lenient = Validation::default();
-        lenient.leeway = 60;
+        let lenient = Validation { leeway: 60, ..Validation::default() };
         decode(&short, &key, &lenient).unwrap().claims
     };
     assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 1);

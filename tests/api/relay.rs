@@ -327,7 +327,9 @@ async fn while_postgres_is_away_nothing_is_decided() {
             readiness(&app)
         );
         assert_turned_away(&registration);
-        decisions.iter().for_each(|(yes, no)| [yes, no].into_iter().for_each(assert_turned_away));
+        for (yes, no) in &decisions {
+            [yes, no].into_iter().for_each(assert_turned_away);
+        }
         assert_eq!(readiness.assert(503, "E5000").data()["ledger"]["ready"], false);
         assert_eq!(readiness.data()["courier"]["ready"], true);
         for one in [&asked, &registered] {
