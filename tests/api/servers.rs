@@ -148,7 +148,8 @@ pub struct PrivatePostgres {
 
 impl PrivatePostgres {
     pub async fn start() -> Self {
-        let folder = TempDir::new().unwrap();
+        // Not in a private TMPDIR: the user that it runs as must get there.
+        let folder = TempDir::new_in("/tmp").unwrap();
         let mut postgres = Self { port: free_port(), bin: Self::bin(), server: None, folder };
         let initialised = postgres
             .program("initdb")
@@ -179,11 +180,12 @@ impl PrivatePostgres {
         if is_root != 0 {
             return Command::new(program);
         }
-        let id = |option| {
-            let id = Command::new("id").args([option, "postgres"]).output().unwrap().stdout;
-            String::from_utf8(id).unwrap().trim().parse::<u32>().expect("no user postgres")
+        let id = |option, user| {
+            let id = Command::new("id").args([option, user]).output().unwrap().stdout;
+            String::from_utf8(id).unwrap().trim().parse::<u32>().ok()
         };
-        let (user, group) = (id("-u"), id("-g"));
+        let name = if id("-u", "postgres").is_some() { "postgres" } else { "nobody" };
+        let (user, group) = (id("-u", name).unwrap(), id("-g", name).unwrap());
         std::os::unix::fs::chown(self.folder.path(), Some(user), Some(group)).unwrap();
         let mut command = Command::new(program);
         command.uid(user).gid(group).current_dir("/");
