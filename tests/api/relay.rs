@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
+use aura_hitl::app::{self, Service};
 use aura_hitl::config::LedgerConfig;
+use aura_hitl::core::Core;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Delivery, State, Verdict};
 use aura_hitl::domain::ids::RequestId;
@@ -11,13 +13,15 @@ use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::signal::signal_json;
 use aura_hitl::ledger::{LEASE, Recorded, Writing};
 use aura_hitl::relay;
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use secrecy::SecretString;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::helpers::{
-    ALICE, Answer, Asked, Mode, TestApp, Who, eventually, fresh_database, unique,
+    ALICE, Answer, Asked, Mode, TestApp, Who, config, eventually, fresh_database, unique,
 };
 use crate::servers::{PrivatePostgres, PrivateRedis};
 
@@ -60,16 +64,19 @@ async fn signalled(app: &TestApp, asked: &Asked) {
     assert_eq!(signal.unwrap(), signal_json(&record.id, decision));
 }
 
-/// Records decisions the way a process does that dies before it signals: on the ledger only, one
-/// lease ago.
-async fn decided_and_died(app: &TestApp, asked: &Asked, verdict: Verdict) {
-    let at = app.core.clock.now() - LEASE;
+/// Records a decision the way a process does that dies before it signals: on the ledger only.
+async fn decided_and_died(core: &Core, asked: &Asked, verdict: Verdict, at: DateTime<Utc>) {
     let (candidate, caller) = (asked.candidate(Origin::Redis, at), ALICE.caller());
     let decision = ALICE.decides(verdict, at);
     let writing =
         Writing { candidate: &candidate, decision: Some(&decision), caller: &caller, now: at };
-    let recorded = app.core.ledger.record_decision(&writing).await.unwrap();
+    let recorded = core.ledger.record_decision(&writing).await.unwrap();
     assert!(matches!(recorded, Recorded::Won(_)));
+}
+
+/// So long ago that whoever decided then holds its lease no more.
+fn a_lease_ago() -> DateTime<Utc> {
+    Clock::System.now() - LEASE
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -193,7 +200,10 @@ async fn readiness_names_the_store_that_is_away() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_redis_is_full_decisions_are_kept_and_signalled_after_relief() {
     let redis = PrivateRedis::start().await;
-    let app = app_on(Mode::Production, &redis).await;
+    let app = TestApp::spawn_with(Mode::Production, Clock::manual(), |config| {
+        config.redis = Some(redis.settings());
+    })
+    .await;
     let [asked, registered] = [(); 2].map(|()| Asked::new());
     app.ask(&asked).await;
     app.register(ALICE, &registered).await.assert(201, "");
@@ -218,7 +228,19 @@ async fn while_redis_is_full_decisions_are_kept_and_signalled_after_relief() {
         let polled = bounded(app.poll(ALICE, &one.session, Some(&one.id))).await.unwrap();
         assert_eq!(polled["status"], "approved", "pollers do not depend on the key");
     }
+    // The relay tries, again and again, beside the service's own rounds.
+    let mut failed = 0;
+    eventually(async || {
+        app.core.clock.advance(LEASE);
+        let round = relay::run_once(&app.core).await.unwrap();
+        assert_eq!((round.sent, round.superseded), (0, 0));
+        failed += round.failed;
+        (failed > 2).then_some(())
+    })
+    .await;
+    assert_eq!(app.signal(&asked.session).await, None);
     let _ok: String = redis.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    app.core.clock.advance(LEASE);
     for one in [&asked, &registered] {
         signalled(&app, one).await;
     }
@@ -241,7 +263,9 @@ async fn two_replicas_send_each_owed_signal_once() {
     messages.psubscribe(format!("hitl:channel:{prefix}*")).await.unwrap();
     let asked: Vec<_> =
         (0..60).map(|number| Asked::in_session(&format!("{prefix}_{number}"))).collect();
-    let dying = asked.iter().map(|asked| decided_and_died(&one, asked, Verdict::Approve));
+    let dying = asked
+        .iter()
+        .map(|asked| decided_and_died(&one.core, asked, Verdict::Approve, a_lease_ago()));
     let relaying = async {
         // Beside the two replicas' own rounds: as many at once as can be.
         for _round in 0..6 {
@@ -275,7 +299,7 @@ both_modes! {
         let no = Verdict::Reject { reason: "no".to_owned() };
         for (asked, verdict) in [(&approved, Verdict::Approve), (&rejected, no)] {
             app.ask(asked).await;
-            decided_and_died(&app, asked, verdict).await;
+            decided_and_died(&app.core, asked, verdict, a_lease_ago()).await;
             signalled(&app, asked).await;
             let path = format!("/aura/hitl/requests/{}", asked.id);
             let document = app.get(ALICE, &path).await.assert(200, "").data().clone();
@@ -285,13 +309,28 @@ both_modes! {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_owed_is_sent_before_the_service_ends() {
+    for mode in [Mode::Embedded, Mode::Production] {
+        let (folder, clock, asked) = (TempDir::new().unwrap(), Clock::manual(), Asked::new());
+        let config = config(mode, &folder).await;
+        let service = Service::start(&config, clock.clone()).await.unwrap();
+        decided_and_died(&service.core, &asked, Verdict::Approve, clock.now()).await;
+        clock.advance(LEASE);
+        service.stop().await;
+        let (ledger, _lock) = app::open_ledger(&config, true).await.unwrap();
+        let record = ledger.find_request(&RequestId::parse(&asked.id).unwrap()).await.unwrap();
+        assert_eq!(record.unwrap().delivery, Delivery::Sent);
+    }
+}
+
 both_modes! {
     async fn the_relay_does_not_signal_a_session_that_has_moved_on(app: TestApp) {
         let first = Asked::new();
         let second = Asked::in_session(&first.session);
         app.ask(&first).await;
         app.ask(&second).await;
-        decided_and_died(&app, &first, Verdict::Approve).await;
+        decided_and_died(&app.core, &first, Verdict::Approve, a_lease_ago()).await;
         assert_eq!(app.settled(&first.id).await.delivery, Delivery::Superseded);
         assert_eq!(app.signal(&first.session).await, None);
         assert_eq!(app.poll(ALICE, &first.session, None).await, None);
