@@ -40,9 +40,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// after the last answer has gone out.
 const LAST_STEPS: Duration = Duration::from_millis(900);
 
-/// A started service.
+/// One running process of the service; others may run beside it on the same stores.
 #[derive(Debug)]
-pub struct Service {
+pub struct Replica {
     /// What it works with.
     pub core: Core,
     /// Where it listens.
@@ -53,7 +53,7 @@ pub struct Service {
     _lock: Option<File>,
 }
 
-impl Service {
+impl Replica {
     /// Starts everything: ledger, migrations, courier, relay, HTTP.
     ///
     /// # Errors

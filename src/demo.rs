@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::api::text::{Language, Text};
-use crate::app::Service;
+use crate::app::Replica;
 use crate::auth;
 use crate::config::Config;
 use crate::domain::approver::Role;
@@ -29,7 +29,7 @@ const TENANT: &str = "tenant1";
 pub async fn run(interactive: bool) -> anyhow::Result<()> {
     let folder = TempDir::new().context("cannot make a temporary folder")?;
     let config = Config::embedded_in(folder.path())?;
-    let service = Service::start(&config, Clock::System).await?;
+    let replica = Replica::start(&config, Clock::System).await?;
     let token = auth::mint(
         &config.jwt,
         &UserId::parse(USER)?,
@@ -39,14 +39,14 @@ pub async fn run(interactive: bool) -> anyhow::Result<()> {
     )?;
     let stage = Stage {
         client: Client::builder().timeout(Duration::from_secs(10)).build()?,
-        base: format!("http://{}", service.address),
+        base: format!("http://{}", replica.address),
         token,
         language: language_of_terminal(),
         interactive,
-        service: &service,
+        replica: &replica,
     };
     let played = stage.play().await;
-    service.stop().await;
+    replica.stop().await;
     played
 }
 
@@ -67,7 +67,7 @@ struct Stage<'a> {
     token: String,
     language: Language,
     interactive: bool,
-    service: &'a Service,
+    replica: &'a Replica,
 }
 
 impl Stage<'_> {
@@ -139,7 +139,7 @@ impl Stage<'_> {
         let body = json!({ "userId": USER, "reason": "아직 필요한 파일입니다" });
         self.decide("reject", &request_id, body).await?;
         self.wait_for_signal(session, &request_id).await?;
-        let record = self.service.core.ledger.find_request(&RequestId::parse(request_id)?).await?;
+        let record = self.replica.core.ledger.find_request(&RequestId::parse(request_id)?).await?;
         let record = record.context("the request is not in the ledger")?;
         self.show_row(record.task.as_str()).await
     }
@@ -194,7 +194,7 @@ impl Stage<'_> {
 
     async fn show_row(&self, task_id: &str) -> anyhow::Result<()> {
         let tenant = TenantId::parse(TENANT)?;
-        let task = self.service.core.ledger.find_task(&tenant, &TaskId::parse(task_id)?).await?;
+        let task = self.replica.core.ledger.find_task(&tenant, &TaskId::parse(task_id)?).await?;
         let task = task.context("the task is not in the ledger")?;
         self.say(
             "This is the row that admins find in agent_task:",

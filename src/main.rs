@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use aura_hitl::app::{self, Service};
+use aura_hitl::app::{self, Replica};
 use aura_hitl::config::Config;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
@@ -98,8 +98,8 @@ async fn serve(file: Option<&Path>) -> anyhow::Result<()> {
     // Before anything starts, so that being asked to stop is never missed.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let service = Service::start(&config, Clock::System).await?;
-    service
+    let replica = Replica::start(&config, Clock::System).await?;
+    replica
         .run(async move {
             tokio::select! {
                 _ = terminate.recv() => {}

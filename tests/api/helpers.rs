@@ -1,10 +1,9 @@
 //! A service of one's own for each test: port 0, a fresh database, its own session names. Both
 //! modes run through the same code; production needs the servers that `scripts/test` starts.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use aura_hitl::app::Service;
+use aura_hitl::app::Replica;
 use aura_hitl::auth;
 use aura_hitl::config::{Config, LedgerConfig};
 use aura_hitl::core::Core;
@@ -104,8 +103,8 @@ pub struct TestApp {
     pub core: Core,
     pub base: String,
     pub client: Client,
-    service: Option<Service>,
-    data_dir: TempDir,
+    _replica: Replica,
+    _data_dir: TempDir,
 }
 
 impl TestApp {
@@ -119,31 +118,16 @@ impl TestApp {
         let folder = TempDir::new().unwrap();
         let mut config = config(mode, &folder).await;
         adjust(&mut config);
-        let service = Service::start(&config, clock).await.unwrap();
+        let replica = Replica::start(&config, clock).await.unwrap();
         Self {
             mode,
-            base: format!("http://{}", service.address),
-            core: service.core.clone(),
+            base: format!("http://{}", replica.address),
+            core: replica.core.clone(),
             client: Client::new(),
             config,
-            service: Some(service),
-            data_dir: folder,
+            _replica: replica,
+            _data_dir: folder,
         }
-    }
-
-    /// Stops the service and starts it again on the same stores.
-    pub async fn restart(&mut self) {
-        self.service.take().unwrap().stop().await;
-        let service = Service::start(&self.config, Clock::System).await.unwrap();
-        self.base = format!("http://{}", service.address);
-        self.core = service.core.clone();
-        self.client = Client::new();
-        self.service = Some(service);
-    }
-
-    /// Where the embedded mode keeps its file.
-    pub fn folder(&self) -> PathBuf {
-        self.data_dir.path().to_path_buf()
     }
 
     pub fn token(&self, user: &str, tenant: &str, role: Role) -> String {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use aura_hitl::app::{self, Service};
+use aura_hitl::app::{self, Replica};
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::core::Core;
 use aura_hitl::domain::clock::Clock;
@@ -314,10 +314,10 @@ async fn what_is_owed_is_sent_before_the_service_ends() {
     for mode in [Mode::Embedded, Mode::Production] {
         let (folder, clock, asked) = (TempDir::new().unwrap(), Clock::manual(), Asked::new());
         let config = config(mode, &folder).await;
-        let service = Service::start(&config, clock.clone()).await.unwrap();
-        decided_and_died(&service.core, &asked, Verdict::Approve, clock.now()).await;
+        let replica = Replica::start(&config, clock.clone()).await.unwrap();
+        decided_and_died(&replica.core, &asked, Verdict::Approve, clock.now()).await;
         clock.advance(LEASE);
-        service.stop().await;
+        replica.stop().await;
         let (ledger, _lock) = app::open_ledger(&config, true).await.unwrap();
         let record = ledger.find_request(&RequestId::parse(&asked.id).unwrap()).await.unwrap();
         assert_eq!(record.unwrap().delivery, Delivery::Sent);
