@@ -462,7 +462,9 @@ impl From<Panicked> for ApiError {
 impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
         match error {
-            LedgerError::Unavailable(cause) => Self::unavailable(&cause),
+            LedgerError::Unreached(cause) | LedgerError::Unavailable(cause) => {
+                Self::unavailable(&cause)
+            }
             LedgerError::Inconsistent(cause) => Self::internal(&cause),
         }
     }

@@ -43,11 +43,14 @@ pub const LEASE: TimeDelta = TimeDelta::milliseconds(3000);
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// Why the ledger did not answer. The two are told apart because only the first is worth a retry.
+/// Why the ledger did not answer. The last is told apart because it is not worth a retry.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// Out of reach, overloaded or too slow. A write may or may not have happened.
+    /// No connection to be had: nothing was asked of it, so nothing happened.
     #[error("the ledger is out of reach: {0}")]
+    Unreached(String),
+    /// Lost or too slow while it was asked. A write may or may not have happened.
+    #[error("the ledger did not answer: {0}")]
     Unavailable(String),
     /// It answered something that cannot be: a bug of ours or a hand-edited row.
     #[error("the ledger is inconsistent: {0}")]
@@ -60,12 +63,13 @@ impl From<sqlx::Error> for LedgerError {
         // time-outs (57), system errors (58), rollbacks (40), read-only after a fail-over (25006):
         // https://www.postgresql.org/docs/current/errcodes-appendix.html. SQLite: BUSY (5),
         // LOCKED (6), IOERR (10), FULL (13): https://www.sqlite.org/rescode.html.
+        if matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) {
+            return Self::Unreached(error.to_string());
+        }
         let passing = match &error {
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::Protocol(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed => true,
             sqlx::Error::Database(database) => database.code().is_some_and(|code| {
                 code == "25006"
@@ -239,7 +243,7 @@ impl Ledger {
         match latest.map_err(LedgerError::from) {
             Ok(version) => Ok(version >= wanted),
             Err(LedgerError::Inconsistent(_)) => Ok(false),
-            Err(unavailable @ LedgerError::Unavailable(_)) => Err(unavailable),
+            Err(error @ (LedgerError::Unreached(_) | LedgerError::Unavailable(_))) => Err(error),
         }
     }
 
