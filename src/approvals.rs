@@ -21,7 +21,7 @@ use crate::domain::request::{
 };
 use crate::domain::session::{SessionPointer, is_anothers};
 use crate::domain::signal::{signal_json, signal_request};
-use crate::ledger::{LedgerError, Recorded, Registered, Writing};
+use crate::ledger::{LEASE, LedgerError, Recorded, Registered, Writing};
 
 /// How long an agent that missed the message may take to look under the key.
 const UNHEARD: TimeDelta = TimeDelta::seconds(30);
@@ -177,8 +177,9 @@ impl Attempt<'_> {
         let verdict = self.verdict.clone();
         let decision =
             decision::decide(candidate, pointer, self.caller, verdict, self.now, self.core.policy)?;
-        let writing =
-            Writing { candidate, decision: Some(&decision), caller: self.caller, now: self.now };
+        let held_for = if matches!(sending, Sending::Later) { TimeDelta::zero() } else { LEASE };
+        let (caller, now) = (self.caller, self.now);
+        let writing = Writing { candidate, decision: Some(&decision), caller, now, held_for };
         let recorded = match self.core.ledger.record_decision(&writing).await {
             Err(error @ LedgerError::Unavailable(_)) => self.confirm(&decision, error).await?,
             recorded => recorded?,
@@ -321,7 +322,7 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
         return Err(problem);
     }
     let now = core.clock.now();
-    let writing = Writing { candidate, decision: None, caller, now };
+    let writing = Writing { candidate, decision: None, caller, now, held_for: LEASE };
     match core.ledger.register(&writing).await? {
         Registered::New(record) => {
             info!(request_id = %record.id, session_id = %record.session, user = %caller.user,

@@ -102,6 +102,8 @@ pub struct Writing<'a> {
     pub caller: &'a Caller,
     /// When.
     pub now: DateTime<Utc>,
+    /// How long the writer holds the delivery: [`LEASE`], or nothing to leave it to the relay.
+    pub held_for: TimeDelta,
 }
 
 impl Writing<'_> {

@@ -252,7 +252,7 @@ macro_rules! ledger_queries {
                 .bind(via.trace_id.clone())
                 .bind(via.gateway_request_id.clone())
                 .bind(writing.now)
-                .bind(writing.now + super::LEASE)
+                .bind(writing.now + writing.held_for)
                 .bind(own(&request.context))
                 .bind(request.message.clone())
                 .bind(own(&request.plan_steps))

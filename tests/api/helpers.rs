@@ -103,7 +103,7 @@ pub struct TestApp {
     pub core: Core,
     pub base: String,
     pub client: Client,
-    _replica: Replica,
+    replica: Option<Replica>,
     _data_dir: TempDir,
 }
 
@@ -125,9 +125,19 @@ impl TestApp {
             core: replica.core.clone(),
             client: Client::new(),
             config,
-            _replica: replica,
+            replica: Some(replica),
             _data_dir: folder,
         }
+    }
+
+    /// Stops the service and starts it again on the same stores.
+    pub async fn restart(&mut self) {
+        self.replica.take().unwrap().stop().await;
+        let replica = Replica::start(&self.config, Clock::System).await.unwrap();
+        self.base = format!("http://{}", replica.address);
+        self.core = replica.core.clone();
+        self.client = Client::new();
+        self.replica = Some(replica);
     }
 
     pub fn token(&self, user: &str, tenant: &str, role: Role) -> String {

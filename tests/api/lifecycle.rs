@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::helpers::{Answer, eventually, fresh_database, test_variable, unique};
+use crate::helpers::{ALICE, Answer, Asked, eventually, fresh_database, test_variable, unique};
 use crate::servers::{PrivateRedis, Program, Running, free_port};
 
 const SECRET: &str = "canary-secret-0123456789abcdef0123456789abcdef";
@@ -213,6 +213,27 @@ async fn the_embedded_mode_survives_a_power_cut() {
     assert_success(service.stop().await);
     assert_eq!(std::fs::read(&secret).unwrap(), kept);
     assert_eq!(std::fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+both_modes! {
+    async fn a_restart_loses_nothing(app: TestApp) {
+        let mut app = app;
+        let [decided, asked, registered] = [(); 3].map(|()| Asked::new());
+        for one in [&decided, &registered] {
+            app.register(ALICE, one).await.assert(201, "");
+        }
+        app.ask(&asked).await;
+        app.reject(ALICE, &decided.id, Some("no")).await.assert(200, "");
+        let signal = app.poll(ALICE, &decided.session, None).await;
+        assert!(signal.is_some());
+        app.restart().await;
+        assert_eq!(app.poll(ALICE, &decided.session, None).await, signal);
+        app.approve(ALICE, &decided.id).await.assert(409, "E3006");
+        for one in [&asked, &registered] {
+            app.approve(ALICE, &one.id).await.assert(200, "");
+            assert_eq!(app.settled(&one.id).await.delivery, Delivery::Sent);
+        }
+    }
 }
 
 /// When the in-process courier's values expire, in Unix milliseconds.

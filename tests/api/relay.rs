@@ -68,8 +68,13 @@ async fn signalled(app: &TestApp, asked: &Asked) {
 async fn decided_and_died(core: &Core, asked: &Asked, verdict: Verdict, at: DateTime<Utc>) {
     let (candidate, caller) = (asked.candidate(Origin::Redis, at), ALICE.caller());
     let decision = ALICE.decides(verdict, at);
-    let writing =
-        Writing { candidate: &candidate, decision: Some(&decision), caller: &caller, now: at };
+    let writing = Writing {
+        candidate: &candidate,
+        decision: Some(&decision),
+        caller: &caller,
+        now: at,
+        held_for: LEASE,
+    };
     let recorded = core.ledger.record_decision(&writing).await.unwrap();
     assert!(matches!(recorded, Recorded::Won(_)));
 }

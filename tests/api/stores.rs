@@ -107,14 +107,25 @@ impl Stores {
     ) -> Recorded {
         let (candidate, caller) = (asked.candidate(origin, now), who.caller());
         let decision = who.decides(verdict, now);
-        let writing =
-            Writing { candidate: &candidate, decision: Some(&decision), caller: &caller, now };
+        let writing = Writing {
+            candidate: &candidate,
+            decision: Some(&decision),
+            caller: &caller,
+            now,
+            held_for: LEASE,
+        };
         self.ledger.record_decision(&writing).await.unwrap()
     }
 
     async fn register(&self, who: Who<'_>, asked: &Asked, now: DateTime<Utc>) -> Registered {
         let (candidate, caller) = (asked.candidate(Origin::Http, now), who.caller());
-        let writing = Writing { candidate: &candidate, decision: None, caller: &caller, now };
+        let writing = Writing {
+            candidate: &candidate,
+            decision: None,
+            caller: &caller,
+            now,
+            held_for: LEASE,
+        };
         self.ledger.register(&writing).await.unwrap()
     }
 

@@ -9,7 +9,7 @@ use aura_hitl::domain::decision::{Candidate, Decision, Delivery, State, Verdict}
 use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
 use aura_hitl::domain::request::{ApprovalRequest, Origin};
 use aura_hitl::domain::session::SessionPointer;
-use aura_hitl::ledger::{Recorded, Writing};
+use aura_hitl::ledger::{LEASE, Recorded, Writing};
 use aura_hitl::relay::{self, Round};
 use chrono::TimeDelta;
 use futures_util::StreamExt as _;
@@ -67,8 +67,13 @@ async fn approve_and_die(app: &TestApp, id: &str, document: &str) {
         expires_at: now + TimeDelta::seconds(1800),
     };
     let decision = Decision { verdict: Verdict::Approve, by: caller.user.clone(), at: now };
-    let writing =
-        Writing { candidate: &candidate, decision: Some(&decision), caller: &caller, now };
+    let writing = Writing {
+        candidate: &candidate,
+        decision: Some(&decision),
+        caller: &caller,
+        now,
+        held_for: LEASE,
+    };
     let recorded = app.core.ledger.record_decision(&writing).await.unwrap();
     assert!(matches!(recorded, Recorded::Won(_)));
 }
