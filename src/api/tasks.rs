@@ -205,24 +205,12 @@ pub async fn create(
     if body.tenant_id.as_deref() != Some(caller.tenant.as_str()) {
         return Err(ApiError::wrong_tenant());
     }
-    let now = core.clock.now();
+    let id = task_id(&new_task_id())?;
+    let task_type = body.task_type.unwrap_or_default();
     let task = Task {
-        id: task_id(&new_task_id())?,
-        user: caller.user,
-        tenant: caller.tenant,
-        task_type: body.task_type.unwrap_or_default(),
-        status: TaskStatus::Requested,
-        progress: 0,
         description: body.description,
         input_data: body.input_data.map(|data| data.get().to_owned()),
-        result_data: None,
-        plan_steps: "[]".to_owned(),
-        hitl_request_id: None,
-        error_message: None,
-        started_at: None,
-        completed_at: None,
-        created_at: now,
-        updated_at: now,
+        ..Task::requested(id, caller.user, caller.tenant, task_type, core.clock.now())
     };
     let (work, inserted) = (core.get_ref().clone(), task.clone());
     core.run_to_end(async move { work.ledger.insert_task(&inserted).await }).await??;

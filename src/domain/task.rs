@@ -133,6 +133,35 @@ pub enum TaskRefusal {
 }
 
 impl Task {
+    /// A task that has been asked for and not begun.
+    #[must_use]
+    pub fn requested(
+        id: TaskId,
+        user: UserId,
+        tenant: TenantId,
+        task_type: String,
+        now: DateTime<Utc>,
+    ) -> Self {
+        Self {
+            id,
+            user,
+            tenant,
+            task_type,
+            status: TaskStatus::Requested,
+            progress: 0,
+            description: None,
+            input_data: None,
+            result_data: None,
+            plan_steps: "[]".to_owned(),
+            hitl_request_id: None,
+            error_message: None,
+            started_at: None,
+            completed_at: None,
+            created_at: now,
+            updated_at: now,
+        }
+    }
+
     /// The task after a step, or why the step is refused.
     ///
     /// # Errors
@@ -199,24 +228,10 @@ mod tests {
 
     fn task(status: TaskStatus) -> Task {
         let now = DateTime::from_timestamp_micros(1_700_000_000_000_000).unwrap();
-        Task {
-            id: TaskId::parse("task_1").unwrap(),
-            user: UserId::parse("user123").unwrap(),
-            tenant: TenantId::parse("tenant1").unwrap(),
-            task_type: "mail".to_owned(),
-            status,
-            progress: 0,
-            description: None,
-            input_data: None,
-            result_data: None,
-            plan_steps: "[]".to_owned(),
-            hitl_request_id: None,
-            error_message: None,
-            started_at: None,
-            completed_at: None,
-            created_at: now,
-            updated_at: now,
-        }
+        let id = TaskId::parse("task_1").unwrap();
+        let user = UserId::parse("user123").unwrap();
+        let tenant = TenantId::parse("tenant1").unwrap();
+        Task { status, ..Task::requested(id, user, tenant, "mail".to_owned(), now) }
     }
 
     fn any_step() -> impl Strategy<Value = TaskStep> {

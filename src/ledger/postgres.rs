@@ -19,7 +19,24 @@ pub struct PgLedger {
     pool: PgPool,
 }
 
-ledger_queries!(PgLedger, Postgres);
+/// The request and its task in one statement. Answers the request's row, if it was written, with
+/// the state of its task.
+macro_rules! in_one_statement {
+    ($write_request:expr) => {
+        concat!(
+            "WITH ",
+            kept_task!(),
+            ", written AS (",
+            $write_request,
+            "), touched AS (",
+            write_task!("written AS d WHERE true"),
+            " RETURNING status)
+             SELECT written.*, touched.status AS task_status FROM written LEFT JOIN touched ON true"
+        )
+    };
+}
+
+ledger_queries!(PgLedger, Postgres, claim: "FOR UPDATE SKIP LOCKED");
 
 impl PgLedger {
     pub async fn connect(url: &str, max_connections: u32, acquire: Duration) -> sqlx::Result<Self> {
@@ -53,56 +70,18 @@ impl PgLedger {
     }
 
     pub async fn record_decision(&self, writing: &Writing<'_>) -> sqlx::Result<Option<RequestRow>> {
-        bind_writing(
-            sqlx::query_as(concat!(
-                "WITH ",
-                kept_task!(),
-                ", written AS (",
-                decide_request!(),
-                ")",
-                ", touched AS (",
-                write_task!("written AS d WHERE true"),
-                " RETURNING status)",
-                " SELECT written.*, touched.status AS task_status",
-                " FROM written LEFT JOIN touched ON true"
-            )),
-            writing,
-        )
-        .fetch_optional(&self.pool)
-        .await
+        self.write(in_one_statement!(decide_request!()), writing).await
     }
 
     pub async fn register(&self, writing: &Writing<'_>) -> sqlx::Result<Option<RequestRow>> {
-        bind_writing(
-            sqlx::query_as(concat!(
-                "WITH ",
-                kept_task!(),
-                ", written AS (",
-                register_request!(),
-                ")",
-                ", touched AS (",
-                write_task!("written AS d WHERE true"),
-                " RETURNING status)",
-                " SELECT written.*, touched.status AS task_status",
-                " FROM written LEFT JOIN touched ON true"
-            )),
-            writing,
-        )
-        .fetch_optional(&self.pool)
-        .await
+        self.write(in_one_statement!(register_request!()), writing).await
     }
 
-    pub async fn claim_owed(
+    async fn write(
         &self,
-        now: DateTime<Utc>,
-        until: DateTime<Utc>,
-        limit: i64,
-    ) -> sqlx::Result<Vec<RequestRow>> {
-        sqlx::query_as(due_requests!("FOR UPDATE SKIP LOCKED"))
-            .bind(now)
-            .bind(until)
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await
+        statement: &'static str,
+        writing: &Writing<'_>,
+    ) -> sqlx::Result<Option<RequestRow>> {
+        bind_writing(sqlx::query_as(statement), writing).fetch_optional(&self.pool).await
     }
 }

@@ -4,7 +4,7 @@
 //! query once. Every statement here is a single one and commits by itself.
 
 macro_rules! ledger_queries {
-    ($ledger:ident, $database:ty) => {
+    ($ledger:ident, $database:ty, claim: $locking:literal) => {
         impl $ledger {
             pub async fn ping(&self) -> sqlx::Result<()> {
                 sqlx::query("SELECT 1").execute(&self.pool).await.map(drop)
@@ -37,6 +37,20 @@ macro_rules! ledger_queries {
                 .bind(tenant.as_str())
                 .fetch_optional(&self.pool)
                 .await
+            }
+
+            pub async fn claim_owed(
+                &self,
+                now: DateTime<Utc>,
+                until: DateTime<Utc>,
+                limit: i64,
+            ) -> sqlx::Result<Vec<RequestRow>> {
+                sqlx::query_as(due_requests!($locking))
+                    .bind(now)
+                    .bind(until)
+                    .bind(limit)
+                    .fetch_all(&self.pool)
+                    .await
             }
 
             pub async fn owe_again(

@@ -21,7 +21,7 @@ pub struct SqliteLedger {
     pool: SqlitePool,
 }
 
-ledger_queries!(SqliteLedger, Sqlite);
+ledger_queries!(SqliteLedger, Sqlite, claim: "");
 
 impl SqliteLedger {
     pub async fn connect(file: &Path, acquire: Duration) -> sqlx::Result<Self> {
@@ -75,19 +75,5 @@ impl SqliteLedger {
         }
         transaction.commit().await?;
         Ok(row)
-    }
-
-    pub async fn claim_owed(
-        &self,
-        now: DateTime<Utc>,
-        until: DateTime<Utc>,
-        limit: i64,
-    ) -> sqlx::Result<Vec<RequestRow>> {
-        sqlx::query_as(due_requests!(""))
-            .bind(now)
-            .bind(until)
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await
     }
 }

@@ -14,6 +14,7 @@ use aura_hitl::domain::decision::{Candidate, Decision, Delivery, Record, State, 
 use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
 use aura_hitl::domain::request::{ApprovalRequest, Origin};
 use aura_hitl::domain::task::{Task, TaskFilter};
+use aura_hitl::ledger::{LEASE, Ledger, Recorded, Writing};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt as _;
 use redis::AsyncCommands as _;
@@ -576,4 +577,20 @@ pub fn percent_encoded(text: &str) -> String {
             _ => format!("%{byte:02X}"),
         })
         .collect()
+}
+
+/// Records a decision on the ledger only, as a process does that dies before it signals.
+pub async fn decide_on_ledger(
+    ledger: &Ledger,
+    who: Who<'_>,
+    asked: &Asked,
+    origin: Origin,
+    verdict: Verdict,
+    now: DateTime<Utc>,
+) -> Recorded {
+    let (candidate, caller) = (asked.candidate(origin, now), who.caller());
+    let decision = Some(&who.decides(verdict, now));
+    let writing =
+        Writing { candidate: &candidate, decision, caller: &caller, now, held_for: LEASE };
+    ledger.record_decision(&writing).await.unwrap()
 }

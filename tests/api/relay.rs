@@ -11,7 +11,7 @@ use aura_hitl::domain::decision::{Delivery, State, Verdict};
 use aura_hitl::domain::ids::RequestId;
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::signal::signal_json;
-use aura_hitl::ledger::{LEASE, Recorded, Writing};
+use aura_hitl::ledger::{LEASE, Recorded};
 use aura_hitl::relay;
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
@@ -21,7 +21,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::helpers::{
-    ALICE, Answer, Asked, Mode, TestApp, Who, config, eventually, fresh_database, unique,
+    ALICE, Answer, Asked, Mode, TestApp, Who, config, decide_on_ledger, eventually, fresh_database,
+    unique,
 };
 use crate::servers::{PrivatePostgres, PrivateRedis};
 
@@ -66,16 +67,7 @@ async fn signalled(app: &TestApp, asked: &Asked) {
 
 /// Records a decision the way a process does that dies before it signals: on the ledger only.
 async fn decided_and_died(core: &Core, asked: &Asked, verdict: Verdict, at: DateTime<Utc>) {
-    let (candidate, caller) = (asked.candidate(Origin::Redis, at), ALICE.caller());
-    let decision = ALICE.decides(verdict, at);
-    let writing = Writing {
-        candidate: &candidate,
-        decision: Some(&decision),
-        caller: &caller,
-        now: at,
-        held_for: LEASE,
-    };
-    let recorded = core.ledger.record_decision(&writing).await.unwrap();
+    let recorded = decide_on_ledger(&core.ledger, ALICE, asked, Origin::Redis, verdict, at).await;
     assert!(matches!(recorded, Recorded::Won(_)));
 }
 

@@ -22,7 +22,8 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::helpers::{
-    ALICE, Asked, BOB, MALLORY, Mode, Who, config, eventually, test_variable, unique,
+    ALICE, Asked, BOB, MALLORY, Mode, Who, config, decide_on_ledger, eventually, test_variable,
+    unique,
 };
 
 /// A ledger and a courier of one's own.
@@ -105,16 +106,7 @@ impl Stores {
         verdict: Verdict,
         now: DateTime<Utc>,
     ) -> Recorded {
-        let (candidate, caller) = (asked.candidate(origin, now), who.caller());
-        let decision = who.decides(verdict, now);
-        let writing = Writing {
-            candidate: &candidate,
-            decision: Some(&decision),
-            caller: &caller,
-            now,
-            held_for: LEASE,
-        };
-        self.ledger.record_decision(&writing).await.unwrap()
+        decide_on_ledger(&self.ledger, who, asked, origin, verdict, now).await
     }
 
     async fn register(&self, who: Who<'_>, asked: &Asked, now: DateTime<Utc>) -> Registered {
@@ -153,24 +145,8 @@ impl Stores {
 }
 
 fn new_task(id: &str, who: Who<'_>, now: DateTime<Utc>) -> Task {
-    Task {
-        id: TaskId::parse(id).unwrap(),
-        user: UserId::parse(who.user).unwrap(),
-        tenant: TenantId::parse(who.tenant).unwrap(),
-        task_type: "mail_summary".to_owned(),
-        status: TaskStatus::Requested,
-        progress: 0,
-        description: None,
-        input_data: None,
-        result_data: None,
-        plan_steps: "[]".to_owned(),
-        hitl_request_id: None,
-        error_message: None,
-        started_at: None,
-        completed_at: None,
-        created_at: now,
-        updated_at: now,
-    }
+    let (id, caller) = (TaskId::parse(id).unwrap(), who.caller());
+    Task::requested(id, caller.user, caller.tenant, "mail_summary".to_owned(), now)
 }
 
 fn no() -> Verdict {

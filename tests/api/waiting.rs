@@ -3,13 +3,12 @@
 
 use aura_hitl::core::Core;
 use aura_hitl::courier::{Outgoing, Sent};
-use aura_hitl::domain::approver::{Caller, Via};
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Candidate, Decision, Delivery, State, Verdict};
-use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
-use aura_hitl::domain::request::{ApprovalRequest, Origin};
+use aura_hitl::domain::decision::{Delivery, State, Verdict};
+use aura_hitl::domain::ids::SessionId;
+use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::session::SessionPointer;
-use aura_hitl::ledger::{LEASE, Recorded, Writing};
+use aura_hitl::ledger::Recorded;
 use aura_hitl::relay::{self, Round};
 use chrono::TimeDelta;
 use futures_util::StreamExt as _;
@@ -17,7 +16,9 @@ use serde_json::{Value, json};
 
 use redis::AsyncCommands as _;
 
-use crate::helpers::{ALICE, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, redis, unique};
+use crate::helpers::{
+    ALICE, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, decide_on_ledger, redis, unique,
+};
 
 const MODES: [Mode; 2] = [Mode::Embedded, Mode::Production];
 
@@ -49,32 +50,10 @@ async fn frozen(mode: Mode) -> (TestApp, Clock) {
 }
 
 /// Commits a decision of Alice's as a replica does that dies before it has sent the signal.
-async fn approve_and_die(app: &TestApp, id: &str, document: &str) {
-    let now = app.core.clock.now();
-    let request = ApprovalRequest::read(&RequestId::parse(id).unwrap(), document.to_owned());
-    let request = request.unwrap();
-    let caller = Caller {
-        user: UserId::parse(ALICE.user).unwrap(),
-        tenant: TenantId::parse(ALICE.tenant).unwrap(),
-        role: ALICE.role,
-        via: Via::default(),
-    };
-    let candidate = Candidate {
-        tenant: request.tenant.clone(),
-        request,
-        origin: Origin::Redis,
-        created_at: now,
-        expires_at: now + TimeDelta::seconds(1800),
-    };
-    let decision = Decision { verdict: Verdict::Approve, by: caller.user.clone(), at: now };
-    let writing = Writing {
-        candidate: &candidate,
-        decision: Some(&decision),
-        caller: &caller,
-        now,
-        held_for: LEASE,
-    };
-    let recorded = app.core.ledger.record_decision(&writing).await.unwrap();
+async fn approve_and_die(app: &TestApp, asked: &Asked) {
+    let (ledger, now) = (&app.core.ledger, app.core.clock.now());
+    let recorded =
+        decide_on_ledger(ledger, ALICE, asked, Origin::Redis, Verdict::Approve, now).await;
     assert!(matches!(recorded, Recorded::Won(_)));
 }
 
@@ -166,7 +145,7 @@ async fn a_signal_left_owing_is_sent_while_its_session_waits_or_names_nothing() 
         for pointer in [None, Some("{}")] {
             let asked = Asked::new();
             let mut agent = NaiveAgent::ask(&app, &asked).await;
-            approve_and_die(&app, &asked.id, &asked.document.to_string()).await;
+            approve_and_die(&app, &asked).await;
             if let Some(pointer) = pointer {
                 app.point(&asked.session, pointer).await;
             }
@@ -194,7 +173,7 @@ async fn a_signal_left_owing_is_superseded_once_its_session_has_moved_on() {
 
         let owed = Asked::in_session(&first.session);
         app.ask(&owed).await;
-        approve_and_die(&app, &owed.id, &owed.document.to_string()).await;
+        approve_and_die(&app, &owed).await;
         let mut agent = NaiveAgent::ask(&app, &Asked::in_session(&first.session)).await;
         assert_eq!(relay_later(&app).await, Round { superseded: 1, ..Round::default() });
         assert!(agent.heard_nothing().await);
@@ -213,7 +192,7 @@ async fn a_signal_left_owing_is_superseded_once_its_session_has_moved_on() {
         // The same id, asked about something else since.
         let owed = Asked::new();
         app.ask(&owed).await;
-        approve_and_die(&app, &owed.id, &owed.document.to_string()).await;
+        approve_and_die(&app, &owed).await;
         let other = owed.clone().with("context", json!({ "to": "everybody" }));
         let mut agent = NaiveAgent::ask(&app, &other).await;
         assert_eq!(app.poll(ALICE, &owed.session, None).await, None);
@@ -503,9 +482,9 @@ async fn a_delayed_signal_goes_out_but_does_not_replace_a_newer_one_under_the_ke
         let (app, clock) = frozen(mode).await;
         let session = unique("session");
         let (old, new) = (register(&app, &session, "a").await, register(&app, &session, "b").await);
-        let document = app.record(&old).await.document;
-        app.settled(&old).await;
-        approve_and_die(&app, &old, &document).await;
+        let document = serde_json::from_str(&app.settled(&old).await.document).unwrap();
+        let asked = Asked { id: old.clone(), session: session.clone(), document };
+        approve_and_die(&app, &asked).await;
         clock.advance(TimeDelta::seconds(1));
         let mut ear = Ear::on(&app, &session).await;
         app.approve(ALICE, &new).await.assert(200, "");
