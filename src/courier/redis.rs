@@ -96,7 +96,8 @@ impl RedisCourier {
         self.link.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Runs one call, and replaces the connection after a few that were not answered.
+    /// Runs one call, and replaces the connection after a few that were not answered, or refused
+    /// because the server is a replica by now.
     async fn call<T>(&self, call: impl Future<Output = RedisResult<T>>) -> Result<RedisResult<T>> {
         let answer = tokio::time::timeout(STEP_TIMEOUT * 2, call).await;
         let problem = match answer {
@@ -105,7 +106,9 @@ impl RedisCourier {
                 return Ok(Ok(value));
             }
             Ok(Err(error)) if is_about_the_key(&error) => return Ok(Err(error)),
-            Ok(Err(error)) if matches!(error.kind(), ErrorKind::Server(_)) => {
+            // It answers, if with a refusal; but one that has become a replica is the wrong one.
+            Ok(Err(error)) if matches!(error.kind(), ErrorKind::Server(kind) if kind != ServerErrorKind::ReadOnly) =>
+            {
                 return Err(Unavailable(error.to_string()));
             }
             Ok(Err(error)) => error.to_string(),
