@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tracing::{info, warn};
 
 use crate::core::Core;
-use crate::courier::{StoredRequest, Unavailable};
+use crate::courier::{Seen, StoredRequest, Unavailable};
 use crate::delivery::{self, Settled};
 use crate::domain::approver::Caller;
 use crate::domain::decision::{
@@ -106,7 +106,9 @@ pub async fn decide(
         }
     };
     if candidate.request.is_pending() && pointer.allows(id) {
-        return attempt.record(&candidate, &pointer, Sending::Judged(pointer.clone())).await;
+        let document = Some(candidate.request.document.clone());
+        let seen = Seen { pointer: pointer.clone(), document };
+        return attempt.record(&candidate, &pointer, Sending::Judged(seen)).await;
     }
     // Decided already, or the session names another request: the ledger knows which, and whether
     // the request was registered, so that its session does not matter.
@@ -122,8 +124,8 @@ pub async fn decide(
 enum Sending {
     /// Send it.
     Now,
-    /// Send it, if the session's pointer is still this one, which has been judged already.
-    Judged(SessionPointer),
+    /// Send it, if all is still as it was seen, which has been judged already.
+    Judged(Seen),
     /// Leave it to the relay: Redis does not answer.
     Later,
 }
@@ -145,7 +147,10 @@ impl Attempt<'_> {
         found: Option<&Candidate>,
         sending: Sending,
     ) -> Result<Decided> {
-        if record.state != State::Pending || found.is_some_and(|found| !is_same(&record, found)) {
+        // A registered request's copy in Redis must say all that was registered, and nothing else.
+        let is_altered =
+            found.is_some_and(|found| found.request.content_hash != record.content_hash);
+        if record.state != State::Pending || is_altered {
             return self.on_standing(record, found);
         }
         let candidate = Candidate {
@@ -176,7 +181,15 @@ impl Attempt<'_> {
     ) -> Result<Decided> {
         let verdict = self.verdict.clone();
         let decision =
-            decision::decide(candidate, pointer, self.caller, verdict, self.now, self.core.policy)?;
+            decision::decide(candidate, pointer, self.caller, verdict, self.now, self.core.policy);
+        // What Redis says to be a stranger's may be registered here; and if it is not, it is looked
+        // up as an id that does not exist would be, so that an outage does not tell them apart.
+        if decision == Err(Refusal::NotFound)
+            && let Some(record) = self.core.ledger.find_request(self.id).await?
+        {
+            return self.on_standing(record, Some(candidate));
+        }
+        let decision = decision?;
         let held_for = if matches!(sending, Sending::Later) { TimeDelta::zero() } else { LEASE };
         let (caller, now) = (self.caller, self.now);
         let writing = Writing { candidate, decision: Some(&decision), caller, now, held_for };
@@ -189,7 +202,7 @@ impl Attempt<'_> {
                 info!(session_id = %record.session, outcome = decision.verdict.status(), "decided");
                 match sending {
                     Sending::Now => send_now(self.core, &record, None).await,
-                    Sending::Judged(pointer) => send_now(self.core, &record, Some(pointer)).await,
+                    Sending::Judged(seen) => send_now(self.core, &record, Some(seen)).await,
                     Sending::Later => {}
                 }
                 Ok(Decided { session: record.session, decision })
@@ -269,7 +282,7 @@ fn hide_from_strangers(problem: OpenProblem, caller: &Caller) -> Problem {
 }
 
 /// Sends the signal of a decision just recorded. A failure is no matter: it stays owed.
-async fn send_now(core: &Core, record: &Record, seen: Option<SessionPointer>) {
+async fn send_now(core: &Core, record: &Record, seen: Option<Seen>) {
     match delivery::deliver(core, record, seen).await {
         Ok(settled) => note_later(core, record, settled),
         Err(error) => warn!(request_id = %record.id, %error, "decided; the relay will signal it"),
@@ -306,7 +319,8 @@ async fn send_if_asked_again(core: &Core, id: &RequestId, record: &Record) -> Re
         && let Some(record) = core.ledger.owe_again(record, core.clock.now()).await?
     {
         info!(request_id = %id, "the agent asked again; it is told again");
-        send_now(core, &record, Some(pointer)).await;
+        let document = Some(asked.request.document);
+        send_now(core, &record, Some(Seen { pointer, document })).await;
     }
     Ok(())
 }
@@ -336,7 +350,10 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
             Ok(Registered::New(record))
         }
         Registered::Known(record)
-            if record.tenant != caller.tenant || !is_same(&record, candidate) =>
+            if record.tenant != caller.tenant
+                || record.content_hash != candidate.request.content_hash
+                || record.expires_at - record.created_at
+                    != candidate.expires_at - candidate.created_at =>
         {
             Err(Refusal::Altered.into())
         }
@@ -352,16 +369,9 @@ async fn check_is_free(core: &Core, caller: &Caller, candidate: &Candidate) -> R
         core.courier.find_request(&request.id),
         core.courier.session(&request.session)
     )?;
-    if let Some(stored) = stored {
-        let there = ApprovalRequest::read(&request.id, stored.document);
-        let is_ours = there.is_ok_and(|there| {
-            there.fingerprint == request.fingerprint
-                && there.session == request.session
-                && !is_anothers(there.tenant.as_ref(), there.user.as_ref(), caller)
-        });
-        if !is_ours {
-            return Err(Refusal::Altered.into());
-        }
+    // What is there and the ledger does not know, an agent wrote.
+    if stored.is_some() && core.ledger.find_request(&request.id).await?.is_none() {
+        return Err(Refusal::Altered.into());
     }
     let (mut tenant, mut user) = (pointer.tenant.clone(), pointer.user.clone());
     if let (None, Some(named)) = (&tenant, &pointer.request)
@@ -380,21 +390,28 @@ async fn check_is_free(core: &Core, caller: &Caller, candidate: &Candidate) -> R
     Ok(())
 }
 
-/// The request as one JSON object, as it stands now.
+/// The request as one JSON object, as it stands now. What the ledger knows, the ledger answers:
+/// except for an agent on Redis that has asked again since.
 ///
 /// # Errors
 /// [`Problem::Refused`] with [`Refusal::NotFound`] for strangers and unknown ids alike.
 pub async fn read_request(core: &Core, caller: &Caller, id: &RequestId) -> Result<String> {
-    let problem = match core.courier.find_request(id).await {
-        Ok(Some(stored)) => match open_for(core, caller, id, stored).await {
+    let (stored, record) =
+        tokio::join!(core.courier.find_request(id), core.ledger.find_request(id));
+    let record = record?;
+    let is_settled = record
+        .as_ref()
+        .is_some_and(|record| record.origin == Origin::Http || record.delivery == Delivery::Owed);
+    let problem = match stored {
+        Ok(Some(stored)) if !is_settled => match open_for(core, caller, id, stored).await {
             Ok(document) => return Ok(document),
             Err(problem @ Problem::Refused(_)) => return Err(problem),
             Err(problem) => problem,
         },
-        Ok(None) => Refusal::NotFound.into(),
+        Ok(_) => Refusal::NotFound.into(),
         Err(unavailable) => unavailable.into(),
     };
-    let record = core.ledger.find_request(id).await?.ok_or(problem)?;
+    let record = record.ok_or(problem)?;
     if record.tenant != caller.tenant {
         return Err(Refusal::NotFound.into());
     }

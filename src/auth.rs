@@ -60,6 +60,7 @@ pub enum TokenProblem {
 enum TenantClaim {
     Text(String),
     Number(i64),
+    LargeNumber(u64),
 }
 
 #[derive(Deserialize)]
@@ -119,6 +120,7 @@ impl TokenVerifier {
         let tenant = match claims.tenant_id {
             TenantClaim::Text(text) => text,
             TenantClaim::Number(number) => number.to_string(),
+            TenantClaim::LargeNumber(number) => number.to_string(),
         };
         let role = if claims.role.as_deref() == Some("admin") { Role::Admin } else { Role::User };
         match (UserId::parse(claims.sub), TenantId::parse(tenant)) {
@@ -243,9 +245,10 @@ fn sole_header<'a>(
 /// Whether any of the headers that name the kind of caller names an agent.
 fn says_it_is_an_agent(headers: &HeaderMap) -> bool {
     [("X-DWP-Caller-Type", "AGENT"), ("X-DWP-Source", "AURA")].into_iter().any(|(name, agent)| {
+        // However it is quoted, listed or followed by parameters.
         headers
             .get_all(name)
-            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .any(|value| value.trim_ascii().eq_ignore_ascii_case(agent.as_bytes()))
+            .flat_map(|value| value.as_bytes().split(|byte| !byte.is_ascii_alphanumeric()))
+            .any(|word| word.eq_ignore_ascii_case(agent.as_bytes()))
     })
 }

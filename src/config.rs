@@ -164,8 +164,8 @@ impl Config {
         );
         for origin in &raw.cors_origins {
             ensure!(
-                origin.starts_with("http://") || origin.starts_with("https://"),
-                "cors_origins holds {origin:?}; an origin looks like https://app.example"
+                is_origin(origin),
+                "cors_origins holds {origin:?}; an origin looks like https://app.example:8443"
             );
         }
         let redis = raw.redis()?;
@@ -296,6 +296,16 @@ impl RawConfig {
         );
         Ok(secret)
     }
+}
+
+/// Scheme, host and perhaps a port, and nothing else: as browsers send it.
+fn is_origin(text: &str) -> bool {
+    text.parse::<actix_web::http::Uri>().is_ok_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some_and(|host| !host.is_empty())
+            && !text.ends_with('/')
+            && uri.path_and_query().is_none_or(|rest| rest.as_str() == "/")
+    })
 }
 
 /// Where a file cannot be read. The other lines of the message repeat the file, secrets and all.

@@ -2,7 +2,7 @@
 //! on. Used at once by whoever decided, and later by the relay for what was left owing.
 
 use crate::core::Core;
-use crate::courier::{Outgoing, Sent, Unavailable};
+use crate::courier::{Outgoing, Seen, Sent, Unavailable};
 use crate::domain::decision::{Decision, Delivery, Record, State};
 use crate::domain::ids::RequestId;
 use crate::domain::request::{ApprovalRequest, Origin, PATIENCE, age, decided_document};
@@ -39,14 +39,14 @@ pub enum Undelivered {
     Restless,
 }
 
-/// Sends what a row owes. `seen` is the session's pointer if the caller has just judged it.
+/// Sends what a row owes. `seen` is what the caller has just judged, if it has.
 ///
 /// # Errors
 /// [`Undelivered`]: the row stays owed and may be sent again.
 pub async fn deliver(
     core: &Core,
     record: &Record,
-    seen: Option<SessionPointer>,
+    seen: Option<Seen>,
 ) -> Result<Settled, Undelivered> {
     match &record.state {
         State::Decided(decision) => send_signal(core, record, decision, seen).await,
@@ -63,7 +63,8 @@ pub async fn deliver(
 /// # Errors
 /// [`Undelivered`]: the keys stay owed.
 pub async fn announce(core: &Core, record: &Record, late: bool) -> Result<Settled, Undelivered> {
-    core.courier.put_request(&record.id, &record.document, late).await?;
+    // Never over what is there: by now that may be the decided request.
+    core.courier.put_request(&record.id, &record.document, true).await?;
     let there = core.courier.session(&record.session).await?;
     if may_reach(core, record, &there).await? || !somebody_waits(core, &there).await? {
         let user = record.user.as_ref().map_or("", |user| user.as_str());
@@ -88,39 +89,35 @@ async fn send_signal(
     core: &Core,
     record: &Record,
     decision: &Decision,
-    seen: Option<SessionPointer>,
+    mut seen: Option<Seen>,
 ) -> Result<Settled, Undelivered> {
-    if seen.is_none() && asks_for_something_else(core, record).await? {
-        return Ok(SUPERSEDED);
-    }
     let signal = signal_json(&record.id, decision);
     let document = decided_document(&record.document, decision);
-    let mut seen = seen;
     for _look in 0..LOOKS {
-        let pointer = match seen.take() {
-            Some(pointer) => pointer,
-            None => core.courier.session(&record.session).await?,
+        let seen = match seen.take() {
+            Some(seen) => seen,
+            None => core.courier.look(&record.id, &record.session).await?,
         };
-        if !may_reach(core, record, &pointer).await? {
+        if asks_for_something_else(record, &seen) {
+            return Ok(SUPERSEDED);
+        }
+        if !may_reach(core, record, &seen.pointer).await? {
             core.courier.put_request(&record.id, &document, false).await?;
             return Ok(SUPERSEDED);
         }
         let outgoing = Outgoing {
+            request: &record.id,
             session: &record.session,
             signal: &signal,
+            document: &document,
             rank: record.owed_since.timestamp_micros(),
-            only_while: &pointer,
+            only_while: &seen,
         };
-        let (sent, rewritten) = tokio::join!(
-            core.courier.send(&outgoing),
-            core.courier.put_request(&record.id, &document, false)
-        );
-        rewritten?;
-        match sent? {
+        match core.courier.send(&outgoing).await? {
             Sent::Published { listeners } => {
                 return Ok(Settled { delivery: Delivery::Sent, listeners: Some(listeners) });
             }
-            Sent::SessionChanged => {}
+            Sent::Changed => {}
         }
     }
     Err(Undelivered::Restless)
@@ -147,9 +144,8 @@ async fn may_reach(
 }
 
 /// Whether the agent has asked for something else under the same id since the decision.
-async fn asks_for_something_else(core: &Core, record: &Record) -> Result<bool, Unavailable> {
-    let Some(stored) = core.courier.find_request(&record.id).await? else { return Ok(false) };
-    let request = ApprovalRequest::read(&record.id, stored.document);
-    Ok(request
-        .is_ok_and(|request| request.is_pending() && request.fingerprint != record.fingerprint))
+fn asks_for_something_else(record: &Record, seen: &Seen) -> bool {
+    let Some(document) = seen.document.clone() else { return false };
+    ApprovalRequest::read(&record.id, document)
+        .is_ok_and(|request| request.is_pending() && request.fingerprint != record.fingerprint)
 }

@@ -1,6 +1,7 @@
 //! The whole story on one screen: an agent asks, a person decides, the agent goes on. Runs the
 //! real service on the embedded default, in a folder that is thrown away.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -16,6 +17,13 @@ use crate::domain::approver::Role;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{RequestId, TaskId, TenantId, UserId};
 use crate::domain::task::Task;
+
+/// One line of the story. Whoever reads only its beginning (`demo | head`) is no reason to fail.
+macro_rules! line {
+    ($($words:tt)*) => {
+        let _unread = writeln!(std::io::stdout(), $($words)*);
+    };
+}
 
 /// How long the agent waits for somebody to decide, as Aura does.
 const PATIENCE: Duration = Duration::from_mins(5);
@@ -158,7 +166,7 @@ impl Stage<'_> {
         let approve = json!({ "userId": USER });
         let reject = json!({ "userId": USER, "reason": "사용자 거절" });
         for (verb, body) in [("approve", approve), ("reject", reject)] {
-            println!(
+            line!(
                 "\ncurl -X POST {}{} -H 'Authorization: Bearer {}' -H 'X-Tenant-ID: {TENANT}' \
                  -H 'X-User-ID: {USER}' -H 'Content-Type: application/json' -d '{body}'",
                 self.base,
@@ -166,7 +174,7 @@ impl Stage<'_> {
                 self.token
             );
         }
-        println!();
+        line!("");
         Ok(())
     }
 
@@ -186,9 +194,9 @@ impl Stage<'_> {
         let answer =
             tokio::time::timeout(PATIENCE, waiting).await.context("nobody decided in 300 s")??;
         self.say("The agent is woken by this signal:", "에이전트가 다음 신호를 받습니다:");
-        println!("  GET {path}");
+        line!("  GET {path}");
         let signal = field(&answer, "/data")?;
-        println!("  {signal}\n");
+        line!("  {signal}\n");
         Ok(serde_json::from_str(&signal)?)
     }
 
@@ -201,20 +209,20 @@ impl Stage<'_> {
             "관리자가 agent_task에서 보는 행입니다:",
         );
         for (column, value) in row(&task) {
-            println!("  {column:<16}| {value}");
+            line!("  {column:<16}| {value}");
         }
-        println!();
+        line!("");
         Ok(())
     }
 
     /// One HTTP exchange, shown.
     async fn call(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
-        println!("  {method} {path}");
+        line!("  {method} {path}");
         if let Some(body) = &body {
-            println!("  {body}");
+            line!("  {body}");
         }
         let answer = self.send(method, path, body).await?;
-        println!("  → {answer}\n");
+        line!("  → {answer}\n");
         Ok(serde_json::from_str(&answer)?)
     }
 
@@ -241,11 +249,11 @@ impl Stage<'_> {
     }
 
     fn title(&self, en: &'static str, ko: &'static str) {
-        println!("── {} ──\n", Text::new(en, ko).in_language(self.language));
+        line!("── {} ──\n", Text::new(en, ko).in_language(self.language));
     }
 
     fn say(&self, en: &str, ko: &str) {
-        println!("{}", Text::new(en.to_owned(), ko.to_owned()).in_language(self.language));
+        line!("{}", Text::new(en.to_owned(), ko.to_owned()).in_language(self.language));
     }
 }
 

@@ -10,6 +10,7 @@ CREATE TABLE hitl_request (
     user_id            TEXT,
     action_type        TEXT NOT NULL,
     fingerprint        TEXT NOT NULL,            -- SHA-256 of canonical action_type + context
+    content_hash       TEXT NOT NULL,            -- SHA-256 of all the document says but createdAt
     document           TEXT NOT NULL,            -- the request as it was written, one JSON object
     task_id            TEXT NOT NULL,            -- its row in agent_task
     owns_task          BOOLEAN NOT NULL,         -- we made that row; no agent keeps it

@@ -20,7 +20,7 @@ use crate::core::Core;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{Candidate, DEFAULT_REASON, Record, State, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TaskId};
-use crate::domain::plan::PlanStep;
+use crate::domain::plan::{self, InvalidStep, PlanStep};
 use crate::domain::request::{ApprovalRequest, Origin, REQUEST_TTL_SECONDS, Registration};
 use crate::ledger::Registered;
 
@@ -78,6 +78,12 @@ pub struct RegisterBody {
     #[validate(required, custom(function = valid_session_id))]
     #[schema(required, nullable = false, example = "session_user123_1706149260")]
     session_id: Option<String>,
+    /// The token's `sub`, if sent at all.
+    #[schema(example = "user123")]
+    user_id: Option<String>,
+    /// The token's `tenant_id`, if sent at all.
+    #[schema(example = "tenant1")]
+    tenant_id: Option<String>,
     /// What the agent is about to do.
     #[validate(required, length(min = 1, max = 128))]
     #[schema(required, nullable = false, example = "send_email")]
@@ -131,14 +137,13 @@ fn valid_task_id(id: &str) -> Result<(), ValidationError> {
 }
 
 fn valid_plan(plan: &RawValue) -> Result<(), ValidationError> {
+    let invalid = |problem: InvalidStep| {
+        ValidationError::new("plan").with_message(format!("a step {problem}").into())
+    };
     let steps = serde_json::from_str::<Vec<Box<RawValue>>>(plan.get());
     let steps = steps.map_err(|_cause| ValidationError::new("plan"))?;
-    for step in steps {
-        PlanStep::read(&step).map_err(|problem| {
-            ValidationError::new("plan").with_message(format!("a step {problem}").into())
-        })?;
-    }
-    Ok(())
+    let steps = steps.iter().map(|step| PlanStep::read(step)).collect::<Result<_, _>>();
+    plan::merge("[]", steps.map_err(invalid)?).map_err(invalid).map(drop)
 }
 
 /// Approve a request. The same person approving it again gets the same answer.
@@ -266,6 +271,12 @@ fn registered_view(record: &Record, core: &Core) -> RegisteredView {
 }
 
 fn registration(body: RegisterBody, caller: &Caller, core: &Core) -> Result<Candidate, ApiError> {
+    if body.user_id.is_some_and(|user| user != caller.user.as_str()) {
+        return Err(ApiError::wrong_user());
+    }
+    if body.tenant_id.is_some_and(|tenant| tenant != caller.tenant.as_str()) {
+        return Err(ApiError::wrong_tenant());
+    }
     let now = core.clock.now();
     let id = body.request_id.unwrap_or_else(|| {
         // The agents' own form: `req_` and 12 hex digits.

@@ -82,11 +82,13 @@ impl Modify for Common {
                         &[ErrorCode::NoToken, ErrorCode::TokenExpired, ErrorCode::TokenInvalid],
                     ),
                     (!is_open, &[ErrorCode::Forbidden, ErrorCode::WrongTenant]),
-                    (has_id, &[ErrorCode::NotFound]),
+                    (has_id && !path.contains("/signals/"), &[ErrorCode::NotFound]),
                     (true, &[ErrorCode::MethodNotAllowed]),
                     (decides, &[ErrorCode::WrongState, ErrorCode::AlreadyDecided]),
                     (
-                        !decides && (changes || path.contains("/requests/")),
+                        !decides
+                            && (changes && (has_id || path.contains("/requests"))
+                                || path.contains("/requests/")),
                         &[ErrorCode::WrongState],
                     ),
                     (decides, &[ErrorCode::Gone]),

@@ -152,12 +152,12 @@ impl ApiError {
     }
 
     fn unconfirmed(cause: &str) -> Self {
-        warn!(cause, "a decision could not be confirmed");
+        warn!(cause, "it could not be confirmed what was recorded");
         Self::new(
             ErrorCode::Unavailable,
-            "It could not be confirmed whether the decision was recorded. Please try again: a \
-             recorded decision stays as it is.",
-            "결정이 기록되었는지 확인할 수 없습니다. 다시 시도해 주세요. 이미 기록된 결정은 그대로 유지됩니다.",
+            "The service did not answer in time, so it could not be confirmed whether this was \
+             recorded. Please try again: what was recorded stays as it is.",
+            "제시간에 응답하지 않아 기록되었는지 확인할 수 없습니다. 다시 시도해 주세요. 이미 기록된 내용은 그대로 유지됩니다.",
         )
     }
 
@@ -357,7 +357,7 @@ impl ApiError {
             TaskRefusal::Plan(problem) => {
                 let text = Text::new(
                     format!("a step {problem}"),
-                    "계획 단계가 너무 많습니다 (최대 1000개)",
+                    "계획이 너무 큽니다 (최대 1000단계, 1 MiB)",
                 );
                 Self::invalid(FieldErrors::from([("planSteps".to_owned(), text)]))
             }
@@ -462,9 +462,8 @@ impl From<Panicked> for ApiError {
 impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
         match error {
-            LedgerError::Unreached(cause) | LedgerError::Unavailable(cause) => {
-                Self::unavailable(&cause)
-            }
+            LedgerError::Unreached(cause) => Self::unavailable(&cause),
+            LedgerError::Unavailable(cause) => Self::unconfirmed(&cause),
             LedgerError::Inconsistent(cause) => Self::internal(&cause),
         }
     }

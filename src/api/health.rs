@@ -1,5 +1,6 @@
 //! Whether the service lives, and whether it can decide.
 
+use actix_web::http::header::RETRY_AFTER;
 use actix_web::{HttpResponse, Responder, web};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -70,7 +71,7 @@ fn up() -> Answer<HealthView> {
 #[utoipa::path(get, path = "/health/ready", tag = "health",
     responses(
         (status = 200, description = "Both stores answer", body = super::envelope::Envelope<ReadinessView>),
-        (status = 503, description = "One of them does not", body = super::envelope::Envelope<ReadinessView>),
+        (status = 503, description = "One of them does not", headers(("Retry-After" = String, description = "Seconds to wait before trying again.")), body = super::envelope::Envelope<ReadinessView>),
     ))]
 pub async fn ready(core: web::Data<Core>) -> impl Responder {
     let (ledger, courier) = tokio::join!(core.ledger.ping(), core.courier.ping());
@@ -83,5 +84,9 @@ pub async fn ready(core: web::Data<Core>) -> impl Responder {
         return HttpResponse::Ok().json(Envelope::success("Service is ready", Some(view)));
     }
     let message = "Service is not ready".to_owned();
-    HttpResponse::ServiceUnavailable().json(Envelope::error("E5000", message, Some(view)))
+    HttpResponse::ServiceUnavailable().insert_header((RETRY_AFTER, "1")).json(Envelope::error(
+        "E5000",
+        message,
+        Some(view),
+    ))
 }

@@ -15,6 +15,10 @@ use crate::domain::clock::Clock;
 /// Messages a slow listener may lag behind before it loses some, as with Pub/Sub.
 const BACKLOG: usize = 1024;
 
+/// Writes a value, whatever is there.
+const PUT: &str = "INSERT INTO courier_value (key, value, expires_at) VALUES ($1, $2, $3)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at";
+
 /// The courier within this process.
 #[derive(Clone, Debug)]
 pub struct InProcessCourier {
@@ -88,8 +92,7 @@ impl InProcessCourier {
             "INSERT INTO courier_value (key, value, expires_at) VALUES ($1, $2, $3)
              ON CONFLICT (key) DO NOTHING"
         } else {
-            "INSERT INTO courier_value (key, value, expires_at) VALUES ($1, $2, $3)
-             ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at"
+            PUT
         };
         sqlx::query(put)
             .bind(key)
@@ -103,15 +106,23 @@ impl InProcessCourier {
     pub async fn send(&self, outgoing: &Outgoing<'_>) -> Result<Sent> {
         let now = self.now_millis();
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let pointer: Option<String> = sqlx::query_scalar(
-            "SELECT value FROM courier_value WHERE key = $1 AND expires_at > $2",
-        )
-        .bind(super::session_key(outgoing.session))
-        .bind(now)
-        .fetch_optional(&mut *transaction)
-        .await?;
-        if pointer != outgoing.only_while.text {
-            return Ok(Sent::SessionChanged);
+        let mut there = Vec::new();
+        for key in [super::session_key(outgoing.session), super::request_key(outgoing.request)] {
+            let value: Option<String> = sqlx::query_scalar(
+                "SELECT value FROM courier_value WHERE key = $1 AND expires_at > $2",
+            )
+            .bind(key)
+            .bind(now)
+            .fetch_optional(&mut *transaction)
+            .await?;
+            there.push(value.unwrap_or_default());
+        }
+        let pointer = outgoing.only_while.pointer.text.as_deref().unwrap_or("");
+        let document = outgoing.document_seen();
+        if there.first().is_some_and(|there| there != pointer)
+            || there.get(1).is_some_and(|there| document.is_some_and(|seen| there != seen))
+        {
+            return Ok(Sent::Changed);
         }
         sqlx::query(
             "INSERT INTO courier_value (key, value, rank, expires_at) VALUES ($1, $2, $3, $4)
@@ -126,6 +137,12 @@ impl InProcessCourier {
         .bind(now)
         .execute(&mut *transaction)
         .await?;
+        sqlx::query(PUT)
+            .bind(super::request_key(outgoing.request))
+            .bind(outgoing.document)
+            .bind(self.expiry_millis(crate::domain::request::REQUEST_TTL_SECONDS))
+            .execute(&mut *transaction)
+            .await?;
         transaction.commit().await?;
         let message = (super::channel(outgoing.session), outgoing.signal.to_owned());
         let listeners = self.wake_ups.send(message).unwrap_or(0);

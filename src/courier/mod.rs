@@ -40,17 +40,40 @@ pub struct StoredRequest {
     pub ttl: Option<Duration>,
 }
 
+/// What there was of a session and its request when it was judged whether a signal may go out.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// What the session named.
+    pub pointer: SessionPointer,
+    /// The request's text; `None` without one, empty when it was not text at all.
+    pub document: Option<String>,
+}
+
 /// A signal on its way.
 #[derive(Debug)]
 pub struct Outgoing<'a> {
+    /// Which request it answers.
+    pub request: &'a RequestId,
     /// Whom it wakes.
     pub session: &'a SessionId,
     /// The signal's JSON.
     pub signal: &'a str,
+    /// The request's JSON from then on.
+    pub document: &'a str,
     /// Of two signals of a session the one with the higher rank stays under the key.
     pub rank: i64,
-    /// The signal goes out only while the session's pointer is exactly this one.
-    pub only_while: &'a SessionPointer,
+    /// It goes out only while session and request are exactly what was judged.
+    pub only_while: &'a Seen,
+}
+
+impl Outgoing<'_> {
+    /// The request's text that must still be there; `None` when there is no telling.
+    fn document_seen(&self) -> Option<&str> {
+        match self.only_while.document.as_deref() {
+            Some("") => None,
+            document => Some(document.unwrap_or("")),
+        }
+    }
 }
 
 /// What became of a signal.
@@ -61,8 +84,8 @@ pub enum Sent {
         /// Subscribers of the channel at that moment. Zero does not mean that it is lost.
         listeners: i64,
     },
-    /// The session's pointer had changed; nothing was sent.
-    SessionChanged,
+    /// The session's pointer or its request had changed; nothing was sent.
+    Changed,
 }
 
 /// The courier of this process.
@@ -133,6 +156,15 @@ impl Courier {
         on_courier!(self, courier => courier.find_request(&request_key(id)))
     }
 
+    /// The request under its key and what its session names, at once.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn look(&self, id: &RequestId, session: &SessionId) -> Result<Seen> {
+        let (stored, pointer) = tokio::try_join!(self.find_request(id), self.session(session))?;
+        Ok(Seen { pointer, document: stored.map(|stored| stored.document) })
+    }
+
     /// What `hitl:session:{sessionId}` names.
     ///
     /// # Errors
@@ -174,7 +206,7 @@ impl Courier {
         on_courier!(self, courier => courier.put(&session_key(session), pointer, ttl, only_new))
     }
 
-    /// Sends a signal: first the key, then the message.
+    /// Sends a signal: first the key, then the message, then the request as it is now.
     ///
     /// # Errors
     /// [`Unavailable`]; it may have been sent nevertheless.

@@ -186,17 +186,22 @@ impl RedisCourier {
         script
             .key(super::signal_key(outgoing.session))
             .key(super::rank_key(outgoing.session))
+            .key(super::session_key(outgoing.session))
+            .key(super::request_key(outgoing.request))
             .arg(outgoing.signal)
             .arg(crate::domain::signal::SIGNAL_TTL_SECONDS)
             .arg(outgoing.rank)
-            .arg(super::channel(outgoing.session));
-        script.key(super::session_key(outgoing.session));
-        script.arg(outgoing.only_while.text.as_deref().unwrap_or(""));
+            .arg(super::channel(outgoing.session))
+            .arg(outgoing.only_while.pointer.text.as_deref().unwrap_or(""))
+            .arg(outgoing.document)
+            .arg(crate::domain::request::REQUEST_TTL_SECONDS)
+            .arg(outgoing.document_seen().unwrap_or(""))
+            .arg(i32::from(outgoing.document_seen().is_some()));
         let answer: i64 = self
             .call(async move { script.invoke_async(&mut connection).await })
             .await?
             .map_err(|error| unexpected(&error))?;
-        Ok(if answer < 0 { Sent::SessionChanged } else { Sent::Published { listeners: answer } })
+        Ok(if answer < 0 { Sent::Changed } else { Sent::Published { listeners: answer } })
     }
 }
 

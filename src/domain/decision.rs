@@ -148,6 +148,8 @@ pub struct Record {
     pub user: Option<UserId>,
     /// See [`ApprovalRequest::fingerprint`].
     pub fingerprint: String,
+    /// See [`ApprovalRequest::content_hash`].
+    pub content_hash: String,
     /// The whole request as it was written, before the decision.
     pub document: String,
     /// Its row in `agent_task`.
@@ -380,6 +382,7 @@ mod tests {
             kept in a_candidate(), tenant in a_tenant(), state in a_state()
         ) -> Record {
             Record {
+                content_hash: String::new(),
                 id: kept.request.id,
                 origin: kept.origin,
                 session: kept.request.session,

@@ -11,8 +11,9 @@ use serde_json::value::{RawValue, to_raw_value};
 /// value counts, as in Python's and the browsers' parsers.
 pub type RawObject = IndexMap<String, Box<RawValue>>;
 
-/// The deepest nesting we look into. `serde_json` stops at the same depth.
-pub const MAX_DEPTH: usize = 127;
+/// The deepest nesting that is spelled anew. Every level reads its text once more, so this bounds
+/// the work that a document can make.
+pub const MAX_DEPTH: usize = 32;
 
 /// Raw JSON of something that always serialises (strings, integers, our own structs).
 #[must_use]

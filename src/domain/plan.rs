@@ -10,6 +10,8 @@ use super::json::{self, RawObject};
 
 /// Most steps a plan may have.
 pub const MAX_STEPS: usize = 1000;
+/// Largest plan, in bytes of JSON.
+pub const MAX_PLAN_BYTES: usize = 1024 * 1024;
 /// The states of a step.
 pub const STEP_STATUSES: [&str; 6] =
     ["pending", "in_progress", "waiting", "completed", "failed", "skipped"];
@@ -44,6 +46,9 @@ pub enum InvalidStep {
     /// The plan would have more than [`MAX_STEPS`] steps.
     #[error("would be one step more than the 1000 a plan may have")]
     TooMany,
+    /// The plan would be larger than [`MAX_PLAN_BYTES`].
+    #[error("would make the plan larger than 1 MiB")]
+    TooLarge,
 }
 
 impl PlanStep {
@@ -57,7 +62,12 @@ impl PlanStep {
         let wrapped = json::present(&outer, "data")
             .filter(|_| !outer.contains_key("stepId") && !outer.contains_key("id"))
             .and_then(|data| serde_json::from_str::<RawObject>(data.get()).ok());
-        let fields = wrapped.unwrap_or(outer);
+        let mut fields = wrapped.unwrap_or(outer);
+        // null says nothing, and must not replace what is known.
+        fields.retain(|name, value| {
+            !(matches!(name.as_str(), "status" | "confidence" | "stepId" | "id")
+                && value.get() == "null")
+        });
         let id = step_id(&fields)?;
         if let Some(status) = json::present(&fields, "status") {
             let known = serde_json::from_str::<String>(status.get())
@@ -94,7 +104,7 @@ fn step_id(fields: &RawObject) -> Result<String, InvalidStep> {
 /// are kept where they are.
 ///
 /// # Errors
-/// [`InvalidStep::TooMany`] when the plan would grow beyond [`MAX_STEPS`].
+/// [`InvalidStep::TooMany`] or [`InvalidStep::TooLarge`] when the plan would outgrow its limits.
 pub fn merge(plan: &str, steps: Vec<PlanStep>) -> Result<String, InvalidStep> {
     let mut entries: Vec<Box<RawValue>> = serde_json::from_str(plan).unwrap_or_default();
     let mut ids: Vec<Option<String>> =
@@ -116,7 +126,11 @@ pub fn merge(plan: &str, steps: Vec<PlanStep>) -> Result<String, InvalidStep> {
         entries.push(json::raw(&fields));
         ids.push(Some(step.id));
     }
-    Ok(json::raw(&entries).get().to_owned())
+    let plan = json::raw(&entries);
+    if plan.get().len() > MAX_PLAN_BYTES {
+        return Err(InvalidStep::TooLarge);
+    }
+    Ok(plan.get().to_owned())
 }
 
 fn overlay(mut before: RawObject, update: RawObject) -> RawObject {
@@ -158,6 +172,18 @@ mod tests {
     fn a_plan_does_not_grow_without_end() {
         let steps = (0..=MAX_STEPS).map(|n| step(&format!(r#"{{"id":{n}}}"#)).unwrap()).collect();
         assert_eq!(merge("[]", steps).unwrap_err(), InvalidStep::TooMany);
+        let large = step(&format!(r#"{{"id":"a","x":"{}"}}"#, "x".repeat(MAX_PLAN_BYTES))).unwrap();
+        assert_eq!(merge("[]", vec![large]).unwrap_err(), InvalidStep::TooLarge);
+    }
+
+    #[test]
+    fn null_says_nothing() {
+        let known = step(r#"{"id":"a","status":"failed","confidence":0.5}"#).unwrap();
+        let update = step(r#"{"id":"a","stepId":null,"status":null,"confidence":null}"#).unwrap();
+        assert_eq!(
+            merge("[]", vec![known, update]).unwrap(),
+            r#"[{"id":"a","status":"failed","confidence":0.5}]"#
+        );
     }
 
     #[test]

@@ -15,6 +15,8 @@ use super::json::{self, RawObject};
 
 /// How long `hitl:request:{requestId}` lives, in seconds (wire contract).
 pub const REQUEST_TTL_SECONDS: u64 = 1800;
+/// Largest request that is read, in bytes; a registration may be as large.
+pub const MAX_DOCUMENT_BYTES: usize = 1024 * 1024 + 64 * 1024;
 /// How long existing agents wait for an answer before they give up (wire contract).
 pub const PATIENCE: TimeDelta = TimeDelta::seconds(300);
 /// How long `hitl:session:{sessionId}` lives, in seconds (wire contract).
@@ -65,6 +67,9 @@ pub struct ApprovalRequest {
     /// Lower-case hex SHA-256 of the canonical `actionType` and `context`: two requests with the
     /// same fingerprint ask for the same thing.
     pub fingerprint: String,
+    /// Lower-case hex SHA-256 of everything the document says but when it was written. A registered
+    /// request's copy in Redis must have the one that was registered.
+    pub content_hash: String,
     /// The whole request as it was written, one JSON object.
     pub document: String,
 }
@@ -86,6 +91,9 @@ impl ApprovalRequest {
     /// [`Unreadable`] when it is not a JSON object, lacks a session id, carries another request's
     /// id, or names its people in a way that cannot be understood.
     pub fn read(id: &RequestId, document: String) -> Result<Self, Unreadable> {
+        if document.len() > MAX_DOCUMENT_BYTES {
+            return Err(Unreadable { problem: "is too large", tenant: None });
+        }
         let object: RawObject = serde_json::from_str(&document)
             .map_err(|_cause| Unreadable { problem: "is not a JSON object", tenant: None })?;
         let tenant = name(&object, "tenantId")
@@ -120,6 +128,7 @@ impl ApprovalRequest {
             user,
             tenant,
             fingerprint: fingerprint(&action_type, &context),
+            content_hash: content_hash(object),
             action_type,
             message: text(object, "message").ok().flatten(),
             task: task.and_then(|task| TaskId::parse(task).ok()),
@@ -172,6 +181,12 @@ fn fingerprint(action_type: &str, context: &str) -> String {
         .map_or_else(|_| context.to_owned(), json::canonical);
     let both = format!(r#"{{"actionType":{},"context":{context}}}"#, action.get());
     format!("{:x}", Sha256::digest(both))
+}
+
+fn content_hash(object: &RawObject) -> String {
+    let mut content = object.clone();
+    content.shift_remove("createdAt");
+    format!("{:x}", Sha256::digest(json::canonical(&json::raw(&content))))
 }
 
 /// The document after a decision: the same object with the contract's fields set.

@@ -183,7 +183,12 @@ impl Ledger {
         let connecting = PgLedger::connect(url, max_connections, ACQUIRE_TIMEOUT);
         let ledger = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
-            .map_err(|_elapsed| LedgerError::Unavailable("no answer in time".to_owned()))??;
+            .map_err(|_elapsed| LedgerError::Unreached("no answer in time".to_owned()))?
+            // At start the server's own words are what the operator needs.
+            .map_err(|error| match error {
+                sqlx::Error::Database(said) => LedgerError::Unreached(said.message().to_owned()),
+                error => error.into(),
+            })?;
         Ok(Self::Postgres(ledger))
     }
 
@@ -337,7 +342,13 @@ impl Ledger {
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn claim_owed(&self, now: DateTime<Utc>, limit: i64) -> Result<Vec<Record>> {
         let rows = on_engine!(self, ledger => ledger.claim_owed(now, now + LEASE, limit))?;
-        rows.into_iter().map(RequestRow::into_record).collect()
+        // One odd row must not keep the others from being sent.
+        let readable = |row: RequestRow| {
+            row.into_record()
+                .inspect_err(|error| tracing::error!(%error, "a row cannot be sent"))
+                .ok()
+        };
+        Ok(rows.into_iter().filter_map(readable).collect())
     }
 
     /// Notes what became of a delivery, unless the row has been owed anew since.
@@ -395,7 +406,9 @@ impl Ledger {
         clock: &Clock,
     ) -> Result<TaskChange> {
         let attempts = async {
-            loop {
+            for attempt in 0_u64.. {
+                // Let others finish first, each a little longer than before.
+                tokio::time::sleep(Duration::from_millis(attempt.min(20))).await;
                 let Some(before) = self.find_task(tenant, id).await? else {
                     return Ok(TaskChange::NotFound);
                 };
@@ -415,6 +428,7 @@ impl Ledger {
                     return Ok(TaskChange::Done(Box::new(after)));
                 }
             }
+            Ok(TaskChange::NotFound)
         };
         tokio::time::timeout(TIMEOUT, attempts).await.unwrap_or_else(|_elapsed| {
             Err(LedgerError::Unavailable("the task is too busy".to_owned()))
@@ -468,6 +482,7 @@ pub struct RequestRow {
     session_id: String,
     user_id: Option<String>,
     fingerprint: String,
+    content_hash: String,
     document: String,
     task_id: String,
     created_at: DateTime<Utc>,
@@ -484,6 +499,11 @@ pub struct RequestRow {
 }
 
 impl RequestRow {
+    /// Whether the statement that wrote the request wrote its task, too.
+    fn has_task(&self) -> bool {
+        self.task_status.is_some()
+    }
+
     fn into_record(self) -> Result<Record> {
         let odd =
             |what: &str| LedgerError::Inconsistent(format!("a request's {what} is not valid"));
@@ -511,6 +531,7 @@ impl RequestRow {
             tenant: TenantId::parse(self.tenant_id).map_err(|_invalid| odd("tenant_id"))?,
             user: self.user_id.map(UserId::parse).transpose().map_err(|_invalid| odd("user_id"))?,
             fingerprint: self.fingerprint,
+            content_hash: self.content_hash,
             document: self.document,
             task: TaskId::parse(self.task_id).map_err(|_invalid| odd("task_id"))?,
             created_at: self.created_at,

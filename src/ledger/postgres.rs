@@ -82,6 +82,25 @@ impl PgLedger {
         statement: &'static str,
         writing: &Writing<'_>,
     ) -> sqlx::Result<Option<RequestRow>> {
-        bind_writing(sqlx::query_as(statement), writing).fetch_optional(&self.pool).await
+        let written = bind_writing(sqlx::query_as(statement), writing);
+        let Some(row) = written.fetch_optional(&self.pool).await? else { return Ok(None) };
+        if row.has_task() {
+            return Ok(Some(row));
+        }
+        // Another tenant's request made a task of this name at the same moment: take a new one.
+        bind_writing(
+            sqlx::query_as(concat!(
+                "WITH written AS (
+                    UPDATE hitl_request SET task_id = $10, owns_task = true
+                     WHERE request_id = $1 RETURNING *
+                ), touched AS (",
+                write_task!("written AS d WHERE true"),
+                " RETURNING status)
+                 SELECT written.*, touched.status AS task_status FROM written, touched"
+            )),
+            writing,
+        )
+        .fetch_optional(&self.pool)
+        .await
     }
 }

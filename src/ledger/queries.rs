@@ -271,6 +271,7 @@ macro_rules! ledger_queries {
                 .bind(request.message.clone())
                 .bind(own(&request.plan_steps))
                 .bind(own(writing.caller.user.as_str()))
+                .bind(own(&request.content_hash))
         }
     };
 }

@@ -9,26 +9,26 @@
 //! 8 document · 9 the task the request names · 10 id for a new task · 11 `created_at` ·
 //! 12 `expires_at` · 13 status · 14 `decided_by` · 15 `decided_at` · 16 reason · 17 source ·
 //! 18 caller type · 19 agent id · 20 trace id · 21 gateway request id · 22 now · 23 `due_at` ·
-//! 24 context · 25 message · 26 plan steps · 27 the caller.
+//! 24 context · 25 message · 26 plan steps · 27 the caller · 28 content hash.
 
-/// Inserts the request's row. `kept` is the agent's own task: the one the request names, else one
-/// that already carries the request's id; always of the same tenant.
+/// Inserts the request's row. `kept` is the task that goes on; it is ours if no agent made it.
 macro_rules! write_request {
     ($only_if:literal, $on_conflict:literal) => {
         concat!(
             "INSERT INTO hitl_request (
                 request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint,
-                document, task_id, owns_task, created_at, expires_at, status, decided_by,
+                content_hash, document, task_id, owns_task, created_at, expires_at, status, decided_by,
                 decided_at, reason, caller_source, caller_type, agent_id, trace_id,
                 gateway_request_id, delivery, owed_since, due_at
              )
-             SELECT $1, $2, $3, $4, $5, $6, $7, $8,
+             SELECT $1, $2, $3, $4, $5, $6, $7, $28, $8,
                 COALESCE(
                     task.kept,
                     CASE WHEN NOT EXISTS (SELECT 1 FROM agent_task WHERE task_id = $9) THEN $9 END,
                     $10
                 ),
-                task.kept IS NULL,
+                task.kept IS NULL
+                    OR EXISTS (SELECT 1 FROM hitl_request r WHERE r.task_id = task.kept AND r.owns_task),
                 $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, 'owed', $22, $23
              FROM task WHERE ",
             $only_if,
@@ -39,14 +39,22 @@ macro_rules! write_request {
     };
 }
 
-/// Finds the agent's own task for a request.
+/// Finds the task that a request goes on with: the one it names, else one that already carries its
+/// id; always of the same tenant. A row that we made and that a rejection ended is over for good.
 macro_rules! kept_task {
     () => {
-        "task AS (
+        "usable AS (
+            SELECT t.task_id, t.created_at FROM agent_task t
+             WHERE (t.task_id = $9 OR t.hitl_request_id = $1) AND t.tenant_id = $3
+               AND NOT (
+                   t.status IN ('COMPLETED', 'FAILED')
+                   AND EXISTS (SELECT 1 FROM hitl_request r WHERE r.task_id = t.task_id AND r.owns_task)
+               )
+        ),
+        task AS (
             SELECT COALESCE(
-                (SELECT task_id FROM agent_task WHERE task_id = $9 AND tenant_id = $3),
-                (SELECT task_id FROM agent_task
-                  WHERE hitl_request_id = $1 AND tenant_id = $3 ORDER BY created_at LIMIT 1)
+                (SELECT task_id FROM usable WHERE task_id = $9),
+                (SELECT task_id FROM usable ORDER BY created_at LIMIT 1)
             ) AS kept
         ) "
     };
@@ -110,10 +118,8 @@ macro_rules! decide_request {
                 attempts = 0, sent_at = NULL, listeners = NULL
               WHERE hitl_request.status = 'pending'
                 AND hitl_request.expires_at > excluded.decided_at
-                AND hitl_request.fingerprint = excluded.fingerprint
                 AND hitl_request.tenant_id = excluded.tenant_id
-                AND hitl_request.session_id = excluded.session_id
-                AND hitl_request.user_id IS NOT DISTINCT FROM excluded.user_id"
+                AND hitl_request.content_hash = excluded.content_hash"
         )
     };
 }

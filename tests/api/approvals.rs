@@ -368,6 +368,50 @@ both_modes! {
 }
 
 both_modes! {
+    async fn a_row_that_we_made_stays_ours_for_the_next_request_and_is_not_reused_once_it_failed(app: TestApp) {
+        let name = unique("task");
+        let ask = async |verdict: &str| {
+            let asked = Asked::new().with("taskId", name.clone().into());
+            app.ask(&asked).await;
+            let answer = match verdict {
+                "approve" => app.approve(ALICE, &asked.id).await,
+                _ => app.reject(ALICE, &asked.id, None).await,
+            };
+            answer.assert(200, "");
+            app.task_of(&asked.id).await
+        };
+        let first = ask("approve").await;
+        assert_eq!((first.id.as_str(), first.status), (name.as_str(), TaskStatus::InProgress));
+        let second = ask("reject").await;
+        assert_eq!((second.id.as_str(), second.status), (name.as_str(), TaskStatus::Failed));
+        let third = ask("approve").await;
+        assert_ne!(third.id, first.id);
+        assert_eq!((third.status, third.error_message), (TaskStatus::InProgress, None));
+    }
+}
+
+both_modes! {
+    async fn two_tenants_that_name_one_new_task_at_once_each_get_a_row(app: TestApp) {
+        for _round in 0..15 {
+            let name = unique("task");
+            let [ours, theirs] = ["tenant1", "tenant2"].map(|tenant| {
+                Asked::new().with("taskId", name.clone().into()).with("tenantId", tenant.into())
+            });
+            app.ask(&ours).await;
+            app.ask(&theirs).await;
+            let (one, two) = tokio::join!(app.approve(ALICE, &ours.id), app.approve(MALLORY, &theirs.id));
+            one.assert(200, "");
+            two.assert(200, "");
+            for (asked, tenant) in [(&ours, "tenant1"), (&theirs, "tenant2")] {
+                let task = app.task_of(&asked.id).await;
+                assert_eq!(task.tenant.as_str(), tenant);
+                assert_eq!(task.hitl_request_id.unwrap().as_str(), asked.id);
+            }
+        }
+    }
+}
+
+both_modes! {
     async fn a_task_that_already_carries_the_requests_id_is_its_row(app: TestApp) {
         let task = started_task(&app, ALICE).await;
         app.sql("UPDATE agent_task SET hitl_request_id = 'req_3f2a9c0d1e4b'").await;

@@ -93,6 +93,31 @@ both_modes! {
 }
 
 both_modes! {
+    async fn whatever_a_registration_says_is_its_content(app: TestApp) {
+        let body = registration(&json!({}));
+        register(&app, ALICE, &body).await.assert(201, "");
+        for (field, value) in [
+            ("message", json!("Delete everything?")), ("taskId", json!("task-1")),
+            ("planSteps", json!([{ "id": "a" }])), ("expiresInSeconds", json!(60)),
+        ] {
+            let mut other = body.clone();
+            other[field] = value;
+            register(&app, ALICE, &other).await.assert(409, "E3002");
+        }
+        let mut same = body.clone();
+        same["userId"] = "user123".into();
+        same["tenantId"] = "tenant1".into();
+        same["expiresInSeconds"] = 1800.into();
+        register(&app, ALICE, &same).await.assert(200, "");
+        same["userId"] = "bob".into();
+        register(&app, ALICE, &same).await.assert(403, "E2001");
+        same["userId"] = "user123".into();
+        same["tenantId"] = "tenant2".into();
+        register(&app, ALICE, &same).await.assert(403, "E2007");
+    }
+}
+
+both_modes! {
     async fn a_registration_without_an_id_gets_one_in_the_agents_form(app: TestApp) {
         let mut ids = std::collections::BTreeSet::new();
         for _ in 0..20 {
@@ -160,7 +185,7 @@ async fn redis_keys_have_the_contracts_names_and_times_to_live() {
 
 both_modes! {
     async fn user_and_tenant_are_the_tokens(app: TestApp) {
-        let body = registration(&json!({ "userId": "bob", "tenantId": "tenant2", "status": "approved", "createdAt": 1 }));
+        let body = registration(&json!({ "userId": "user123", "tenantId": "tenant1", "status": "approved", "createdAt": 1 }));
         register(&app, ALICE, &body).await.assert(201, "");
         let (document, _ttl) = in_courier(&app, text(&body, "requestId")).await;
         assert_eq!((&document["userId"], &document["tenantId"], &document["status"]), (&json!("user123"), &json!("tenant1"), &json!("pending")));
@@ -303,6 +328,7 @@ both_modes! {
         for (field, value) in [
             ("context", json!({ "to": "evil@b.c" })), ("actionType", json!("delete_all")), ("userId", json!("bob")),
             ("tenantId", json!("tenant2")), ("sessionId", json!(unique("session_other"))),
+            ("message", json!("Delete everything?")), ("planSteps", json!([])), ("status", json!("approved")),
         ] {
             let body = registration(&json!({}));
             register(&app, ALICE, &body).await.assert(201, "");
@@ -312,12 +338,13 @@ both_modes! {
             app.core.courier.put_request(&id, &document.to_string(), false).await.unwrap();
             for who in [ALICE, BOB] {
                 let answer = app.approve(who, id.as_str()).await;
-                // One that says that it is another tenant's may just as well not exist.
-                assert!(
-                    [(409, "E3002"), (404, "E1004")].contains(&(answer.status.as_u16(), answer.code()))
-                        && (answer.status.as_u16() == 409 || field == "tenantId"), "{field}: {}", answer.text
-                );
+                assert_eq!((answer.status.as_u16(), answer.code()), (409, "E3002"), "{field}: {}", answer.text);
+                // Whoever reads it is shown what was registered.
+                let read = app.get(who, &format!("{REQUESTS}/{id}")).await;
+                let read: Value = serde_json::from_str(read.assert(200, "").data().as_str().unwrap()).unwrap();
+                assert_eq!((&read["message"], &read["status"]), (&json!("Send it?"), &json!("pending")));
             }
+            app.get(MALLORY, &format!("{REQUESTS}/{id}")).await.assert(404, "E1004");
             app.approve(MALLORY, id.as_str()).await.assert(404, "E1004");
             assert_eq!(app.record(id.as_str()).await.state, State::Pending, "{field}");
             assert_eq!(app.signal(text(&body, "sessionId")).await, None);

@@ -4,7 +4,7 @@
 
 use aura_hitl::app;
 use aura_hitl::config::LedgerConfig;
-use aura_hitl::courier::{Courier, Outgoing, Sent};
+use aura_hitl::courier::{Courier, Outgoing, Seen, Sent};
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Delivery, Record, State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
@@ -691,8 +691,10 @@ impl Stores {
     }
 
     async fn send(&self, session: &SessionId, signal: &str, rank: i64) -> Sent {
-        let seen = self.courier.session(session).await.unwrap();
-        let outgoing = Outgoing { session, signal, rank, only_while: &seen };
+        let (request, _) = names();
+        let only_while = &self.courier.look(&request, session).await.unwrap();
+        let (request, document) = (&request, "{}");
+        let outgoing = Outgoing { request, session, signal, document, rank, only_while };
         self.courier.send(&outgoing).await.unwrap()
     }
 }
@@ -783,12 +785,17 @@ on_all_stores! {
         assert_eq!(stores.courier.signal(&session).await.unwrap().as_deref(), Some("late"));
     }
 
-    async fn a_signal_goes_out_only_while_the_session_is_as_it_was_seen(stores: Stores) {
-        let (_, session) = names();
+    async fn a_signal_goes_out_only_while_session_and_request_are_as_they_were_seen(stores: Stores) {
+        let (id, session) = names();
         let mut listener = stores.listen(&session).await;
-        let send = async |signal, seen: &SessionPointer| {
-            let outgoing = Outgoing { session: &session, signal, rank: 1, only_while: seen };
+        let send_seeing = async |signal, only_while: Seen| {
+            let (request, session, only_while) = (&id, &session, &only_while);
+            let outgoing = Outgoing { request, session, signal, document: "{}", rank: 1, only_while };
             stores.courier.send(&outgoing).await.unwrap()
+        };
+        let send = async |signal, pointer: &SessionPointer| {
+            let now = stores.courier.look(&id, &session).await.unwrap();
+            send_seeing(signal, Seen { pointer: pointer.clone(), ..now }).await
         };
         let nothing = stores.courier.session(&session).await.unwrap();
         assert_eq!(send("to nobody in particular", &nothing).await, Sent::Published { listeners: 1 });
@@ -797,11 +804,16 @@ on_all_stores! {
         assert_eq!(send("for one", &one).await, Sent::Published { listeners: 1 });
         stores.courier.put_session(&session, "{\"requestId\":\"req_2\"}", false).await.unwrap();
         for stale in [&nothing, &one] {
-            assert_eq!(send("stale", stale).await, Sent::SessionChanged);
+            assert_eq!(send("stale", stale).await, Sent::Changed);
         }
+        let seen = stores.courier.look(&id, &session).await.unwrap();
+        stores.courier.put_request(&id, "{\"other\":1}", false).await.unwrap();
+        assert_eq!(send_seeing("stale", seen).await, Sent::Changed);
+        let there = stores.courier.find_request(&id).await.unwrap().unwrap();
+        assert_eq!(there.document, "{\"other\":1}");
         assert_eq!(stores.courier.signal(&session).await.unwrap().as_deref(), Some("for one"));
         stores.let_expire(&format!("hitl:session:{session}"), 3600).await;
-        assert_eq!(send("stale", &one).await, Sent::SessionChanged);
+        assert_eq!(send("stale", &one).await, Sent::Changed);
         assert_eq!(send("last", &nothing).await, Sent::Published { listeners: 1 });
         for expected in ["to nobody in particular", "for one", "last"] {
             assert_eq!(listener.recv().await.unwrap(), expected);

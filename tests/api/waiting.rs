@@ -1,23 +1,25 @@
 //! How existing agents wait, and what that forbids: the contract's five rules, tried with an agent
 //! that takes the first message on its session's channel for its answer, whatever it says.
 
+use aura_hitl::config::LedgerConfig;
 use aura_hitl::core::Core;
-use aura_hitl::courier::{Outgoing, Sent};
+use aura_hitl::courier::{Outgoing, Seen, Sent};
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Delivery, State, Verdict};
-use aura_hitl::domain::ids::SessionId;
+use aura_hitl::domain::ids::{RequestId, SessionId};
 use aura_hitl::domain::request::Origin;
-use aura_hitl::domain::session::SessionPointer;
 use aura_hitl::ledger::Recorded;
 use aura_hitl::relay::{self, Round};
 use chrono::TimeDelta;
 use futures_util::StreamExt as _;
-use serde_json::{Value, json};
-
 use redis::AsyncCommands as _;
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _};
 
 use crate::helpers::{
-    ALICE, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, decide_on_ledger, redis, unique,
+    ALICE, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, decide_on_ledger, eventually, redis,
+    unique,
 };
 
 const MODES: [Mode; 2] = [Mode::Embedded, Mode::Production];
@@ -517,18 +519,60 @@ both_modes! {
         let asked = Asked::new();
         let mut agent = NaiveAgent::ask(&app, &asked).await;
         let session = SessionId::parse(&asked.session).unwrap();
-        let judged = app.core.courier.session(&session).await.unwrap();
-        let send = async |only_while: &SessionPointer| {
-            let outgoing = Outgoing { session: &session, signal: "{}", rank: 1, only_while };
+        let id = RequestId::parse(&asked.id).unwrap();
+        let judged = app.core.courier.look(&id, &session).await.unwrap();
+        let send = async |only_while: &Seen| {
+            let (request, session, signal, document) = (&id, &session, "{}", "{}");
+            let outgoing = Outgoing { request, session, signal, document, rank: 1, only_while };
             app.core.courier.send(&outgoing).await.unwrap()
         };
         app.ask(&Asked::in_session(&asked.session)).await;
-        assert_eq!(send(&judged).await, Sent::SessionChanged);
-        assert_eq!(send(&SessionPointer::default()).await, Sent::SessionChanged);
+        assert_eq!(send(&judged).await, Sent::Changed);
+        assert_eq!(send(&Seen::default()).await, Sent::Changed);
         assert!(agent.heard_nothing().await);
         assert_eq!(app.signal(&asked.session).await, None);
-        let judged = app.core.courier.session(&session).await.unwrap();
+        let judged = app.core.courier.look(&id, &session).await.unwrap();
         assert_eq!(send(&judged).await, Sent::Published { listeners: 1 });
+    }
+}
+
+/// The ledger is held up between the look at the request and the sending of its signal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_asked_under_the_same_id_while_it_is_decided_is_not_what_was_approved() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let asked = Asked::new();
+    let mut agent = NaiveAgent::ask(&app, &asked).await;
+    let LedgerConfig::Postgres { url, .. } = &app.config.ledger else { unreachable!() };
+    let mut operator = sqlx::PgConnection::connect(url.expose_secret()).await.unwrap();
+    operator.execute("BEGIN; LOCK TABLE hitl_request IN EXCLUSIVE MODE").await.unwrap();
+    let other = asked.clone().with("context", json!({ "to": "everybody" }));
+    let change = async {
+        eventually(async || {
+            let waiting = "SELECT COUNT(*) FROM pg_locks WHERE NOT granted";
+            let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&mut operator).await.unwrap();
+            (waiting > 0).then_some(())
+        })
+        .await;
+        app.put(&asked.id, &other.document.to_string()).await;
+        operator.execute("COMMIT").await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(app.approve(ALICE, &asked.id), change);
+    answer.assert(200, "");
+    assert_eq!(app.settled(&asked.id).await.delivery, Delivery::Superseded);
+    assert!(agent.heard_nothing().await);
+    assert_eq!(app.stored(&asked.id).await.document, other.document.to_string());
+    assert_eq!(app.poll(ALICE, &asked.session, None).await, None);
+}
+
+both_modes! {
+    async fn a_registration_that_is_announced_late_does_not_undo_its_decision_in_redis(app: TestApp) {
+        let id = register(&app, &unique("session"), "a").await;
+        let pending = app.record(&id).await;
+        app.approve(ALICE, &id).await.assert(200, "");
+        for late in [false, true] {
+            aura_hitl::delivery::announce(&app.core, &pending, late).await.unwrap();
+            assert!(app.stored(&id).await.document.contains("approvedBy"));
+        }
     }
 }
 

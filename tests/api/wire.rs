@@ -301,7 +301,7 @@ fn the_document_has_every_status_header_and_example() {
         if operation.is_secured {
             expected.extend(["400", "401", "403", "500", "503"]);
         }
-        if operation.pattern.contains('{') {
+        if operation.pattern.contains('{') && !operation.pattern.contains("/signals/") {
             expected.insert("404");
         }
         if has_body {
@@ -310,7 +310,9 @@ fn the_document_has_every_status_header_and_example() {
         if operation.decides() {
             expected.insert("410");
         }
-        if operation.is_secured && operation.method != Method::GET {
+        let makes_a_task =
+            operation.method == Method::POST && operation.pattern.ends_with("/tasks");
+        if operation.is_secured && operation.method != Method::GET && !makes_a_task {
             expected.insert("409");
         }
         let missing = expected.difference(&statuses).collect::<Vec<_>>();
