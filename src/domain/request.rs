@@ -4,6 +4,7 @@
 //! missing fields), strictly where a wrong reading could let the wrong person decide, and kept to
 //! the letter, so that rewriting it changes nothing but its status.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -122,13 +123,14 @@ impl ApprovalRequest {
         let context = object.get("context").map_or("null", |context| context.get()).to_owned();
         let task = json::present(object, "taskId").and_then(json::text_or_digits);
         let status = text(object, "status")?.unwrap_or_else(|| "pending".to_owned());
+        let (fingerprint, content_hash) = hashes(&action_type, object);
         Ok(Self {
             id: id.clone(),
             session,
             user,
             tenant,
-            fingerprint: fingerprint(&action_type, &context),
-            content_hash: content_hash(object),
+            fingerprint,
+            content_hash,
             action_type,
             message: text(object, "message").ok().flatten(),
             task: task.and_then(|task| TaskId::parse(task).ok()),
@@ -175,18 +177,24 @@ fn plan_steps(object: &RawObject, context: &str) -> String {
         .unwrap_or_else(|| "[]".to_owned())
 }
 
-fn fingerprint(action_type: &str, context: &str) -> String {
-    let action = json::raw(action_type);
-    let context = serde_json::from_str::<&serde_json::value::RawValue>(context)
-        .map_or_else(|_| context.to_owned(), json::canonical);
-    let both = format!(r#"{{"actionType":{},"context":{context}}}"#, action.get());
-    format!("{:x}", Sha256::digest(both))
-}
-
-fn content_hash(object: &RawObject) -> String {
-    let mut content = object.clone();
-    content.shift_remove("createdAt");
-    format!("{:x}", Sha256::digest(json::canonical(&json::raw(&content))))
+/// The hashes of what is asked for, and of everything that is said; each text is spelled once.
+fn hashes(action_type: &str, object: &RawObject) -> (String, String) {
+    let mut fields: BTreeMap<&str, String> = object
+        .iter()
+        .filter(|(name, _)| *name != "createdAt")
+        .map(|(name, value)| (name.as_str(), json::canonical(value)))
+        .collect();
+    let mut everything = Sha256::new();
+    for (name, value) in &fields {
+        everything.update(json::raw(name).get());
+        everything.update(":");
+        everything.update(value);
+        everything.update(",");
+    }
+    let context = fields.remove("context").unwrap_or_else(|| "null".to_owned());
+    let action_type = json::raw(action_type);
+    let asked = format!(r#"{{"actionType":{},"context":{context}}}"#, action_type.get());
+    (format!("{:x}", Sha256::digest(asked)), format!("{:x}", everything.finalize()))
 }
 
 /// The document after a decision: the same object with the contract's fields set.
