@@ -12,8 +12,8 @@ use crate::courier::{Seen, StoredRequest, Unavailable};
 use crate::delivery::{self, Settled};
 use crate::domain::approver::Caller;
 use crate::domain::decision::{
-    self, Candidate, Decision, Delivery, Record, Refusal, State, Verdict, is_same, is_visible,
-    settle,
+    self, Candidate, CourierCopy, Decision, Delivery, Record, Refusal, State, Verdict, is_same,
+    is_visible, settle,
 };
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::request::{
@@ -97,12 +97,11 @@ pub async fn decide(
             let Some(record) = core.ledger.find_request(id).await? else {
                 return Err(hide_from_strangers(problem, caller));
             };
-            let is_readable = matches!(problem, OpenProblem::Courier(_));
-            if !is_readable && record.state == State::Pending && record.tenant == caller.tenant {
-                warn_if_altered(&Refusal::Altered, id);
-                return Err(Refusal::Altered.into());
-            }
-            return attempt.on_record(record, None, Sending::Later).await;
+            // What cannot be read is not what the ledger knows.
+            return match problem {
+                OpenProblem::Unreadable(_) => attempt.on_standing(record, true),
+                OpenProblem::Courier(_) => attempt.on_record(record, None, Sending::Later).await,
+            };
         }
     };
     if candidate.request.is_pending() && pointer.allows(id) {
@@ -148,10 +147,11 @@ impl Attempt<'_> {
         sending: Sending,
     ) -> Result<Decided> {
         // A registered request's copy in Redis must say all that was registered, and nothing else.
-        let is_altered =
-            found.is_some_and(|found| found.request.content_hash != record.content_hash);
+        let is_altered = found.is_some_and(|found| !is_same(&record, found));
         if record.state != State::Pending || is_altered {
-            return self.on_standing(record, found);
+            let is_pending = found.is_some_and(|found| found.request.is_pending());
+            let is_settled = record.state != State::Pending && !is_pending;
+            return self.on_standing(record, is_altered && !is_settled);
         }
         let candidate = Candidate {
             request: ApprovalRequest::read(self.id, record.document)
@@ -166,8 +166,8 @@ impl Attempt<'_> {
     }
 
     /// Something stands in the ledger that this attempt cannot change.
-    fn on_standing(self, record: Record, found: Option<&Candidate>) -> Result<Decided> {
-        let decision = settle(&record, found, self.caller, &self.verdict, self.now)
+    fn on_standing(self, record: Record, is_altered: bool) -> Result<Decided> {
+        let decision = settle(&record, is_altered, self.caller, &self.verdict, self.now)
             .inspect_err(|refusal| warn_if_altered(refusal, self.id))?;
         Ok(Decided { session: record.session, decision })
     }
@@ -187,7 +187,8 @@ impl Attempt<'_> {
         if decision == Err(Refusal::NotFound)
             && let Some(record) = self.core.ledger.find_request(self.id).await?
         {
-            return self.on_standing(record, Some(candidate));
+            let is_altered = !is_same(&record, candidate);
+            return self.on_standing(record, is_altered);
         }
         let decision = decision?;
         let held_for = if matches!(sending, Sending::Later) { TimeDelta::zero() } else { LEASE };
@@ -211,7 +212,8 @@ impl Attempt<'_> {
                 let was_sent = record.delivery != Delivery::Owed;
                 let standing = record.clone();
                 let (core, id) = (self.core, self.id);
-                let decided = self.on_standing(record, Some(candidate))?;
+                let is_altered = !is_same(&record, candidate);
+                let decided = self.on_standing(record, is_altered)?;
                 if was_sent {
                     send_if_asked_again(core, id, &standing).await?;
                 }
@@ -405,7 +407,7 @@ pub async fn read_request(core: &Core, caller: &Caller, id: &RequestId) -> Resul
     let problem = match stored {
         Ok(Some(stored)) if !is_settled => match open_for(core, caller, id, stored).await {
             Ok(document) => return Ok(document),
-            Err(problem @ Problem::Refused(_)) => return Err(problem),
+            Err(problem @ (Problem::Refused(_) | Problem::Unreadable(_))) => return Err(problem),
             Err(problem) => problem,
         },
         Ok(_) => Refusal::NotFound.into(),
@@ -494,18 +496,22 @@ pub async fn find_signal(
     if names_nothing && !is_under_the_key && !still_waits(&record, core.clock.now()) {
         return Ok(None);
     }
-    if record.origin == Origin::Redis {
-        if !pointer.allows(&record.id) {
-            return Ok(None);
-        }
-        // Pending again: the agent has asked again, so an earlier answer is not the answer. One
-        // that is still owed has simply not reached Redis yet, if it is about the same thing.
-        let asked = in_courier(core, &record.id).await?.filter(ApprovalRequest::is_pending);
-        if let Some(asked) = asked
-            && (record.delivery != Delivery::Owed || asked.fingerprint != record.fingerprint)
-        {
-            return Ok(None);
-        }
+    if record.origin == Origin::Redis && !pointer.allows(&record.id) {
+        return Ok(None);
+    }
+    let stored = core.courier.find_request(&record.id).await?;
+    let is_answered =
+        match CourierCopy::of(&record, stored.as_ref().map(|stored| &*stored.document)) {
+            CourierCopy::Settled => true,
+            // An agent on Redis has asked again, so an earlier answer is not the answer; one that is
+            // still owed has simply not reached Redis yet.
+            CourierCopy::Pending => {
+                record.origin == Origin::Http || record.delivery == Delivery::Owed
+            }
+            CourierCopy::Other => false,
+        };
+    if !is_answered {
+        return Ok(None);
     }
     Ok(answer_of(&record, caller, session))
 }

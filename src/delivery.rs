@@ -3,7 +3,7 @@
 
 use crate::core::Core;
 use crate::courier::{Outgoing, Seen, Sent, Unavailable};
-use crate::domain::decision::{Decision, Delivery, Record, State};
+use crate::domain::decision::{CourierCopy, Decision, Delivery, Record, State};
 use crate::domain::ids::RequestId;
 use crate::domain::request::{ApprovalRequest, Origin, PATIENCE, age, decided_document};
 use crate::domain::session::{SessionPointer, pointer_json};
@@ -98,7 +98,7 @@ async fn send_signal(
             Some(seen) => seen,
             None => core.courier.look(&record.id, &record.session).await?,
         };
-        if asks_for_something_else(record, &seen) {
+        if CourierCopy::of(record, seen.document.as_deref()) == CourierCopy::Other {
             return Ok(SUPERSEDED);
         }
         if !may_reach(core, record, &seen.pointer).await? {
@@ -141,11 +141,4 @@ async fn may_reach(
     Ok(named.is_some_and(|named| {
         named.origin == Origin::Http && named.tenant == record.tenant && named.user == record.user
     }))
-}
-
-/// Whether the agent has asked for something else under the same id since the decision.
-fn asks_for_something_else(record: &Record, seen: &Seen) -> bool {
-    let Some(document) = seen.document.clone() else { return false };
-    ApprovalRequest::read(&record.id, document)
-        .is_ok_and(|request| request.is_pending() && request.fingerprint != record.fingerprint)
 }

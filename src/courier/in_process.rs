@@ -117,11 +117,9 @@ impl InProcessCourier {
             .await?;
             there.push(value.unwrap_or_default());
         }
-        let pointer = outgoing.only_while.pointer.text.as_deref().unwrap_or("");
-        let document = outgoing.document_seen();
-        if there.first().is_some_and(|there| there != pointer)
-            || there.get(1).is_some_and(|there| document.is_some_and(|seen| there != seen))
-        {
+        let seen = outgoing.only_while;
+        let seen = [seen.pointer.text.as_deref(), seen.document.as_deref()];
+        if there != seen.map(Option::unwrap_or_default) {
             return Ok(Sent::Changed);
         }
         sqlx::query(

@@ -66,16 +66,6 @@ pub struct Outgoing<'a> {
     pub only_while: &'a Seen,
 }
 
-impl Outgoing<'_> {
-    /// The request's text that must still be there; `None` when there is no telling.
-    fn document_seen(&self) -> Option<&str> {
-        match self.only_while.document.as_deref() {
-            Some("") => None,
-            document => Some(document.unwrap_or("")),
-        }
-    }
-}
-
 /// What became of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {

@@ -195,8 +195,7 @@ impl RedisCourier {
             .arg(outgoing.only_while.pointer.text.as_deref().unwrap_or(""))
             .arg(outgoing.document)
             .arg(crate::domain::request::REQUEST_TTL_SECONDS)
-            .arg(outgoing.document_seen().unwrap_or(""))
-            .arg(i32::from(outgoing.document_seen().is_some()));
+            .arg(outgoing.only_while.document.as_deref().unwrap_or(""));
         let answer: i64 = self
             .call(async move { script.invoke_async(&mut connection).await })
             .await?

@@ -5,14 +5,13 @@
 --       3 hitl:session:{sessionId} · 4 hitl:request:{requestId}
 -- ARGV  1 signal JSON · 2 its time to live in seconds · 3 its rank · 4 the channel ·
 --       5 the pointer the sender saw, '' for none · 6 the request as decided ·
---       7 its time to live in seconds · 8 the request the sender saw, '' for none, which
---       9 is '1' if it must still be that
+--       7 its time to live in seconds · 8 the request the sender saw, '' for none
 -- Returns how many subscribers the message reached, or -1: something is another by now.
 local function text(key)
   local value = redis.pcall('GET', key)
   return type(value) == 'string' and value or ''
 end
-if text(KEYS[3]) ~= ARGV[5] or (ARGV[9] == '1' and text(KEYS[4]) ~= ARGV[8]) then
+if text(KEYS[3]) ~= ARGV[5] or text(KEYS[4]) ~= ARGV[8] then
   return -1
 end
 -- A signal that was delayed still goes out, but never replaces a newer one of its session.

@@ -246,14 +246,15 @@ pub fn decide(
     Ok(Decision { verdict, by: caller.user.clone(), at: now })
 }
 
-/// What to tell a caller whose decision did not win: the ledger's row says why.
+/// What to tell a caller whose decision did not win: the ledger's row says why. `is_altered` when
+/// what they would decide is not what the ledger knows under this id.
 ///
 /// # Errors
 /// The [`Refusal`], unless the standing decision is the caller's own, the same, and about the
 /// same content; then it is returned and the caller is told of success.
 pub fn settle(
     record: &Record,
-    asked: Option<&Candidate>,
+    is_altered: bool,
     caller: &Caller,
     verdict: &Verdict,
     now: DateTime<Utc>,
@@ -261,11 +262,10 @@ pub fn settle(
     if record.tenant != caller.tenant {
         return Err(Refusal::NotFound);
     }
-    let altered = asked.is_some_and(|asked| !is_same(record, asked));
     match &record.state {
         State::Decided(standing) => {
             let same = standing.by == caller.user && standing.verdict.status() == verdict.status();
-            if same && !altered {
+            if same && !is_altered {
                 return Ok(standing.clone());
             }
             Err(Refusal::AlreadyDecided(Standing {
@@ -281,14 +281,37 @@ pub fn settle(
     }
 }
 
-/// Whether a request found elsewhere is the one the ledger knows: asked of the same people, in the
-/// same session, about the same thing.
+/// Whether a request found in Redis is the one the ledger knows: it says all the same, of the same
+/// tenant.
 #[must_use]
 pub fn is_same(record: &Record, asked: &Candidate) -> bool {
-    record.fingerprint == asked.request.fingerprint
-        && record.session == asked.request.session
-        && record.user == asked.request.user
+    record.content_hash == asked.request.content_hash
         && asked.tenant.as_ref().is_none_or(|tenant| *tenant == record.tenant)
+}
+
+/// What Redis holds under the id of a request that the ledger knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CourierCopy {
+    /// Nothing, or a request that is settled.
+    Settled,
+    /// The same request, waiting for a decision.
+    Pending,
+    /// Another request, or something that cannot be read: an agent that waits for an answer to it
+    /// must not get the answer to this one.
+    Other,
+}
+
+impl CourierCopy {
+    /// Compares the text under a request's key with what the ledger knows.
+    #[must_use]
+    pub fn of(record: &Record, document: Option<&str>) -> Self {
+        let Some(document) = document else { return Self::Settled };
+        match ApprovalRequest::read(&record.id, document.to_owned()) {
+            Ok(request) if !request.is_pending() => Self::Settled,
+            Ok(request) if request.content_hash == record.content_hash => Self::Pending,
+            _ => Self::Other,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -382,13 +405,13 @@ mod tests {
             kept in a_candidate(), tenant in a_tenant(), state in a_state()
         ) -> Record {
             Record {
-                content_hash: String::new(),
                 id: kept.request.id,
                 origin: kept.origin,
                 session: kept.request.session,
                 tenant,
                 user: kept.request.user,
                 fingerprint: kept.request.fingerprint,
+                content_hash: kept.request.content_hash,
                 document: kept.request.document,
                 task: TaskId::parse("task_1").unwrap(),
                 created_at: kept.created_at,
@@ -443,12 +466,16 @@ mod tests {
             record in a_record(), asked in prop::option::of(a_candidate()),
             caller in a_caller(), verdict in a_verdict(), second in -4_i64..=4,
         ) {
-            let told = settle(&record, asked.as_ref(), &caller, &verdict, at(second));
+            let is_altered = asked.as_ref().is_some_and(|asked| !is_same(&record, asked));
+            let told = settle(&record, is_altered, &caller, &verdict, at(second));
             let is_mine = record.tenant == caller.tenant;
+            let said = |document: &str| {
+                let mut said: serde_json::Value = serde_json::from_str(document).unwrap();
+                said.as_object_mut().unwrap().remove("createdAt");
+                said
+            };
             let is_altered = asked.as_ref().is_some_and(|asked| {
-                asked.request.fingerprint != record.fingerprint
-                    || asked.request.session != record.session
-                    || asked.request.user != record.user
+                said(&asked.request.document) != said(&record.document)
                     || asked.tenant.as_ref().is_some_and(|tenant| *tenant != record.tenant)
             });
             let State::Decided(standing) = &record.state else {

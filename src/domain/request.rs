@@ -16,7 +16,7 @@ use super::json::{self, RawObject};
 
 /// How long `hitl:request:{requestId}` lives, in seconds (wire contract).
 pub const REQUEST_TTL_SECONDS: u64 = 1800;
-/// Largest request that is read, in bytes; a registration may be as large.
+/// Largest pending request that is read, in bytes; a registration may be as large.
 pub const MAX_DOCUMENT_BYTES: usize = 1024 * 1024 + 64 * 1024;
 /// How long existing agents wait for an answer before they give up (wire contract).
 pub const PATIENCE: TimeDelta = TimeDelta::seconds(300);
@@ -92,9 +92,6 @@ impl ApprovalRequest {
     /// [`Unreadable`] when it is not a JSON object, lacks a session id, carries another request's
     /// id, or names its people in a way that cannot be understood.
     pub fn read(id: &RequestId, document: String) -> Result<Self, Unreadable> {
-        if document.len() > MAX_DOCUMENT_BYTES {
-            return Err(Unreadable { problem: "is too large", tenant: None });
-        }
         let object: RawObject = serde_json::from_str(&document)
             .map_err(|_cause| Unreadable { problem: "is not a JSON object", tenant: None })?;
         let tenant = name(&object, "tenantId")
@@ -123,6 +120,10 @@ impl ApprovalRequest {
         let context = object.get("context").map_or("null", |context| context.get()).to_owned();
         let task = json::present(object, "taskId").and_then(json::text_or_digits);
         let status = text(object, "status")?.unwrap_or_else(|| "pending".to_owned());
+        // A decided one has grown by the decision.
+        if status == "pending" && document.len() > MAX_DOCUMENT_BYTES {
+            return Err("is too large");
+        }
         let (fingerprint, content_hash) = hashes(&action_type, object);
         Ok(Self {
             id: id.clone(),

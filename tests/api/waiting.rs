@@ -68,7 +68,7 @@ async fn relay_later(app: &TestApp) -> Round {
 
 /// The same request once more, as a restarted agent writes it.
 fn again(asked: &Asked) -> Asked {
-    asked.clone().with("createdAt", json!(17)).with("retry", json!(true))
+    asked.clone().with("createdAt", json!(17))
 }
 
 both_modes! {
