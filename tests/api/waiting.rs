@@ -536,32 +536,78 @@ both_modes! {
     }
 }
 
+/// What an agent may write under an id that it has used before: each asks for something else, or
+/// cannot be read.
+fn other_requests(asked: &Asked) -> Vec<String> {
+    let mut others = [
+        ("context", json!({ "to": "everybody" })),
+        ("message", json!("Delete everything?")),
+        ("args", json!({ "path": "/" })),
+        ("userId", json!("bob")),
+        ("actionType", json!(["delete_all"])),
+        ("context", json!("x".repeat(1_200_000))),
+    ]
+    .map(|(field, value)| asked.clone().with(field, value).document.to_string())
+    .to_vec();
+    // As Python writes float("nan").
+    others.push(others[0].replace("\"everybody\"", "NaN"));
+    others
+}
+
 /// The ledger is held up between the look at the request and the sending of its signal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_asked_under_the_same_id_while_it_is_decided_is_not_what_was_approved() {
     let app = TestApp::spawn(Mode::Production).await;
-    let asked = Asked::new();
-    let mut agent = NaiveAgent::ask(&app, &asked).await;
     let LedgerConfig::Postgres { url, .. } = &app.config.ledger else { unreachable!() };
     let mut operator = sqlx::PgConnection::connect(url.expose_secret()).await.unwrap();
-    operator.execute("BEGIN; LOCK TABLE hitl_request IN EXCLUSIVE MODE").await.unwrap();
-    let other = asked.clone().with("context", json!({ "to": "everybody" }));
-    let change = async {
-        eventually(async || {
-            let waiting = "SELECT COUNT(*) FROM pg_locks WHERE NOT granted";
-            let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&mut operator).await.unwrap();
-            (waiting > 0).then_some(())
-        })
-        .await;
-        app.put(&asked.id, &other.document.to_string()).await;
-        operator.execute("COMMIT").await.unwrap();
-    };
-    let (answer, ()) = tokio::join!(app.approve(ALICE, &asked.id), change);
-    answer.assert(200, "");
-    assert_eq!(app.settled(&asked.id).await.delivery, Delivery::Superseded);
-    assert!(agent.heard_nothing().await);
-    assert_eq!(app.stored(&asked.id).await.document, other.document.to_string());
-    assert_eq!(app.poll(ALICE, &asked.session, None).await, None);
+    for other in 0..other_requests(&Asked::new()).len() {
+        let asked = Asked::new();
+        let other = other_requests(&asked).swap_remove(other);
+        let mut agent = NaiveAgent::ask(&app, &asked).await;
+        operator.execute("BEGIN; LOCK TABLE hitl_request IN EXCLUSIVE MODE").await.unwrap();
+        let change = async {
+            eventually(async || {
+                operator.execute("SELECT pg_stat_clear_snapshot()").await.unwrap();
+                let waiting = "SELECT COUNT(*) FROM pg_stat_activity
+                                WHERE wait_event_type = 'Lock' AND datname = current_database()
+                                  AND query LIKE '%INSERT INTO hitl_request%'";
+                let waiting: i64 =
+                    sqlx::query_scalar(waiting).fetch_one(&mut operator).await.unwrap();
+                (waiting > 0).then_some(())
+            })
+            .await;
+            app.put(&asked.id, &other).await;
+            operator.execute("COMMIT").await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(app.approve(ALICE, &asked.id), change);
+        answer.assert(200, "");
+        assert_eq!(app.settled(&asked.id).await.delivery, Delivery::Superseded);
+        assert!(agent.heard_nothing().await);
+        assert_eq!(app.stored(&asked.id).await.document, other);
+        assert_eq!(app.poll(ALICE, &asked.session, None).await, None);
+    }
+}
+
+both_modes! {
+    async fn what_is_asked_under_a_decided_id_does_not_get_the_earlier_answer(app: TestApp) {
+        for is_registered in [false, true] {
+            for other in 0..other_requests(&Asked::new()).len() {
+                let asked = Asked::new();
+                if is_registered {
+                    app.register(ALICE, &asked).await.assert(201, "");
+                } else {
+                    app.ask(&asked).await;
+                }
+                app.approve(ALICE, &asked.id).await.assert(200, "");
+                app.settled(&asked.id).await;
+                let other = other_requests(&asked).swap_remove(other);
+                app.put(&asked.id, &other).await;
+                assert_eq!(app.poll(ALICE, &asked.session, None).await, None, "{other:.200}");
+                app.approve(ALICE, &asked.id).await.assert(409, "E3006");
+                assert_eq!(app.stored(&asked.id).await.document, other);
+            }
+        }
+    }
 }
 
 both_modes! {
