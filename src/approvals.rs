@@ -147,11 +147,13 @@ impl Attempt<'_> {
         sending: Sending,
     ) -> Result<Decided> {
         // A registered request's copy in Redis must say all that was registered, and nothing else.
-        let is_altered = found.is_some_and(|found| !is_same(&record, found));
+        // A settled one has changed with its decision, which alters nothing.
+        let is_altered = found.is_some_and(|found| {
+            !is_same(&record, found)
+                && (found.request.is_pending() || record.state == State::Pending)
+        });
         if record.state != State::Pending || is_altered {
-            let is_pending = found.is_some_and(|found| found.request.is_pending());
-            let is_settled = record.state != State::Pending && !is_pending;
-            return self.on_standing(record, is_altered && !is_settled);
+            return self.on_standing(record, is_altered);
         }
         let candidate = Candidate {
             request: ApprovalRequest::read(self.id, record.document)
