@@ -15,6 +15,7 @@ use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
 use aura_hitl::domain::request::{ApprovalRequest, Origin};
 use aura_hitl::domain::task::{Task, TaskFilter};
 use aura_hitl::ledger::{LEASE, Ledger, Recorded, Writing};
+use aura_hitl::routes::{Access, Entry};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt as _;
 use redis::AsyncCommands as _;
@@ -525,46 +526,58 @@ impl Ear {
 /// Both addresses of everything.
 pub const PREFIXES: [&str; 2] = ["/api", ""];
 
-/// An operation, as the API document has it.
+/// A route of the service, and what the API document says about it.
 #[derive(Clone, Debug)]
 pub struct Operation {
     pub method: Method,
     /// The address, with its ids still in braces.
-    pub pattern: String,
-    /// Whether the document says that it asks for a token.
-    pub is_secured: bool,
-    /// What the document says about it.
+    pub pattern: &'static str,
+    pub access: Access,
     pub document: Value,
 }
 
 impl Operation {
     /// The address with ids filled in.
     pub fn path(&self) -> String {
-        ["requestId", "sessionId", "taskId"]
+        self.path_to("x-1")
+    }
+
+    /// The address with this id, as it goes over the wire.
+    pub fn path_to(&self, id: &str) -> String {
+        ["{requestId}", "{sessionId}", "{taskId}"]
             .into_iter()
-            .fold(self.pattern.clone(), |path, name| path.replace(&format!("{{{name}}}"), "x-1"))
+            .fold(self.pattern.to_owned(), |path, name| path.replace(name, id))
+    }
+
+    /// What the address names: `requestId`, `sessionId`, `taskId`, or nothing.
+    pub fn id(&self) -> Option<&'static str> {
+        Some(self.pattern.split_once('{')?.1.split_once('}')?.0)
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.access == Access::Open
     }
 
     pub fn decides(&self) -> bool {
-        self.pattern.contains("/approve/") || self.pattern.contains("/reject/")
+        self.access == Access::Approver
+    }
+
+    pub fn takes_a_body(&self) -> bool {
+        self.document.get("requestBody").is_some()
     }
 }
 
-/// Every operation of the API document.
+/// Every route.
 pub fn operations() -> Vec<Operation> {
     let document = serde_json::to_value(aura_hitl::api::document::document()).unwrap();
-    let mut found = Vec::new();
-    for (pattern, item) in document["paths"].as_object().unwrap() {
-        for (method, document) in item.as_object().unwrap() {
-            found.push(Operation {
-                method: method.to_uppercase().parse().unwrap(),
-                pattern: pattern.clone(),
-                is_secured: document["security"].as_array().is_some_and(|list| !list.is_empty()),
-                document: document.clone(),
-            });
-        }
-    }
-    found
+    let operation = |entry: Entry| Operation {
+        document: document["paths"][entry.path][entry.method.as_str().to_lowercase()].clone(),
+        // actix has HTTP types of its own.
+        method: entry.method.as_str().parse().unwrap(),
+        pattern: entry.path,
+        access: entry.access,
+    };
+    aura_hitl::routes::table().into_iter().map(operation).collect()
 }
 
 /// `%`-encodes every byte that is not a letter, a digit or one of `-._~`.
