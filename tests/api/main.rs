@@ -12,6 +12,8 @@
 mod helpers;
 mod approvals;
 mod auth;
+mod forged;
+mod framing;
 mod hostile;
 mod lifecycle;
 mod processes;
@@ -19,6 +21,7 @@ mod registration;
 mod relay;
 mod servers;
 mod stores;
+mod strangers;
 mod subscriber;
 mod tasks;
 mod waiting;
