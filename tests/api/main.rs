@@ -12,6 +12,9 @@
 mod helpers;
 mod approvals;
 mod auth;
+#[allow(dead_code, reason = "the checker of `scripts/faults`, here only for its own tests")]
+#[path = "../faults/history.rs"]
+mod history;
 mod hostile;
 mod lifecycle;
 mod processes;

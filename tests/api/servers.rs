@@ -32,7 +32,7 @@ pub fn free_port() -> u16 {
 }
 
 /// Sends a signal to a process that this test started.
-fn kill(signal: &str, pid: impl std::fmt::Display) {
+pub fn kill(signal: &str, pid: impl std::fmt::Display) {
     let sent = Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
     assert!(sent.success(), "kill {signal} {pid}");
 }
@@ -264,7 +264,12 @@ pub struct Running {
 impl Program {
     /// In a folder that holds its data; `PATH` is all it inherits.
     pub fn new(folder: &TempDir, arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_aura-hitl"));
+        Self::of(Path::new(env!("CARGO_BIN_EXE_aura-hitl")), folder, arguments)
+    }
+
+    /// The same of another build.
+    pub fn of(binary: &Path, folder: &TempDir, arguments: &[&str]) -> Self {
+        let mut command = Command::new(binary);
         let data = folder.path().join("data");
         command.args(arguments).current_dir(folder.path()).env_clear().stdin(Stdio::null());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -338,6 +343,14 @@ impl Running {
 
     pub fn stderr(&self) -> String {
         std::fs::read_to_string(&self.err).unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     pub fn terminate(&self) {

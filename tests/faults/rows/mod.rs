@@ -1,0 +1,34 @@
+//! The rows of the matrix, in its order. Each is one function that inflicts a fault and reports.
+
+use std::pin::Pin;
+
+use crate::report::{Report, Scale};
+
+mod crashes;
+mod racing;
+
+type Running<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+/// One row of the matrix.
+pub struct MatrixRow {
+    /// As the matrix numbers it.
+    pub number: &'static str,
+    /// What is done.
+    pub fault: &'static str,
+    pub run: for<'a> fn(Scale, &'a mut Report) -> Running<'a>,
+}
+
+macro_rules! rows {
+    ($($number:literal $fault:literal $run:path;)*) => {
+        pub const ROWS: &[MatrixRow] = &[$(MatrixRow {
+            number: $number,
+            fault: $fault,
+            run: |scale, report| Box::pin($run(scale, report)),
+        }),*];
+    };
+}
+
+rows! {
+    "1" "racing decisions on two replicas, one of them killed every 2 s" racing::racing_decisions;
+    "4" "Postgres stopped at once (immediate) under load" crashes::postgres_crash;
+}
