@@ -1,8 +1,8 @@
 //! A bad network: a TCP proxy that can delay, stall, cut with RST and reopen.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -26,7 +26,9 @@ enum Weather {
 pub struct Proxy {
     /// Where clients connect.
     pub address: SocketAddr,
-    weather: watch::Sender<Weather>,
+    /// The weather for connections that are made now; earlier ones may have been abandoned.
+    weather: Arc<Mutex<watch::Sender<Weather>>>,
+    abandoned: Mutex<Vec<watch::Sender<Weather>>>,
     delay_micros: Arc<AtomicU64>,
     connections: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
@@ -37,7 +39,7 @@ impl Proxy {
     pub async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let weather = watch::Sender::new(Weather::Open);
+        let weather = Arc::new(Mutex::new(watch::Sender::new(Weather::Open)));
         let delay_micros = Arc::new(AtomicU64::new(0));
         let connections = Arc::new(AtomicUsize::new(0));
         let (watching, delay, count) = (weather.clone(), delay_micros.clone(), connections.clone());
@@ -45,10 +47,12 @@ impl Proxy {
             loop {
                 let Ok((client, _)) = listener.accept().await else { continue };
                 count.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(pass(client, target, watching.subscribe(), delay.clone()));
+                let weather = watching.lock().unwrap().subscribe();
+                tokio::spawn(pass(client, target, weather, delay.clone()));
             }
         });
-        Self { address, weather, delay_micros, connections, accepting }
+        let abandoned = Mutex::default();
+        Self { address, weather, abandoned, delay_micros, connections, accepting }
     }
 
     /// Holds every piece of data back for so long, in both directions.
@@ -58,17 +62,26 @@ impl Proxy {
 
     /// From now on nothing passes, and no connection ends: a black hole.
     pub fn stall(&self) {
-        self.weather.send_replace(Weather::Stalled);
+        self.weather.lock().unwrap().send_replace(Weather::Stalled);
+    }
+
+    /// Nothing ever passes again over the connections that there are, and none of them ends; new
+    /// ones work. This is what a firewall does that has forgotten them.
+    pub fn abandon(&self) {
+        let fresh = watch::Sender::new(Weather::Open);
+        let old = std::mem::replace(&mut *self.weather.lock().unwrap(), fresh);
+        old.send_replace(Weather::Stalled);
+        self.abandoned.lock().unwrap().push(old);
     }
 
     /// Resets every connection (RST, not FIN), and every one that is made until it is reopened.
     pub fn cut(&self) {
-        self.weather.send_replace(Weather::Cut);
+        self.weather.lock().unwrap().send_replace(Weather::Cut);
     }
 
     /// Passes everything on again. What stalled goes on where it stopped.
     pub fn reopen(&self) {
-        self.weather.send_replace(Weather::Open);
+        self.weather.lock().unwrap().send_replace(Weather::Open);
     }
 
     /// How many connections have been made so far.

@@ -105,12 +105,12 @@ impl Replica {
         format!("http://{}", self.address())
     }
 
-    /// Resident memory in bytes.
-    pub fn memory(&mut self) -> u64 {
+    /// Resident memory in MiB.
+    pub fn memory(&mut self) -> f64 {
         let pid = self.process().pid();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
+        line.trim().trim_end_matches(" kB").trim().parse::<f64>().unwrap() / 1024.0
     }
 }
 
@@ -121,6 +121,7 @@ pub struct World {
     pub replicas: Vec<Replica>,
     pub people: People,
     pub listener: Listener,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl World {
@@ -130,7 +131,7 @@ impl World {
     }
 
     /// The same with further settings for every replica.
-    pub async fn start_with(replicas: usize, settings: &[(&str, &str)]) -> Self {
+    pub async fn start_with(replicas: usize, settings: &[(&'static str, &str)]) -> Self {
         let (postgres, redis) = (PrivatePostgres::start().await, PrivateRedis::start().await);
         let mut variables = vec![
             ("DATABASE_URL", postgres.url()),
@@ -145,6 +146,7 @@ impl World {
             people: People::new(),
             postgres,
             redis,
+            variables,
         };
         for replica in &mut world.replicas {
             replica.start().await;
@@ -155,14 +157,9 @@ impl World {
         world
     }
 
-    /// One more replica with the settings of the first, not started yet.
+    /// One more replica, not started yet.
     pub fn add_replica(&mut self) -> &mut Replica {
-        let variables = self.replicas[0].variables.clone();
-        let variables = variables
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.clone()))
-            .collect::<Vec<_>>();
-        self.replicas.push(Replica::new(&variables));
+        self.replicas.push(Replica::new(&self.variables));
         self.replicas.last_mut().unwrap()
     }
 
@@ -289,25 +286,21 @@ impl World {
 
 /// Writes a request and its session's pointer as Aura does.
 pub async fn ask(redis: &mut MultiplexedConnection, asked: &Asked) {
+    try_ask(redis, asked).await.unwrap();
+}
+
+/// The same on a Redis that may be away.
+pub async fn try_ask(redis: &mut MultiplexedConnection, asked: &Asked) -> redis::RedisResult<()> {
     let pointer = json!({
         "sessionId": asked.session, "requestId": asked.id, "userId": "user123", "tenantId": TENANT,
     });
     redis::pipe()
-        .cmd("SET")
-        .arg(format!("hitl:request:{}", asked.id))
-        .arg(asked.document.to_string())
-        .arg("EX")
-        .arg(1800)
+        .set_ex(format!("hitl:request:{}", asked.id), asked.document.to_string(), 1800)
         .ignore()
-        .cmd("SET")
-        .arg(format!("hitl:session:{}", asked.session))
-        .arg(pointer.to_string())
-        .arg("EX")
-        .arg(3600)
+        .set_ex(format!("hitl:session:{}", asked.session), pointer.to_string(), 3600)
         .ignore()
         .exec_async(redis)
         .await
-        .unwrap();
 }
 
 /// A token as the Auth server issues it.
@@ -431,6 +424,17 @@ impl People {
             }
             status => Ended::Fail { status, standing: None },
         }
+    }
+
+    /// Registers a request over HTTP, as agents do that cannot reach Redis.
+    pub async fn register(&self, base: &str, asked: &Asked) -> u16 {
+        let body = json!({
+            "requestId": asked.id, "sessionId": asked.session, "actionType": "send_email",
+            "context": { "to": "a@b.c" },
+        });
+        let url = format!("{base}/api/aura/hitl/requests");
+        let sent = self.call(reqwest::Method::POST, &url, "user123").json(&body).send().await;
+        sent.map_or(0, |answer| answer.status().as_u16())
     }
 
     fn surprise(&self, what: String) {

@@ -5,7 +5,9 @@ use std::pin::Pin;
 use crate::report::{Report, Scale};
 
 mod crashes;
+mod outages;
 mod racing;
+mod soak;
 
 type Running<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
@@ -31,4 +33,11 @@ macro_rules! rows {
 rows! {
     "1" "racing decisions on two replicas, one of them killed every 2 s" racing::racing_decisions;
     "4" "Postgres stopped at once (immediate) under load" crashes::postgres_crash;
+    "13" "Redis refuses connections" outages::redis_refused;
+    "14" "Redis is a black hole: SIGSTOP, or connections on which nothing comes back" outages::redis_black_hole;
+    "18" "writes whose outcome nobody learns: CLIENT PAUSE 1500" outages::ambiguous_writes;
+    "19" "Redis out of memory" outages::redis_full;
+    "20" "Postgres frozen with SIGSTOP" outages::postgres_frozen;
+    "27" "SIGTERM amid decisions and 100 agents that poll (long-polls do not exist yet)" outages::sigterm;
+    "30" "soak: 200 decisions/s while a replica, Postgres, Redis and the network fail in turn" soak::soak;
 }
