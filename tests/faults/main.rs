@@ -35,7 +35,7 @@ mod world;
 use report::{Report, Scale};
 
 /// Longest any row may take: a run must stop by itself.
-const LONGEST_ROW: Duration = Duration::from_secs(45 * 60);
+const LONGEST_ROW: Duration = Duration::from_mins(45);
 
 /// Runs the fault matrix.
 #[derive(Parser)]

@@ -157,4 +157,5 @@ async fn pump(
 /// Closes with RST: there is no time to linger.
 fn reset(stream: TcpStream) {
     let _best_effort = stream.set_zero_linger();
+    drop(stream);
 }

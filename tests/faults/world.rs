@@ -363,6 +363,9 @@ impl People {
             Err(_broken) => Ended::Unknown,
             Ok(response) => {
                 let status = response.status().as_u16();
+                if matches!(status, 429 | 503) && !response.headers().contains_key("retry-after") {
+                    self.surprise(format!("{request}: {status} without Retry-After"));
+                }
                 match response.json::<Value>().await {
                     Ok(body) => self.understand(request, choice, status, &body),
                     Err(_broken) => Ended::Unknown,

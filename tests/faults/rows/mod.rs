@@ -5,6 +5,7 @@ use std::pin::Pin;
 use crate::report::{Report, Scale};
 
 mod crashes;
+mod load;
 mod outages;
 mod racing;
 mod soak;
@@ -38,6 +39,9 @@ rows! {
     "18" "writes whose outcome nobody learns: CLIENT PAUSE 1500" outages::ambiguous_writes;
     "19" "Redis out of memory" outages::redis_full;
     "20" "Postgres frozen with SIGSTOP" outages::postgres_frozen;
+    "21" "500 clients on a pool of 10 connections that all wait" load::pool_exhausted;
+    "23" "heads and bodies that come slowly or never" load::slow_clients;
     "27" "SIGTERM amid decisions and 100 agents that poll (long-polls do not exist yet)" outages::sigterm;
+    "29" "one user floods two replicas with 200 calls/s, limit 50/s" load::flood;
     "30" "soak: 200 decisions/s while a replica, Postgres, Redis and the network fail in turn" soak::soak;
 }

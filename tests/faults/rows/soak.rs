@@ -28,7 +28,7 @@ pub async fn soak(scale: Scale, report: &mut Report) {
     second.start().await;
     world.people.until_ready(&world.replicas[1].base()).await;
     let (bases, people, redis) = (world.bases(), world.people.clone(), world.redis.client());
-    let duration = scale.of(Duration::from_secs(30 * 60), Duration::from_secs(12));
+    let duration = scale.of(Duration::from_mins(30), Duration::from_secs(12));
     let done = AtomicBool::new(false);
     let unasked = AtomicUsize::new(0);
 
