@@ -20,6 +20,7 @@ mod lifecycle;
 mod processes;
 mod registration;
 mod relay;
+#[allow(dead_code, reason = "some of it is for `scripts/faults`, which shares it")]
 mod servers;
 mod stores;
 mod subscriber;
