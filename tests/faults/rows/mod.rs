@@ -34,6 +34,7 @@ macro_rules! rows {
 rows! {
     "1" "racing decisions on two replicas, one of them killed every 2 s" racing::racing_decisions;
     "4" "Postgres stopped at once (immediate) under load" crashes::postgres_crash;
+    "5" "Redis killed and started again, empty, right after the decisions" outages::redis_wiped;
     "13" "Redis refuses connections" outages::redis_refused;
     "14" "Redis is a black hole: SIGSTOP, or connections on which nothing comes back" outages::redis_black_hole;
     "18" "writes whose outcome nobody learns: CLIENT PAUSE 1500" outages::ambiguous_writes;

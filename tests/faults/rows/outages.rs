@@ -37,6 +37,50 @@ async fn register_many(world: &World, count: usize) -> Vec<Asked> {
     .await
 }
 
+pub async fn redis_wiped(scale: Scale, report: &mut Report) {
+    let mut world = World::start(2).await;
+    let (bases, people) = (world.bases(), world.people.clone());
+    let rounds = scale.of(10, 2);
+    let mut slowest = Duration::ZERO;
+    let mut lost = Vec::new();
+    for _ in 0..rounds {
+        let asked = world.ask_many(scale.of(200, 50)).await;
+        at_once(asked.clone(), 16, async |place, asked| {
+            people.decide(&bases[place % 2], &asked.id, &approve()).await
+        })
+        .await;
+        // Some signals have been sent by now, and some have not.
+        world.redis.kill();
+        world.redis.start_again().await;
+        let back = Instant::now();
+        let missing = loop {
+            let keys = world.signal_keys().await;
+            let rows = world.rows().await;
+            let missing = rows
+                .into_iter()
+                .filter(|row| {
+                    row.decision.is_some() && keys.get(&row.session) != row.signal().as_ref()
+                })
+                .map(|row| row.request)
+                .collect::<Vec<_>>();
+            if missing.is_empty() || back.elapsed() > 20 * SECOND {
+                break missing;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        slowest = slowest.max(back.elapsed());
+        lost.extend(missing);
+    }
+    report.count(rounds, "wipes");
+    report.at_most(
+        slowest,
+        5 * SECOND,
+        "every signal of the last minutes under its key again after",
+    );
+    report.wrongs("signals lost", &lost);
+    world.check(report, 10 * SECOND, Delivered::Published).await;
+}
+
 pub async fn redis_refused(scale: Scale, report: &mut Report) {
     let mut world = World::start(2).await;
     let outage = scale.of(60, 5) * SECOND;
