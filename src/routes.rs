@@ -1,74 +1,172 @@
-//! Every address and its handler, on one page. Each is served with and without `/api` in front:
-//! some gateways strip it.
+//! Every address, who may call it and its handler, on one page. Each is served with and without
+//! `/api` in front: some gateways strip it.
+//!
+//! A handler gets onto this page as `approver`, `caller` or `open`. The first two take only
+//! handlers that begin with the caller's identity, so a route cannot forget to ask for it; the few
+//! open ones are listed once more in the tests.
 
-use actix_web::web::{self, ServiceConfig, get, patch, post, put};
-use actix_web::{HttpResponse, Resource};
+use actix_web::http::Method;
+use actix_web::web::{self, ServiceConfig};
+use actix_web::{FromRequest, Handler, HttpResponse, Resource, Responder, Route};
+use indexmap::IndexMap;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::api::error::ApiError;
 use crate::api::{approvals, document, health, signals, tasks};
+use crate::auth::{ApproverOf, CallerOf};
 
-/// Adds every route.
+/// What stands in front of every address, or does not.
+const PREFIXES: [&str; 2] = ["/api", ""];
+
+/// Who may call a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Anybody.
+    Open,
+    /// Whoever has a token, for their own tenant.
+    Caller,
+    /// A person who names themselves twice, and is no agent.
+    Approver,
+}
+
+/// A line of the page.
+pub struct Entry {
+    /// The one method it answers.
+    pub method: Method,
+    /// The address without a prefix, its ids in braces.
+    pub path: &'static str,
+    /// Who may call it.
+    pub access: Access,
+    route: Route,
+}
+
+/// The page.
+#[must_use]
+pub fn table() -> Vec<Entry> {
+    const GET: Method = Method::GET;
+    const POST: Method = Method::POST;
+    const PUT: Method = Method::PUT;
+    const PATCH: Method = Method::PATCH;
+    vec![
+        approver(POST, "/aura/hitl/approve/{requestId}", approvals::approve),
+        approver(POST, "/aura/hitl/reject/{requestId}", approvals::reject),
+        caller(POST, "/aura/hitl/requests", approvals::register),
+        caller(GET, "/aura/hitl/requests/{requestId}", approvals::read),
+        caller(GET, "/aura/hitl/signals/{sessionId}", signals::read),
+        caller(GET, "/main/agent/tasks", tasks::list),
+        caller(POST, "/main/agent/tasks", tasks::create),
+        caller(GET, "/main/agent/tasks/{taskId}", tasks::read),
+        caller(POST, "/main/agent/tasks/{taskId}/start", tasks::start),
+        caller(PATCH, "/main/agent/tasks/{taskId}/progress", tasks::progress),
+        caller(POST, "/main/agent/tasks/{taskId}/complete", tasks::complete),
+        caller(POST, "/main/agent/tasks/{taskId}/fail", tasks::fail),
+        caller(PUT, "/main/agent/tasks/{taskId}/plan-steps", tasks::replace_plan),
+        caller(POST, "/main/agent/tasks/{taskId}/plan-steps", tasks::merge_plan),
+        open(GET, "/main/health", health::main_health),
+        open(GET, "/health/live", health::live),
+        open(GET, "/health/ready", health::ready),
+        open(GET, document::ADDRESS, document::serve),
+    ]
+}
+
+/// Adds every route, and Swagger UI beside them.
+#[expect(clippy::disallowed_methods, reason = "the one place where routes are added")]
 pub fn configure(app: &mut ServiceConfig) {
-    for prefix in ["/api", ""] {
+    for prefix in PREFIXES {
         let document = utoipa_swagger_ui::Config::from(format!("{prefix}{}", document::ADDRESS));
         let page = format!("{prefix}/swagger-ui/{{file:.*}}");
         app.service(SwaggerUi::new(page).config(document));
     }
-    for prefix in ["/api", ""] {
-        app.service(
-            web::scope(prefix)
-                .service(
-                    at("/aura/hitl/approve/{requestId}", "POST")
-                        .route(post().to(approvals::approve)),
-                )
-                .service(
-                    at("/aura/hitl/reject/{requestId}", "POST").route(post().to(approvals::reject)),
-                )
-                .service(at("/aura/hitl/requests", "POST").route(post().to(approvals::register)))
-                .service(
-                    at("/aura/hitl/requests/{requestId}", "GET").route(get().to(approvals::read)),
-                )
-                .service(at("/aura/hitl/signals/{sessionId}", "GET").route(get().to(signals::read)))
-                .service(
-                    at("/main/agent/tasks", "GET, POST")
-                        .route(get().to(tasks::list))
-                        .route(post().to(tasks::create)),
-                )
-                .service(at("/main/agent/tasks/{taskId}", "GET").route(get().to(tasks::read)))
-                .service(
-                    at("/main/agent/tasks/{taskId}/start", "POST").route(post().to(tasks::start)),
-                )
-                .service(
-                    at("/main/agent/tasks/{taskId}/progress", "PATCH")
-                        .route(patch().to(tasks::progress)),
-                )
-                .service(
-                    at("/main/agent/tasks/{taskId}/complete", "POST")
-                        .route(post().to(tasks::complete)),
-                )
-                .service(
-                    at("/main/agent/tasks/{taskId}/fail", "POST").route(post().to(tasks::fail)),
-                )
-                .service(
-                    at("/main/agent/tasks/{taskId}/plan-steps", "PUT, POST")
-                        .route(put().to(tasks::replace_plan))
-                        .route(post().to(tasks::merge_plan)),
-                )
-                .service(at("/main/health", "GET").route(get().to(health::main_health)))
-                .service(at("/health/live", "GET").route(get().to(health::live)))
-                .service(at("/health/ready", "GET").route(get().to(health::ready)))
-                .service(at(document::ADDRESS, "GET").route(get().to(document::serve))),
-        );
+    for prefix in PREFIXES {
+        app.service(addresses().into_iter().fold(web::scope(prefix), actix_web::Scope::service));
     }
 }
 
-/// An address that answers other methods than its own with the contract's 405.
-fn at(path: &str, methods: &'static str) -> Resource {
-    let refuse =
-        move || async move { Err::<HttpResponse, _>(ApiError::method_not_allowed(methods)) };
-    web::resource(path).default_service(web::to(refuse))
+/// The page by address. One that is asked with another method than its own answers the contract's
+/// 405.
+fn addresses() -> Vec<Resource> {
+    let mut addresses = IndexMap::<_, Vec<_>>::new();
+    for entry in table() {
+        addresses.entry(entry.path).or_default().push(entry);
+    }
+    let resource = |(path, entries): (&str, Vec<Entry>)| {
+        let methods = entries.iter().map(|entry| entry.method.as_str()).collect::<Vec<_>>();
+        let allow = methods.join(", ");
+        let refuse = move || {
+            std::future::ready(Err::<HttpResponse, _>(ApiError::method_not_allowed(&allow)))
+        };
+        entries
+            .into_iter()
+            .fold(web::resource(path), |resource, entry| resource.route(entry.route))
+            .default_service(web::to(refuse))
+    };
+    addresses.into_iter().map(resource).collect()
 }
+
+/// For anybody.
+fn open<H, A>(method: Method, path: &'static str, handler: H) -> Entry
+where
+    H: Handler<A, Output: Responder + 'static>,
+    A: FromRequest + 'static,
+{
+    let route = web::method(method.clone()).to(handler);
+    Entry { method, path, access: Access::Open, route }
+}
+
+/// For whoever has a token: only for handlers that ask who is calling.
+///
+/// ```
+/// # use aura_hitl::{auth::CallerOf, routes::caller};
+/// # use actix_web::http::Method;
+/// caller(Method::GET, "/x", |caller: CallerOf| async move { caller.0.user.to_string() });
+/// ```
+///
+/// ```compile_fail
+/// # use aura_hitl::{auth::CallerOf, routes::caller};
+/// # use actix_web::http::Method;
+/// caller(Method::GET, "/x", || async move { "anybody reads this" });
+/// ```
+pub fn caller<H, A>(method: Method, path: &'static str, handler: H) -> Entry
+where
+    H: Handler<A, Output: Responder + 'static>,
+    A: BeginsWith<CallerOf> + FromRequest + 'static,
+{
+    Entry { access: Access::Caller, ..open(method, path, handler) }
+}
+
+/// For whoever may decide: only for handlers that ask for an approver.
+///
+/// ```
+/// # use aura_hitl::{auth::ApproverOf, routes::approver};
+/// # use actix_web::http::Method;
+/// approver(Method::POST, "/x", |person: ApproverOf| async move { person.0.user.to_string() });
+/// ```
+///
+/// ```compile_fail
+/// # use aura_hitl::{auth::CallerOf, routes::approver};
+/// # use actix_web::http::Method;
+/// approver(Method::POST, "/x", |agent: CallerOf| async move { agent.0.user.to_string() });
+/// ```
+pub fn approver<H, A>(method: Method, path: &'static str, handler: H) -> Entry
+where
+    H: Handler<A, Output: Responder + 'static>,
+    A: BeginsWith<ApproverOf> + FromRequest + 'static,
+{
+    Entry { access: Access::Approver, ..open(method, path, handler) }
+}
+
+/// The arguments of a handler whose first one is `First`. actix reads them in this order, so
+/// nothing else of the call is looked at before its caller is known.
+pub trait BeginsWith<First> {}
+
+macro_rules! begins_with {
+    ($($rest:ident)*) => { impl<First, $($rest),*> BeginsWith<First> for (First, $($rest),*) {} };
+}
+begins_with!();
+begins_with!(A);
+begins_with!(A B);
+begins_with!(A B C);
+begins_with!(A B C D);
 
 /// Whatever has no address.
 ///

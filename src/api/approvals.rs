@@ -157,8 +157,8 @@ fn valid_plan(plan: &RawValue) -> Result<(), ValidationError> {
     responses((status = 200, description = "Approved, and the agent is told", body = super::envelope::Envelope<DecisionView>))
 )]
 pub async fn approve(
-    core: web::Data<Core>,
     approver: ApproverOf,
+    core: web::Data<Core>,
     id: web::Path<String>,
     body: Checked<ApproveBody, DECISION_BYTES>,
 ) -> Result<Answer<DecisionView>, ApiError> {
@@ -177,8 +177,8 @@ pub async fn approve(
     responses((status = 200, description = "Rejected, and the agent is told", body = super::envelope::Envelope<DecisionView>))
 )]
 pub async fn reject(
-    core: web::Data<Core>,
     approver: ApproverOf,
+    core: web::Data<Core>,
     id: web::Path<String>,
     body: Checked<RejectBody, DECISION_BYTES>,
 ) -> Result<Answer<DecisionView>, ApiError> {
@@ -229,8 +229,8 @@ async fn decide(
     )
 )]
 pub async fn register(
-    core: web::Data<Core>,
     CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
     body: Checked<RegisterBody, TASK_BYTES>,
 ) -> Result<Answer<RegisteredView>, ApiError> {
     let candidate = registration(body.0, &caller, &core)?;
@@ -322,8 +322,8 @@ fn registration(body: RegisterBody, caller: &Caller, core: &Core) -> Result<Cand
     responses((status = 200, description = "The request as a JSON string", body = super::envelope::Envelope<String>))
 )]
 pub async fn read(
-    core: web::Data<Core>,
     CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
     id: web::Path<String>,
 ) -> Result<Answer<String>, ApiError> {
     let id = request_id(&id)?;

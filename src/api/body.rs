@@ -14,7 +14,7 @@ use validator::{Validate, ValidationError, ValidationErrors};
 
 use super::error::{ApiError, FieldErrors};
 use super::text::Text;
-use crate::domain::json::has_nul;
+use crate::domain::json::Sound;
 
 /// Largest body of a decision, in bytes.
 pub const DECISION_BYTES: usize = 16 * 1024;
@@ -43,7 +43,7 @@ impl<T: DeserializeOwned + Validate + 'static, const LIMIT: usize> FromRequest
         let reading = read::<LIMIT>(request, payload);
         Box::pin(async move {
             let body = reading.await?;
-            reject_unkeepable(&body)?;
+            parse::<Sound>(&body)?;
             let value: T = parse_object(&body)?;
             value.validate().map_err(|errors| ApiError::invalid(field_errors(&errors)))?;
             Ok(Self(value))
@@ -67,7 +67,7 @@ impl<const LIMIT: usize> FromRequest for AnyJson<LIMIT> {
             if has_type && !is_json {
                 return Err(ApiError::not_json());
             }
-            reject_unkeepable(&body)?;
+            parse::<Sound>(&body)?;
             Ok(Self(Some(parse(&body)?)))
         })
     }
@@ -105,20 +105,6 @@ fn arrive<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> R
 
 fn malformed(field: &str, en: &str, ko: &'static str) -> ApiError {
     ApiError::invalid(FieldErrors::from([(field.to_owned(), Text::new(en.to_owned(), ko))]))
-}
-
-/// Parsing the whole body into values bounds its depth and finds what no store can keep: NUL
-/// characters, half surrogates, numbers beyond any type.
-fn reject_unkeepable(body: &[u8]) -> Result<(), ApiError> {
-    let value: serde_json::Value = parse(body)?;
-    if !has_nul(&value) {
-        return Ok(());
-    }
-    let named = value.as_object().and_then(|fields| {
-        fields.iter().find(|(name, value)| !name.contains('\0') && has_nul(value))
-    });
-    let field = named.map_or("body", |(name, _)| name);
-    Err(malformed(field, "holds a NUL character", "NUL 문자를 포함할 수 없습니다"))
 }
 
 /// One JSON value and nothing behind it.

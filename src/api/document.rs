@@ -1,9 +1,10 @@
 //! The API document: the handlers' own, plus what holds for all of them, said once.
 
+use actix_web::http::Method;
 use actix_web::{HttpResponse, Responder};
 use serde_json::{Value, json};
 use utoipa::openapi::example::ExampleBuilder;
-use utoipa::openapi::path::{HttpMethod, Operation, ParameterBuilder, ParameterIn};
+use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     ContentBuilder, HeaderBuilder, ObjectBuilder, OpenApi as Document, PathItem, Ref, RefOr,
@@ -14,6 +15,7 @@ use utoipa::{Modify, OpenApi};
 use super::envelope::Envelope;
 use super::error::ErrorCode;
 use super::{approvals, examples, health, signals, tasks};
+use crate::routes::{self, Access};
 
 /// Where the document is.
 pub const ADDRESS: &str = "/v3/api-docs";
@@ -62,16 +64,20 @@ impl Modify for Common {
             .components
             .get_or_insert_default()
             .add_security_scheme("bearer", SecurityScheme::Http(bearer));
+        let routes = routes::table();
         for (path, item) in &mut document.paths.paths {
-            let is_open = path.contains("health") || path == ADDRESS;
-            let decides = path.contains("/approve/") || path.contains("/reject/");
             for (method, operation) in operations(item) {
+                let route =
+                    routes.iter().find(|route| route.path == path && route.method == method);
+                let access = route.map(|route| route.access);
+                let is_open = access == Some(Access::Open);
+                let decides = access == Some(Access::Approver);
                 name(operation);
                 leave_out_what_is_for_programmers(operation);
                 add_examples(operation);
                 let has_body = operation.request_body.is_some();
                 let has_id = path.contains('{');
-                let changes = method != HttpMethod::Get;
+                let changes = method != Method::GET;
                 if !is_open {
                     add_headers(operation, decides);
                 }
@@ -160,12 +166,12 @@ fn add_examples(operation: &mut Operation) {
     }
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = (HttpMethod, &mut Operation)> {
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
     [
-        (HttpMethod::Get, item.get.as_mut()),
-        (HttpMethod::Put, item.put.as_mut()),
-        (HttpMethod::Post, item.post.as_mut()),
-        (HttpMethod::Patch, item.patch.as_mut()),
+        (Method::GET, item.get.as_mut()),
+        (Method::PUT, item.put.as_mut()),
+        (Method::POST, item.post.as_mut()),
+        (Method::PATCH, item.patch.as_mut()),
     ]
     .into_iter()
     .filter_map(|(method, operation)| Some((method, operation?)))

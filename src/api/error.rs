@@ -113,7 +113,7 @@ pub struct ApiError {
     code: ErrorCode,
     text: Text,
     data: Option<Value>,
-    allow: Option<&'static str>,
+    allow: Option<String>,
 }
 
 /// The fields of a body that are wrong, each with what is wrong.
@@ -173,13 +173,13 @@ impl ApiError {
 
     /// A known address, another method.
     #[must_use]
-    pub fn method_not_allowed(allow: &'static str) -> Self {
+    pub fn method_not_allowed(allow: &str) -> Self {
         let mut error = Self::new(
             ErrorCode::MethodNotAllowed,
             format!("This address only answers {allow}."),
             format!("이 주소는 {allow} 요청만 지원합니다."),
         );
-        error.allow = Some(allow);
+        error.allow = Some(allow.to_owned());
         error
     }
 
@@ -491,8 +491,8 @@ impl ResponseError for ApiError {
             }
             _ => {}
         }
-        if let Some(allow) = self.allow {
-            response.insert_header((ALLOW, allow));
+        if let Some(allow) = &self.allow {
+            response.insert_header((ALLOW, allow.as_str()));
         }
         let message = self.text.clone().in_language(Call::current().language);
         response.json(Envelope::error(self.code.as_str(), message, self.data.clone()))

@@ -32,8 +32,8 @@ pub struct SignalQuery {
     responses((status = 200, description = "The signal as a JSON string, or no data", body = super::envelope::Envelope<String>))
 )]
 pub async fn read(
-    core: web::Data<Core>,
     CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
     session: web::Path<String>,
     query: web::Query<SignalQuery>,
 ) -> Result<Answer<String>, ApiError> {

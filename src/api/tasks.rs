@@ -194,8 +194,8 @@ impl From<Task> for TaskView {
     responses((status = 201, description = "The task, REQUESTED", body = super::envelope::Envelope<TaskView>))
 )]
 pub async fn create(
-    core: web::Data<Core>,
     CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
     body: Checked<TaskBody, TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let body = body.0;
@@ -227,8 +227,8 @@ pub async fn create(
     responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
 )]
 pub async fn read(
-    core: web::Data<Core>,
     CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
     id: web::Path<String>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let id = task_id(&id)?;
@@ -248,8 +248,8 @@ pub async fn read(
     responses((status = 200, description = "A page of tasks", body = super::envelope::Envelope<TaskPage>))
 )]
 pub async fn list(
-    core: web::Data<Core>,
     CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
     query: web::Query<ListQuery>,
 ) -> Result<Answer<TaskPage>, ApiError> {
     let filter = filter(query.into_inner(), caller)?;
@@ -312,8 +312,8 @@ fn filter(query: ListQuery, caller: Caller) -> Result<TaskFilter, ApiError> {
     responses((status = 200, description = "The task, IN_PROGRESS", body = super::envelope::Envelope<TaskView>))
 )]
 pub async fn start(
-    core: web::Data<Core>,
     CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
     id: web::Path<String>,
 ) -> Result<Answer<TaskView>, ApiError> {
     change(&core, caller, &id, TaskStep::Start, "Task started").await
@@ -330,8 +330,8 @@ pub async fn start(
     responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
 )]
 pub async fn progress(
-    core: web::Data<Core>,
     CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
     id: web::Path<String>,
     body: Checked<ProgressBody, TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
@@ -351,8 +351,8 @@ pub async fn progress(
     responses((status = 200, description = "The task, COMPLETED", body = super::envelope::Envelope<TaskView>))
 )]
 pub async fn complete(
-    core: web::Data<Core>,
     CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
     id: web::Path<String>,
     body: AnyJson<TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
@@ -371,8 +371,8 @@ pub async fn complete(
     responses((status = 200, description = "The task, FAILED", body = super::envelope::Envelope<TaskView>))
 )]
 pub async fn fail(
-    core: web::Data<Core>,
     CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
     id: web::Path<String>,
     query: web::Query<FailQuery>,
     body: AnyJson<TASK_BYTES>,
@@ -403,8 +403,8 @@ pub async fn fail(
     responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
 )]
 pub async fn replace_plan(
-    core: web::Data<Core>,
     CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
     id: web::Path<String>,
     body: AnyJson<TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
@@ -424,8 +424,8 @@ pub async fn replace_plan(
     responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
 )]
 pub async fn merge_plan(
-    core: web::Data<Core>,
     CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
     id: web::Path<String>,
     body: AnyJson<TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {

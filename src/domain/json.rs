@@ -4,7 +4,11 @@
 //! as they went in, so objects are maps from name to raw text and are never turned into numbers
 //! and strings of ours.
 
+use std::collections::HashSet;
+use std::fmt;
+
 use indexmap::IndexMap;
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::{RawValue, to_raw_value};
 
 /// A JSON object whose values are kept as the text they came as. Of a repeated name the last
@@ -38,15 +42,66 @@ pub fn text_or_digits(value: &RawValue) -> Option<String> {
     (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then(|| text.to_owned())
 }
 
-/// Whether a parsed value holds a NUL character in any string or name; Postgres keeps none.
-#[must_use]
-pub fn has_nul(value: &serde_json::Value) -> bool {
-    use serde_json::Value;
-    match value {
-        Value::String(text) => text.contains('\0'),
-        Value::Array(items) => items.iter().any(has_nul),
-        Value::Object(fields) => fields.iter().any(|(name, v)| name.contains('\0') || has_nul(v)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+/// A JSON text that all readers understand alike and every store can keep: no name twice in an
+/// object, no NUL character. Its depth, half surrogates and numbers beyond any type are bounded by
+/// the parser itself.
+#[derive(Debug)]
+pub struct Sound;
+
+impl<'de> Deserialize<'de> for Sound {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SoundVisitor)
+    }
+}
+
+struct SoundVisitor;
+
+impl<'de> Visitor<'de> for SoundVisitor {
+    type Value = Sound;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Sound, E> {
+        if text.contains('\0') { Err(E::custom("holds a NUL character")) } else { Ok(Sound) }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Sound, A::Error> {
+        while items.next_element::<Sound>()?.is_some() {}
+        Ok(Sound)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Sound, A::Error> {
+        let mut names = HashSet::new();
+        while let Some(name) = fields.next_key::<String>()? {
+            SoundVisitor.visit_str::<A::Error>(&name)?;
+            fields.next_value::<Sound>()?;
+            if let Some(name) = names.replace(name) {
+                return Err(de::Error::custom(format_args!("duplicate field `{name}`")));
+            }
+        }
+        Ok(Sound)
     }
 }
 

@@ -1,27 +1,26 @@
 //! Nobody passes without a genuine token and the headers that agree with it, on any route.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::State;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, EncodingKey};
+use aura_hitl::routes::Access;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
+use crate::forged::{self, Forged, claims, now};
 use crate::helpers::{
     ALICE, Answer, Asked, MALLORY, Mode, Operation, PREFIXES, TestApp, Who, operations,
 };
 
-/// What anybody may call: nothing else may answer without a token.
+/// What anybody may call. Nothing else answers without a token.
 const OPEN: [&str; 4] = ["/health/live", "/health/ready", "/main/health", "/v3/api-docs"];
 
 fn secured() -> impl Iterator<Item = Operation> {
-    operations().into_iter().filter(|operation| !OPEN.contains(&operation.pattern.as_str()))
+    operations().into_iter().filter(|operation| !operation.is_open())
 }
 
 /// Every secured operation under both prefixes.
@@ -32,144 +31,9 @@ fn calls() -> Vec<(Operation, String)> {
     secured().flat_map(under).collect()
 }
 
-/// The present time in Unix seconds.
-fn now() -> i64 {
-    Clock::System.now().timestamp()
-}
-
-fn signed(header: &Value, claims: &Value, key: &[u8], algorithm: Algorithm) -> String {
-    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    let message = format!("{}.{}", part(header), part(claims));
-    let key = EncodingKey::from_secret(key);
-    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, algorithm).unwrap();
-    format!("{message}.{signature}")
-}
-
 /// A token of the service's own secret with these claims.
 fn token(app: &TestApp, claims: &Value) -> String {
-    let secret = app.config.jwt.secret.expose_secret().as_bytes();
-    signed(&json!({ "alg": "HS256", "typ": "JWT" }), claims, secret, Algorithm::HS256)
-}
-
-/// ALICE's claims, with some replaced, or removed when null.
-fn claims(changes: &Value) -> Value {
-    let mut claims = json!({
-        "sub": "user123", "tenant_id": "tenant1", "role": "user", "iat": now(), "exp": now() + 600,
-    });
-    for (name, value) in changes.as_object().unwrap() {
-        if value.is_null() {
-            claims.as_object_mut().unwrap().remove(name);
-        } else {
-            claims[name] = value.clone();
-        }
-    }
-    claims
-}
-
-/// The token with one bit of one of its three parts turned over.
-fn flipped(token: &str, part: usize, byte: usize, bit: u8) -> String {
-    let mut parts = token.split('.').map(ToOwned::to_owned).collect::<Vec<_>>();
-    let mut bytes = URL_SAFE_NO_PAD.decode(&parts[part]).unwrap();
-    let byte = byte % bytes.len();
-    bytes[byte] ^= 1 << bit;
-    parts[part] = URL_SAFE_NO_PAD.encode(bytes);
-    parts.join(".")
-}
-
-/// Values of `Authorization` that stand for nobody, with their error codes.
-fn hostile_authorizations(app: &TestApp) -> Vec<(String, String, &'static str)> {
-    let secret = app.config.jwt.secret.expose_secret().as_bytes();
-    let plain = json!({ "alg": "HS256", "typ": "JWT" });
-    let good = claims(&json!({}));
-    let genuine = token(app, &good);
-    let (message, signature) = genuine.rsplit_once('.').unwrap();
-    let unsigned = |header: Value| {
-        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        format!("{}.{}.", part(&header), part(&good))
-    };
-    let mut all: Vec<(String, String, &'static str)> = [
-        ("another scheme", "Basic dXNlcjpwYXNz".to_owned(), "E2000"),
-        ("a scheme without a token", "Bearer".to_owned(), "E2000"),
-        ("a scheme with a blank token", "Bearer  ".to_owned(), "E2000"),
-        ("a token without a scheme", genuine.clone(), "E2000"),
-    ]
-    .map(|(name, value, code)| (name.to_owned(), value, code))
-    .to_vec();
-    let mut bearer = |name: &str, token: String, code| {
-        all.push((name.to_owned(), format!("Bearer {token}"), code));
-    };
-    bearer("nonsense", "nonsense".to_owned(), "E2003");
-    bearer("three blank parts", "..".to_owned(), "E2003");
-    bearer("alg none", unsigned(json!({ "alg": "none", "typ": "JWT" })), "E2003");
-    bearer("alg None", unsigned(json!({ "alg": "None" })), "E2003");
-    bearer("no signature", format!("{message}."), "E2003");
-    bearer("half a signature", format!("{message}.{}", &signature[..20]), "E2003");
-    bearer("no signature part", message.to_owned(), "E2003");
-    bearer("a fourth part", format!("{genuine}.x"), "E2003");
-    bearer("two tokens", format!("{genuine} {genuine}"), "E2003");
-    for (name, algorithm) in [("HS384", Algorithm::HS384), ("HS512", Algorithm::HS512)] {
-        bearer(name, signed(&json!({ "alg": name }), &good, secret, algorithm), "E2003");
-        bearer(
-            &format!("{name} that says HS256"),
-            signed(&plain, &good, secret, algorithm),
-            "E2003",
-        );
-    }
-    let odd_header = |header: Value| signed(&header, &good, secret, Algorithm::HS256);
-    bearer("HS256 that says RS256", odd_header(json!({ "alg": "RS256" })), "E2003");
-    bearer("no alg", odd_header(json!({ "typ": "JWT" })), "E2003");
-    for crit in [json!(["exp"]), json!(["b64"]), json!([]), json!("exp")] {
-        let name = format!("crit {crit}");
-        bearer(&name, odd_header(json!({ "alg": "HS256", "crit": crit })), "E2003");
-    }
-    let by = |key: &[u8]| signed(&plain, &good, key, Algorithm::HS256);
-    bearer("another key", by(b"another-secret-of-more-than-32-bytes"), "E2003");
-    bearer("an empty key", by(b""), "E2003");
-    bearer("half the key", by(&secret[..secret.len() / 2]), "E2003");
-    for part in 0..3 {
-        for (byte, bit) in [(0, 0), (7, 3), (13, 5), (29, 7)] {
-            let name = format!("part {part}: bit {bit} of byte {byte}");
-            bearer(&name, flipped(&genuine, part, byte, bit), "E2003");
-        }
-    }
-    for (changes, code) in [
-        (json!({ "exp": now() - 59 }), "E2002"),
-        (json!({ "exp": now() - 86400 }), "E2002"),
-        (json!({ "exp": 0 }), "E2002"),
-        (json!({ "exp": (now() + 600).to_string() }), "E2003"),
-        (json!({ "exp": 1e300 }), "E2003"),
-        (json!({ "exp": true }), "E2003"),
-        (json!({ "exp": [now() + 600] }), "E2003"),
-        (json!({ "exp": u64::MAX }), "E2003"),
-        (json!({ "exp": (now() + 600) * 1000 }), "E2003"),
-        (json!({ "exp": null }), "E2003"),
-        (json!({ "iat": "now" }), "E2003"),
-        (json!({ "nbf": now() + 59 }), "E2003"),
-        (json!({ "sub": null }), "E2003"),
-        (json!({ "sub": "" }), "E2003"),
-        (json!({ "sub": "   " }), "E2003"),
-        (json!({ "sub": "user\n123" }), "E2003"),
-        (json!({ "sub": 7 }), "E2003"),
-        (json!({ "sub": ["user123"] }), "E2003"),
-        (json!({ "sub": "x".repeat(257) }), "E2003"),
-        (json!({ "tenant_id": null }), "E2003"),
-        (json!({ "tenant_id": "" }), "E2003"),
-        (json!({ "tenant_id": { "id": "tenant1" } }), "E2003"),
-        (json!({ "tenant_id": ["tenant1"] }), "E2003"),
-        (json!({ "tenant_id": 1.5 }), "E2003"),
-        (json!({ "tenant_id": true }), "E2003"),
-        (json!({ "padding": "x".repeat(9000) }), "E2003"),
-    ] {
-        let name = changes.to_string().chars().take(60).collect::<String>();
-        bearer(&name, token(app, &claims(&changes)), code);
-    }
-    let expired = claims(&json!({ "exp": now() - 86400 }));
-    bearer(
-        "expired and of another key",
-        signed(&plain, &expired, b"another-secret-of-more-than-32-bytes", Algorithm::HS256),
-        "E2003",
-    );
-    all
+    forged::token(app.config.jwt.secret.expose_secret().as_bytes(), claims)
 }
 
 /// A call with exactly these headers.
@@ -194,41 +58,32 @@ fn headers(pairs: Pairs<'_>) -> HeaderMap {
 }
 
 #[test]
-fn every_operation_but_the_open_ones_is_documented_as_secured() {
-    let open = operations().into_iter().filter(|operation| !operation.is_secured);
-    let open = open.map(|operation| operation.pattern).collect::<BTreeSet<_>>();
-    assert_eq!(open, OPEN.map(ToOwned::to_owned).into());
-    assert_eq!(secured().count(), 14, "a new route: is everything about it tested?");
+fn only_the_open_routes_are_open_and_only_decisions_ask_for_a_person() {
+    let with = |access| {
+        let operations = operations().into_iter();
+        let paths = operations.filter(move |one| one.access == access).map(|one| one.pattern);
+        paths.collect::<BTreeSet<_>>()
+    };
+    assert_eq!(with(Access::Open), BTreeSet::from(OPEN));
+    let decisions = ["/aura/hitl/approve/{requestId}", "/aura/hitl/reject/{requestId}"];
+    assert_eq!(with(Access::Approver), BTreeSet::from(decisions));
 }
 
-/// The routes as they are written down, and the document, name the same addresses and methods: so
-/// what holds for every operation of the document holds for every route.
+/// The table of routes and the document name the same operations, under the same conditions.
 #[test]
-fn every_route_is_in_the_document() {
-    let text = include_str!("../../src/routes.rs");
-    let text = text.split("/// An address that answers").next().unwrap();
-    let mut routes = BTreeMap::<String, BTreeSet<String>>::new();
-    for route in text.split(" at(").chain(text.split("(at(").skip(1)).filter_map(|part| {
-        part.trim_start()
-            .strip_prefix('"')
-            .or_else(|| part.starts_with("document::").then_some(part))
-    }) {
-        let path = match route.strip_prefix("document::ADDRESS") {
-            Some(_) => aura_hitl::api::document::ADDRESS,
-            None => route.split('"').next().unwrap(),
-        };
-        let methods = route.split('"').find(|part| {
-            part.split(", ").all(|method| ["GET", "POST", "PUT", "PATCH"].contains(&method))
-        });
-        let methods = methods.unwrap().split(", ").map(ToOwned::to_owned).collect();
-        routes.insert(path.to_owned(), methods);
+fn every_route_is_in_the_document_and_nothing_else_is() {
+    let document = serde_json::to_value(aura_hitl::api::document::document()).unwrap();
+    let documented = document["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
+        let methods = item.as_object().unwrap().keys();
+        methods.map(move |method| (method.to_uppercase(), path.clone()))
+    });
+    let routes = operations();
+    let names = routes.iter().map(|route| (route.method.to_string(), route.pattern.to_owned()));
+    assert_eq!(names.collect::<BTreeSet<_>>(), documented.collect());
+    for route in routes {
+        let asks_for_a_token = route.document.get("security").is_some();
+        assert_eq!(asks_for_a_token, !route.is_open(), "{} {}", route.method, route.pattern);
     }
-    let mut documented = BTreeMap::<String, BTreeSet<String>>::new();
-    for operation in operations() {
-        documented.entry(operation.pattern).or_default().insert(operation.method.to_string());
-    }
-    assert_eq!(routes, documented);
-    assert_eq!(text.matches(".service(").count(), documented.len() + 2, "a route without `at`");
 }
 
 both_modes! {
@@ -244,11 +99,11 @@ both_modes! {
 
 both_modes! {
     async fn no_operation_takes_a_hostile_token(app: TestApp) {
-        let hostile = hostile_authorizations(&app);
+        let hostile = forged::all(app.config.jwt.secret.expose_secret().as_bytes());
         for (operation, path) in calls() {
-            for (name, value, code) in &hostile {
+            for Forged { name, authorization, code } in &hostile {
                 let headers = headers(&[
-                    ("Authorization", value), ("X-Tenant-ID", "tenant1"), ("X-User-ID", "user123"),
+                    ("Authorization", authorization), ("X-Tenant-ID", "tenant1"), ("X-User-ID", "user123"),
                 ]);
                 let answer = call(&app, &operation.method, &path, headers).await;
                 let got = (answer.status, answer.code(), answer.headers.get("WWW-Authenticate"));
@@ -301,6 +156,44 @@ both_modes! {
             unreadable.insert(tenant, HeaderValue::from_bytes(b"\xfftenant1").unwrap());
             call(&app, &operation.method, &path, unreadable).await.assert(400, "E4001");
         }
+    }
+}
+
+both_modes! {
+    /// What a client library would not send.
+    async fn identity_headers_are_checked_as_they_come_over_the_wire(app: TestApp) {
+        let asked = Asked::new();
+        app.ask(&asked).await;
+        let (tenant, user) = ("X-Tenant-ID: tenant1\r\n", "X-User-ID: user123\r\n");
+        let table = [
+            user.to_owned(), format!("X-Tenant-ID:\r\n{user}"), format!("X-Tenant-ID: \t \r\n{user}"), format!("{tenant}{tenant}{user}"),
+            format!("{tenant}x-tenant-id: tenant1\r\n{user}"), format!("X-Tenant-ID: tenant2\r\n{tenant}{user}"),
+            format!("X-Tenant-ID:\r\n{tenant}{user}"), format!("{tenant}X-Tenant-ID:\r\n{user}"),
+            format!("X-Tenant-ID: tenant1,tenant1\r\n{user}"), format!("X-Tenant-ID: tenant1 , tenant2\r\n{user}"),
+            format!("X-Tenant-ID: ,tenant1\r\n{user}"), format!("X-Tenant-ID : tenant1\r\n{user}"),
+            format!("X-Tenant-ID:\r\n tenant1\r\n{user}"), format!("X-Tenant-ID: tenant1\0\r\n{user}"),
+            format!("X-Tenant-ID: tenant1\r{user}"), format!("X_Tenant_ID: tenant1\r\n{user}"), format!("X-Tenant-ID\0: tenant1\r\n{user}"),
+            format!("{tenant}X-User-ID:\r\n"), format!("{tenant}X-User-ID: \t\r\n"), format!("{tenant}{user}{user}"),
+            format!("{tenant}{user}x-user-id: bob\r\n"), format!("{tenant}X-User-ID: user123,user123\r\n"),
+            format!("{tenant}X-User-ID: bob, user123\r\n"), format!("{tenant}X-User-ID:\r\n user123\r\n"),
+            format!("{tenant}X-User-ID : user123\r\n"), format!("{tenant}X-User-ID: user123\x7f\r\n"),
+        ];
+        let body = r#"{"userId":"user123"}"#;
+        let framing = format!("Connection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        for operation in secured() {
+            for prefix in PREFIXES {
+                let path = format!("{prefix}{}", operation.path_to(&asked.id));
+                for lines in &table {
+                    let answer = app.raw(app.head(ALICE, &operation.method, &path) + lines + &framing).await;
+                    assert_eq!(answer.first().status, 400, "{path} {lines:?}: {}", answer.text);
+                    assert!(answer.is_closed && answer.count() == 1, "{path} {lines:?}: {}", answer.text);
+                }
+            }
+        }
+        assert_eq!(app.signal(&asked.session).await, None);
+        assert!(app.is_unrecorded(&asked.id).await);
+        let good = app.head(ALICE, &Method::POST, &format!("/aura/hitl/approve/{}", asked.id)) + &ALICE.lines() + &framing;
+        assert_eq!(app.raw(good).await.first().status, 200);
     }
 }
 
@@ -391,7 +284,8 @@ both_modes! {
             as_sent("user123", "-7", json!({ "tenant_id": -7 })),
             as_sent("user123", "9223372036854775807", json!({ "tenant_id": i64::MAX })),
             as_sent("김철수", "지사", json!({ "sub": "김철수", "tenant_id": "지사" })),
-            as_sent("user123", "tenant1", json!({ "iat": null, "role": null })),
+            as_sent("user123", "tenant1", json!({ "role": null })),
+            as_sent("user123", "tenant1", json!({ "iat": now() + 60 })),
             as_sent("user123", "tenant1", json!({ "exp": now() - 2 })),
             as_sent("user123", "tenant1", json!({ "nbf": now() - 5, "email": "a@b.c", "jti": [1] })),
             as_sent("user123", "tenant1", json!({ "aud": "elsewhere", "iss": "somebody" })),

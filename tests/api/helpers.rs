@@ -1,7 +1,10 @@
 //! A service of one's own for each test: port 0, a fresh database, its own session names. Both
 //! modes run through the same code; production needs the servers that `scripts/test` starts.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use aura_hitl::app::Replica;
 use aura_hitl::auth;
@@ -15,6 +18,7 @@ use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
 use aura_hitl::domain::request::{ApprovalRequest, Origin};
 use aura_hitl::domain::task::{Task, TaskFilter};
 use aura_hitl::ledger::{LEASE, Ledger, Recorded, Writing};
+use aura_hitl::routes::{Access, Entry};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt as _;
 use redis::AsyncCommands as _;
@@ -310,12 +314,10 @@ pub async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
             if let Some(found) = look().await {
                 return found;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), looking)
-        .await
-        .expect("it never happened")
+    tokio::time::timeout(Duration::from_secs(10), looking).await.expect("it never happened")
 }
 
 impl Who<'_> {
@@ -488,9 +490,7 @@ impl Ear {
                 },
             }
         };
-        tokio::time::timeout(std::time::Duration::from_secs(10), hearing)
-            .await
-            .expect("nothing was published")
+        tokio::time::timeout(Duration::from_secs(10), hearing).await.expect("nothing was published")
     }
 
     /// Everything that was published until now: Redis keeps the order, so whatever does not come
@@ -525,46 +525,141 @@ impl Ear {
 /// Both addresses of everything.
 pub const PREFIXES: [&str; 2] = ["/api", ""];
 
-/// An operation, as the API document has it.
+/// A route of the service, and what the API document says about it.
 #[derive(Clone, Debug)]
 pub struct Operation {
     pub method: Method,
     /// The address, with its ids still in braces.
-    pub pattern: String,
-    /// Whether the document says that it asks for a token.
-    pub is_secured: bool,
-    /// What the document says about it.
+    pub pattern: &'static str,
+    pub access: Access,
     pub document: Value,
 }
 
 impl Operation {
     /// The address with ids filled in.
     pub fn path(&self) -> String {
-        ["requestId", "sessionId", "taskId"]
+        self.path_to("x-1")
+    }
+
+    /// The address with this id, as it goes over the wire.
+    pub fn path_to(&self, id: &str) -> String {
+        ["{requestId}", "{sessionId}", "{taskId}"]
             .into_iter()
-            .fold(self.pattern.clone(), |path, name| path.replace(&format!("{{{name}}}"), "x-1"))
+            .fold(self.pattern.to_owned(), |path, name| path.replace(name, id))
+    }
+
+    /// What the address names: `requestId`, `sessionId`, `taskId`, or nothing.
+    pub fn id(&self) -> Option<&'static str> {
+        Some(self.pattern.split_once('{')?.1.split_once('}')?.0)
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.access == Access::Open
     }
 
     pub fn decides(&self) -> bool {
-        self.pattern.contains("/approve/") || self.pattern.contains("/reject/")
+        self.access == Access::Approver
+    }
+
+    /// The body that the document gives for an example, as this person would send it; none when
+    /// the operation takes none.
+    pub fn body(&self, who: Who<'_>) -> Option<Value> {
+        let content = &self.document["requestBody"]["content"]["application/json"];
+        let mut body = content.get("example")?.clone();
+        for (field, value) in [("userId", who.user), ("tenantId", who.tenant)] {
+            if let Some(named) = body.get_mut(field) {
+                *named = value.into();
+            }
+        }
+        Some(body)
+    }
+
+    /// Largest body that it reads, in bytes.
+    pub fn body_limit(&self) -> usize {
+        if self.decides() { 16 * 1024 } else { 1024 * 1024 }
     }
 }
 
-/// Every operation of the API document.
+/// Every route.
 pub fn operations() -> Vec<Operation> {
     let document = serde_json::to_value(aura_hitl::api::document::document()).unwrap();
-    let mut found = Vec::new();
-    for (pattern, item) in document["paths"].as_object().unwrap() {
-        for (method, document) in item.as_object().unwrap() {
-            found.push(Operation {
-                method: method.to_uppercase().parse().unwrap(),
-                pattern: pattern.clone(),
-                is_secured: document["security"].as_array().is_some_and(|list| !list.is_empty()),
-                document: document.clone(),
-            });
+    let operation = |entry: Entry| Operation {
+        document: document["paths"][entry.path][entry.method.as_str().to_lowercase()].clone(),
+        // actix has HTTP types of its own.
+        method: entry.method.as_str().parse().unwrap(),
+        pattern: entry.path,
+        access: entry.access,
+    };
+    aura_hitl::routes::table().into_iter().map(operation).collect()
+}
+
+/// What came back on a socket of one's own.
+#[derive(Debug)]
+pub struct RawAnswer {
+    /// Everything, as it came.
+    pub text: String,
+    /// Whether the service closed the connection, rather than our patience ending.
+    pub is_closed: bool,
+}
+
+impl RawAnswer {
+    /// The first answer.
+    pub fn first(&self) -> Answer {
+        let (head, body) = self.text.split_once("\r\n\r\n").unwrap_or((&self.text, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = status.unwrap_or_else(|| panic!("no answer: {:?}", self.text));
+        Answer {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: reqwest::header::HeaderMap::new(),
+            body: serde_json::from_str(body).unwrap_or(Value::Null),
+            text: self.text.clone(),
         }
     }
-    found
+
+    /// How many answers there are.
+    pub fn count(&self) -> usize {
+        self.text.matches("HTTP/1.1 ").count() - self.text.matches("HTTP/1.1 100 ").count()
+    }
+}
+
+impl TestApp {
+    /// Sends bytes as they are and reads until the service closes the connection.
+    pub async fn raw(&self, bytes: impl Into<Vec<u8>>) -> RawAnswer {
+        let address = self.base.strip_prefix("http://").unwrap().to_owned();
+        let bytes = bytes.into();
+        let (text, is_closed) = tokio::task::spawn_blocking(move || {
+            let mut socket = TcpStream::connect(address).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            // The service may answer and close before it has read everything.
+            let _sent = socket.write_all(&bytes);
+            let mut answer = Vec::new();
+            let mut some = [0; 4096];
+            let is_closed = loop {
+                match socket.read(&mut some) {
+                    Ok(0) => break true,
+                    Ok(count) => answer.extend(&some[..count]),
+                    Err(error) => break error.kind() == std::io::ErrorKind::ConnectionReset,
+                }
+            };
+            (String::from_utf8_lossy(&answer).into_owned(), is_closed)
+        })
+        .await
+        .unwrap();
+        RawAnswer { text, is_closed }
+    }
+
+    /// The first lines of a call on a socket of one's own, up to the token.
+    pub fn head(&self, who: Who<'_>, method: &Method, path: &str) -> String {
+        let token = self.token(who.user, who.tenant, who.role);
+        format!("{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n")
+    }
+}
+
+impl Who<'_> {
+    /// The identity headers, as lines.
+    pub fn lines(self) -> String {
+        format!("X-Tenant-ID: {}\r\nX-User-ID: {}\r\n", self.tenant, self.user)
+    }
 }
 
 /// `%`-encodes every byte that is not a letter, a digit or one of `-._~`.

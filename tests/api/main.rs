@@ -12,6 +12,8 @@
 mod helpers;
 mod approvals;
 mod auth;
+mod forged;
+mod framing;
 #[allow(dead_code, reason = "the checker of `scripts/faults`, here only for its own tests")]
 #[path = "../faults/history.rs"]
 mod history;
@@ -23,6 +25,7 @@ mod relay;
 #[allow(dead_code, reason = "some of it is for `scripts/faults`, which shares it")]
 mod servers;
 mod stores;
+mod strangers;
 mod subscriber;
 mod tasks;
 mod waiting;
