@@ -32,9 +32,18 @@ pub fn free_port() -> u16 {
 }
 
 /// Sends a signal to a process that this test started.
-fn kill(signal: &str, pid: impl std::fmt::Display) {
-    let sent = Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
-    assert!(sent.success(), "kill {signal} {pid}");
+pub fn kill(signal: &str, pid: impl std::fmt::Display) {
+    assert!(try_kill(signal, &pid), "kill {signal} {pid}");
+}
+
+/// The same to one that may have ended by itself.
+fn try_kill(signal: &str, pid: &impl std::fmt::Display) -> bool {
+    Command::new("kill")
+        .args([signal, &pid.to_string()])
+        .stderr(Stdio::null())
+        .status()
+        .unwrap()
+        .success()
 }
 
 /// A server process; killed when dropped, and let go on first if it was frozen.
@@ -218,12 +227,11 @@ impl PrivatePostgres {
     pub fn freeze(&self) {
         let server = self.server.as_ref().unwrap().0.id();
         kill("-STOP", server);
-        self.backends().for_each(|backend| kill("-STOP", &backend));
+        self.backends().for_each(|backend| _ = try_kill("-STOP", &backend));
     }
 
     pub fn thaw(&self) {
-        // The server last: until then it buries no backend, so that none is missing.
-        self.backends().for_each(|backend| kill("-CONT", &backend));
+        self.backends().for_each(|backend| _ = try_kill("-CONT", &backend));
         kill("-CONT", self.server.as_ref().unwrap().0.id());
     }
 
@@ -231,6 +239,10 @@ impl PrivatePostgres {
         let parent = self.server.as_ref().unwrap().0.id();
         let listed = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
         listed.unwrap().split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>().into_iter()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn url(&self) -> String {
@@ -264,7 +276,12 @@ pub struct Running {
 impl Program {
     /// In a folder that holds its data; `PATH` is all it inherits.
     pub fn new(folder: &TempDir, arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_aura-hitl"));
+        Self::of(Path::new(env!("CARGO_BIN_EXE_aura-hitl")), folder, arguments)
+    }
+
+    /// The same of another build.
+    pub fn of(binary: &Path, folder: &TempDir, arguments: &[&str]) -> Self {
+        let mut command = Command::new(binary);
         let data = folder.path().join("data");
         command.args(arguments).current_dir(folder.path()).env_clear().stdin(Stdio::null());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -338,6 +355,14 @@ impl Running {
 
     pub fn stderr(&self) -> String {
         std::fs::read_to_string(&self.err).unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     pub fn terminate(&self) {

@@ -1,0 +1,378 @@
+//! The recorder keeps every call as ok, fail or unknown; the checker reads the ledger and Redis
+//! afterwards, and proves or disproves what we promise. It knows the wire contract and the two
+//! tables, and none of the service's own code.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+use serde_json::Value;
+
+/// Somebody's decision: who, `approved` or `rejected`, and why.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Choice {
+    pub by: String,
+    pub status: String,
+    pub reason: Option<String>,
+}
+
+impl Choice {
+    pub fn approved(by: &str) -> Self {
+        Self { by: by.to_owned(), status: "approved".to_owned(), reason: None }
+    }
+
+    pub fn rejected(by: &str, reason: &str) -> Self {
+        let reason = Some(reason.to_owned());
+        Self { by: by.to_owned(), status: "rejected".to_owned(), reason }
+    }
+}
+
+/// How a call ended, as far as its caller can tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// 200: told that their decision stands.
+    Ok,
+    /// Told that it does not: the status, and for 409 E3006 what stands instead.
+    Fail { status: u16, standing: Option<Choice> },
+    /// No answer, or one that says that the outcome is unknown.
+    Unknown,
+}
+
+/// One attempt to decide.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub request: String,
+    pub choice: Choice,
+    pub ended: Ended,
+}
+
+/// Every call that was made.
+#[derive(Debug, Default)]
+pub struct History {
+    calls: Mutex<Vec<Call>>,
+}
+
+impl History {
+    pub fn record(&self, call: Call) {
+        self.calls.lock().unwrap().push(call);
+    }
+
+    pub fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    pub fn count(&self, which: impl Fn(&Ended) -> bool) -> usize {
+        self.calls.lock().unwrap().iter().filter(|call| which(&call.ended)).count()
+    }
+}
+
+/// A request's row in the ledger.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub request: String,
+    pub session: String,
+    /// `pending`, `approved`, `rejected`, …
+    pub status: String,
+    /// What was decided, if anything was.
+    pub decision: Option<Choice>,
+    /// Unix seconds of the decision.
+    pub decided_at: Option<i64>,
+    /// `owed`, `sent` or `superseded`.
+    pub delivery: String,
+    /// Whether `agent_task` has its row.
+    pub has_task: bool,
+}
+
+impl Row {
+    /// The signal of its decision, spelled from the contract.
+    pub fn signal(&self) -> Option<String> {
+        let (decision, at) = (self.decision.as_ref()?, self.decided_at?);
+        let id = Value::from(self.request.as_str());
+        let (kind, reason) = match &decision.reason {
+            None => ("approval", String::new()),
+            Some(reason) => ("rejection", format!("\"reason\":{},", Value::from(reason.as_str()))),
+        };
+        let status = &decision.status;
+        Some(format!(
+            "{{\"type\":\"{kind}\",\"requestId\":{id},\"status\":\"{status}\",{reason}\"timestamp\":{at}}}"
+        ))
+    }
+}
+
+/// All there is once things are quiet.
+#[derive(Clone, Debug, Default)]
+pub struct Aftermath {
+    /// Every row of the ledger.
+    pub rows: Vec<Row>,
+    /// Session and text of every message published, in order.
+    pub heard: Vec<(String, String)>,
+    /// The text under each session's signal key.
+    pub keys: BTreeMap<String, String>,
+}
+
+/// What must be so of deliveries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivered {
+    /// Every decision was published at least once.
+    Published,
+    /// Every decision is under its session's key, or was published: for rows in which Redis loses
+    /// messages, and the listener with it.
+    PublishedOrKept,
+    /// No decision is still owed; some were superseded on purpose.
+    Settled,
+}
+
+/// Everything that is wrong. Empty means that the promises held.
+pub fn check(calls: &[Call], aftermath: &Aftermath, delivered: Delivered) -> Vec<String> {
+    let mut wrongs = Vec::new();
+    let mut rows = BTreeMap::new();
+    for row in &aftermath.rows {
+        if rows.insert(row.request.as_str(), row).is_some() {
+            wrongs.push(format!("{}: two rows for one request", row.request));
+        }
+    }
+    check_answers(calls, &rows, &mut wrongs);
+    check_rows(calls, aftermath, delivered, &mut wrongs);
+    check_signals(aftermath, &mut wrongs);
+    wrongs
+}
+
+/// Acknowledged ⊆ stored, and every answer agrees with what stands.
+fn check_answers(calls: &[Call], rows: &BTreeMap<&str, &Row>, wrongs: &mut Vec<String>) {
+    for call in calls {
+        let (request, choice) = (&call.request, &call.choice);
+        let stored = rows.get(request.as_str()).and_then(|row| row.decision.as_ref());
+        match &call.ended {
+            Ended::Ok if stored != Some(choice) => {
+                wrongs
+                    .push(format!("{request}: {choice:?} was acknowledged, stored is {stored:?}"));
+            }
+            Ended::Fail { standing: Some(standing), .. } if stored != Some(standing) => {
+                wrongs.push(format!(
+                    "{request}: told that {standing:?} stands, stored is {stored:?}"
+                ));
+            }
+            Ended::Ok | Ended::Fail { .. } | Ended::Unknown => {}
+        }
+    }
+}
+
+/// Nothing is stored that nobody asked for; what is decided has its task and was delivered.
+fn check_rows(
+    calls: &[Call],
+    aftermath: &Aftermath,
+    delivered: Delivered,
+    wrongs: &mut Vec<String>,
+) {
+    // What whoever asked for it may find stored: all but what they were told has not happened.
+    let may_stand = calls
+        .iter()
+        .filter(|call| !matches!(call.ended, Ended::Fail { .. }))
+        .map(|call| (call.request.as_str(), &call.choice))
+        .collect::<BTreeSet<_>>();
+    let published = aftermath
+        .heard
+        .iter()
+        .map(|(session, text)| (session.as_str(), text.as_str()))
+        .collect::<BTreeSet<_>>();
+    for row in &aftermath.rows {
+        let request = &row.request;
+        let Some(decision) = &row.decision else { continue };
+        if !may_stand.contains(&(request.as_str(), decision)) {
+            wrongs.push(format!("{request}: {decision:?} is stored, and nobody decided that"));
+        }
+        if !row.has_task {
+            wrongs.push(format!("{request}: decided, but agent_task has no row"));
+        }
+        if row.delivery == "owed" {
+            wrongs.push(format!("{request}: decided, but its signal is still owed"));
+        }
+        let signal = row.signal().unwrap_or_default();
+        let is_published = published.contains(&(row.session.as_str(), signal.as_str()));
+        let is_kept = aftermath.keys.get(&row.session) == Some(&signal);
+        let is_delivered = match delivered {
+            Delivered::Published => is_published,
+            Delivered::PublishedOrKept => is_published || is_kept,
+            Delivered::Settled => row.delivery != "sent" || is_published || is_kept,
+        };
+        if !is_delivered {
+            wrongs.push(format!(
+                "{request}: {} never reached session {}",
+                decision.status, row.session
+            ));
+        }
+    }
+}
+
+/// Nothing was said that the ledger does not hold.
+fn check_signals(aftermath: &Aftermath, wrongs: &mut Vec<String>) {
+    let signals = aftermath
+        .rows
+        .iter()
+        .filter_map(|row| Some((row.session.as_str(), row.signal()?)))
+        .collect::<BTreeSet<_>>();
+    let kept = aftermath.keys.iter();
+    for (session, text) in aftermath.heard.iter().map(|(a, b)| (a, b)).chain(kept) {
+        if !signals.contains(&(session.as_str(), text.clone())) {
+            wrongs.push(format!("{session}: the signal {text} is not what the ledger holds"));
+        }
+    }
+}
+
+/// How many messages were published beyond the first of each.
+pub fn duplicates(heard: &[(String, String)]) -> usize {
+    heard.len() - heard.iter().collect::<BTreeSet<_>>().len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(request: &str, decision: Option<Choice>) -> Row {
+        Row {
+            request: request.to_owned(),
+            session: format!("session_{request}"),
+            status: decision.as_ref().map_or("pending", |choice| &choice.status).to_owned(),
+            decided_at: decision.as_ref().map(|_| 1_706_152_860),
+            decision,
+            delivery: "sent".to_owned(),
+            has_task: true,
+        }
+    }
+
+    fn call(request: &str, choice: Choice, ended: Ended) -> Call {
+        Call { request: request.to_owned(), choice, ended }
+    }
+
+    /// Alice approved `a`, Bob was told so; Bob rejected `b` and never heard of it; nobody `c`.
+    fn sound() -> (Vec<Call>, Aftermath) {
+        let (alice, bob) = (Choice::approved("alice"), Choice::rejected("bob", "사용자 \"거절\""));
+        let calls = vec![
+            call("a", alice.clone(), Ended::Ok),
+            call("a", bob.clone(), Ended::Fail { status: 409, standing: Some(alice.clone()) }),
+            call("b", bob.clone(), Ended::Unknown),
+            call("c", alice.clone(), Ended::Fail { status: 503, standing: None }),
+            call("c", bob.clone(), Ended::Unknown),
+        ];
+        let rows = vec![row("a", Some(alice)), row("b", Some(bob)), row("c", None)];
+        let heard = rows
+            .iter()
+            .filter_map(|row| Some((row.session.clone(), row.signal()?)))
+            .collect::<Vec<_>>();
+        let keys = heard.iter().cloned().collect();
+        (calls, Aftermath { rows, heard, keys })
+    }
+
+    #[track_caller]
+    fn assert_found(calls: &[Call], aftermath: &Aftermath, expected: &str) {
+        let wrongs = check(calls, aftermath, Delivered::Published);
+        assert!(wrongs.iter().any(|wrong| wrong.contains(expected)), "{expected}: {wrongs:?}");
+    }
+
+    #[test]
+    fn a_sound_history_passes() {
+        let (calls, aftermath) = sound();
+        for delivered in [Delivered::Published, Delivered::PublishedOrKept, Delivered::Settled] {
+            assert_eq!(check(&calls, &aftermath, delivered), Vec::<String>::new());
+        }
+        assert_eq!(duplicates(&aftermath.heard), 0);
+    }
+
+    #[test]
+    fn the_signal_is_the_contracts_byte_for_byte() {
+        let (_calls, aftermath) = sound();
+        let expected = [
+            r#"{"type":"approval","requestId":"a","status":"approved","timestamp":1706152860}"#,
+            r#"{"type":"rejection","requestId":"b","status":"rejected","reason":"사용자 \"거절\"","timestamp":1706152860}"#,
+        ];
+        assert_eq!(aftermath.heard[0].1, expected[0]);
+        assert_eq!(aftermath.heard[1].1, expected[1]);
+    }
+
+    #[test]
+    fn a_lost_acknowledged_decision_is_found() {
+        let (calls, mut aftermath) = sound();
+        aftermath.rows.remove(0);
+        assert_found(&calls, &aftermath, "a: Choice { by: \"alice\"");
+        let (calls, mut aftermath) = sound();
+        aftermath.rows[0] = row("a", None);
+        assert_found(&calls, &aftermath, "was acknowledged, stored is None");
+    }
+
+    #[test]
+    fn two_acknowledged_decisions_are_found() {
+        let (mut calls, aftermath) = sound();
+        calls.push(call("a", Choice::rejected("bob", "no"), Ended::Ok));
+        assert_found(&calls, &aftermath, "was acknowledged, stored is Some");
+        let (calls, mut aftermath) = sound();
+        aftermath.rows.push(row("a", Some(Choice::approved("alice"))));
+        assert_found(&calls, &aftermath, "two rows for one request");
+    }
+
+    #[test]
+    fn an_answer_that_names_another_decision_is_found() {
+        let (mut calls, aftermath) = sound();
+        let standing = Some(Choice::approved("mallory"));
+        calls.push(call("a", Choice::approved("bob"), Ended::Fail { status: 409, standing }));
+        assert_found(&calls, &aftermath, "told that");
+    }
+
+    #[test]
+    fn a_decision_that_nobody_made_is_found() {
+        let (calls, mut aftermath) = sound();
+        aftermath.rows[2] = row("c", Some(Choice::approved("mallory")));
+        assert_found(&calls, &aftermath, "nobody decided that");
+        // Nor one that its maker was told had not happened.
+        aftermath.rows[2] = row("c", Some(Choice::approved("alice")));
+        assert_found(&calls, &aftermath, "nobody decided that");
+    }
+
+    #[test]
+    fn a_decision_without_a_task_is_found() {
+        let (calls, mut aftermath) = sound();
+        aftermath.rows[1].has_task = false;
+        assert_found(&calls, &aftermath, "agent_task has no row");
+    }
+
+    #[test]
+    fn a_signal_that_never_came_is_found() {
+        let (calls, mut aftermath) = sound();
+        aftermath.heard.remove(1);
+        assert_found(&calls, &aftermath, "never reached session");
+        assert_eq!(check(&calls, &aftermath, Delivered::PublishedOrKept), Vec::<String>::new());
+        aftermath.keys.clear();
+        assert_eq!(check(&calls, &aftermath, Delivered::PublishedOrKept).len(), 1);
+        aftermath.rows[1].delivery = "superseded".to_owned();
+        assert_eq!(check(&calls, &aftermath, Delivered::Settled), Vec::<String>::new());
+        aftermath.rows[1].delivery = "owed".to_owned();
+        assert_found(&calls, &aftermath, "still owed");
+    }
+
+    #[test]
+    fn a_signal_that_nobody_decided_is_found() {
+        let (calls, mut aftermath) = sound();
+        let text = r#"{"type":"approval","requestId":"c","status":"approved","timestamp":1}"#;
+        aftermath.heard.push(("session_c".to_owned(), text.to_owned()));
+        assert_found(&calls, &aftermath, "not what the ledger holds");
+        let (calls, mut aftermath) = sound();
+        aftermath.keys.insert("session_c".to_owned(), text.to_owned());
+        assert_found(&calls, &aftermath, "not what the ledger holds");
+    }
+
+    #[test]
+    fn a_signal_in_another_session_or_other_bytes_is_found() {
+        let (calls, mut aftermath) = sound();
+        aftermath.heard[0].0 = "session_b".to_owned();
+        assert_found(&calls, &aftermath, "not what the ledger holds");
+        let (calls, mut aftermath) = sound();
+        aftermath.heard[0].1 = aftermath.heard[0].1.replace(',', ", ");
+        assert_found(&calls, &aftermath, "not what the ledger holds");
+    }
+
+    #[test]
+    fn repeated_messages_are_counted() {
+        let (_calls, mut aftermath) = sound();
+        let again = aftermath.heard[0].clone();
+        aftermath.heard.push(again);
+        assert_eq!(duplicates(&aftermath.heard), 1);
+    }
+}

@@ -1,0 +1,48 @@
+//! The rows of the matrix, in its order. Each is one function that inflicts a fault and reports.
+
+use std::pin::Pin;
+
+use crate::report::{Report, Scale};
+
+mod crashes;
+mod load;
+mod outages;
+mod racing;
+mod soak;
+
+type Running<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+/// One row of the matrix.
+pub struct MatrixRow {
+    /// As the matrix numbers it.
+    pub number: &'static str,
+    /// What is done.
+    pub fault: &'static str,
+    pub run: for<'a> fn(Scale, &'a mut Report) -> Running<'a>,
+}
+
+macro_rules! rows {
+    ($($number:literal $fault:literal $run:path;)*) => {
+        pub const ROWS: &[MatrixRow] = &[$(MatrixRow {
+            number: $number,
+            fault: $fault,
+            run: |scale, report| Box::pin($run(scale, report)),
+        }),*];
+    };
+}
+
+rows! {
+    "1" "racing decisions on two replicas, one of them killed every 2 s" racing::racing_decisions;
+    "4" "Postgres stopped at once (immediate) under load" crashes::postgres_crash;
+    "5" "Redis killed and started again, empty, right after the decisions" outages::redis_wiped;
+    "13" "Redis refuses connections" outages::redis_refused;
+    "14" "Redis is a black hole: SIGSTOP, or connections on which nothing comes back" outages::redis_black_hole;
+    "18" "writes whose outcome nobody learns: CLIENT PAUSE 1500" outages::ambiguous_writes;
+    "19" "Redis out of memory" outages::redis_full;
+    "20" "Postgres frozen with SIGSTOP" outages::postgres_frozen;
+    "21" "500 clients on a pool of 10 connections that all wait" load::pool_exhausted;
+    "23" "heads and bodies that come slowly or never" load::slow_clients;
+    "27" "SIGTERM amid decisions and 100 agents that poll (long-polls do not exist yet)" outages::sigterm;
+    "29" "one user floods two replicas with 200 calls/s, limit 50/s" load::flood;
+    "30" "soak: 200 decisions/s while a replica, Postgres, Redis and the network fail in turn" soak::soak;
+}

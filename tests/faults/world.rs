@@ -1,0 +1,559 @@
+//! What a row works on: a Postgres and a Redis of its own, replicas of the release binary, an
+//! agent that asks, people who click, and somebody who listens to every channel.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use aura_hitl::auth;
+use aura_hitl::config::JwtConfig;
+use aura_hitl::domain::approver::Role;
+use aura_hitl::domain::ids::{TenantId, UserId};
+use futures_util::StreamExt as _;
+use redis::aio::MultiplexedConnection;
+use reqwest::Client;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use crate::helpers::{Asked, unique};
+use crate::history::{Aftermath, Call, Choice, Delivered, Ended, History, Row, check};
+use crate::report::Report;
+use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, free_port};
+
+/// Shared with the Auth server.
+pub const SECRET: &str = "a secret that the Auth server shares with us";
+/// The tenant of nearly everybody.
+pub const TENANT: &str = "tenant1";
+/// Longest that a person waits for an answer; nothing may take this long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The binary under test: the release build, or its twin with crash points compiled in.
+fn binary(variable: &str) -> PathBuf {
+    let path = std::env::var_os(variable);
+    PathBuf::from(path.unwrap_or_else(|| panic!("{variable} is not set: run scripts/faults")))
+}
+
+/// One process of the service, on a port that it keeps over restarts.
+pub struct Replica {
+    pub port: u16,
+    variables: Vec<(String, String)>,
+    binary: PathBuf,
+    folder: TempDir,
+    running: Option<Running>,
+}
+
+impl Replica {
+    fn new(variables: &[(&str, String)]) -> Self {
+        let own = |&(name, ref value): &(&str, String)| (name.to_owned(), value.clone());
+        Self {
+            port: free_port(),
+            variables: variables.iter().map(own).collect(),
+            binary: binary("AURA_HITL_BINARY"),
+            folder: TempDir::new().unwrap(),
+            running: None,
+        }
+    }
+
+    /// Sets a variable of its environment from the next start on.
+    pub fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.variables.retain(|(set, _)| set != name);
+        self.variables.push((name.to_owned(), value.into()));
+    }
+
+    /// Runs the build with crash points from the next start on; each is `name=action`, as the
+    /// crate `fail` reads them, joined by `;`.
+    pub fn crash_at(&mut self, points: &str) {
+        self.binary = binary("AURA_HITL_CRASH_BINARY");
+        self.set("FAILPOINTS", points);
+    }
+
+    /// Starts it and waits until it listens.
+    pub async fn start(&mut self) {
+        assert!(self.running.is_none(), "it is running");
+        let program = Program::of(&self.binary, &self.folder, &["serve"]);
+        let program =
+            self.variables.iter().fold(program, |program, (name, value)| program.with(name, value));
+        self.running = Some(program.with("PORT", self.port.to_string()).serve().await);
+    }
+
+    /// `kill -9`, unless it is gone already.
+    pub fn kill(&mut self) {
+        self.running = None;
+    }
+
+    /// Whether the process is still there.
+    pub fn is_alive(&mut self) -> bool {
+        self.running.as_mut().is_some_and(Running::is_alive)
+    }
+
+    /// The running process.
+    pub fn process(&mut self) -> &mut Running {
+        self.running.as_mut().expect("it is not running")
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    pub fn base(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// Resident memory in MiB.
+    pub fn memory(&mut self) -> f64 {
+        let pid = self.process().pid();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").trim().parse::<f64>().unwrap() / 1024.0
+    }
+}
+
+/// Everything that a row needs.
+pub struct World {
+    pub postgres: PrivatePostgres,
+    pub redis: PrivateRedis,
+    pub replicas: Vec<Replica>,
+    pub people: People,
+    pub listener: Listener,
+    variables: Vec<(&'static str, String)>,
+}
+
+impl World {
+    /// Stores and so many replicas, ready.
+    pub async fn start(replicas: usize) -> Self {
+        Self::start_with(replicas, &[]).await
+    }
+
+    /// The same with further settings for every replica.
+    pub async fn start_with(replicas: usize, settings: &[(&'static str, &str)]) -> Self {
+        let (postgres, redis) = (PrivatePostgres::start().await, PrivateRedis::start().await);
+        let mut variables = vec![
+            ("DATABASE_URL", postgres.url()),
+            ("REDIS_URL", redis.url()),
+            ("JWT_SECRET", SECRET.to_owned()),
+            ("RUST_LOG", "info,aura_hitl::telemetry=warn".to_owned()),
+        ];
+        variables.extend(settings.iter().map(|&(name, value)| (name, value.to_owned())));
+        let mut world = Self {
+            listener: Listener::start(redis.url()).await,
+            replicas: (0..replicas).map(|_| Replica::new(&variables)).collect(),
+            people: People::new(),
+            postgres,
+            redis,
+            variables,
+        };
+        for replica in &mut world.replicas {
+            replica.start().await;
+        }
+        for replica in &world.replicas {
+            world.people.until_ready(&replica.base()).await;
+        }
+        world
+    }
+
+    /// One more replica, not started yet.
+    pub fn add_replica(&mut self) -> &mut Replica {
+        self.replicas.push(Replica::new(&self.variables));
+        self.replicas.last_mut().unwrap()
+    }
+
+    /// Where each replica is reached.
+    pub fn bases(&self) -> Vec<String> {
+        self.replicas.iter().map(Replica::base).collect()
+    }
+
+    /// A connection to Redis for the agents.
+    pub async fn agents(&self) -> MultiplexedConnection {
+        self.redis.client().get_multiplexed_async_connection().await.unwrap()
+    }
+
+    /// New requests, each in a session of its own, written as Aura writes them.
+    pub async fn ask_many(&self, count: usize) -> Vec<Asked> {
+        let mut redis = self.agents().await;
+        let asked = (0..count).map(|_| Asked::new()).collect::<Vec<_>>();
+        for asked in &asked {
+            ask(&mut redis, asked).await;
+        }
+        asked
+    }
+
+    pub async fn database(&self) -> PgConnection {
+        PgConnection::connect(&self.postgres.url()).await.unwrap()
+    }
+
+    /// A count from the ledger.
+    pub async fn number(&self, query: &'static str) -> i64 {
+        sqlx::query_scalar(query).fetch_one(&mut self.database().await).await.unwrap()
+    }
+
+    /// Every row of the ledger.
+    pub async fn rows(&self) -> Vec<Row> {
+        type Columns =
+            (String, String, String, Option<String>, Option<i64>, Option<String>, String, bool);
+        let rows: Vec<Columns> = sqlx::query_as(
+            "SELECT request_id, session_id, status, decided_by,
+                    floor(extract(epoch FROM decided_at))::bigint, reason, delivery,
+                    EXISTS (SELECT 1 FROM agent_task t WHERE t.task_id = r.task_id)
+               FROM hitl_request r",
+        )
+        .fetch_all(&mut self.database().await)
+        .await
+        .unwrap();
+        let row =
+            |(request, session, status, by, decided_at, reason, delivery, has_task): Columns| {
+                let decision = by.map(|by| Choice { by, status: status.clone(), reason });
+                Row { request, session, status, decision, decided_at, delivery, has_task }
+            };
+        rows.into_iter().map(row).collect()
+    }
+
+    /// Every signal key in Redis with its text.
+    pub async fn signal_keys(&self) -> BTreeMap<String, String> {
+        let mut redis = self.agents().await;
+        let mut cursor = 0_u64;
+        let mut found = BTreeMap::new();
+        loop {
+            let (next, keys): (u64, Vec<String>) = redis::cmd("SCAN")
+                .arg(cursor)
+                .arg(&["MATCH", "hitl:signal:*", "COUNT", "1000"])
+                .query_async(&mut redis)
+                .await
+                .unwrap();
+            for key in keys {
+                let text: Option<String> =
+                    redis::cmd("GET").arg(&key).query_async(&mut redis).await.unwrap();
+                let session = key.strip_prefix("hitl:signal:").unwrap().to_owned();
+                found.extend(text.map(|text| (session, text)));
+            }
+            if next == 0 {
+                return found;
+            }
+            cursor = next;
+        }
+    }
+
+    /// Waits until nothing is owed any more. Says how long that took, or `None` when it took
+    /// longer than `limit`.
+    pub async fn quiet_within(&self, limit: Duration) -> Option<Duration> {
+        let began = Instant::now();
+        while began.elapsed() < limit {
+            let owed = "SELECT count(*) FROM hitl_request WHERE delivery = 'owed'";
+            if self.number(owed).await == 0 {
+                return Some(began.elapsed());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        None
+    }
+
+    /// All there is now.
+    pub async fn aftermath(&self) -> Aftermath {
+        self.listener.caught_up(self.agents().await).await;
+        Aftermath {
+            rows: self.rows().await,
+            heard: self.listener.heard(),
+            keys: self.signal_keys().await,
+        }
+    }
+
+    /// Once all is quiet: counts the calls, and lets the checker loose on them.
+    pub async fn check(
+        &self,
+        report: &mut Report,
+        limit: Duration,
+        delivered: Delivered,
+    ) -> Aftermath {
+        match self.quiet_within(limit).await {
+            Some(took) => report.at_most(took, limit, "all signals out after"),
+            None => report.demand(false, || format!("signals still owed after {limit:?}")),
+        }
+        let aftermath = self.aftermath().await;
+        let calls = self.people.history.calls();
+        report.count(calls.len(), "calls");
+        report.count(self.people.history.count(|ended| *ended == Ended::Ok), "acknowledged");
+        report.count(self.people.history.count(|ended| *ended == Ended::Unknown), "unknown");
+        report.wrongs("wrong", &check(&calls, &aftermath, delivered));
+        report.wrongs("unexpected answers", &self.people.surprises());
+        aftermath
+    }
+}
+
+/// Writes a request and its session's pointer as Aura does.
+pub async fn ask(redis: &mut MultiplexedConnection, asked: &Asked) {
+    try_ask(redis, asked).await.unwrap();
+}
+
+/// The same on a Redis that may be away.
+pub async fn try_ask(redis: &mut MultiplexedConnection, asked: &Asked) -> redis::RedisResult<()> {
+    let pointer = json!({
+        "sessionId": asked.session, "requestId": asked.id, "userId": "user123", "tenantId": TENANT,
+    });
+    redis::pipe()
+        .set_ex(format!("hitl:request:{}", asked.id), asked.document.to_string(), 1800)
+        .ignore()
+        .set_ex(format!("hitl:session:{}", asked.session), pointer.to_string(), 3600)
+        .ignore()
+        .exec_async(redis)
+        .await
+}
+
+/// A token as the Auth server issues it.
+pub fn token(user: &str, tenant: &str) -> String {
+    let config = JwtConfig {
+        secret: SecretString::from(SECRET),
+        leeway_seconds: 0,
+        audience: None,
+        issuer: None,
+    };
+    let (user, tenant) = (UserId::parse(user).unwrap(), TenantId::parse(tenant).unwrap());
+    auth::mint(&config, &user, &tenant, Role::User, 7200).unwrap()
+}
+
+/// The people who click, and the recorder beside them. Cheap to clone.
+#[derive(Clone)]
+pub struct People {
+    pub history: Arc<History>,
+    pub client: Client,
+    tokens: Arc<Mutex<BTreeMap<String, String>>>,
+    surprises: Arc<Mutex<Vec<String>>>,
+}
+
+impl People {
+    fn new() -> Self {
+        Self {
+            history: Arc::default(),
+            client: Client::builder().timeout(PATIENCE).build().unwrap(),
+            tokens: Arc::default(),
+            surprises: Arc::default(),
+        }
+    }
+
+    /// A call of a user of [`TENANT`], with token and identity headers.
+    pub fn call(&self, method: reqwest::Method, url: &str, user: &str) -> reqwest::RequestBuilder {
+        let token = self
+            .tokens
+            .lock()
+            .unwrap()
+            .entry(user.to_owned())
+            .or_insert_with(|| token(user, TENANT))
+            .clone();
+        self.client
+            .request(method, url)
+            .bearer_auth(token)
+            .header("X-Tenant-ID", TENANT)
+            .header("X-User-ID", user)
+    }
+
+    /// One click, recorded.
+    pub async fn decide(&self, base: &str, request: &str, choice: &Choice) -> Ended {
+        let verb = if choice.status == "approved" { "approve" } else { "reject" };
+        let mut body = json!({ "userId": choice.by });
+        if let Some(reason) = &choice.reason {
+            body["reason"] = reason.as_str().into();
+        }
+        let url = format!("{base}/api/aura/hitl/{verb}/{request}");
+        let sent = self.call(reqwest::Method::POST, &url, &choice.by).json(&body).send().await;
+        let ended = match sent {
+            Err(_broken) => Ended::Unknown,
+            Ok(response) => {
+                let status = response.status().as_u16();
+                if matches!(status, 429 | 503) && !response.headers().contains_key("retry-after") {
+                    self.surprise(format!("{request}: {status} without Retry-After"));
+                }
+                match response.json::<Value>().await {
+                    Ok(body) => self.understand(request, choice, status, &body),
+                    Err(_broken) => Ended::Unknown,
+                }
+            }
+        };
+        self.history.record(Call {
+            request: request.to_owned(),
+            choice: choice.clone(),
+            ended: ended.clone(),
+        });
+        ended
+    }
+
+    /// Clicks until it is known what stands, as a person does who got no answer.
+    pub async fn decide_surely(&self, base: &str, request: &str, choice: &Choice) -> Ended {
+        for _ in 0..100 {
+            let ended = self.decide(base, request, choice).await;
+            match ended {
+                Ended::Unknown | Ended::Fail { status: 503, .. } => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                ended => return ended,
+            }
+        }
+        self.surprise(format!("{request}: a hundred clicks were not answered"));
+        Ended::Unknown
+    }
+
+    fn understand(&self, request: &str, choice: &Choice, status: u16, body: &Value) -> Ended {
+        let data = &body["data"];
+        match status {
+            200 => {
+                let is_ours = data["requestId"] == request
+                    && data["status"] == choice.status.as_str()
+                    && data["reason"].as_str() == choice.reason.as_deref();
+                if !is_ours {
+                    self.surprise(format!("{request}: {choice:?} was answered {body}"));
+                }
+                Ended::Ok
+            }
+            // Only this sentence promises that nothing was recorded.
+            503 if body["message"].as_str().is_some_and(|text| text.contains("nothing was")) => {
+                Ended::Fail { status, standing: None }
+            }
+            503 => Ended::Unknown,
+            409 if data["decidedBy"].is_string() => {
+                let text = |name: &str| data[name].as_str().map(ToOwned::to_owned);
+                let standing = Choice {
+                    by: text("decidedBy").unwrap_or_default(),
+                    status: text("status").unwrap_or_default(),
+                    reason: text("reason"),
+                };
+                Ended::Fail { status, standing: Some(standing) }
+            }
+            500.. => {
+                self.surprise(format!("{request}: {status} {body}"));
+                Ended::Unknown
+            }
+            status => Ended::Fail { status, standing: None },
+        }
+    }
+
+    /// Registers a request over HTTP, as agents do that cannot reach Redis.
+    pub async fn register(&self, base: &str, asked: &Asked) -> u16 {
+        let body = json!({
+            "requestId": asked.id, "sessionId": asked.session, "actionType": "send_email",
+            "context": { "to": "a@b.c" },
+        });
+        let url = format!("{base}/api/aura/hitl/requests");
+        let sent = self.call(reqwest::Method::POST, &url, "user123").json(&body).send().await;
+        sent.map_or(0, |answer| answer.status().as_u16())
+    }
+
+    fn surprise(&self, what: String) {
+        self.surprises.lock().unwrap().push(what);
+    }
+
+    /// Answers that should not exist.
+    pub fn surprises(&self) -> Vec<String> {
+        self.surprises.lock().unwrap().clone()
+    }
+
+    /// Whether a replica says that it is ready.
+    pub async fn is_ready(&self, base: &str) -> bool {
+        let asked = self.client.get(format!("{base}/health/ready")).send().await;
+        asked.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    /// Waits up to 30 s for a replica to be ready; says how long that took.
+    pub async fn until_ready(&self, base: &str) -> Duration {
+        let began = Instant::now();
+        while !self.is_ready(base).await {
+            assert!(began.elapsed() < Duration::from_secs(30), "{base} is not ready");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        began.elapsed()
+    }
+}
+
+/// Hears every message on every session's channel; comes back when Redis does.
+pub struct Listener {
+    heard: Arc<Mutex<Vec<(String, String)>>>,
+    marks: Arc<AtomicUsize>,
+    listening: JoinHandle<()>,
+}
+
+/// A channel of the harness's own: what comes over it is no signal.
+const MARK: &str = "hitl:channel:mark-of-the-harness";
+
+impl Listener {
+    async fn start(url: String) -> Self {
+        let (heard, marks) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicUsize>::default());
+        let (hearing, marking) = (heard.clone(), marks.clone());
+        let (subscribed, first) = tokio::sync::oneshot::channel();
+        let mut subscribed = Some(subscribed);
+        let listening = tokio::spawn(async move {
+            let client = redis::Client::open(url).unwrap();
+            loop {
+                if let Ok(mut subscription) = client.get_async_pubsub().await
+                    && subscription.psubscribe("hitl:channel:*").await.is_ok()
+                {
+                    if let Some(subscribed) = subscribed.take() {
+                        let _starter_is_gone = subscribed.send(());
+                    }
+                    let mut messages = subscription.on_message();
+                    while let Some(message) = messages.next().await {
+                        let channel = message.get_channel_name();
+                        if channel == MARK {
+                            marking.fetch_add(1, Ordering::SeqCst);
+                            continue;
+                        }
+                        let session = channel.strip_prefix("hitl:channel:").unwrap().to_owned();
+                        hearing.lock().unwrap().push((session, message.get_payload().unwrap()));
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        first.await.unwrap();
+        Self { heard, marks, listening }
+    }
+
+    /// Session and text of every message so far, in order.
+    pub fn heard(&self) -> Vec<(String, String)> {
+        self.heard.lock().unwrap().clone()
+    }
+
+    /// Waits until everything published so far has been heard: Redis keeps the order.
+    pub async fn caught_up(&self, mut redis: MultiplexedConnection) {
+        let before = self.marks.load(Ordering::SeqCst);
+        let began = Instant::now();
+        while self.marks.load(Ordering::SeqCst) == before {
+            assert!(began.elapsed() < Duration::from_secs(10), "the listener hears nothing");
+            let _listeners: i64 =
+                redis::cmd("PUBLISH").arg(MARK).arg("").query_async(&mut redis).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+/// So many people at once, working through a list. `work` gets each item's place in the list.
+pub async fn at_once<T, R>(
+    items: Vec<T>,
+    people: usize,
+    work: impl AsyncFn(usize, T) -> R,
+) -> Vec<R> {
+    futures_util::stream::iter(items.into_iter().enumerate())
+        .map(|(place, item)| work(place, item))
+        .buffer_unordered(people)
+        .collect()
+        .await
+}
+
+/// The smallest value that so many percent do not exceed.
+pub fn percentile(times: &mut [Duration], percent: usize) -> Duration {
+    times.sort_unstable();
+    let place = (times.len() * percent).div_ceil(100).saturating_sub(1);
+    times.get(place).copied().unwrap_or_default()
+}
+
+/// A session's name that nobody else uses.
+pub fn new_session() -> String {
+    unique("session_user123")
+}
