@@ -21,5 +21,6 @@ mod servers;
 mod stores;
 mod subscriber;
 mod tasks;
+mod topologies;
 mod waiting;
 mod wire;
