@@ -9,11 +9,11 @@ use tracing::{info, warn};
 
 use crate::core::Core;
 use crate::courier::{Seen, StoredRequest, Unavailable};
-use crate::delivery::{self, Settled};
+use crate::delivery;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{
-    self, Candidate, CourierCopy, Decision, Delivery, Record, Refusal, State, Verdict, is_same,
-    is_visible, settle,
+    self, Candidate, CourierCopy, Decision, Delivery, Record, Refusal, Settled, State, Verdict,
+    is_same, is_visible, settle,
 };
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::request::{
@@ -23,8 +23,6 @@ use crate::domain::session::{SessionPointer, is_anothers};
 use crate::domain::signal::{signal_json, signal_request};
 use crate::ledger::{LEASE, LedgerError, Recorded, Registered, Writing};
 
-/// How long an agent that missed the message may take to look under the key.
-const UNHEARD: TimeDelta = TimeDelta::seconds(30);
 /// How long to ask the ledger what became of a write that it did not confirm.
 const CONFIRMATION: Duration = Duration::from_millis(900);
 
@@ -211,7 +209,7 @@ impl Attempt<'_> {
                 Ok(Decided { session: record.session, decision })
             }
             Recorded::Lost(record) => {
-                let was_sent = record.delivery != Delivery::Owed;
+                let was_sent = !record.is_unsent();
                 let standing = record.clone();
                 let (core, id) = (self.core, self.id);
                 let is_altered = !is_same(&record, candidate);
@@ -299,8 +297,7 @@ fn note_later(core: &Core, record: &Record, settled: Settled) {
     let runtime = core.runtime.clone();
     core.under_way.clone().spawn_on(
         async move {
-            let Settled { delivery, listeners } = settled;
-            let noted = core.ledger.settle_delivery(&record, delivery, listeners, now).await;
+            let noted = core.ledger.settle_delivery(&record, &settled, now).await;
             if let Err(error) = noted {
                 warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
             }
@@ -403,9 +400,8 @@ pub async fn read_request(core: &Core, caller: &Caller, id: &RequestId) -> Resul
     let (stored, record) =
         tokio::join!(core.courier.find_request(id), core.ledger.find_request(id));
     let record = record?;
-    let is_settled = record
-        .as_ref()
-        .is_some_and(|record| record.origin == Origin::Http || record.delivery == Delivery::Owed);
+    let is_settled =
+        record.as_ref().is_some_and(|record| record.origin == Origin::Http || record.is_unsent());
     let problem = match stored {
         Ok(Some(stored)) if !is_settled => match open_for(core, caller, id, stored).await {
             Ok(document) => return Ok(document),
@@ -507,9 +503,7 @@ pub async fn find_signal(
             CourierCopy::Settled => true,
             // An agent on Redis has asked again, so an earlier answer is not the answer; one that is
             // still owed has simply not reached Redis yet.
-            CourierCopy::Pending => {
-                record.origin == Origin::Http || record.delivery == Delivery::Owed
-            }
+            CourierCopy::Pending => record.origin == Origin::Http || record.is_unsent(),
             CourierCopy::Other => false,
         };
     if !is_answered {
@@ -543,8 +537,8 @@ async fn in_courier(core: &Core, id: &RequestId) -> Result<Option<ApprovalReques
 /// only if nobody was listening.
 fn still_waits(record: &Record, now: DateTime<Utc>) -> bool {
     match record.delivery {
-        Delivery::Owed => now < record.created_at + PATIENCE,
-        Delivery::Sent => record.listeners == Some(0) && now < record.owed_since + UNHEARD,
+        Delivery::Owed if record.is_unsent() => now < record.created_at + PATIENCE,
+        Delivery::Owed | Delivery::Sent => record.is_unheard(now),
         Delivery::Superseded => false,
     }
 }

@@ -261,22 +261,24 @@ impl RawConfig {
     }
 
     fn redis(&self) -> anyhow::Result<Option<RedisSettings>> {
-        match (&self.redis_url, &self.redis_host) {
+        let settings = match (&self.redis_url, &self.redis_host) {
             (Some(_), Some(_)) => bail!("REDIS_URL and REDIS_HOST are both set; set one of them"),
-            (Some(url), None) => Ok(Some(RedisSettings::Url(url.clone()))),
-            (None, Some(host)) => Ok(Some(RedisSettings::Host {
+            (Some(url), None) => RedisSettings::Url(url.clone()),
+            (None, Some(host)) => RedisSettings::Host {
                 host: host.clone(),
                 port: self.redis_port.unwrap_or(6379),
                 password: self.redis_password.clone(),
-            })),
+            },
             (None, None) => {
                 ensure!(
                     self.redis_port.is_none() && self.redis_password.is_none(),
                     "REDIS_PORT or REDIS_PASSWORD is set without REDIS_HOST; set REDIS_HOST too"
                 );
-                Ok(None)
+                return Ok(None);
             }
-        }
+        };
+        settings.check()?;
+        Ok(Some(settings))
     }
 
     /// The shared secret; in the embedded mode one is made and kept when none is configured.

@@ -25,9 +25,10 @@ use self::postgres::PgLedger;
 use self::sqlite::SqliteLedger;
 use crate::domain::approver::Caller;
 use crate::domain::clock::Clock;
-use crate::domain::decision::{Candidate, Decision, Delivery, Record, State, Verdict};
+use crate::domain::decision::{Candidate, Decision, Delivery, Record, Settled, State, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::request::Origin;
+use crate::domain::signal::SIGNAL_TTL_SECONDS;
 use crate::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
 
 /// Longest any call to the ledger takes, waiting for a connection included.
@@ -39,6 +40,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long whoever decides or claims a row has to send its signal before a relay may try. Longer
 /// than any call to Redis, short enough that a killed replica's work is picked up at once.
 pub const LEASE: TimeDelta = TimeDelta::milliseconds(3000);
+
+/// Most lost signals to owe again in one statement, which has to end in time.
+pub const LOST_AT_ONCE: u32 = 1000;
 
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -358,12 +362,22 @@ impl Ledger {
     pub async fn settle_delivery(
         &self,
         record: &Record,
-        delivery: Delivery,
-        listeners: Option<i64>,
+        settled: &Settled,
         now: DateTime<Utc>,
     ) -> Result<()> {
-        let delivery = delivery_str(delivery);
-        on_engine!(self, ledger => ledger.settle_delivery(record, delivery, listeners, now))
+        on_engine!(self, ledger => ledger.settle_delivery(record, settled, now))
+    }
+
+    /// Owes again up to [`LOST_AT_ONCE`] signals that Redis may have lost, the newest first: those
+    /// that went into a history of its data that is none of `histories`, and that would be under
+    /// their keys still. Answers how many there were.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn owe_lost(&self, histories: &[String], now: DateTime<Utc>) -> Result<u64> {
+        let histories = histories.join(" ");
+        let since = now - TimeDelta::seconds(i64::try_from(SIGNAL_TTL_SECONDS).unwrap_or(0));
+        on_engine!(self, ledger => ledger.owe_lost(&histories, since, now))
     }
 
     /// Gives a lease back: the delivery is due again at `due_at`.
@@ -494,6 +508,7 @@ pub struct RequestRow {
     delivery: String,
     owed_since: DateTime<Utc>,
     listeners: Option<i64>,
+    sent_to: Option<String>,
     #[sqlx(default)]
     task_status: Option<String>,
 }
@@ -544,6 +559,7 @@ impl RequestRow {
             },
             owed_since: self.owed_since,
             listeners: self.listeners,
+            sent_to: self.sent_to,
         })
     }
 }

@@ -115,7 +115,7 @@ macro_rules! decide_request {
                 agent_id = excluded.agent_id, trace_id = excluded.trace_id,
                 gateway_request_id = excluded.gateway_request_id,
                 delivery = 'owed', owed_since = excluded.owed_since, due_at = excluded.due_at,
-                attempts = 0, sent_at = NULL, listeners = NULL
+                attempts = 0, sent_at = NULL, listeners = NULL, sent_to = NULL
               WHERE hitl_request.status = 'pending'
                 AND hitl_request.expires_at > excluded.decided_at
                 AND hitl_request.tenant_id = excluded.tenant_id

@@ -10,7 +10,7 @@ use aura_hitl::app::Replica;
 use aura_hitl::auth;
 use aura_hitl::config::{Config, LedgerConfig};
 use aura_hitl::core::Core;
-use aura_hitl::courier::{Courier, RedisSettings, StoredRequest};
+use aura_hitl::courier::{Courier, RedisSettings, Sent, StoredRequest};
 use aura_hitl::domain::approver::{Caller, Role, Via};
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Candidate, Decision, Delivery, Record, State, Verdict};
@@ -308,7 +308,15 @@ impl Answer {
 }
 
 /// Waits up to 10 s for something that happens in the background.
-pub async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(look: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually_within(std::time::Duration::from_secs(10), look).await
+}
+
+/// The same for what others take their time over.
+pub async fn eventually_within<T>(
+    limit: std::time::Duration,
+    mut look: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let looking = async {
         loop {
             if let Some(found) = look().await {
@@ -317,7 +325,7 @@ pub async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), looking).await.expect("it never happened")
+    tokio::time::timeout(limit, looking).await.expect("it never happened")
 }
 
 impl Who<'_> {
@@ -520,6 +528,13 @@ impl Ear {
             }
         }
     }
+}
+
+/// How many subscribers a signal reached, which went out.
+#[track_caller]
+pub fn reached(sent: &Sent) -> i64 {
+    let Sent::Published { listeners: Some(listeners), .. } = sent else { panic!("{sent:?}") };
+    *listeners
 }
 
 /// Both addresses of everything.

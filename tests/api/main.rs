@@ -28,5 +28,6 @@ mod stores;
 mod strangers;
 mod subscriber;
 mod tasks;
+mod topologies;
 mod waiting;
 mod wire;

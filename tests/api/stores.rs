@@ -6,7 +6,7 @@ use aura_hitl::app;
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::courier::{Courier, Outgoing, Seen, Sent};
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Delivery, Record, State, Verdict};
+use aura_hitl::domain::decision::{Delivery, Record, Settled, State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use aura_hitl::domain::plan::PlanStep;
 use aura_hitl::domain::request::Origin;
@@ -22,8 +22,8 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::helpers::{
-    ALICE, Asked, BOB, MALLORY, Mode, Who, config, decide_on_ledger, eventually, test_variable,
-    unique,
+    ALICE, Asked, BOB, MALLORY, Mode, Who, config, decide_on_ledger, eventually, reached,
+    test_variable, unique,
 };
 
 /// A ledger and a courier of one's own.
@@ -426,7 +426,8 @@ on_all_stores! {
         let (asked, start) = (Asked::new(), now());
         let first = won(stores.decide(ALICE, &asked, Verdict::Approve, start).await);
         let settle = async |record: &Record, delivery, listeners| {
-            stores.ledger.settle_delivery(record, delivery, listeners, start).await.unwrap();
+            let settled = Settled { delivery, listeners, sent_to: None };
+            stores.ledger.settle_delivery(record, &settled, start).await.unwrap();
         };
         settle(&first, Delivery::Sent, Some(2)).await;
         let sent = stores.record(&asked.id).await;
@@ -449,7 +450,7 @@ on_all_stores! {
         let owed = won(stores.decide(ALICE, &asked, Verdict::Approve, start).await);
         let later = start + seconds(9);
         assert!(stores.ledger.owe_again(&owed, later).await.unwrap().is_none(), "it still is");
-        stores.ledger.settle_delivery(&owed, Delivery::Sent, Some(0), start).await.unwrap();
+        stores.ledger.settle_delivery(&owed, &Settled::SENT, start).await.unwrap();
         let seen = stores.record(&asked.id).await;
         let attempts = join_all((0..10).map(|_| stores.ledger.owe_again(&seen, later))).await;
         let won: Vec<_> = attempts.into_iter().filter_map(Result::unwrap).collect();
@@ -467,7 +468,7 @@ on_all_stores! {
         assert!(stores.claim(start).await.is_empty());
         assert_eq!(stores.claim(due).await, [asked.id.as_str()]);
 
-        stores.ledger.settle_delivery(&record, Delivery::Sent, None, start).await.unwrap();
+        stores.ledger.settle_delivery(&record, &Settled::SENT, start).await.unwrap();
         stores.ledger.postpone(&record, start).await.unwrap();
         assert!(stores.claim(start + seconds(60)).await.is_empty(), "what is sent stays sent");
     }
@@ -693,8 +694,8 @@ impl Stores {
     async fn send(&self, session: &SessionId, signal: &str, rank: i64) -> Sent {
         let (request, _) = names();
         let only_while = &self.courier.look(&request, session).await.unwrap();
-        let (request, document) = (&request, "{}");
-        let outgoing = Outgoing { request, session, signal, document, rank, only_while };
+        let (request, document, aloud) = (&request, "{}", true);
+        let outgoing = Outgoing { request, session, signal, document, rank, aloud, only_while };
         self.courier.send(&outgoing).await.unwrap()
     }
 }
@@ -747,13 +748,13 @@ on_all_stores! {
 
     async fn a_signal_is_under_its_key_when_its_message_arrives(stores: Stores) {
         let (_, session) = names();
-        assert_eq!(stores.send(&session, "unheard", 1).await, Sent::Published { listeners: 0 });
+        assert_eq!(reached(&stores.send(&session, "unheard", 1).await), 0);
         let mut first = stores.listen(&session).await;
-        assert_eq!(stores.send(&session, "heard", 2).await, Sent::Published { listeners: 1 });
+        assert_eq!(reached(&stores.send(&session, "heard", 2).await), 1);
         assert_eq!(first.recv().await.unwrap(), "heard");
         assert_eq!(stores.courier.signal(&session).await.unwrap().as_deref(), Some("heard"));
         let mut second = stores.listen(&session).await;
-        assert_eq!(stores.send(&session, "{\"거절\"}", 3).await, Sent::Published { listeners: 2 });
+        assert_eq!(reached(&stores.send(&session, "{\"거절\"}", 3).await), 2);
         for listener in [&mut first, &mut second] {
             assert_eq!(listener.recv().await.unwrap(), "{\"거절\"}");
         }
@@ -790,7 +791,8 @@ on_all_stores! {
         let mut listener = stores.listen(&session).await;
         let send_seeing = async |signal, only_while: Seen| {
             let (request, session, only_while) = (&id, &session, &only_while);
-            let outgoing = Outgoing { request, session, signal, document: "{}", rank: 1, only_while };
+            let (document, rank, aloud) = ("{}", 1, true);
+            let outgoing = Outgoing { request, session, signal, document, rank, aloud, only_while };
             stores.courier.send(&outgoing).await.unwrap()
         };
         let send = async |signal, pointer: &SessionPointer| {
@@ -798,10 +800,10 @@ on_all_stores! {
             send_seeing(signal, Seen { pointer: pointer.clone(), ..now }).await
         };
         let nothing = stores.courier.session(&session).await.unwrap();
-        assert_eq!(send("to nobody in particular", &nothing).await, Sent::Published { listeners: 1 });
+        assert_eq!(reached(&send("to nobody in particular", &nothing).await), 1);
         stores.courier.put_session(&session, "{\"requestId\":\"req_1\"}", false).await.unwrap();
         let one = stores.courier.session(&session).await.unwrap();
-        assert_eq!(send("for one", &one).await, Sent::Published { listeners: 1 });
+        assert_eq!(reached(&send("for one", &one).await), 1);
         stores.courier.put_session(&session, "{\"requestId\":\"req_2\"}", false).await.unwrap();
         for stale in [&nothing, &one] {
             assert_eq!(send("stale", stale).await, Sent::Changed);
@@ -814,7 +816,7 @@ on_all_stores! {
         assert_eq!(stores.courier.signal(&session).await.unwrap().as_deref(), Some("for one"));
         stores.let_expire(&format!("hitl:session:{session}"), 3600).await;
         assert_eq!(send("stale", &one).await, Sent::Changed);
-        assert_eq!(send("last", &nothing).await, Sent::Published { listeners: 1 });
+        assert_eq!(reached(&send("last", &nothing).await), 1);
         for expected in ["to nobody in particular", "for one", "last"] {
             assert_eq!(listener.recv().await.unwrap(), expected);
         }
