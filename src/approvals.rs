@@ -196,12 +196,14 @@ impl Attempt<'_> {
         let held_for = if matches!(sending, Sending::Later) { TimeDelta::zero() } else { LEASE };
         let (caller, now) = (self.caller, self.now);
         let writing = Writing { candidate, decision: Some(&decision), caller, now, held_for };
+        crash_point!("deciding");
         let recorded = match self.core.ledger.record_decision(&writing).await {
             Err(error @ LedgerError::Unavailable(_)) => self.confirm(&decision, error).await?,
             recorded => recorded?,
         };
         match recorded {
             Recorded::Won(record) => {
+                crash_point!("decided");
                 info!(session_id = %record.session, outcome = decision.verdict.status(), "decided");
                 match sending {
                     Sending::Now => send_now(self.core, &record, None).await,
@@ -288,7 +290,10 @@ fn hide_from_strangers(problem: OpenProblem, caller: &Caller) -> Problem {
 /// Sends the signal of a decision just recorded. A failure is no matter: it stays owed.
 async fn send_now(core: &Core, record: &Record, seen: Option<Seen>) {
     match delivery::deliver(core, record, seen).await {
-        Ok(settled) => note_later(core, record, settled),
+        Ok(settled) => {
+            crash_point!("signalled");
+            note_later(core, record, settled);
+        }
         Err(error) => warn!(request_id = %record.id, %error, "decided; the relay will signal it"),
     }
 }
@@ -301,6 +306,7 @@ fn note_later(core: &Core, record: &Record, settled: Settled) {
         async move {
             let Settled { delivery, listeners } = settled;
             let noted = core.ledger.settle_delivery(&record, delivery, listeners, now).await;
+            crash_point!("noted");
             if let Err(error) = noted {
                 warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
             }
@@ -322,6 +328,7 @@ async fn send_if_asked_again(core: &Core, id: &RequestId, record: &Record) -> Re
         && pointer.allows(id)
         && let Some(record) = core.ledger.owe_again(record, core.clock.now()).await?
     {
+        crash_point!("owed-again");
         info!(request_id = %id, "the agent asked again; it is told again");
         let document = Some(asked.request.document);
         send_now(core, &record, Some(Seen { pointer, document })).await;
@@ -343,6 +350,7 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
     let writing = Writing { candidate, decision: None, caller, now, held_for: LEASE };
     match core.ledger.register(&writing).await? {
         Registered::New(record) => {
+            crash_point!("registered");
             info!(request_id = %record.id, session_id = %record.session, user = %caller.user,
                 tenant = %caller.tenant, "registered");
             match delivery::announce(core, &record, false).await {

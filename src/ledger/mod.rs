@@ -280,6 +280,7 @@ impl Ledger {
             let waits = row.task_status.as_deref() == Some(TaskStatus::WaitingApproval.as_str());
             let record = row.into_record()?;
             if waits {
+                crash_point!("task-waits");
                 // The task has other requests. If one of them was decided at this very moment,
                 // neither decision saw the other's; looking again after both does.
                 let task = &record.task;

@@ -87,6 +87,7 @@ impl PgLedger {
         if row.has_task() {
             return Ok(Some(row));
         }
+        crash_point!("task-taken");
         // Another tenant's request made a task of this name at the same moment: take a new one.
         bind_writing(
             sqlx::query_as(concat!(
