@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use crate::helpers::{Asked, unique};
 use crate::history::{Aftermath, Call, Choice, Delivered, Ended, History, Row, check};
 use crate::report::Report;
-use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, free_port};
+use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, free_port, kill};
 
 /// Shared with the Auth server.
 pub const SECRET: &str = "a secret that the Auth server shares with us";
@@ -85,6 +85,28 @@ impl Replica {
     /// `kill -9`, unless it is gone already.
     pub fn kill(&mut self) {
         self.running = None;
+    }
+
+    /// Waits up to 10 s for the process to end by itself; says whether it did.
+    pub async fn dies(&mut self) -> bool {
+        let began = Instant::now();
+        while self.is_alive() {
+            if began.elapsed() > PATIENCE {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        true
+    }
+
+    /// It stays there, and does nothing.
+    pub fn freeze(&mut self) {
+        kill("-STOP", self.process().pid());
+    }
+
+    /// It goes on.
+    pub fn thaw(&mut self) {
+        kill("-CONT", self.process().pid());
     }
 
     /// Whether the process is still there.
@@ -155,14 +177,16 @@ impl World {
         world
     }
 
+    /// Another replica with the settings of the first, not started yet.
+    pub fn another_replica(&self) -> Replica {
+        let variables = self.replicas[0].variables.iter();
+        let variables = variables.map(|(name, value)| (name.as_str(), value.clone()));
+        Replica::new(&variables.collect::<Vec<_>>())
+    }
+
     /// One more replica with the settings of the first, not started yet.
     pub fn add_replica(&mut self) -> &mut Replica {
-        let variables = self.replicas[0].variables.clone();
-        let variables = variables
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.clone()))
-            .collect::<Vec<_>>();
-        self.replicas.push(Replica::new(&variables));
+        self.replicas.push(self.another_replica());
         self.replicas.last_mut().unwrap()
     }
 
@@ -202,7 +226,8 @@ impl World {
         let rows: Vec<Columns> = sqlx::query_as(
             "SELECT request_id, session_id, status, decided_by,
                     floor(extract(epoch FROM decided_at))::bigint, reason, delivery,
-                    EXISTS (SELECT 1 FROM agent_task t WHERE t.task_id = r.task_id)
+                    EXISTS (SELECT 1 FROM agent_task t
+                             WHERE t.task_id = r.task_id AND t.tenant_id = r.tenant_id)
                FROM hitl_request r",
         )
         .fetch_all(&mut self.database().await)
@@ -399,7 +424,8 @@ impl People {
         Ended::Unknown
     }
 
-    fn understand(&self, request: &str, choice: &Choice, status: u16, body: &Value) -> Ended {
+    /// What an answer says.
+    pub fn understand(&self, request: &str, choice: &Choice, status: u16, body: &Value) -> Ended {
         let data = &body["data"];
         match status {
             200 => {

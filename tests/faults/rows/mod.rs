@@ -6,6 +6,7 @@ use crate::report::{Report, Scale};
 
 mod crashes;
 mod racing;
+mod resets;
 
 type Running<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
@@ -30,5 +31,6 @@ macro_rules! rows {
 
 rows! {
     "1" "racing decisions on two replicas, one of them killed every 2 s" racing::racing_decisions;
+    "2" "clients that reset their connection mid-decision, at 1 ms steps" resets::client_resets;
     "4" "Postgres stopped at once (immediate) under load" crashes::postgres_crash;
 }
