@@ -500,11 +500,6 @@ pub struct RequestRow {
 }
 
 impl RequestRow {
-    /// Whether the statement that wrote the request wrote its task, too.
-    fn has_task(&self) -> bool {
-        self.task_status.is_some()
-    }
-
     fn into_record(self) -> Result<Record> {
         let odd =
             |what: &str| LedgerError::Inconsistent(format!("a request's {what} is not valid"));

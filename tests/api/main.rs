@@ -20,6 +20,7 @@ mod lifecycle;
 mod processes;
 mod registration;
 mod relay;
+#[allow(dead_code, reason = "`scripts/faults` uses the rest")]
 mod servers;
 mod stores;
 mod subscriber;
