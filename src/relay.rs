@@ -86,9 +86,12 @@ async fn send_one(core: Core, record: Record) -> Option<Delivery> {
             crash_point!("relay-signalled");
             let delivery = settled.delivery;
             info!(request_id = %record.id, ?delivery, "the relay delivered what was owed");
-            let noted =
-                core.ledger.settle_delivery(&record, delivery, settled.listeners, now).await;
-            if let Err(error) = noted {
+            let noting = async {
+                // Whoever decided may have died before looking at the task again.
+                core.ledger.release_task(&record.task, now).await?;
+                core.ledger.settle_delivery(&record, delivery, settled.listeners, now).await
+            };
+            if let Err(error) = noting.await {
                 warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
             }
             Some(delivery)

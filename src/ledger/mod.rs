@@ -283,8 +283,7 @@ impl Ledger {
                 crash_point!("task-waits");
                 // The task has other requests. If one of them was decided at this very moment,
                 // neither decision saw the other's; looking again after both does.
-                let task = &record.task;
-                let _released = on_engine!(self, ledger => ledger.release_task(task, writing.now));
+                let _released = self.release_task(&record.task, writing.now).await;
             }
             return Ok(Recorded::Won(record));
         }
@@ -292,6 +291,14 @@ impl Ledger {
         standing.map(Recorded::Lost).ok_or_else(|| {
             LedgerError::Inconsistent("a request was neither decided nor found".to_owned())
         })
+    }
+
+    /// Lets a task go on that waits for nothing any more.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer; the task's next step lets it go on, too.
+    pub async fn release_task(&self, task: &TaskId, now: DateTime<Utc>) -> Result<bool> {
+        on_engine!(self, ledger => ledger.release_task(task, now))
     }
 
     /// Registers a pending request and makes its task wait; all or nothing.
@@ -417,7 +424,8 @@ impl Ledger {
                 let after = match before.after(step.clone(), now) {
                     Ok(after) => after,
                     // What it waited for may have expired, which nobody reports.
-                    Err(TaskRefusal::State(TaskStatus::WaitingApproval)) if on_engine!(self, ledger => ledger.release_task(id, now))? =>
+                    Err(TaskRefusal::State(TaskStatus::WaitingApproval))
+                        if self.release_task(id, now).await? =>
                     {
                         continue;
                     }

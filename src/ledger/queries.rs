@@ -174,7 +174,6 @@ macro_rules! ledger_queries {
                 .map(|done| done.rows_affected() == 1)
             }
 
-            /// Lets a task go on that waits for nothing any more.
             pub async fn release_task(
                 &self,
                 id: &TaskId,
