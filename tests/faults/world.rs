@@ -21,7 +21,7 @@ use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use crate::helpers::{Asked, unique};
+use crate::helpers::{Asked, eventually, unique};
 use crate::history::{Aftermath, Call, Choice, Delivered, Ended, History, Row, check};
 use crate::report::Report;
 use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, free_port, kill};
@@ -87,11 +87,11 @@ impl Replica {
         self.running = None;
     }
 
-    /// Waits up to 10 s for the process to end by itself; says whether it did.
-    pub async fn dies(&mut self) -> bool {
+    /// Waits for the process to end by itself; says whether it did.
+    pub async fn dies_within(&mut self, limit: Duration) -> bool {
         let began = Instant::now();
         while self.is_alive() {
-            if began.elapsed() > PATIENCE {
+            if began.elapsed() > limit {
                 return false;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -280,6 +280,21 @@ impl World {
         None
     }
 
+    /// Waits up to 10 s until what a request owes Redis is there, or need not be any more.
+    pub async fn delivered(&self, request: &str) {
+        let mut database = self.database().await;
+        let query = "SELECT delivery FROM hitl_request WHERE request_id = $1";
+        eventually(async || {
+            let delivery: Option<String> = sqlx::query_scalar(query)
+                .bind(request)
+                .fetch_optional(&mut database)
+                .await
+                .unwrap();
+            delivery.filter(|delivery| delivery != "owed").map(drop)
+        })
+        .await;
+    }
+
     /// All there is now.
     pub async fn aftermath(&self) -> Aftermath {
         self.listener.caught_up(self.agents().await).await;
@@ -424,6 +439,35 @@ impl People {
         Ended::Unknown
     }
 
+    /// Registers a request over HTTP as its user; says the answer's status.
+    pub async fn register(&self, base: &str, asked: &Asked) -> Option<u16> {
+        let mut body = json!({ "requestId": asked.id, "sessionId": asked.session });
+        for field in ["actionType", "context", "taskId", "expiresInSeconds"] {
+            if let Some(value) = asked.document.get(field) {
+                body[field] = value.clone();
+            }
+        }
+        let url = format!("{base}/api/aura/hitl/requests");
+        let sent = self.call(reqwest::Method::POST, &url, "user123").json(&body).send().await;
+        sent.ok().map(|answer| answer.status().as_u16())
+    }
+
+    /// `GET signals`: the signal, or `None` when there is none; an error is the answer's status.
+    pub async fn poll(
+        &self,
+        base: &str,
+        session: &str,
+        wanted: Option<&str>,
+    ) -> Result<Option<String>, u16> {
+        let url = format!("{base}/api/aura/hitl/signals/{session}");
+        let call = self.call(reqwest::Method::GET, &url, "user123");
+        let call = wanted.iter().fold(call, |call, id| call.query(&[("requestId", id)]));
+        let answer = call.send().await.map_err(|_broken| 0_u16)?;
+        let status = answer.status().as_u16();
+        let body = answer.json::<Value>().await.map_err(|_broken| 0_u16)?;
+        if status == 200 { Ok(body["data"].as_str().map(ToOwned::to_owned)) } else { Err(status) }
+    }
+
     /// What an answer says.
     pub fn understand(&self, request: &str, choice: &Choice, status: u16, body: &Value) -> Ended {
         let data = &body["data"];
@@ -487,7 +531,7 @@ impl People {
 
 /// Hears every message on every session's channel; comes back when Redis does.
 pub struct Listener {
-    heard: Arc<Mutex<Vec<(String, String)>>>,
+    heard: Arc<Mutex<Vec<(Instant, String, String)>>>,
     marks: Arc<AtomicUsize>,
     listening: JoinHandle<()>,
 }
@@ -518,7 +562,8 @@ impl Listener {
                             continue;
                         }
                         let session = channel.strip_prefix("hitl:channel:").unwrap().to_owned();
-                        hearing.lock().unwrap().push((session, message.get_payload().unwrap()));
+                        let text = message.get_payload().unwrap();
+                        hearing.lock().unwrap().push((Instant::now(), session, text));
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -530,7 +575,14 @@ impl Listener {
 
     /// Session and text of every message so far, in order.
     pub fn heard(&self) -> Vec<(String, String)> {
-        self.heard.lock().unwrap().clone()
+        let heard = self.heard.lock().unwrap();
+        heard.iter().map(|(_at, session, text)| (session.clone(), text.clone())).collect()
+    }
+
+    /// When a session first heard something since then.
+    pub fn heard_since(&self, session: &str, since: Instant) -> Option<Instant> {
+        let heard = self.heard.lock().unwrap();
+        heard.iter().find(|(at, to, _text)| to == session && *at >= since).map(|(at, ..)| *at)
     }
 
     /// Waits until everything published so far has been heard: Redis keeps the order.

@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use crate::report::{Report, Scale};
 
+mod crash_points;
 mod crashes;
 mod racing;
 mod resets;
@@ -32,5 +33,6 @@ macro_rules! rows {
 rows! {
     "1" "racing decisions on two replicas, one of them killed every 2 s" racing::racing_decisions;
     "2" "clients that reset their connection mid-decision, at 1 ms steps" resets::client_resets;
+    "3" "a crash at each step from commit to mark" crash_points::crash_at_each_step;
     "4" "Postgres stopped at once (immediate) under load" crashes::postgres_crash;
 }
