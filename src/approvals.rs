@@ -99,7 +99,7 @@ pub async fn decide(
             };
             // What cannot be read is not what the ledger knows.
             return match problem {
-                OpenProblem::Unreadable(_) => attempt.on_standing(record, true),
+                OpenProblem::Unreadable(_) => attempt.on_standing(record, true).await,
                 OpenProblem::Courier(_) => attempt.on_record(record, None, Sending::Later).await,
             };
         }
@@ -153,7 +153,7 @@ impl Attempt<'_> {
                 && (found.request.is_pending() || record.state == State::Pending)
         });
         if record.state != State::Pending || is_altered {
-            return self.on_standing(record, is_altered);
+            return self.on_standing(record, is_altered).await;
         }
         let candidate = Candidate {
             request: ApprovalRequest::read(self.id, record.document)
@@ -168,7 +168,16 @@ impl Attempt<'_> {
     }
 
     /// Something stands in the ledger that this attempt cannot change.
-    fn on_standing(self, record: Record, is_altered: bool) -> Result<Decided> {
+    async fn on_standing(self, record: Record, is_altered: bool) -> Result<Decided> {
+        let is_over = record.state == State::Pending
+            && record.tenant == self.caller.tenant
+            && self.now >= record.expires_at;
+        // Nobody is told so while somebody who came in time may still be on the way.
+        let record = if is_over {
+            self.core.ledger.expire(self.id, self.now).await?.unwrap_or(record)
+        } else {
+            record
+        };
         let decision = settle(&record, is_altered, self.caller, &self.verdict, self.now)
             .inspect_err(|refusal| warn_if_altered(refusal, self.id))?;
         Ok(Decided { session: record.session, decision })
@@ -186,11 +195,12 @@ impl Attempt<'_> {
             decision::decide(candidate, pointer, self.caller, verdict, self.now, self.core.policy);
         // What Redis says to be a stranger's may be registered here; and if it is not, it is looked
         // up as an id that does not exist would be, so that an outage does not tell them apart.
-        if decision == Err(Refusal::NotFound)
+        // Whether a registered one's time ran out undecided, only the ledger can tell.
+        if matches!(decision, Err(Refusal::NotFound | Refusal::Expired))
             && let Some(record) = self.core.ledger.find_request(self.id).await?
         {
             let is_altered = !is_same(&record, candidate);
-            return self.on_standing(record, is_altered);
+            return self.on_standing(record, is_altered).await;
         }
         let decision = decision?;
         let held_for = if matches!(sending, Sending::Later) { TimeDelta::zero() } else { LEASE };
@@ -217,7 +227,7 @@ impl Attempt<'_> {
                 let standing = record.clone();
                 let (core, id) = (self.core, self.id);
                 let is_altered = !is_same(&record, candidate);
-                let decided = self.on_standing(record, is_altered)?;
+                let decided = self.on_standing(record, is_altered).await?;
                 if was_sent {
                     send_if_asked_again(core, id, &standing).await?;
                 }

@@ -322,6 +322,16 @@ impl Ledger {
         row.map(RequestRow::into_record).transpose()
     }
 
+    /// Closes a pending request whose time is over: no decision that is still under way can be
+    /// recorded from then on. The row as it stands then; one that was decided first stays so.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn expire(&self, id: &RequestId, now: DateTime<Utc>) -> Result<Option<Record>> {
+        on_engine!(self, ledger => ledger.expire(id, now))?;
+        self.find_request(id).await
+    }
+
     /// The tenant's last decided request of a session.
     ///
     /// # Errors
