@@ -399,6 +399,16 @@ impl People {
 
     /// One click, recorded.
     pub async fn decide(&self, base: &str, request: &str, choice: &Choice) -> Ended {
+        self.click(base, request, choice).await.0
+    }
+
+    /// The same, with the answer's status and body.
+    pub async fn click(
+        &self,
+        base: &str,
+        request: &str,
+        choice: &Choice,
+    ) -> (Ended, Option<(u16, Value)>) {
         let verb = if choice.status == "approved" { "approve" } else { "reject" };
         let mut body = json!({ "userId": choice.by });
         if let Some(reason) = &choice.reason {
@@ -406,22 +416,22 @@ impl People {
         }
         let url = format!("{base}/api/aura/hitl/{verb}/{request}");
         let sent = self.call(reqwest::Method::POST, &url, &choice.by).json(&body).send().await;
-        let ended = match sent {
-            Err(_broken) => Ended::Unknown,
+        let answer = match sent {
+            Err(_broken) => None,
             Ok(response) => {
                 let status = response.status().as_u16();
-                match response.json::<Value>().await {
-                    Ok(body) => self.understand(request, choice, status, &body),
-                    Err(_broken) => Ended::Unknown,
-                }
+                response.json::<Value>().await.ok().map(|body| (status, body))
             }
         };
+        let ended = answer.as_ref().map_or(Ended::Unknown, |(status, body)| {
+            self.understand(request, choice, *status, body)
+        });
         self.history.record(Call {
             request: request.to_owned(),
             choice: choice.clone(),
             ended: ended.clone(),
         });
-        ended
+        (ended, answer)
     }
 
     /// Clicks until it is known what stands, as a person does who got no answer.
@@ -615,6 +625,12 @@ pub async fn at_once<T, R>(
         .buffer_unordered(people)
         .collect()
         .await
+}
+
+/// Numbers between -1 and 1, spread evenly, the same in every run.
+pub fn spread(place: usize) -> f64 {
+    let golden = 0.618_033_988_749_895 * place as f64;
+    2.0 * golden.fract() - 1.0
 }
 
 /// The smallest value that so many percent do not exceed.

@@ -35,4 +35,6 @@ rows! {
     "2" "clients that reset their connection mid-decision, at 1 ms steps" resets::client_resets;
     "3" "a crash at each step from commit to mark" crash_points::crash_at_each_step;
     "4" "Postgres stopped at once (immediate) under load" crashes::postgres_crash;
+    "12" "the same decision and its opposite, a hundred clicks at once" racing::retry_and_opposite;
+    "16" "decisions within 100 ms of the end of a request's time" racing::expiry_race;
 }
