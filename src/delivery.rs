@@ -53,6 +53,7 @@ pub async fn deliver(
 pub async fn announce(core: &Core, record: &Record, late: bool) -> Result<Settled, Undelivered> {
     // Never over what is there: by now that may be the decided request.
     core.courier.put_request(&record.id, &record.document, true).await?;
+    crash_point!("announcing");
     let there = core.courier.session(&record.session).await?;
     if may_reach(core, record, &there).await? || !somebody_waits(core, &there).await? {
         let user = record.user.as_ref().map_or("", |user| user.as_str());

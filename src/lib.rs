@@ -13,6 +13,9 @@
 //! Decided, signalled and acted on are three different facts. SQL knows the first two; only the
 //! agent knows the third.
 
+#[macro_use]
+mod crash;
+
 pub mod api;
 pub mod app;
 pub mod approvals;

@@ -103,6 +103,9 @@ pub async fn run_once(core: &Core) -> Result<Round, LedgerError> {
         return Ok(Round::default());
     }
     let due = core.ledger.claim_owed(core.clock.now(), BATCH).await?;
+    if !due.is_empty() {
+        crash_point!("relay-claimed");
+    }
     let outcomes = futures_util::stream::iter(due)
         .map(|record| send_one(core.clone(), record))
         .buffer_unordered(AT_ONCE)
@@ -120,10 +123,15 @@ async fn send_one(core: Core, record: Record) -> Option<Delivery> {
     let now = core.clock.now();
     match deliver(&core, &record, None).await {
         Ok(settled) => {
+            crash_point!("relay-signalled");
             let delivery = settled.delivery;
             info!(request_id = %record.id, ?delivery, "the relay delivered what was owed");
-            let noted = core.ledger.settle_delivery(&record, &settled, now).await;
-            if let Err(error) = noted {
+            let noting = async {
+                // Whoever decided may have died before looking at the task again.
+                core.ledger.release_task(&record.task, now).await?;
+                core.ledger.settle_delivery(&record, &settled, now).await
+            };
+            if let Err(error) = noting.await {
                 warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
             }
             Some(delivery)

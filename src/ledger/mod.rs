@@ -284,10 +284,10 @@ impl Ledger {
             let waits = row.task_status.as_deref() == Some(TaskStatus::WaitingApproval.as_str());
             let record = row.into_record()?;
             if waits {
+                crash_point!("task-waits");
                 // The task has other requests. If one of them was decided at this very moment,
                 // neither decision saw the other's; looking again after both does.
-                let task = &record.task;
-                let _released = on_engine!(self, ledger => ledger.release_task(task, writing.now));
+                let _released = self.release_task(&record.task, writing.now).await;
             }
             return Ok(Recorded::Won(record));
         }
@@ -295,6 +295,14 @@ impl Ledger {
         standing.map(Recorded::Lost).ok_or_else(|| {
             LedgerError::Inconsistent("a request was neither decided nor found".to_owned())
         })
+    }
+
+    /// Lets a task go on that waits for nothing any more.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer; the task's next step lets it go on, too.
+    pub async fn release_task(&self, task: &TaskId, now: DateTime<Utc>) -> Result<bool> {
+        on_engine!(self, ledger => ledger.release_task(task, now))
     }
 
     /// Registers a pending request and makes its task wait; all or nothing.
@@ -316,6 +324,16 @@ impl Ledger {
     pub async fn find_request(&self, id: &RequestId) -> Result<Option<Record>> {
         let row = on_engine!(self, ledger => ledger.find_request(id))?;
         row.map(RequestRow::into_record).transpose()
+    }
+
+    /// Closes a pending request whose time is over: no decision that is still under way can be
+    /// recorded from then on. The row as it stands then; one that was decided first stays so.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn expire(&self, id: &RequestId, now: DateTime<Utc>) -> Result<Option<Record>> {
+        on_engine!(self, ledger => ledger.expire(id, now))?;
+        self.find_request(id).await
     }
 
     /// The tenant's last decided request of a session.
@@ -430,7 +448,8 @@ impl Ledger {
                 let after = match before.after(step.clone(), now) {
                     Ok(after) => after,
                     // What it waited for may have expired, which nobody reports.
-                    Err(TaskRefusal::State(TaskStatus::WaitingApproval)) if on_engine!(self, ledger => ledger.release_task(id, now))? =>
+                    Err(TaskRefusal::State(TaskStatus::WaitingApproval))
+                        if self.release_task(id, now).await? =>
                     {
                         continue;
                     }
@@ -514,11 +533,6 @@ pub struct RequestRow {
 }
 
 impl RequestRow {
-    /// Whether the statement that wrote the request wrote its task, too.
-    fn has_task(&self) -> bool {
-        self.task_status.is_some()
-    }
-
     fn into_record(self) -> Result<Record> {
         let odd =
             |what: &str| LedgerError::Inconsistent(format!("a request's {what} is not valid"));

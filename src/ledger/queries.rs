@@ -22,6 +22,18 @@ macro_rules! ledger_queries {
                     .await
             }
 
+            pub async fn expire(&self, id: &RequestId, now: DateTime<Utc>) -> sqlx::Result<()> {
+                sqlx::query(
+                    "UPDATE hitl_request SET status = 'expired'
+                      WHERE request_id = $1 AND status = 'pending' AND expires_at <= $2",
+                )
+                .bind(id.as_str())
+                .bind(now)
+                .execute(&self.pool)
+                .await
+                .map(drop)
+            }
+
             pub async fn newest_decided(
                 &self,
                 session: &SessionId,
@@ -200,7 +212,6 @@ macro_rules! ledger_queries {
                 .map(|done| done.rows_affected() == 1)
             }
 
-            /// Lets a task go on that waits for nothing any more.
             pub async fn release_task(
                 &self,
                 id: &TaskId,

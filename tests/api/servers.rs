@@ -395,8 +395,10 @@ impl PrivatePostgres {
 
 impl Drop for PrivatePostgres {
     fn drop(&mut self) {
-        if self.server.is_some() {
-            self.thaw();
+        if let Some(server) = &self.server {
+            // It may be frozen, in part or whole; what has ended meanwhile need not go on.
+            let pids = self.backends().chain([server.0.id().to_string()]);
+            pids.for_each(|pid| drop(Command::new("kill").args(["-CONT", &pid]).output()));
             self.crash();
         }
     }

@@ -843,3 +843,47 @@ async fn a_key_of_another_type_in_redis_is_no_request_no_session_and_no_failure(
     assert_eq!(found.document, "");
     assert!(!stores.courier.session(&session).await.unwrap().allows(&id));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_another_tenant_takes_at_this_moment_leaves_a_decision_whole_or_not_made() {
+    let stores = Stores::open(Mode::Production).await;
+    // Half a decision would have to be put right by a second write, and none may be needed.
+    for statement in [
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
+         'BEGIN RAISE EXCEPTION ''a request is never written twice''; END'",
+        "CREATE TRIGGER once BEFORE UPDATE ON hitl_request FOR EACH ROW EXECUTE FUNCTION fail()",
+    ] {
+        stores.sql(statement).await.unwrap();
+    }
+    let pool = stores.postgres.as_ref().unwrap();
+    let foreign = new_task(&unique("task"), MALLORY, now());
+    let asked = Asked::new().with("taskId", json!(foreign.id.as_str()));
+    let mut taking = pool.begin().await.unwrap();
+    sqlx::query(
+        "INSERT INTO agent_task (task_id, user_id, tenant_id, task_type, status, created_at, updated_at)
+         VALUES ($1, 'mallory', 'tenant2', 'mail_summary', 'REQUESTED', $2, $2)",
+    )
+    .bind(foreign.id.as_str())
+    .bind(foreign.created_at)
+    .execute(&mut *taking)
+    .await
+    .unwrap();
+    let taken = async {
+        eventually(async || {
+            let waiting = "SELECT count(*) FROM pg_stat_activity
+                            WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(pool).await.unwrap();
+            (waiting > 0).then_some(())
+        })
+        .await;
+        taking.commit().await.unwrap();
+    };
+    let (recorded, ()) =
+        futures_util::future::join(stores.decide(ALICE, &asked, Verdict::Approve, now()), taken)
+            .await;
+    let record = won(recorded);
+    assert_ne!(record.task, foreign.id);
+    assert!(stores.task("tenant1", record.task.as_str()).await.is_some());
+    let untouched = stores.task("tenant2", foreign.id.as_str()).await.unwrap();
+    assert_eq!((untouched.status, untouched.hitl_request_id), (TaskStatus::Requested, None));
+}

@@ -21,10 +21,10 @@ use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use crate::helpers::{Asked, unique};
+use crate::helpers::{Asked, eventually, unique};
 use crate::history::{Aftermath, Call, Choice, Delivered, Ended, History, Row, check};
 use crate::report::Report;
-use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, free_port};
+use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, free_port, kill};
 
 /// Shared with the Auth server.
 pub const SECRET: &str = "a secret that the Auth server shares with us";
@@ -85,6 +85,28 @@ impl Replica {
     /// `kill -9`, unless it is gone already.
     pub fn kill(&mut self) {
         self.running = None;
+    }
+
+    /// Waits for the process to end by itself; says whether it did.
+    pub async fn dies_within(&mut self, limit: Duration) -> bool {
+        let began = Instant::now();
+        while self.is_alive() {
+            if began.elapsed() > limit {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        true
+    }
+
+    /// It stays there, and does nothing.
+    pub fn freeze(&mut self) {
+        kill("-STOP", self.process().pid());
+    }
+
+    /// It goes on.
+    pub fn thaw(&mut self) {
+        kill("-CONT", self.process().pid());
     }
 
     /// Whether the process is still there.
@@ -157,9 +179,14 @@ impl World {
         world
     }
 
+    /// Another replica, not started yet.
+    pub fn another_replica(&self) -> Replica {
+        Replica::new(&self.variables)
+    }
+
     /// One more replica, not started yet.
     pub fn add_replica(&mut self) -> &mut Replica {
-        self.replicas.push(Replica::new(&self.variables));
+        self.replicas.push(self.another_replica());
         self.replicas.last_mut().unwrap()
     }
 
@@ -199,7 +226,8 @@ impl World {
         let rows: Vec<Columns> = sqlx::query_as(
             "SELECT request_id, session_id, status, decided_by,
                     floor(extract(epoch FROM decided_at))::bigint, reason, delivery,
-                    EXISTS (SELECT 1 FROM agent_task t WHERE t.task_id = r.task_id)
+                    EXISTS (SELECT 1 FROM agent_task t
+                             WHERE t.task_id = r.task_id AND t.tenant_id = r.tenant_id)
                FROM hitl_request r",
         )
         .fetch_all(&mut self.database().await)
@@ -250,6 +278,21 @@ impl World {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         None
+    }
+
+    /// Waits up to 10 s until what a request owes Redis is there, or need not be any more.
+    pub async fn delivered(&self, request: &str) {
+        let mut database = self.database().await;
+        let query = "SELECT delivery FROM hitl_request WHERE request_id = $1";
+        eventually(async || {
+            let delivery: Option<String> = sqlx::query_scalar(query)
+                .bind(request)
+                .fetch_optional(&mut database)
+                .await
+                .unwrap();
+            delivery.filter(|delivery| delivery != "owed").map(drop)
+        })
+        .await;
     }
 
     /// All there is now.
@@ -352,6 +395,16 @@ impl People {
 
     /// One click, recorded.
     pub async fn decide(&self, base: &str, request: &str, choice: &Choice) -> Ended {
+        self.click(base, request, choice).await.0
+    }
+
+    /// The same, with the answer's status and body.
+    pub async fn click(
+        &self,
+        base: &str,
+        request: &str,
+        choice: &Choice,
+    ) -> (Ended, Option<(u16, Value)>) {
         let verb = if choice.status == "approved" { "approve" } else { "reject" };
         let mut body = json!({ "userId": choice.by });
         if let Some(reason) = &choice.reason {
@@ -359,25 +412,25 @@ impl People {
         }
         let url = format!("{base}/api/aura/hitl/{verb}/{request}");
         let sent = self.call(reqwest::Method::POST, &url, &choice.by).json(&body).send().await;
-        let ended = match sent {
-            Err(_broken) => Ended::Unknown,
+        let answer = match sent {
+            Err(_broken) => None,
             Ok(response) => {
                 let status = response.status().as_u16();
                 if matches!(status, 429 | 503) && !response.headers().contains_key("retry-after") {
                     self.surprise(format!("{request}: {status} without Retry-After"));
                 }
-                match response.json::<Value>().await {
-                    Ok(body) => self.understand(request, choice, status, &body),
-                    Err(_broken) => Ended::Unknown,
-                }
+                response.json::<Value>().await.ok().map(|body| (status, body))
             }
         };
+        let ended = answer.as_ref().map_or(Ended::Unknown, |(status, body)| {
+            self.understand(request, choice, *status, body)
+        });
         self.history.record(Call {
             request: request.to_owned(),
             choice: choice.clone(),
             ended: ended.clone(),
         });
-        ended
+        (ended, answer)
     }
 
     /// Clicks until it is known what stands, as a person does who got no answer.
@@ -395,7 +448,37 @@ impl People {
         Ended::Unknown
     }
 
-    fn understand(&self, request: &str, choice: &Choice, status: u16, body: &Value) -> Ended {
+    /// Registers a request over HTTP as its user; says the answer's status.
+    pub async fn register(&self, base: &str, asked: &Asked) -> Option<u16> {
+        let mut body = json!({ "requestId": asked.id, "sessionId": asked.session });
+        for field in ["actionType", "context", "taskId", "expiresInSeconds"] {
+            if let Some(value) = asked.document.get(field) {
+                body[field] = value.clone();
+            }
+        }
+        let url = format!("{base}/api/aura/hitl/requests");
+        let sent = self.call(reqwest::Method::POST, &url, "user123").json(&body).send().await;
+        sent.ok().map(|answer| answer.status().as_u16())
+    }
+
+    /// `GET signals`: the signal, or `None` when there is none; an error is the answer's status.
+    pub async fn poll(
+        &self,
+        base: &str,
+        session: &str,
+        wanted: Option<&str>,
+    ) -> Result<Option<String>, u16> {
+        let url = format!("{base}/api/aura/hitl/signals/{session}");
+        let call = self.call(reqwest::Method::GET, &url, "user123");
+        let call = wanted.iter().fold(call, |call, id| call.query(&[("requestId", id)]));
+        let answer = call.send().await.map_err(|_broken| 0_u16)?;
+        let status = answer.status().as_u16();
+        let body = answer.json::<Value>().await.map_err(|_broken| 0_u16)?;
+        if status == 200 { Ok(body["data"].as_str().map(ToOwned::to_owned)) } else { Err(status) }
+    }
+
+    /// What an answer says.
+    pub fn understand(&self, request: &str, choice: &Choice, status: u16, body: &Value) -> Ended {
         let data = &body["data"];
         match status {
             200 => {
@@ -468,7 +551,7 @@ impl People {
 
 /// Hears every message on every session's channel; comes back when Redis does.
 pub struct Listener {
-    heard: Arc<Mutex<Vec<(String, String)>>>,
+    heard: Arc<Mutex<Vec<(Instant, String, String)>>>,
     marks: Arc<AtomicUsize>,
     listening: JoinHandle<()>,
 }
@@ -499,7 +582,8 @@ impl Listener {
                             continue;
                         }
                         let session = channel.strip_prefix("hitl:channel:").unwrap().to_owned();
-                        hearing.lock().unwrap().push((session, message.get_payload().unwrap()));
+                        let text = message.get_payload().unwrap();
+                        hearing.lock().unwrap().push((Instant::now(), session, text));
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -511,7 +595,14 @@ impl Listener {
 
     /// Session and text of every message so far, in order.
     pub fn heard(&self) -> Vec<(String, String)> {
-        self.heard.lock().unwrap().clone()
+        let heard = self.heard.lock().unwrap();
+        heard.iter().map(|(_at, session, text)| (session.clone(), text.clone())).collect()
+    }
+
+    /// When a session first heard something since then.
+    pub fn heard_since(&self, session: &str, since: Instant) -> Option<Instant> {
+        let heard = self.heard.lock().unwrap();
+        heard.iter().find(|(at, to, _text)| to == session && *at >= since).map(|(at, ..)| *at)
     }
 
     /// Waits until everything published so far has been heard: Redis keeps the order.
@@ -544,6 +635,12 @@ pub async fn at_once<T, R>(
         .buffer_unordered(people)
         .collect()
         .await
+}
+
+/// Numbers between -1 and 1, spread evenly, the same in every run.
+pub fn spread(place: usize) -> f64 {
+    let golden = 0.618_033_988_749_895 * place as f64;
+    2.0 * golden.fract() - 1.0
 }
 
 /// The smallest value that so many percent do not exceed.

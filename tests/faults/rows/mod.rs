@@ -4,10 +4,12 @@ use std::pin::Pin;
 
 use crate::report::{Report, Scale};
 
+mod crash_points;
 mod crashes;
 mod load;
 mod outages;
 mod racing;
+mod resets;
 mod soak;
 
 type Running<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
@@ -33,10 +35,14 @@ macro_rules! rows {
 
 rows! {
     "1" "racing decisions on two replicas, one of them killed every 2 s" racing::racing_decisions;
+    "2" "clients that reset their connection mid-decision, at 1 ms steps" resets::client_resets;
+    "3" "a crash at each step from commit to mark" crash_points::crash_at_each_step;
     "4" "Postgres stopped at once (immediate) under load" crashes::postgres_crash;
     "5" "Redis killed and started again, empty, right after the decisions" outages::redis_wiped;
+    "12" "the same decision and its opposite, a hundred clicks at once" racing::retry_and_opposite;
     "13" "Redis refuses connections" outages::redis_refused;
     "14" "Redis is a black hole: SIGSTOP, or connections on which nothing comes back" outages::redis_black_hole;
+    "16" "decisions within 100 ms of the end of a request's time" racing::expiry_race;
     "18" "writes whose outcome nobody learns: CLIENT PAUSE 1500" outages::ambiguous_writes;
     "19" "Redis out of memory" outages::redis_full;
     "20" "Postgres frozen with SIGSTOP" outages::postgres_frozen;
