@@ -512,17 +512,6 @@ impl People {
         }
     }
 
-    /// Registers a request over HTTP, as agents do that cannot reach Redis.
-    pub async fn register(&self, base: &str, asked: &Asked) -> u16 {
-        let body = json!({
-            "requestId": asked.id, "sessionId": asked.session, "actionType": "send_email",
-            "context": { "to": "a@b.c" },
-        });
-        let url = format!("{base}/api/aura/hitl/requests");
-        let sent = self.call(reqwest::Method::POST, &url, "user123").json(&body).send().await;
-        sent.map_or(0, |answer| answer.status().as_u16())
-    }
-
     fn surprise(&self, what: String) {
         self.surprises.lock().unwrap().push(what);
     }
@@ -560,7 +549,7 @@ pub struct Listener {
 const MARK: &str = "hitl:channel:mark-of-the-harness";
 
 impl Listener {
-    async fn start(url: String) -> Self {
+    pub async fn start(url: String) -> Self {
         let (heard, marks) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicUsize>::default());
         let (hearing, marking) = (heard.clone(), marks.clone());
         let (subscribed, first) = tokio::sync::oneshot::channel();
@@ -591,6 +580,11 @@ impl Listener {
         });
         first.await.unwrap();
         Self { heard, marks, listening }
+    }
+
+    /// From now on nobody is subscribed.
+    pub fn stop(&self) {
+        self.listening.abort();
     }
 
     /// Session and text of every message so far, in order.
