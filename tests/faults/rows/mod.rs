@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use crate::report::{Report, Scale};
 
+mod agents;
 mod crash_points;
 mod crashes;
 mod racing;
@@ -35,6 +36,9 @@ rows! {
     "2" "clients that reset their connection mid-decision, at 1 ms steps" resets::client_resets;
     "3" "a crash at each step from commit to mark" crash_points::crash_at_each_step;
     "4" "Postgres stopped at once (immediate) under load" crashes::postgres_crash;
+    "10" "agents that take any message for their answer, and ask for the next thing" agents::naive_agents;
+    "10b" "two registered requests in one session, relayed in any order" agents::two_in_one_session;
+    "11" "subscribers that come before, with and after the message" agents::late_subscribers;
     "12" "the same decision and its opposite, a hundred clicks at once" racing::retry_and_opposite;
     "16" "decisions within 100 ms of the end of a request's time" racing::expiry_race;
 }
