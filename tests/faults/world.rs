@@ -184,7 +184,16 @@ impl World {
         Replica::new(&self.variables)
     }
 
-    /// One more replica, not started yet.
+    /// A running replica that reaches Postgres and not Redis: what it decides is owed, and due at
+    /// once, to the relays of the others.
+    pub async fn replica_without_redis(&self) -> Replica {
+        let mut replica = self.another_replica();
+        replica.set("REDIS_URL", format!("redis://127.0.0.1:{}", free_port()));
+        replica.start().await;
+        replica
+    }
+
+    /// One more replica not started yet.
     pub fn add_replica(&mut self) -> &mut Replica {
         self.replicas.push(self.another_replica());
         self.replicas.last_mut().unwrap()

@@ -9,7 +9,7 @@ use sqlx::{Connection as _, PgConnection};
 use crate::helpers::{Asked, unique};
 use crate::history::{Choice, Delivered, Ended};
 use crate::report::{Report, Scale};
-use crate::servers::{free_port, kill};
+use crate::servers::kill;
 use crate::world::{Replica, World, ask};
 
 /// From a crash to the signal, or to the keys of what was registered.
@@ -91,9 +91,7 @@ pub async fn crash_at_each_step(scale: Scale, report: &mut Report) {
     }
     let relays =
         RELAY_STEPS.into_iter().cycle().take(times * RELAY_STEPS.len()).collect::<Vec<_>>();
-    let mut away = world.another_replica();
-    away.set("REDIS_URL", format!("redis://127.0.0.1:{}", free_port()));
-    away.start().await;
+    let away = world.replica_without_redis().await;
     for points in relays.chunks(crashers.len()) {
         let round = crash_relays(&mut world, &away, &mut crashers, points).await;
         crashes += round.len();

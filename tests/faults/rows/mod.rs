@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use crate::report::{Report, Scale};
 
+mod agents;
 mod crash_points;
 mod crashes;
 mod load;
@@ -39,6 +40,9 @@ rows! {
     "3" "a crash at each step from commit to mark" crash_points::crash_at_each_step;
     "4" "Postgres stopped at once (immediate) under load" crashes::postgres_crash;
     "5" "Redis killed and started again, empty, right after the decisions" outages::redis_wiped;
+    "10" "agents that take any message for their answer, and ask for the next thing" agents::naive_agents;
+    "10b" "two registered requests in one session, relayed in any order" agents::two_in_one_session;
+    "11" "subscribers that come before, with and after the message" agents::late_subscribers;
     "12" "the same decision and its opposite, a hundred clicks at once" racing::retry_and_opposite;
     "13" "Redis refuses connections" outages::redis_refused;
     "14" "Redis is a black hole: SIGSTOP, or connections on which nothing comes back" outages::redis_black_hole;

@@ -12,7 +12,7 @@ use crate::report::{Report, Scale};
 use crate::world::{Replica, World, ask, at_once, spread};
 
 /// Kills one replica after the other, and starts each again, until told to stop. Says how often.
-async fn kill_in_turn(replicas: &mut [Replica], every: Duration, done: &AtomicBool) -> usize {
+pub async fn kill_in_turn(replicas: &mut [Replica], every: Duration, done: &AtomicBool) -> usize {
     let mut kills = 0;
     while !done.load(Ordering::SeqCst) {
         tokio::time::sleep(every).await;
