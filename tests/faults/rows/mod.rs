@@ -8,6 +8,7 @@ mod agents;
 mod crash_points;
 mod crashes;
 mod racing;
+mod relays;
 mod resets;
 
 type Running<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
@@ -40,5 +41,7 @@ rows! {
     "10b" "two registered requests in one session, relayed in any order" agents::two_in_one_session;
     "11" "subscribers that come before, with and after the message" agents::late_subscribers;
     "12" "the same decision and its opposite, a hundred clicks at once" racing::retry_and_opposite;
+    "15" "four replicas killed in turn while many signals are owed" relays::relays_killed;
     "16" "decisions within 100 ms of the end of a request's time" racing::expiry_race;
+    "17" "nothing can be sent for 301 s" relays::relay_away_for_long;
 }
