@@ -288,7 +288,8 @@ pub async fn naive_agents(scale: Scale, report: &mut Report) {
     report.count(kills, "kills");
     report.count(endings.iter().map(|ending| ending.polls).sum::<usize>(), "polls");
     report.wrongs("took A's signal for B", &wrongs);
-    report.demand(crashes >= sessions / 2, || "too few replicas died where they should".to_owned());
+    // Half of the stories have one.
+    report.demand(crashes * 10 >= sessions * 4, || "too few replicas died in time".to_owned());
     let aftermath = world.check(report, Duration::from_secs(15), Delivered::Settled).await;
     let signals = aftermath.rows.iter().map(|row| (row.request.clone(), row.signal()));
     let signals = signals.collect::<BTreeMap<_, _>>();

@@ -10,6 +10,7 @@ mod crashes;
 mod load;
 mod outages;
 mod racing;
+mod relays;
 mod resets;
 mod soak;
 
@@ -46,7 +47,9 @@ rows! {
     "12" "the same decision and its opposite, a hundred clicks at once" racing::retry_and_opposite;
     "13" "Redis refuses connections" outages::redis_refused;
     "14" "Redis is a black hole: SIGSTOP, or connections on which nothing comes back" outages::redis_black_hole;
+    "15" "four replicas killed in turn while many signals are owed" relays::relays_killed;
     "16" "decisions within 100 ms of the end of a request's time" racing::expiry_race;
+    "17" "nothing can be sent for 301 s" relays::relay_away_for_long;
     "18" "writes whose outcome nobody learns: CLIENT PAUSE 1500" outages::ambiguous_writes;
     "19" "Redis out of memory" outages::redis_full;
     "20" "Postgres frozen with SIGSTOP" outages::postgres_frozen;
