@@ -12,8 +12,10 @@
 mod helpers;
 mod approvals;
 mod auth;
+mod belongings;
 mod forged;
 mod framing;
+mod harmful;
 #[allow(dead_code, reason = "the checker of `scripts/faults`, here only for its own tests")]
 #[path = "../faults/history.rs"]
 mod history;

@@ -1,7 +1,7 @@
 //! What a row works on: a Postgres and a Redis of its own, replicas of the release binary, an
 //! agent that asks, people who click, and somebody who listens to every channel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,14 +14,15 @@ use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::ids::{TenantId, UserId};
 use futures_util::StreamExt as _;
 use redis::aio::MultiplexedConnection;
-use reqwest::Client;
+use reqwest::{Client, Method, RequestBuilder};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use crate::helpers::{Asked, eventually, unique};
+use crate::belongings::Service;
+use crate::helpers::{self, Asked, RawAnswer, Who, eventually, unique};
 use crate::history::{Aftermath, Call, Choice, Delivered, Ended, History, Row, check};
 use crate::report::Report;
 use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, free_port, kill};
@@ -250,29 +251,87 @@ impl World {
         rows.into_iter().map(row).collect()
     }
 
-    /// Every signal key in Redis with its text.
-    pub async fn signal_keys(&self) -> BTreeMap<String, String> {
+    /// Every key in Redis that a pattern names.
+    async fn keys(&self, pattern: &str) -> Vec<String> {
         let mut redis = self.agents().await;
         let mut cursor = 0_u64;
-        let mut found = BTreeMap::new();
+        let mut found = Vec::new();
         loop {
             let (next, keys): (u64, Vec<String>) = redis::cmd("SCAN")
                 .arg(cursor)
-                .arg(&["MATCH", "hitl:signal:*", "COUNT", "1000"])
+                .arg(&["MATCH", pattern, "COUNT", "1000"])
                 .query_async(&mut redis)
                 .await
                 .unwrap();
-            for key in keys {
-                let text: Option<String> =
-                    redis::cmd("GET").arg(&key).query_async(&mut redis).await.unwrap();
-                let session = key.strip_prefix("hitl:signal:").unwrap().to_owned();
-                found.extend(text.map(|text| (session, text)));
-            }
+            found.extend(keys);
             if next == 0 {
                 return found;
             }
             cursor = next;
         }
+    }
+
+    /// Every signal key in Redis with its text.
+    pub async fn signal_keys(&self) -> BTreeMap<String, String> {
+        let mut redis = self.agents().await;
+        let mut found = BTreeMap::new();
+        for key in self.keys("hitl:signal:*").await {
+            let text: Option<String> =
+                redis::cmd("GET").arg(&key).query_async(&mut redis).await.unwrap();
+            let session = key.strip_prefix("hitl:signal:").unwrap().to_owned();
+            found.extend(text.map(|text| (session, text)));
+        }
+        found
+    }
+
+    /// Everything that both stores hold, to see that nothing changed.
+    pub async fn everything(&self) -> BTreeSet<String> {
+        let rows = "SELECT 'hitl_request ' || r::text FROM hitl_request r
+                    UNION ALL SELECT 'agent_task ' || t::text FROM agent_task t";
+        let rows: Vec<String> =
+            sqlx::query_scalar(rows).fetch_all(&mut self.database().await).await.unwrap();
+        let mut all = BTreeSet::from_iter(rows);
+        let mut redis = self.agents().await;
+        for key in self.keys("*").await {
+            let value: Option<Vec<u8>> =
+                redis::cmd("DUMP").arg(&key).query_async(&mut redis).await.unwrap();
+            all.insert(format!("{key} {value:?}"));
+        }
+        all
+    }
+
+    /// Everything once nothing is owed any more.
+    pub async fn settled(&self) -> BTreeSet<String> {
+        self.quiet_within(Duration::from_secs(30)).await.expect("signals are still owed");
+        self.everything().await
+    }
+
+    /// That nothing was written, and that every replica has lived through it without a panic.
+    pub async fn check_untouched(&mut self, report: &mut Report, before: &BTreeSet<String>) {
+        let now = self.everything().await;
+        let changed = before.symmetric_difference(&now).cloned().collect::<Vec<_>>();
+        report.wrongs("changes in the stores", &changed);
+        self.check_alive(report);
+    }
+
+    /// That every replica has lived through it without a panic.
+    pub fn check_alive(&mut self, report: &mut Report) {
+        for replica in &mut self.replicas {
+            report.demand(replica.is_alive(), || "the process is gone".to_owned());
+            let said = replica.process().stdout() + &replica.process().stderr();
+            let panics = said.lines().filter(|line| line.contains("panic"));
+            report.wrongs("panics", &panics.map(ToOwned::to_owned).collect::<Vec<_>>());
+        }
+    }
+
+    /// Sends bytes to the first replica as they are.
+    pub async fn raw(&self, bytes: impl Into<Vec<u8>>) -> RawAnswer {
+        helpers::raw(self.replicas[0].address(), bytes.into()).await
+    }
+
+    /// The first lines of a call on a socket of one's own, up to the token.
+    pub fn head(&self, who: Who<'_>, method: &Method, path: &str) -> String {
+        helpers::head(&self.people.token(who), method, path)
     }
 
     /// Waits until nothing is owed any more. Says how long that took, or `None` when it took
@@ -346,25 +405,47 @@ pub async fn try_ask(redis: &mut MultiplexedConnection, asked: &Asked) -> redis:
     let pointer = json!({
         "sessionId": asked.session, "requestId": asked.id, "userId": "user123", "tenantId": TENANT,
     });
+    try_write(redis, asked, pointer.to_string().as_bytes()).await
+}
+
+async fn try_write(
+    redis: &mut MultiplexedConnection,
+    asked: &Asked,
+    pointer: &[u8],
+) -> redis::RedisResult<()> {
     redis::pipe()
         .set_ex(format!("hitl:request:{}", asked.id), asked.document.to_string(), 1800)
         .ignore()
-        .set_ex(format!("hitl:session:{}", asked.session), pointer.to_string(), 3600)
+        .set_ex(format!("hitl:session:{}", asked.session), pointer, 3600)
         .ignore()
         .exec_async(redis)
         .await
 }
 
-/// A token as the Auth server issues it.
+impl Service for World {
+    fn call(&self, who: Who<'_>, method: Method, path: &str) -> RequestBuilder {
+        self.people.call_by(who, method, &format!("{}{path}", self.replicas[0].base()))
+    }
+
+    async fn write(&self, asked: &Asked, pointer: &str) {
+        try_write(&mut self.agents().await, asked, pointer.as_bytes()).await.unwrap();
+    }
+}
+
+/// A user's token as the Auth server issues it.
 pub fn token(user: &str, tenant: &str) -> String {
+    mint(Who { user, tenant, role: Role::User })
+}
+
+fn mint(who: Who<'_>) -> String {
     let config = JwtConfig {
         secret: SecretString::from(SECRET),
         leeway_seconds: 0,
         audience: None,
         issuer: None,
     };
-    let (user, tenant) = (UserId::parse(user).unwrap(), TenantId::parse(tenant).unwrap());
-    auth::mint(&config, &user, &tenant, Role::User, 7200).unwrap()
+    let (user, tenant) = (UserId::parse(who.user).unwrap(), TenantId::parse(who.tenant).unwrap());
+    auth::mint(&config, &user, &tenant, who.role, 7200).unwrap()
 }
 
 /// The people who click, and the recorder beside them. Cheap to clone.
@@ -386,20 +467,24 @@ impl People {
         }
     }
 
-    /// A call of a user of [`TENANT`], with token and identity headers.
-    pub fn call(&self, method: reqwest::Method, url: &str, user: &str) -> reqwest::RequestBuilder {
-        let token = self
-            .tokens
-            .lock()
-            .unwrap()
-            .entry(user.to_owned())
-            .or_insert_with(|| token(user, TENANT))
-            .clone();
+    /// A person's token, the same for two hours.
+    pub fn token(&self, who: Who<'_>) -> String {
+        let mut tokens = self.tokens.lock().unwrap();
+        tokens.entry(format!("{who:?}")).or_insert_with(|| mint(who)).clone()
+    }
+
+    /// A call by a person, with token and identity headers.
+    pub fn call_by(&self, who: Who<'_>, method: Method, url: &str) -> RequestBuilder {
         self.client
             .request(method, url)
-            .bearer_auth(token)
-            .header("X-Tenant-ID", TENANT)
-            .header("X-User-ID", user)
+            .bearer_auth(self.token(who))
+            .header("X-Tenant-ID", who.tenant)
+            .header("X-User-ID", who.user)
+    }
+
+    /// A call of a user of [`TENANT`], with token and identity headers.
+    pub fn call(&self, method: Method, url: &str, user: &str) -> RequestBuilder {
+        self.call_by(Who { user, tenant: TENANT, role: Role::User }, method, url)
     }
 
     /// One click, recorded.

@@ -7,11 +7,13 @@ use crate::report::{Report, Scale};
 mod agents;
 mod crash_points;
 mod crashes;
+mod inputs;
 mod load;
 mod outages;
 mod racing;
 mod relays;
 mod resets;
+mod security;
 mod soak;
 
 type Running<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
@@ -41,6 +43,10 @@ rows! {
     "3" "a crash at each step from commit to mark" crash_points::crash_at_each_step;
     "4" "Postgres stopped at once (immediate) under load" crashes::postgres_crash;
     "5" "Redis killed and started again, empty, right after the decisions" outages::redis_wiped;
+    "6" "another tenant's things, and identities that do not match" security::strangers;
+    "7" "hostile tokens on every route" security::hostile_tokens;
+    "8" "identity headers missing, blank, twice, joined by commas, over raw sockets" security::odd_identities;
+    "9" "hostile ids in every path" inputs::hostile_ids;
     "10" "agents that take any message for their answer, and ask for the next thing" agents::naive_agents;
     "10b" "two registered requests in one session, relayed in any order" agents::two_in_one_session;
     "11" "subscribers that come before, with and after the message" agents::late_subscribers;
@@ -54,7 +60,10 @@ rows! {
     "19" "Redis out of memory" outages::redis_full;
     "20" "Postgres frozen with SIGSTOP" outages::postgres_frozen;
     "21" "500 clients on a pool of 10 connections that all wait" load::pool_exhausted;
+    "22" "agents' JSON broken in Redis" inputs::broken_documents;
     "23" "heads and bodies that come slowly or never" load::slow_clients;
+    "24" "requests whose end is in doubt, over raw sockets" inputs::framing;
+    "25" "bodies too large, too deep, ambiguous or broken" inputs::broken_bodies;
     "27" "SIGTERM amid decisions and 100 agents that poll (long-polls do not exist yet)" outages::sigterm;
     "29" "one user floods two replicas with 200 calls/s, limit 50/s" load::flood;
     "30" "soak: 200 decisions/s while a replica, Postgres, Redis and the network fail in turn" soak::soak;
