@@ -5,6 +5,7 @@ use std::fs::{File, TryLockError};
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_cors::Cors;
@@ -13,6 +14,7 @@ use actix_web::middleware::{DefaultHeaders, from_fn};
 use actix_web::{App, HttpServer, web};
 use anyhow::{Context as _, bail};
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +23,7 @@ use tracing_actix_web::TracingLogger;
 
 use crate::api::envelope::with_call;
 use crate::api::error::{ApiError, FieldErrors};
+use crate::api::health::LastAnswer;
 use crate::api::text::Text;
 use crate::auth::TokenVerifier;
 use crate::config::{Config, LedgerConfig, make_private_folder};
@@ -28,6 +31,7 @@ use crate::core::Core;
 use crate::courier::Courier;
 use crate::domain::clock::Clock;
 use crate::ledger::Ledger;
+use crate::limits::Limits;
 use crate::telemetry::CallSpan;
 use crate::{relay, routes};
 
@@ -72,14 +76,17 @@ impl Replica {
             (None, Some(pool)) => Courier::in_process(pool, clock.clone()),
             (None, None) => bail!("a shared ledger needs Redis; set REDIS_URL"),
         };
+        let runtime = Handle::current();
         let core = Core {
+            limits: Limits::new(config.rate_limit, &courier, &runtime),
+            room: Arc::new(Semaphore::new(config.max_calls_under_way)),
             ledger,
             courier,
             clock,
             policy: config.policy,
             stopping: CancellationToken::new(),
             under_way: TaskTracker::new(),
-            runtime: Handle::current(),
+            runtime,
         };
         let listener = TcpListener::bind((config.host.as_str(), config.port))
             .with_context(|| format!("cannot listen on {}:{}", config.host, config.port))?;
@@ -215,11 +222,13 @@ fn serve(
 ) -> anyhow::Result<actix_web::dev::Server> {
     let core = web::Data::new(core.clone());
     let verifier = web::Data::new(TokenVerifier::new(&config.jwt));
+    let readiness = web::Data::new(LastAnswer::default());
     let origins = config.cors_origins.clone();
     let server = HttpServer::new(move || {
         App::new()
             .app_data(core.clone())
             .app_data(verifier.clone())
+            .app_data(readiness.clone())
             .app_data(
                 web::PathConfig::default()
                     .error_handler(|error, _request| bad_input("path", &error)),

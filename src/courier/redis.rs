@@ -19,6 +19,7 @@ use redis::{
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{Outgoing, Result, Sent, StoredRequest, Unavailable};
+use crate::limits::RateLimit;
 
 /// Longest to wait for a connection or for an answer; well under [`super::TIMEOUT`], so that one
 /// of each fits into a call.
@@ -55,6 +56,7 @@ struct Link {
     connection: Mutex<ConnectionManager>,
     silent_calls: AtomicU32,
     script: Script,
+    admit: Script,
 }
 
 impl std::fmt::Debug for Link {
@@ -88,6 +90,7 @@ impl RedisCourier {
                 connection: Mutex::new(connection),
                 silent_calls: AtomicU32::new(0),
                 script: Script::new(include_str!("signal.lua")),
+                admit: Script::new(include_str!("admit.lua")),
             }),
         })
     }
@@ -201,6 +204,18 @@ impl RedisCourier {
             .await?
             .map_err(|error| unexpected(&error))?;
         Ok(if answer < 0 { Sent::Changed } else { Sent::Published { listeners: answer } })
+    }
+
+    pub async fn admit(&self, bucket: &str, limit: RateLimit) -> Result<Option<Duration>> {
+        let mut connection = self.connection();
+        let drain = u64::try_from(limit.drain().as_micros()).unwrap_or(u64::MAX);
+        let mut script = self.link.admit.prepare_invoke();
+        script.key(bucket).arg(drain).arg(limit.burst.get());
+        let wait: u64 = self
+            .call(async move { script.invoke_async(&mut connection).await })
+            .await?
+            .map_err(|error| unexpected(&error))?;
+        Ok((wait > 0).then(|| Duration::from_micros(wait)))
     }
 }
 
