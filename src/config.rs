@@ -68,6 +68,8 @@ pub struct Config {
     pub rate_limit: Option<RateLimit>,
     /// Calls at work at once; more are turned away.
     pub max_calls_under_way: usize,
+    /// Open connections of clients; more wait until one closes.
+    pub max_connections: usize,
     /// Origins that browsers may call from.
     pub cors_origins: Vec<String>,
     /// Seconds to finish what is under way.
@@ -126,6 +128,7 @@ struct RawConfig {
     rate_limit_per_second: u32,
     rate_limit_burst: u32,
     max_calls_under_way: usize,
+    max_connections: usize,
     cors_origins: Vec<String>,
     shutdown_seconds: u64,
 }
@@ -177,7 +180,10 @@ impl Config {
             "database_max_connections is {}; it must be from 1 to 1000",
             raw.database_max_connections
         );
-        for (name, value) in [("max_calls_under_way", raw.max_calls_under_way)] {
+        for (name, value) in [
+            ("max_calls_under_way", raw.max_calls_under_way),
+            ("max_connections", raw.max_connections),
+        ] {
             ensure!(
                 (1..=MAX_AT_ONCE).contains(&value),
                 "{name} is {value}; it must be from 1 to {MAX_AT_ONCE}"
@@ -215,6 +221,7 @@ impl Config {
             policy: Policy { approvers: raw.approvers, unscoped_requests: raw.unscoped_requests },
             rate_limit,
             max_calls_under_way: raw.max_calls_under_way,
+            max_connections: raw.max_connections,
             cors_origins: raw.cors_origins,
             shutdown_seconds: raw.shutdown_seconds,
         })

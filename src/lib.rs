@@ -19,6 +19,7 @@ pub mod app;
 pub mod approvals;
 pub mod auth;
 pub mod config;
+pub mod connection;
 pub mod core;
 pub mod courier;
 pub mod delivery;

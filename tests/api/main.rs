@@ -12,6 +12,7 @@
 mod helpers;
 mod approvals;
 mod auth;
+mod connections;
 mod hostile;
 mod lifecycle;
 mod limits;
