@@ -19,6 +19,7 @@ pub use self::topology::RedisSettings;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::session::SessionPointer;
+use crate::limits::RateLimit;
 
 use self::in_process::InProcessCourier;
 use self::redis::RedisCourier;
@@ -220,6 +221,18 @@ impl Courier {
     /// [`Unavailable`]; it may have been sent nevertheless.
     pub async fn send(&self, outgoing: &Outgoing<'_>) -> Result<Sent> {
         on_courier!(self, courier => courier.send(outgoing))
+    }
+
+    /// Counts a call against a bucket that all replicas share; if it is full, how long to wait
+    /// instead. In-process there is nobody to share with.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; it may have been counted nevertheless.
+    pub async fn admit(&self, bucket: String, limit: RateLimit) -> Result<Option<Duration>> {
+        match self {
+            Self::Redis(courier) => bounded(courier.admit(bucket, limit)).await,
+            Self::InProcess(_) => Ok(None),
+        }
     }
 }
 

@@ -15,10 +15,12 @@ use super::topology::RedisSettings;
 use super::{Outgoing, Result, Sent, StoredRequest, Unavailable};
 use crate::domain::request::REQUEST_TTL_SECONDS;
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
+use crate::limits::RateLimit;
 
 /// What a value that is not text stands for: no id and no JSON, so it matches nothing.
 const NOT_TEXT: &str = "\u{fffd}";
 const SEND_SIGNAL: &str = include_str!("signal.lua");
+const ADMIT: &str = include_str!("admit.lua");
 const REWRITE_REQUEST: &str = include_str!("request.lua");
 
 /// The courier over Redis.
@@ -159,6 +161,13 @@ impl RedisCourier {
             .call(|mut redis| async move { eval.query_async(&mut redis).await })
             .await?
             .map_err(|error| unexpected(&error))
+    }
+
+    /// Counts a call against a shared bucket; otherwise says when there is room again.
+    pub async fn admit(&self, bucket: String, limit: RateLimit) -> Result<Option<Duration>> {
+        let drain = u64::try_from(limit.drain().as_micros()).unwrap_or(u64::MAX);
+        let wait: u64 = self.script(ADMIT, vec![bucket], (drain, limit.burst.get())).await?;
+        Ok((wait > 0).then(|| Duration::from_micros(wait)))
     }
 }
 

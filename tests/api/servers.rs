@@ -427,8 +427,21 @@ impl Program {
     /// The same of another build.
     pub fn of(binary: &Path, folder: &TempDir, arguments: &[&str]) -> Self {
         let mut command = Command::new(binary);
+        command.args(arguments);
+        Self::run(folder, command)
+    }
+
+    /// The service with so many open files; `kind` is the limit as `ulimit` names it.
+    pub fn with_open_files(folder: &TempDir, kind: &str, files: u32) -> Self {
+        let mut command = Command::new("sh");
+        let limit = format!("ulimit {kind} {files} && exec \"$0\"");
+        command.args(["-c", &limit, env!("CARGO_BIN_EXE_aura-hitl")]);
+        Self::run(folder, command)
+    }
+
+    fn run(folder: &TempDir, mut command: Command) -> Self {
         let data = folder.path().join("data");
-        command.args(arguments).current_dir(folder.path()).env_clear().stdin(Stdio::null());
+        command.current_dir(folder.path()).env_clear().stdin(Stdio::null());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("PORT", "0").env("AURA_HITL_DATA_DIR", data);
         Self { command, folder: folder.path().to_path_buf() }
