@@ -13,7 +13,7 @@ use crate::forged::{self, Forged};
 use crate::harmful::{self, BODY};
 use crate::helpers::{ALICE, Answer, Operation, Who, framed, operations, unique};
 use crate::report::{Report, Scale};
-use crate::world::{SECRET, World, at_once};
+use crate::world::{SECRET, World, answered, at_once};
 
 /// Calls at a time.
 const AT_ONCE: usize = 32;
@@ -89,7 +89,10 @@ async fn read_as_strangers(
     let cases = groups.iter().map(|(.., ids)| ids.len()).sum();
     let leaks = at_once(groups, AT_ONCE, async |_, (operation, prefix, stranger, ids)| {
         let path = |id: &str| operation.paths_to(id)[prefix].clone();
-        let nothing = perform(world, stranger, &operation, &path(&unique("x"))).await;
+        let call = async |id: &str| {
+            answered(async || perform(world, stranger, &operation, &path(id)).await).await
+        };
+        let nothing = call(&unique("x")).await;
         let is_refused = nothing.status == StatusCode::NOT_FOUND
             || (operation.id() == Some("sessionId") && nothing.body.get("data").is_none());
         let mut leaks = Vec::new();
@@ -97,7 +100,7 @@ async fn read_as_strangers(
             leaks.push(format!("{stranger:?} for nothing: {}", nothing.text));
         }
         for id in ids {
-            let answer = perform(world, stranger, &operation, &path(id)).await;
+            let answer = call(id).await;
             if answer.seen() != nothing.seen() {
                 let method = &operation.method;
                 leaks.push(format!("{stranger:?} {method} {}: {}", path(id), answer.text));
