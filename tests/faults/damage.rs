@@ -24,13 +24,9 @@ impl Dice {
     /// The text of an object, once in a while whole, mostly damaged: in its fields, in its bytes
     /// or in both.
     pub fn damaged(&mut self, object: &Value) -> Vec<u8> {
-        let fields = object.as_object().unwrap().iter();
-        let mut fields = fields
-            .map(|(name, value)| (Value::from(name.as_str()).to_string(), value.to_string()))
-            .collect::<Vec<_>>();
+        let mut fields = fields_of(object);
         self.damage_fields(&mut fields);
-        let fields = fields.iter().map(|(name, value)| format!("{name}:{value}"));
-        let mut text = format!("{{{}}}", fields.collect::<Vec<_>>().join(",")).into_bytes();
+        let mut text = written(&fields);
         self.damage_bytes(&mut text);
         text
     }
@@ -64,7 +60,7 @@ impl Dice {
     fn damage_bytes(&mut self, text: &mut Vec<u8>) {
         let (one, other) = (self.below(text.len()), self.below(text.len()));
         let range = one.min(other)..one.max(other);
-        match self.below(12) {
+        match self.below(16) {
             0 => text.truncate(one),
             1 | 2 => {
                 for _ in 0..=self.below(4) {
@@ -93,8 +89,29 @@ impl Dice {
     }
 }
 
+/// An object's text with one of its fields replaced by another text, be it JSON or not.
+pub fn with_field(object: &Value, name: &str, text: &str) -> Vec<u8> {
+    let mut fields = fields_of(object);
+    let name = Value::from(name).to_string();
+    fields.iter_mut().filter(|field| field.0 == name).for_each(|field| field.1 = text.to_owned());
+    written(&fields)
+}
+
+/// Names and values as they are spelled.
+fn fields_of(object: &Value) -> Vec<(String, String)> {
+    let fields = object.as_object().unwrap().iter();
+    fields
+        .map(|(name, value)| (Value::from(name.as_str()).to_string(), value.to_string()))
+        .collect()
+}
+
+fn written(fields: &[(String, String)]) -> Vec<u8> {
+    let fields = fields.iter().map(|(name, value)| format!("{name}:{value}"));
+    format!("{{{}}}", fields.collect::<Vec<_>>().join(",")).into_bytes()
+}
+
 /// JSON, or nearly, that nobody expects where it stands.
-fn odd_values() -> Vec<String> {
+pub fn odd_values() -> Vec<String> {
     let few = [
         "null",
         "true",

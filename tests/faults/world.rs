@@ -14,7 +14,7 @@ use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::ids::{TenantId, UserId};
 use futures_util::StreamExt as _;
 use redis::aio::MultiplexedConnection;
-use reqwest::{Client, Method, RequestBuilder};
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use crate::belongings::Service;
-use crate::helpers::{self, Asked, RawAnswer, Who, eventually, unique};
+use crate::helpers::{self, Answer, Asked, RawAnswer, Who, eventually, unique};
 use crate::history::{Aftermath, Call, Choice, Delivered, Ended, History, Row, check};
 use crate::report::Report;
 use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, free_port, kill};
@@ -712,6 +712,18 @@ impl Drop for Listener {
     fn drop(&mut self) {
         self.listening.abort();
     }
+}
+
+/// The answer once there is one: a machine with other work may be too slow for its stores at first.
+pub async fn answered(ask: impl AsyncFn() -> Answer) -> Answer {
+    for _ in 0..10 {
+        let answer = ask().await;
+        if answer.status != StatusCode::SERVICE_UNAVAILABLE {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    ask().await
 }
 
 /// So many people at once, working through a list. `work` gets each item's place in the list.
