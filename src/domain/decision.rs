@@ -460,6 +460,7 @@ mod tests {
                 delivery: Delivery::Sent,
                 owed_since: kept.created_at,
                 listeners: None,
+                sent_to: None,
             }
         }
     }

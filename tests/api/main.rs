@@ -14,6 +14,7 @@ mod approvals;
 mod auth;
 mod hostile;
 mod lifecycle;
+mod losses;
 mod processes;
 mod registration;
 mod relay;
