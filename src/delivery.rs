@@ -91,9 +91,10 @@ async fn send_signal(
         let may_reach =
             copy != CourierCopy::Other && may_reach(core, record, &seen.pointer).await?;
         let aloud = record.sent_to.is_none() || record.is_unheard(core.clock.now());
-        if !aloud && !(may_reach && may_be_put_back(core, record, decision, &seen, copy).await?) {
-            let listeners = record.listeners;
-            return Ok(Settled { listeners, ..Settled::SENT });
+        let is_left_alone =
+            !aloud && (!may_reach || !may_be_put_back(core, record, decision, &seen, copy).await?);
+        if is_left_alone {
+            return Ok(Settled { listeners: record.listeners, ..Settled::SENT });
         }
         if !may_reach {
             if copy != CourierCopy::Other {

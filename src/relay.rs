@@ -43,10 +43,11 @@ pub struct Round {
 pub async fn run(core: Core) {
     let mut watch = Watch::default();
     loop {
-        if let Err(error) = watch.look(&core).await {
-            warn!(%error, "the relay cannot tell what Redis has lost");
+        let (looked, round) = tokio::join!(watch.look(&core), run_once(&core));
+        if let Err(error) = looked {
+            warn!(%error, "the relay cannot owe again what Redis has lost");
         }
-        match run_once(&core).await {
+        match round {
             Ok(round) if round.sent + round.superseded == usize::try_from(BATCH).unwrap_or(0) => {
                 continue;
             }

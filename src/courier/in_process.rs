@@ -57,11 +57,6 @@ impl InProcessCourier {
         Ok(())
     }
 
-    /// Nothing is ever lost.
-    pub async fn histories(&self) -> Result<Vec<String>> {
-        Ok(Vec::new())
-    }
-
     async fn find(&self, key: &str) -> Result<Option<(String, i64)>> {
         let live = "SELECT value, expires_at FROM courier_value WHERE key = $1 AND expires_at > $2";
         let now = self.now_millis();

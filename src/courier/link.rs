@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
-use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
+use redis::{AsyncCommands as _, ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 
@@ -61,50 +61,63 @@ impl Link {
         matches!(*self.topology, Topology::Cluster(_))
     }
 
-    /// Runs one call. The inner error is about the key: it holds something of another type.
+    /// Runs one call and draws no conclusion from its failure.
+    pub async fn attempt<T, Work: Future<Output = RedisResult<T>>>(
+        &self,
+        work: impl FnOnce(Connection) -> Work,
+    ) -> RedisResult<T> {
+        let connecting = self.current().clone();
+        attempt(&connecting, work).await
+    }
+
+    /// Runs one call, about a key if about any. The inner error says that the key holds something
+    /// of another type.
     pub async fn call<T, Work: Future<Output = RedisResult<T>>>(
         self: &Arc<Self>,
+        key: Option<&str>,
         work: impl FnOnce(Connection) -> Work,
     ) -> Result<RedisResult<T>> {
         let connecting = self.current().clone();
-        let working = async { work(connecting.clone().await?).await };
-        let (problem, is_silence) = match timeout(CALL_TIMEOUT, working).await {
-            Ok(Ok(value)) => {
+        let error = match attempt(&connecting, work).await {
+            Ok(value) => {
                 self.silent_calls.store(0, Ordering::Relaxed);
                 return Ok(Ok(value));
             }
-            Ok(Err(error)) if is_about_the_key(&error) => return Ok(Err(error)),
-            // It answers, if with a refusal.
-            Ok(Err(error)) if is_refusal(&error) => return Err(Unavailable(error.to_string())),
-            Ok(Err(error)) => (error.to_string(), error.is_timeout()),
-            Err(_elapsed) => ("no answer in time".to_owned(), true),
+            Err(error) if is_about_the_key(&error) => return Ok(Err(error)),
+            Err(error) => error,
         };
-        // One silent node of a Cluster hides among others that answer; but there, replacing costs
-        // nobody anything.
-        let is_one_off = is_silence
+        // One silent node of a Cluster hides among others that answer.
+        let is_one_off = error.is_timeout()
             && !self.is_cluster()
             && self.silent_calls.fetch_add(1, Ordering::Relaxed) + 1 < SILENT_CALLS;
-        if !is_one_off || !is_connected(&connecting) {
+        let is_worn = !is_connected(&connecting) || !(is_refusal(&error) || is_one_off);
+        if is_worn {
             self.silent_calls.store(0, Ordering::Relaxed);
-            self.renew(connecting);
+            self.renew(connecting, key);
         }
-        Err(Unavailable(problem))
+        Err(Unavailable(error.to_string()))
     }
 
     fn current(&self) -> MutexGuard<'_, Connecting> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces a connection, unless somebody else has. That of a Cluster, some of whose nodes may
-    /// serve well, stays in use until the new one is there.
-    fn renew(self: &Arc<Self>, worn: Connecting) {
+    /// Replaces a connection, unless somebody else has. That of a Cluster stays in use, for the nodes
+    /// that it serves well, until another reaches the key that it did not.
+    fn renew(self: &Arc<Self>, worn: Connecting, key: Option<&str>) {
         let fresh = connect(&self.topology, &self.runtime);
         if !self.is_cluster() || !is_connected(&worn) {
             self.put(&worn, fresh);
         } else if !self.is_renewing.swap(true, Ordering::Relaxed) {
-            let link = Arc::clone(self);
+            let (link, key) = (Arc::clone(self), key.map(ToOwned::to_owned));
             self.runtime.spawn(async move {
-                if fresh.clone().await.is_ok() {
+                let reach = |mut redis: Connection| async move {
+                    match key {
+                        Some(key) => redis.exists::<_, bool>(key).await.map(drop),
+                        None => redis.ping().await,
+                    }
+                };
+                if attempt(&fresh, reach).await.is_ok() {
                     link.put(&worn, fresh);
                 }
                 sleep(RENEWAL_PAUSE).await;
@@ -121,6 +134,14 @@ impl Link {
     }
 }
 
+async fn attempt<T, Work: Future<Output = RedisResult<T>>>(
+    connecting: &Connecting,
+    work: impl FnOnce(Connection) -> Work,
+) -> RedisResult<T> {
+    let working = async { work(connecting.clone().await?).await };
+    timeout(CALL_TIMEOUT, working).await.unwrap_or_else(|_elapsed| Err(too_late()))
+}
+
 /// Connects once somebody waits for it; in a task of its own, so that it goes on when they do not.
 fn connect(topology: &Arc<Topology>, runtime: &Handle) -> Connecting {
     let (topology, runtime) = (Arc::clone(topology), runtime.clone());
@@ -128,7 +149,7 @@ fn connect(topology: &Arc<Topology>, runtime: &Handle) -> Connecting {
         let connecting = async move { timeout(CONNECT_TIMEOUT, topology.connect()).await };
         match runtime.spawn(connecting).await {
             Ok(Ok(connected)) => connected,
-            Ok(Err(_elapsed)) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+            Ok(Err(_elapsed)) => Err(too_late()),
             Err(stopped) => Err(io::Error::from(stopped).into()),
         }
     }
@@ -138,6 +159,10 @@ fn connect(topology: &Arc<Topology>, runtime: &Handle) -> Connecting {
 
 fn is_connected(connecting: &Connecting) -> bool {
     connecting.peek().is_some_and(std::result::Result::is_ok)
+}
+
+fn too_late() -> RedisError {
+    io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into()
 }
 
 /// A key of another type: somebody else's data, not a failure of Redis.

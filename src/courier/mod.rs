@@ -154,7 +154,10 @@ impl Courier {
     /// # Errors
     /// [`Unavailable`].
     pub async fn histories(&self) -> Result<Vec<String>> {
-        on_courier!(self, courier => courier.histories())
+        match self {
+            Self::Redis(courier) => bounded(courier.histories()).await,
+            Self::InProcess(_) => Ok(Vec::new()),
+        }
     }
 
     /// The request under `hitl:request:{requestId}`.

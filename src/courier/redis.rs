@@ -34,21 +34,21 @@ impl RedisCourier {
         Ok(Self { link: Arc::new(Link::new(settings.topology()?)) })
     }
 
-    /// Whether it answers; any node of a Cluster will do, while PING wants them all.
     pub async fn ping(&self) -> Result<()> {
         self.link
-            .call(|mut redis| async move { cmd("ECHO").arg("ping").exec_async(&mut redis).await })
+            .call(None, |mut redis| async move { redis.ping().await })
             .await?
             .map_err(|error| unexpected(&error))
     }
 
     pub async fn histories(&self) -> Result<Vec<String>> {
+        // Of all masters, so that it tells nothing about the connection when one is away.
         let info = self
             .link
-            .call(|mut redis| async move {
+            .attempt(|mut redis| async move {
                 cmd("INFO").arg("replication").query_async::<Value>(&mut redis).await
             })
-            .await?
+            .await
             .map_err(|error| unexpected(&error))?;
         let answers = match info {
             // One by node.
@@ -65,7 +65,7 @@ impl RedisCourier {
     pub async fn find_request(&self, key: &str) -> Result<Option<StoredRequest>> {
         let answers = self
             .link
-            .call(|mut one| async move {
+            .call(Some(key), |mut one| async move {
                 let mut two = one.clone();
                 tokio::try_join!(one.get::<_, Option<Vec<u8>>>(key), two.pttl::<_, i64>(key))
             })
@@ -83,7 +83,7 @@ impl RedisCourier {
     pub async fn text(&self, key: &str) -> Result<Option<String>> {
         let value = self
             .link
-            .call(|mut redis| async move { redis.get::<_, Option<Vec<u8>>>(key).await })
+            .call(Some(key), |mut redis| async move { redis.get::<_, Option<Vec<u8>>>(key).await })
             .await?;
         Ok(match value {
             Ok(value) => {
@@ -105,7 +105,7 @@ impl RedisCourier {
             options = options.conditional_set(ExistenceCheck::NX);
         }
         self.link
-            .call(|mut redis| async move {
+            .call(Some(key), |mut redis| async move {
                 redis.set_options::<_, _, Option<String>>(key, value, options).await
             })
             .await?
@@ -156,9 +156,11 @@ impl RedisCourier {
         arguments: impl ToRedisArgs,
     ) -> Result<T> {
         let mut eval = cmd("EVAL");
-        eval.arg(script).arg(keys.len()).arg(keys).arg(arguments);
+        eval.arg(script).arg(keys.len()).arg(&keys).arg(arguments);
         self.link
-            .call(|mut redis| async move { eval.query_async(&mut redis).await })
+            .call(keys.first().map(String::as_str), |mut redis| async move {
+                eval.query_async(&mut redis).await
+            })
             .await?
             .map_err(|error| unexpected(&error))
     }

@@ -9,10 +9,12 @@ use futures_util::future::select_ok;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
 use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
-    Pipeline, RedisConnectionInfo, RedisFuture, RedisResult, TlsMode, Value,
+    AsyncCommands as _, AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo,
+    IntoConnectionInfo, Pipeline, RedisConnectionInfo, RedisFuture, RedisResult, TlsMode, Value,
+    cmd,
 };
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
@@ -76,7 +78,7 @@ impl RedisSettings {
 #[derive(Debug)]
 pub enum Topology {
     Single(Client),
-    Cluster(ClusterClient),
+    Cluster(Box<ClusterClient>),
     Sentinel {
         sentinels: Vec<ConnectionInfo>,
         /// The name under which they know the master.
@@ -90,14 +92,10 @@ impl Topology {
     /// Reads a URL. What the library says of it may repeat it, password and all, and is dropped.
     fn read(url: &str) -> anyhow::Result<Self> {
         let Some((scheme, rest)) = url.split_once("://") else { bail!("it has no scheme") };
-        let (scheme, kind) = match scheme.split_once('+') {
-            Some((scheme @ ("redis" | "rediss"), kind @ ("cluster" | "sentinel"))) => {
-                (scheme, kind)
-            }
-            _ => {
-                let client = Client::open(url).ok().context("it cannot be read")?;
-                return Ok(Self::Single(client));
-            }
+        let Some((scheme @ ("redis" | "rediss"), kind @ ("cluster" | "sentinel"))) =
+            scheme.split_once('+')
+        else {
+            return Ok(Self::Single(Client::open(url).ok().context("it cannot be read")?));
         };
         // One URL a host, as the library has them.
         let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
@@ -126,7 +124,7 @@ impl Topology {
             .min_retry_wait(10)
             .max_retry_wait(100)
             .build();
-        Ok(Self::Cluster(client.ok().context("it cannot be used")?))
+        Ok(Self::Cluster(Box::new(client.ok().context("it cannot be used")?)))
     }
 
     /// Behind the hosts stands the name of the master, perhaps its database, and perhaps how to log
@@ -217,6 +215,21 @@ pub enum Connection {
     Cluster(ClusterConnection),
 }
 
+impl Connection {
+    /// Whether any server answers.
+    pub async fn ping(&mut self) -> RedisResult<()> {
+        match self {
+            Self::Single(connection) => connection.ping().await,
+            // By itself it would want every master's answer.
+            Self::Cluster(connection) => {
+                let any = Some(ResponsePolicy::OneSucceeded);
+                let to = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, any));
+                connection.route_command(cmd("PING"), to).await.map(drop)
+            }
+        }
+    }
+}
+
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
         match self {
@@ -241,6 +254,71 @@ impl ConnectionLike for Connection {
         match self {
             Self::Single(connection) => connection.get_db(),
             Self::Cluster(connection) => connection.get_db(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(url: &str) -> anyhow::Result<Topology> {
+        RedisSettings::Url(SecretString::from(url)).topology()
+    }
+
+    #[test]
+    fn the_scheme_says_how_redis_is_set_up() {
+        for url in
+            ["redis://h", "rediss://u:p@h:1/2", "redis+unix:///run/redis", "unix:///run/redis"]
+        {
+            assert!(matches!(read(url).unwrap(), Topology::Single(_)), "{url}");
+        }
+        for url in ["redis+cluster://h", "rediss+cluster://u:p%40@a:1,[::1]:2,c/"] {
+            assert!(matches!(read(url).unwrap(), Topology::Cluster(_)), "{url}");
+        }
+        for url in ["redis+sentinel://h/m", "rediss+sentinel://u:p@a:1,[::1],c/m/2"] {
+            assert!(matches!(read(url).unwrap(), Topology::Sentinel { .. }), "{url}");
+        }
+    }
+
+    #[test]
+    fn sentinels_have_their_own_login() {
+        let url = "redis+sentinel://u:p@a,b:1/main/3?sentinel_password=q%26&sentinel_user=s";
+        let Topology::Sentinel { sentinels, master, node } = read(url).unwrap() else { panic!() };
+        assert_eq!(master, "main");
+        let addresses = sentinels.iter().map(|sentinel| sentinel.addr().to_string());
+        assert_eq!(addresses.collect::<Vec<_>>(), ["a:26379", "b:1"]);
+        for sentinel in &sentinels {
+            let login = sentinel.redis_settings();
+            assert_eq!((login.username(), login.password()), (Some("s"), Some("q&")));
+            assert_eq!(login.db(), 0);
+        }
+        let node = format!("{node:?}");
+        assert!(node.contains("db: 3") && node.contains("Some(\"u\")"), "{node}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_url_is_said_without_repeating_it() {
+        for (url, problem) in [
+            ("canary", "has no scheme"),
+            ("redis+canary://h", "cannot be read"),
+            ("http+cluster://:canary@h", "cannot be read"),
+            ("redis+cluster://:canary@", "names no host"),
+            ("redis+cluster://:canary@h,,i", "names no host"),
+            ("redis+cluster://:canary@h:port", "a host in it"),
+            ("redis+cluster://:canary@h,i/1", "no numbered databases"),
+            ("redis+sentinel://:canary@h", "names no master"),
+            ("redis+sentinel://:canary@h/", "names no master"),
+            ("redis+sentinel://:canary@h/main/one", "not a number"),
+            ("redis+sentinel://:canary@h/main/1/2", "goes on"),
+            ("redis+sentinel://h/main?password=canary", "may follow the ?"),
+        ] {
+            let said = format!("{:#}", read(url).unwrap_err());
+            assert!(
+                said.starts_with("REDIS_URL must look like") && said.contains(problem),
+                "{said}"
+            );
+            assert!(!said.contains("canary") && !said.contains('\n'), "{said}");
         }
     }
 }

@@ -23,6 +23,7 @@ mod history;
 mod hostile;
 mod lifecycle;
 mod limits;
+mod losses;
 mod processes;
 mod registration;
 mod relay;

@@ -148,40 +148,75 @@ impl PrivateRedis {
     }
 }
 
-/// A Redis Cluster of one's own: three masters, each with a third of the slots and no replica.
+/// Longest that a Cluster or Sentinels take to do their part.
+pub const THEIR_PART: Duration = Duration::from_mins(1);
+/// The service logs in, as it must; everybody else need not.
+const SERVICE: [&str; 7] = ["--user", "service", "on", ">p@ss", "~*", "&*", "+@all"];
+/// A replica that follows at once.
+const EAGER: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
+
+/// A Redis Cluster of one's own: three masters with a third of the slots each.
 pub struct PrivateCluster {
+    /// The masters, then their replicas, if any were added.
     pub nodes: Vec<PrivateRedis>,
+    /// The ports on which they talk to each other.
+    buses: Vec<u16>,
 }
 
 impl PrivateCluster {
     const FIRST_SLOTS: [u16; 4] = [0, 5461, 10923, 16384];
 
     pub async fn start() -> Self {
-        let (mut nodes, mut buses) = (Vec::new(), Vec::new());
-        for _node in 0..3 {
-            let bus = free_port().to_string();
-            let cluster = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"];
-            let bus_port = ["--cluster-port", &bus, "--cluster-node-timeout", "2000"];
-            nodes.push(PrivateRedis::start_with(&[cluster, bus_port].concat()).await);
-            buses.push(bus);
-        }
-        for (node, slots) in nodes.iter().zip(Self::FIRST_SLOTS.windows(2)) {
+        let mut cluster = Self { nodes: Vec::new(), buses: Vec::new() };
+        for slots in Self::FIRST_SLOTS.windows(2) {
+            let node = cluster.add().await;
             let (first, last) = (slots[0].to_string(), (slots[1] - 1).to_string());
             let _ok: String = node.command(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]).await;
-            let (port, bus) = (nodes[0].port.to_string(), &buses[0]);
-            let _ok: String = node.command(&["CLUSTER", "MEET", "127.0.0.1", &port, bus]).await;
         }
-        let cluster = Self { nodes };
         cluster.is_whole().await;
         cluster
     }
 
-    /// Waits until every node knows that every slot is served.
+    /// A further node, without slots.
+    async fn add(&mut self) -> &PrivateRedis {
+        let bus = free_port();
+        let own = bus.to_string();
+        let cluster = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"];
+        let settings = ["--cluster-port", &own, "--cluster-node-timeout", "2000"];
+        let node = [&cluster[..], &settings, &SERVICE, &EAGER].concat();
+        let node = PrivateRedis::start_with(&node).await;
+        self.nodes.push(node);
+        self.buses.push(bus);
+        let (port, bus) = (self.nodes[0].port.to_string(), self.buses[0].to_string());
+        let node = self.nodes.last().unwrap();
+        let _ok: String = node.command(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]).await;
+        node
+    }
+
+    /// Gives a master a replica, and waits until it has followed.
+    pub async fn add_a_replica_of(&mut self, master: usize) {
+        let master: String = self.nodes[master].command(&["CLUSTER", "MYID"]).await;
+        let replica = self.add().await;
+        eventually(async || {
+            let command = ["CLUSTER", "REPLICATE", &master];
+            replica.try_command::<String>(&command).await.ok()
+        })
+        .await;
+        eventually_within(THEIR_PART, async || {
+            let role: redis::Value = replica.command(&["ROLE"]).await;
+            format!("{role:?}").contains("connected").then_some(())
+        })
+        .await;
+        self.is_whole().await;
+    }
+
+    /// Waits until every node knows the others, and that every slot is served.
     pub async fn is_whole(&self) {
+        let known = format!("cluster_known_nodes:{}", self.nodes.len());
         for node in &self.nodes {
-            eventually(async || {
+            eventually_within(THEIR_PART, async || {
                 let info: String = node.command(&["CLUSTER", "INFO"]).await;
-                ["cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:3"]
+                ["cluster_state:ok", "cluster_slots_ok:16384", &known]
                     .into_iter()
                     .all(|line| info.lines().any(|there| there == line))
                     .then_some(())
@@ -190,17 +225,21 @@ impl PrivateCluster {
         }
     }
 
-    /// Which node has a key, as long as no slot is moved.
-    pub fn node_of(&self, key: &str) -> usize {
-        let slot = |slot| Slot::new(slot).unwrap();
-        let number = (0..16384).find(|&number| slot(number) == Slot::for_key(key)).unwrap();
-        Self::FIRST_SLOTS.iter().rposition(|&first| first <= number).unwrap()
+    /// Which master has a key, as long as no slot is moved.
+    pub fn node_of(key: &str) -> usize {
+        let slot = slot_of(key);
+        Self::FIRST_SLOTS.iter().rposition(|&first| first <= slot).unwrap()
     }
 
     pub fn url(&self) -> String {
         let hosts = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port));
-        format!("redis+cluster://{}", hosts.collect::<Vec<_>>().join(","))
+        format!("redis+cluster://service:p%40ss@{}", hosts.collect::<Vec<_>>().join(","))
     }
+}
+
+/// A key's slot.
+pub fn slot_of(key: &str) -> u16 {
+    (0..16384).find(|&number| Slot::new(number) == Some(Slot::for_key(key))).unwrap()
 }
 
 /// A master, its replica, and three Sentinels that make it the master when the other is gone.
@@ -212,17 +251,18 @@ pub struct PrivateSentinels {
 
 impl PrivateSentinels {
     pub async fn start() -> Self {
-        let eager = ["--repl-diskless-sync-delay", "0"];
-        let master = PrivateRedis::start_with(&eager).await;
+        let settings = [&SERVICE[..], &EAGER].concat();
+        let master = PrivateRedis::start_with(&settings).await;
         let port = master.port.to_string();
-        let replica = ["--replicaof", "127.0.0.1", &port];
-        let replica = PrivateRedis::start_with(&[&eager[..], &replica].concat()).await;
+        let replica = [&settings[..], &["--replicaof", "127.0.0.1", &port]].concat();
+        let replica = PrivateRedis::start_with(&replica).await;
         let folder = TempDir::new().unwrap();
         let sentinels = (0..3).map(|number| {
             let (own, conf) = (free_port(), folder.path().join(format!("{number}.conf")));
             let settings = format!(
                 "bind 127.0.0.1\nport {own}\nsentinel monitor main 127.0.0.1 {port} 2\n\
-                 sentinel down-after-milliseconds main 1500\nsentinel failover-timeout main 4000\n"
+                 sentinel down-after-milliseconds main 1500\nsentinel failover-timeout main 4000\n\
+                 user watcher on >w@tch ~* &* +@all\n"
             );
             std::fs::write(&conf, settings).unwrap();
             let mut command = Command::new("redis-server");
@@ -238,7 +278,7 @@ impl PrivateSentinels {
     /// Waits until every Sentinel knows the others and a master with a replica that follows it.
     pub async fn is_whole(&self) {
         for (port, _server) in &self.sentinels {
-            eventually_within(Duration::from_secs(60), async || {
+            eventually_within(THEIR_PART, async || {
                 let master = Self::ask(*port, "MASTER").await?;
                 let replicas = Self::ask(*port, "REPLICAS").await?;
                 let is_whole = master.contains("num-other-sentinels 2 ")
@@ -268,8 +308,8 @@ impl PrivateSentinels {
 
     /// Which of the servers is the master, as soon as one is.
     pub async fn master(&self) -> usize {
-        eventually_within(Duration::from_secs(60), async || {
-            let said = Self::ask(self.sentinels[0].0, "MASTER").await?;
+        eventually_within(THEIR_PART, async || {
+            let said = Self::ask(self.sentinels[2].0, "MASTER").await?;
             let is_named =
                 |server: &PrivateRedis| said.contains(&format!(" port {} ", server.port));
             let named = self.servers.iter().position(is_named)?;
@@ -279,14 +319,16 @@ impl PrivateSentinels {
         .await
     }
 
-    /// Ends one of the Sentinels; two are enough.
-    pub fn kill_a_sentinel(&mut self) {
-        self.sentinels.pop();
+    /// It answers nothing any more; the other two are enough.
+    pub fn freeze_the_first_sentinel(&self) {
+        kill("-STOP", self.sentinels[0].1.0.id());
     }
 
     pub fn url(&self) -> String {
         let hosts = self.sentinels.iter().map(|(port, _)| format!("127.0.0.1:{port}"));
-        format!("redis+sentinel://{}/main", hosts.collect::<Vec<_>>().join(","))
+        let hosts = hosts.collect::<Vec<_>>().join(",");
+        let watcher = "sentinel_user=watcher&sentinel_password=w%40tch";
+        format!("redis+sentinel://service:p%40ss@{hosts}/main?{watcher}")
     }
 }
 

@@ -460,6 +460,46 @@ on_all_stores! {
         assert_eq!(stores.claim(later + LEASE).await, [asked.id.as_str()]);
     }
 
+    async fn what_went_into_a_history_that_is_over_is_owed_again(stores: Stores) {
+        let (asked, start) = (Asked::new(), now());
+        let owed = won(stores.decide(ALICE, &asked, Verdict::Approve, start).await);
+        let sent_to = |history: &str| Settled {
+            listeners: Some(1),
+            sent_to: Some(history.to_owned()),
+            ..Settled::SENT
+        };
+        let lost = async |histories: &[&str], now| {
+            let histories: Vec<_> = histories.iter().map(|&one| one.to_owned()).collect();
+            stores.ledger.owe_lost(&histories, now).await.unwrap()
+        };
+        assert_eq!(lost(&["b"], start).await, 0, "it was never sent");
+        stores.ledger.settle_delivery(&owed, &sent_to("a"), start).await.unwrap();
+        assert_eq!(lost(&["a"], start).await, 0);
+        assert_eq!(lost(&["b", "a"], start).await, 0, "a Cluster has several");
+        assert_eq!(lost(&["b"], start + seconds(300)).await, 0, "its key would be gone");
+        // Every replica notices at once.
+        let later = start + seconds(200);
+        let lost_by = join_all((0..5).map(|_| lost(&["b", "c"], later))).await;
+        assert_eq!(lost_by.iter().sum::<u64>(), 1);
+        let again = stores.record(&asked.id).await;
+        assert_eq!((again.delivery, again.owed_since), (Delivery::Owed, owed.owed_since));
+        assert!(!again.is_unsent() && again.listeners == Some(1), "it counts as sent");
+        assert_eq!(stores.claim(later).await, [asked.id.as_str()]);
+
+        // A late note about what went to the old one does not end it.
+        stores.ledger.settle_delivery(&owed, &sent_to("a"), later).await.unwrap();
+        assert_eq!(lost(&["b"], later).await, 1);
+        stores.ledger.settle_delivery(&owed, &sent_to("b"), later).await.unwrap();
+        assert_eq!(lost(&["b"], later).await, 0);
+        // Nothing is lost of what is left alone; and whoever asks again is told again.
+        assert_eq!(lost(&["c"], later).await, 1);
+        let seen = stores.record(&asked.id).await;
+        let news = stores.ledger.owe_again(&seen, later).await.unwrap().unwrap();
+        assert!(news.is_unsent() && news.listeners.is_none());
+        stores.ledger.settle_delivery(&news, &Settled::SENT, later).await.unwrap();
+        assert_eq!(lost(&["d"], later).await, 0);
+    }
+
     async fn a_postponed_delivery_is_due_when_it_says(stores: Stores) {
         let (asked, start) = (Asked::new(), now());
         let record = won(stores.decide(ALICE, &asked, Verdict::Approve, start).await);

@@ -11,7 +11,7 @@ use aura_hitl::domain::decision::{Delivery, State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId};
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::signal::signal_json;
-use aura_hitl::ledger::{LEASE, Recorded};
+use aura_hitl::ledger::Recorded;
 use aura_hitl::relay::{self, Round};
 use chrono::TimeDelta;
 use futures_util::StreamExt as _;
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use crate::helpers::{
     ALICE, Asked, BOB, Mode, TestApp, decide_on_ledger, eventually, eventually_within, unique,
 };
-use crate::servers::{PrivateCluster, PrivateRedis, PrivateSentinels};
+use crate::servers::{PrivateCluster, PrivateRedis, PrivateSentinels, THEIR_PART, slot_of};
 
 /// A Redis, however it is set up.
 enum Site {
@@ -40,17 +40,11 @@ impl Site {
         }
     }
 
-    /// A service on it, and on Postgres.
-    async fn app(&self, clock: Clock) -> TestApp {
-        let settings = RedisSettings::Url(SecretString::from(self.url()));
-        TestApp::spawn_with(Mode::Production, clock, |config| config.redis = Some(settings)).await
-    }
-
     /// The server that has a key.
     fn server_of(&self, key: &str) -> &PrivateRedis {
         match self {
             Self::Standalone(redis) => redis,
-            Self::Cluster(cluster) => &cluster.nodes[cluster.node_of(key)],
+            Self::Cluster(cluster) => &cluster.nodes[PrivateCluster::node_of(key)],
             Self::Sentinel(sentinels) => &sentinels.servers[0],
         }
     }
@@ -66,7 +60,7 @@ impl Site {
     async fn listen(&self, session: &str) -> Listener {
         let signal = format!("hitl:signal:{session}");
         let there = match self {
-            Self::Cluster(cluster) => &cluster.nodes[(cluster.node_of(&signal) + 1) % 3],
+            Self::Cluster(cluster) => &cluster.nodes[(PrivateCluster::node_of(&signal) + 1) % 3],
             _ => self.server_of(&signal),
         };
         Listener::on(there, session).await
@@ -93,10 +87,21 @@ impl Listener {
         let last = unique("last");
         let signal = self.channel.replace("channel", "signal");
         let _count: i64 = site.server_of(&signal).command(&["PUBLISH", &self.channel, &last]).await;
-        let words =
-            self.subscription.on_message().map(|word| word.get_payload::<String>().unwrap());
-        let until_last = words.take_while(|word| std::future::ready(*word != last)).collect();
-        tokio::time::timeout(Duration::from_secs(10), until_last).await.expect("it went missing")
+        let mut heard = Vec::new();
+        loop {
+            let word = self.next().await;
+            if word == last {
+                return heard;
+            }
+            heard.push(word);
+        }
+    }
+
+    /// The next that is said.
+    async fn next(&mut self) -> String {
+        let mut messages = self.subscription.on_message();
+        let message = tokio::time::timeout(Duration::from_secs(10), messages.next()).await;
+        message.expect("nothing was said").expect("cut off").get_payload().unwrap()
     }
 }
 
@@ -153,7 +158,7 @@ mod suite {
     async fn decide_and_signal(site: &Site) {
         // A clock that stands still, so that the service's own relay never finds a lease run out.
         let clock = Clock::manual();
-        let app = &site.app(clock.clone()).await;
+        let app = &app_on(site.url(), clock.clone()).await;
         key_and_message_are_the_contracts(app, site).await;
         whoever_has_moved_on_hears_nothing(app, site).await;
         what_was_left_owing_is_sent_if_it_is_still_waited_for(app, site).await;
@@ -333,5 +338,259 @@ mod suite {
         assert_eq!(send().await, Sent::Changed);
         assert!(listener.heard(site).await.is_empty());
         assert_eq!(site.find(&format!("hitl:signal:{session}")).await, None);
+    }
+}
+
+/// A call that takes longer than this hangs; each part of it is bounded by 2 s.
+const HANGS: Duration = Duration::from_secs(5);
+
+/// An answer, within bounds.
+async fn bounded<T>(call: impl Future<Output = T>) -> T {
+    tokio::time::timeout(HANGS, call).await.expect("the call hangs")
+}
+
+/// A service on Postgres and this Redis.
+async fn app_on(url: String, clock: Clock) -> TestApp {
+    let settings = RedisSettings::Url(SecretString::from(url));
+    TestApp::spawn_with(Mode::Production, clock, |config| config.redis = Some(settings)).await
+}
+
+/// Something to ask whose request, session and signal are on such masters of a Cluster.
+fn asked_where(is_right: impl Fn([usize; 3]) -> bool) -> Asked {
+    let is_right = |asked: &Asked| {
+        let session = &asked.session;
+        let request = format!("hitl:request:{}", asked.id);
+        let keys = [request, format!("hitl:session:{session}"), format!("hitl:signal:{session}")];
+        is_right(keys.map(|key| PrivateCluster::node_of(&key)))
+    };
+    std::iter::repeat_with(Asked::new).find(is_right).unwrap()
+}
+
+mod cluster {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn while_a_master_is_away_the_other_slots_go_on() {
+        for is_frozen in [false, true] {
+            let mut cluster = PrivateCluster::start().await;
+            let app = app_on(cluster.url(), Clock::System).await;
+            let elsewhere: Vec<_> =
+                (0..20).map(|_| asked_where(|nodes| !nodes.contains(&2))).collect();
+            let request_there = asked_where(|[request, ..]| request == 2);
+            let signal_there =
+                || asked_where(|nodes| nodes.map(|n| n == 2) == [false, false, true]);
+            let [before, owed, registered] = [(); 3].map(|()| signal_there());
+            for asked in elsewhere.iter().chain([&before, &owed, &request_there]) {
+                app.ask(asked).await;
+            }
+            app.register(ALICE, &registered).await.assert(201, "");
+            app.approve(ALICE, &before.id).await.assert(200, "");
+            app.settled(&before.id).await;
+            if is_frozen {
+                cluster.nodes[2].freeze();
+            } else {
+                cluster.nodes[2].kill();
+            }
+
+            for asked in &elsewhere {
+                // What cannot succeed, again and again, leaves the others alone.
+                let call = tokio::join!(
+                    bounded(app.approve(ALICE, &asked.id)),
+                    bounded(app.approve(ALICE, &request_there.id))
+                );
+                call.0.assert(200, "");
+                call.1.assert(503, "E5000");
+                let key = format!("hitl:signal:{}", asked.session);
+                is_signalled(&app, asked, &cluster.nodes[PrivateCluster::node_of(&key)]).await;
+            }
+            assert!(app.is_unrecorded(&request_there.id).await);
+            for asked in [&owed, &registered] {
+                bounded(app.approve(ALICE, &asked.id)).await.assert(200, "");
+                assert_eq!(app.record(&asked.id).await.delivery, Delivery::Owed);
+            }
+            let polled = bounded(app.poll(ALICE, &registered.session, Some(&registered.id))).await;
+            assert_eq!(polled.unwrap()["status"], "approved");
+            let ready = app.client.get(format!("{}/health/ready", app.base)).send();
+            assert_eq!(bounded(ready).await.unwrap().status(), 200, "for the others it is");
+            // A replica that is started now finds those that are there.
+            let late = app_on(cluster.url(), Clock::System).await;
+            let asked = asked_where(|nodes| !nodes.contains(&2));
+            eventually(async || late.core.courier.ping().await.ok()).await;
+            late.ask(&asked).await;
+            bounded(late.approve(ALICE, &asked.id)).await.assert(200, "");
+
+            // Killed, it comes back empty; frozen, with what it had.
+            if is_frozen {
+                cluster.nodes[2].thaw();
+            } else {
+                cluster.nodes[2].start_again().await;
+            }
+            cluster.is_whole().await;
+            for asked in [&owed, &registered, &before] {
+                is_signalled(&app, asked, &cluster.nodes[2]).await;
+            }
+            if is_frozen {
+                app.approve(ALICE, &request_there.id).await.assert(200, "");
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_master_that_falls_silent_is_replaced_by_its_replica() {
+        let mut cluster = PrivateCluster::start().await;
+        let app = app_on(cluster.url(), Clock::System).await;
+        cluster.add_a_replica_of(2).await;
+        let (before, after) =
+            (asked_where(|nodes| nodes == [2, 2, 2]), asked_where(|nodes| nodes == [2, 2, 2]));
+        app.register(ALICE, &before).await.assert(201, "");
+        app.settled(&before.id).await;
+        app.ask(&after).await;
+        let _replicas: i64 = cluster.nodes[2].command(&["WAIT", "1", "10000"]).await;
+        cluster.nodes[2].freeze();
+        bounded(app.approve(ALICE, &before.id)).await.assert(200, "");
+        eventually_within(THEIR_PART, async || {
+            let answer = bounded(app.approve(ALICE, &after.id)).await;
+            (answer.status == 200).then_some(())
+        })
+        .await;
+        for asked in [&before, &after] {
+            app.settled(&asked.id).await;
+            is_signalled(&app, asked, &cluster.nodes[3]).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_slot_that_moves_is_followed() {
+        let cluster = PrivateCluster::start().await;
+        let app = app_on(cluster.url(), Clock::System).await;
+        let asked = asked_where(|nodes| nodes == [0, 0, 0]);
+        app.ask(&asked).await;
+        let mut ids = Vec::<String>::new();
+        for node in &cluster.nodes {
+            ids.push(node.command(&["CLUSTER", "MYID"]).await);
+        }
+        let to = cluster.nodes[1].port().to_string();
+        let keys =
+            [format!("hitl:request:{}", asked.id), format!("hitl:session:{}", asked.session)];
+        let signal = format!("hitl:signal:{}", asked.session);
+        for key in keys.iter().chain([&signal]) {
+            let slot = slot_of(key).to_string();
+            for (node, state, id) in [(1, "IMPORTING", &ids[0]), (0, "MIGRATING", &ids[1])] {
+                let command = ["CLUSTER", "SETSLOT", &slot, state, id];
+                let _ok: String = cluster.nodes[node].command(&command).await;
+            }
+            let migrate = ["MIGRATE", "127.0.0.1", &to, key, "0", "5000"];
+            let _ok: String = cluster.nodes[0].command(&migrate).await;
+            if key == &keys[0] {
+                continue;
+            }
+            // The request's slot stays half-way: ASK. The session's and the signal's: MOVED.
+            for node in [1, 0, 2] {
+                let command = ["CLUSTER", "SETSLOT", &slot, "NODE", &ids[1]];
+                let _ok: String = cluster.nodes[node].command(&command).await;
+            }
+        }
+        app.approve(ALICE, &asked.id).await.assert(200, "");
+        assert_eq!(app.settled(&asked.id).await.delivery, Delivery::Sent);
+        is_signalled(&app, &asked, &cluster.nodes[1]).await;
+        assert!(app.stored(&asked.id).await.document.contains("approvedBy"));
+        assert!(app.poll(ALICE, &asked.session, None).await.is_some());
+    }
+}
+
+mod sentinel {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn decisions_go_on_while_the_master_is_replaced() {
+        let mut site = PrivateSentinels::start().await;
+        let app = app_on(site.url(), Clock::System).await;
+        let unknown = Asked::new();
+        app.ask(&unknown).await;
+        let [before, waits] = [(); 2].map(|()| Asked::new());
+        for asked in [&before, &waits] {
+            app.register(ALICE, asked).await.assert(201, "");
+        }
+        app.approve(ALICE, &before.id).await.assert(200, "");
+        let _replicas: i64 = site.servers[0].command(&["WAIT", "1", "10000"]).await;
+        // The first Sentinel that the service knows goes down with the master, without a word.
+        site.freeze_the_first_sentinel();
+        site.servers[0].kill();
+
+        bounded(app.approve(ALICE, &waits.id)).await.assert(200, "");
+        let (mut acknowledged, mut refused) = (vec![before, waits], 0);
+        loop {
+            let answer = bounded(app.approve(ALICE, &unknown.id)).await;
+            if answer.status == 200 {
+                break;
+            }
+            answer.assert(503, "E5000");
+            refused += 1;
+            assert!(app.is_unrecorded(&unknown.id).await);
+            let asked = Asked::new();
+            bounded(app.register(ALICE, &asked)).await.assert(201, "");
+            bounded(app.reject(ALICE, &asked.id, Some("아니요"))).await.assert(200, "");
+            let polled = bounded(app.poll(ALICE, &asked.session, Some(&asked.id))).await;
+            assert_eq!(polled.unwrap()["status"], "rejected", "the ledger answers for Redis");
+            acknowledged.push(asked);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(refused > 0);
+        assert_eq!(site.master().await, 1);
+        acknowledged.push(unknown);
+        for asked in &acknowledged {
+            is_signalled(&app, asked, &site.servers[1]).await;
+            assert_eq!(app.settled(&asked.id).await.delivery, Delivery::Sent);
+        }
+        // A service that starts now finds the new master, too.
+        let late = app_on(site.url(), Clock::System).await;
+        eventually(async || late.core.courier.ping().await.ok()).await;
+        let asked = Asked::new();
+        late.ask(&asked).await;
+        late.approve(ALICE, &asked.id).await.assert(200, "");
+    }
+
+    /// Redis replicates what it has acknowledged only afterwards.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_the_old_master_took_and_the_new_one_never_got_is_found_there() {
+        let mut site = PrivateSentinels::start().await;
+        let app = app_on(site.url(), Clock::System).await;
+        let [heard, unheard, registered] = [(); 3].map(|()| Asked::new());
+        for asked in [&heard, &unheard] {
+            app.ask(asked).await;
+        }
+        app.register(ALICE, &registered).await.assert(201, "");
+        app.settled(&registered.id).await;
+        let mut agent = Listener::on(&site.servers[0], &heard.session).await;
+        let _replicas: i64 = site.servers[0].command(&["WAIT", "1", "10000"]).await;
+        site.servers[1].freeze();
+        let _cut_off: i64 = site.servers[0].command(&["CLIENT", "KILL", "TYPE", "replica"]).await;
+        for asked in [&heard, &unheard, &registered] {
+            app.approve(ALICE, &asked.id).await.assert(200, "");
+            assert_eq!(app.settled(&asked.id).await.delivery, Delivery::Sent);
+            is_signalled(&app, asked, &site.servers[0]).await;
+        }
+        site.servers[0].kill();
+        site.servers[1].thaw();
+
+        assert_eq!(agent.next().await, signal_of(&app, &heard).await);
+        assert_eq!(site.master().await, 1);
+        for asked in [&heard, &unheard, &registered] {
+            eventually_within(THEIR_PART, async || {
+                let key = format!("hitl:signal:{}", asked.session);
+                site.servers[1].try_command::<Option<String>>(&["GET", &key]).await.ok()?
+            })
+            .await;
+            is_signalled(&app, asked, &site.servers[1]).await;
+            let record = app.settled(&asked.id).await;
+            assert_eq!(record.delivery, Delivery::Sent);
+            // Whoever has heard it must not hear it again: it may be waiting for its next answer.
+            assert_eq!(record.listeners, Some(i64::from(asked.id == heard.id)));
+            assert!(app.stored(&asked.id).await.document.contains("approvedBy"));
+            for wanted in [None, Some(asked.id.as_str())] {
+                let polled = app.poll(ALICE, &asked.session, wanted).await.unwrap();
+                assert_eq!(polled["requestId"], asked.id);
+            }
+        }
     }
 }
