@@ -118,14 +118,14 @@ async fn every_secured_operation_is_limited_and_no_other() {
             }
             None
         };
-        for operation in operations().iter().filter(|operation| operation.is_secured) {
+        for operation in operations().iter().filter(|operation| !operation.is_open()) {
             assert_limited(&until_limited(operation).await.expect(&operation.pattern));
         }
         let korean = app.call(who, Method::GET, TASKS).header("Accept-Language", "ko");
         let korean = Answer::of(korean.send().await.unwrap()).await;
         assert_limited(&korean);
         assert!(korean.body["message"].as_str().unwrap().contains("요청"), "{}", korean.text);
-        for operation in operations().iter().filter(|operation| !operation.is_secured) {
+        for operation in operations().iter().filter(|operation| operation.is_open()) {
             for _attempt in 0..20 {
                 let call = app.call(who, operation.method.clone(), &operation.path());
                 assert_eq!(call.send().await.unwrap().status(), 200, "{}", operation.pattern);
@@ -268,7 +268,7 @@ both_modes! {
             let example = &operation.document["requestBody"]["content"]["application/json"]["example"];
             let call = if example.is_null() { call } else { call.json(example) };
             let answer = Answer::of(call.send().await.unwrap()).await;
-            if operation.is_secured {
+            if !operation.is_open() {
                 assert_shed(&answer);
             } else {
                 assert_eq!(answer.status, 200, "{}", operation.pattern);
