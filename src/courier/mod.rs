@@ -116,7 +116,7 @@ async fn bounded<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
 
 impl Courier {
     /// A courier over Redis. Connects when first used, so that a Redis that is down does not keep
-    /// the service from starting.
+    /// the service from starting; connections belong to the runtime that this is called in.
     ///
     /// # Errors
     /// When the settings name no Redis.

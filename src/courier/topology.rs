@@ -130,24 +130,20 @@ impl Topology {
     /// Behind the hosts stands the name of the master, perhaps its database, and perhaps how to log
     /// in to the Sentinels; before them, how to log in to the servers.
     fn sentinel(hosts: Vec<Url>, scheme: &str) -> anyhow::Result<Self> {
-        let (mut master, mut db) = (String::new(), 0);
+        let Some(url) = hosts.first() else { bail!("it names no host") };
+        let mut path = url.path().trim_matches('/').split('/');
+        let master = path.next().unwrap_or_default().to_owned();
+        ensure!(!master.is_empty(), "it names no master");
+        let db = path.next().unwrap_or("0").parse().ok().context("its database is not a number")?;
+        ensure!(path.next().is_none(), "it goes on after the database");
         let (mut user, mut password) = (None, None);
-        if let Some(url) = hosts.first() {
-            let mut path = url.path().trim_matches('/').split('/');
-            path.next().unwrap_or_default().clone_into(&mut master);
-            if let Some(number) = path.next() {
-                db = number.parse().ok().context("its database is not a number")?;
-            }
-            ensure!(path.next().is_none(), "it goes on after the database");
-            for (name, value) in url.query_pairs() {
-                match &*name {
-                    "sentinel_user" => user = Some(value.into_owned()),
-                    "sentinel_password" => password = Some(value.into_owned()),
-                    _ => bail!("only sentinel_user and sentinel_password may follow the ?"),
-                }
+        for (name, value) in url.query_pairs() {
+            match &*name {
+                "sentinel_user" => user = Some(value.into_owned()),
+                "sentinel_password" => password = Some(value.into_owned()),
+                _ => bail!("only sentinel_user and sentinel_password may follow the ?"),
             }
         }
-        ensure!(!master.is_empty(), "it names no master");
         let login = login(user.as_deref(), password.as_deref());
         let (mut sentinels, mut node) = (Vec::new(), SentinelNodeConnectionInfo::default());
         for mut url in hosts {

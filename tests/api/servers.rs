@@ -150,8 +150,27 @@ impl PrivateRedis {
 
 /// Longest that a Cluster or Sentinels take to do their part.
 pub const THEIR_PART: Duration = Duration::from_mins(1);
-/// The service logs in, as it must; everybody else need not.
-const SERVICE: [&str; 7] = ["--user", "service", "on", ">p@ss", "~*", "&*", "+@all"];
+/// The service logs in, and may do no more than the README says; everybody else need not.
+const SERVICE: [&str; 18] = [
+    "--user",
+    "service",
+    "on",
+    ">p@ss",
+    "~hitl:*",
+    "~{*",
+    "&hitl:channel:*",
+    "+get",
+    "+set",
+    "+pttl",
+    "+exists",
+    "+eval",
+    "+publish",
+    "+info",
+    "+ping",
+    "+role",
+    "+cluster|slots",
+    "+asking",
+];
 /// A replica that follows at once.
 const EAGER: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
 
@@ -262,7 +281,7 @@ impl PrivateSentinels {
             let settings = format!(
                 "bind 127.0.0.1\nport {own}\nsentinel monitor main 127.0.0.1 {port} 2\n\
                  sentinel down-after-milliseconds main 1500\nsentinel failover-timeout main 4000\n\
-                 user watcher on >w@tch ~* &* +@all\n"
+                 user watcher on >w@tch +role +sentinel|masters\n"
             );
             std::fs::write(&conf, settings).unwrap();
             let mut command = Command::new("redis-server");
