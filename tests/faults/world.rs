@@ -372,6 +372,21 @@ impl World {
             rows: self.rows().await,
             heard: self.listener.heard(),
             keys: self.signal_keys().await,
+            ..Aftermath::default()
+        }
+    }
+
+    /// Asks for what was neither heard nor is under a key, as an agent does that got nothing.
+    async fn poll_for_the_rest(&self, aftermath: &mut Aftermath) {
+        let base = self.replicas[0].base();
+        let heard = aftermath.heard.iter().map(|(session, _)| session).collect::<BTreeSet<_>>();
+        let is_quiet = |row: &&Row| !heard.contains(&row.session) && !aftermath.has_signalled(row);
+        let rest = aftermath.rows.iter().filter(is_quiet).cloned().collect::<Vec<_>>();
+        for row in rest {
+            let answer = self.people.poll(&base, &row.session, Some(&row.request)).await;
+            if let Ok(Some(signal)) = answer {
+                aftermath.polled.insert(row.request, signal);
+            }
         }
     }
 
@@ -386,7 +401,11 @@ impl World {
             Some(took) => report.at_most(took, limit, "all signals out after"),
             None => report.demand(false, || format!("signals still owed after {limit:?}")),
         }
-        let aftermath = self.aftermath().await;
+        let mut aftermath = self.aftermath().await;
+        if delivered == Delivered::Found {
+            self.poll_for_the_rest(&mut aftermath).await;
+            report.count(aftermath.polled.len(), "found only by polling");
+        }
         let calls = self.people.history.calls();
         report.count(calls.len(), "calls");
         report.count(self.people.history.count(|ended| *ended == Ended::Ok), "acknowledged");

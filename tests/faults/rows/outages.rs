@@ -81,7 +81,7 @@ pub async fn redis_wiped(scale: Scale, report: &mut Report) {
     );
     report.wrongs("signals lost", &lost);
     world.listener = Listener::start(world.redis.url()).await;
-    world.check(report, 10 * SECOND, Delivered::PublishedOrKept).await;
+    world.check(report, 10 * SECOND, Delivered::Found).await;
 }
 
 pub async fn redis_refused(scale: Scale, report: &mut Report) {

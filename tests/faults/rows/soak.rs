@@ -99,7 +99,7 @@ pub async fn soak(scale: Scale, report: &mut Report) {
     report.count(format!("{late:.1}"), "MiB resident");
     report.count(format!("{growth:+.1}"), "% memory since a quarter of the time");
     report.demand(scale.is_quick || growth < 10.0, || format!("memory grew by {growth:.1} %"));
-    world.check(report, Duration::from_secs(30), Delivered::Published).await;
+    world.check(report, Duration::from_secs(30), Delivered::Found).await;
 }
 
 /// One fault and its end, taking turns.
