@@ -4,15 +4,22 @@
 use std::fs::{File, TryLockError};
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_cors::Cors;
-use actix_web::dev::ServerHandle;
+use actix_http::HttpService;
+use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
+use actix_web::dev::{AppConfig, Server, ServerHandle};
 use actix_web::middleware::{DefaultHeaders, from_fn};
-use actix_web::{App, HttpServer, web};
-use anyhow::{Context as _, bail};
+use actix_web::{App, web};
+use anyhow::{Context as _, bail, ensure};
+use rustix::process::{Resource, Rlimit};
+use tokio::net::TcpStream;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,21 +28,24 @@ use tracing_actix_web::TracingLogger;
 
 use crate::api::envelope::with_call;
 use crate::api::error::{ApiError, FieldErrors};
+use crate::api::health::LastAnswer;
 use crate::api::text::Text;
 use crate::auth::TokenVerifier;
 use crate::config::{Config, LedgerConfig, make_private_folder};
+use crate::connection::{CLOSING, Connection, take_turns};
 use crate::core::Core;
 use crate::courier::Courier;
 use crate::domain::clock::Clock;
 use crate::ledger::Ledger;
+use crate::limits::Limits;
 use crate::telemetry::CallSpan;
 use crate::{relay, routes};
 
-/// Longest a client may take to send a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an idle connection stays open. Longer than nginx keeps one to us (60 s), so that the
 /// Gateway never sends a request into a connection that we are closing.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Files a process may have open beside its connections: listener, Redis, SQLite, workers.
+const OTHER_FILES: u64 = 100;
 /// Longest that writes under way, the relay's last round and the pool's closing may each take
 /// after the last answer has gone out.
 const LAST_STEPS: Duration = Duration::from_millis(900);
@@ -59,6 +69,7 @@ impl Replica {
     /// # Errors
     /// One sentence on what is wrong with the environment.
     pub async fn start(config: &Config, clock: Clock) -> anyhow::Result<Self> {
+        make_room_for_connections(config)?;
         let (ledger, lock) = open_ledger(config, true).await?;
         if config.auto_migrate {
             migrate(config, &ledger).await?;
@@ -72,14 +83,17 @@ impl Replica {
             (None, Some(pool)) => Courier::in_process(pool, clock.clone()),
             (None, None) => bail!("a shared ledger needs Redis; set REDIS_URL"),
         };
+        let runtime = Handle::current();
         let core = Core {
+            limits: Limits::new(config.rate_limit, &courier, &runtime),
+            room: Arc::new(Semaphore::new(config.max_calls_under_way)),
             ledger,
             courier,
             clock,
             policy: config.policy,
             stopping: CancellationToken::new(),
             under_way: TaskTracker::new(),
-            runtime: Handle::current(),
+            runtime,
         };
         let listener = TcpListener::bind((config.host.as_str(), config.port))
             .with_context(|| format!("cannot listen on {}:{}", config.host, config.port))?;
@@ -208,18 +222,42 @@ fn lock_beside(file: &Path) -> anyhow::Result<File> {
     }
 }
 
-fn serve(
-    config: &Config,
-    core: &Core,
-    listener: TcpListener,
-) -> anyhow::Result<actix_web::dev::Server> {
+/// A process may open only so many files, and every connection is one: raises that limit as far as
+/// needed. Without this a flood of connections would leave none for the stores.
+fn make_room_for_connections(config: &Config) -> anyhow::Result<()> {
+    let stores = match config.ledger {
+        LedgerConfig::Postgres { max_connections, .. } => u64::from(max_connections),
+        LedgerConfig::Sqlite { .. } => 0,
+    };
+    let needed = config.max_connections as u64 + stores + OTHER_FILES;
+    let allowed = || rustix::process::getrlimit(Resource::Nofile);
+    let has_room = |limit: &Rlimit| limit.current.is_none_or(|files| files >= needed);
+    let limit = allowed();
+    if !has_room(&limit) {
+        let raised = Rlimit { current: Some(needed), maximum: limit.maximum };
+        // Whether it was raised is seen below.
+        let _refused = rustix::process::setrlimit(Resource::Nofile, raised);
+    }
+    ensure!(
+        has_room(&allowed()),
+        "max_connections is {}, but this process may open only {} files; raise that limit \
+         (ulimit -n {needed}) or lower max_connections",
+        config.max_connections,
+        limit.maximum.unwrap_or_default()
+    );
+    Ok(())
+}
+
+fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<Server> {
     let core = web::Data::new(core.clone());
     let verifier = web::Data::new(TokenVerifier::new(&config.jwt));
+    let readiness = web::Data::new(LastAnswer::default());
     let origins = config.cors_origins.clone();
-    let server = HttpServer::new(move || {
+    let app = move || {
         App::new()
             .app_data(core.clone())
             .app_data(verifier.clone())
+            .app_data(readiness.clone())
             .app_data(
                 web::PathConfig::default()
                     .error_handler(|error, _request| bad_input("path", &error)),
@@ -234,15 +272,38 @@ fn serve(
             .wrap(security_headers())
             .wrap(from_fn(with_call))
             .wrap(TracingLogger::<CallSpan>::new())
-    })
-    .client_request_timeout(HEAD_TIMEOUT)
-    .keep_alive(KEEP_ALIVE)
-    .shutdown_timeout(config.shutdown_seconds)
-    .disable_signals()
-    .listen(listener)
-    .context("cannot listen")?
-    .run();
-    Ok(server)
+            .wrap(from_fn(take_turns))
+    };
+    // As many as actix starts.
+    let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let server = Server::build()
+        .max_concurrent_connections(config.max_connections.div_ceil(workers))
+        .shutdown_timeout(config.shutdown_seconds)
+        .disable_signals();
+    let stopping = server.graceful_shutdown_signal();
+    // What `HttpServer` does, which takes no connections of our own making.
+    let serve_connections = move || {
+        let stopping = stopping.clone();
+        let app = app().into_factory().map_err(|error| error.error_response());
+        let http = HttpService::build()
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move { stopping.notified().await }
+            })
+            // `Connection` times heads, and not only the first.
+            .client_request_timeout(Duration::ZERO)
+            .client_disconnect_timeout(CLOSING)
+            .keep_alive(KEEP_ALIVE)
+            .on_connect_ext(Connection::introduce)
+            // Host and address, from which we make nothing.
+            .h1(map_config(app, |()| AppConfig::default()));
+        fn_service(async |stream: TcpStream| {
+            let peer = stream.peer_addr().ok();
+            Ok((Connection::new(stream), peer))
+        })
+        .and_then(http)
+    };
+    Ok(server.listen("http", listener, serve_connections).context("cannot listen")?.run())
 }
 
 fn bad_input(field: &str, error: &dyn std::fmt::Display) -> actix_web::Error {

@@ -9,11 +9,11 @@ use tracing::{info, warn};
 
 use crate::core::Core;
 use crate::courier::{Seen, StoredRequest, Unavailable};
-use crate::delivery::{self, Settled};
+use crate::delivery;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{
-    self, Candidate, CourierCopy, Decision, Delivery, Record, Refusal, State, Verdict, is_same,
-    is_visible, settle,
+    self, Candidate, CourierCopy, Decision, Delivery, Record, Refusal, Settled, State, Verdict,
+    is_same, is_visible, settle,
 };
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::request::{
@@ -23,8 +23,6 @@ use crate::domain::session::{SessionPointer, is_anothers};
 use crate::domain::signal::{signal_json, signal_request};
 use crate::ledger::{LEASE, LedgerError, Recorded, Registered, Writing};
 
-/// How long an agent that missed the message may take to look under the key.
-const UNHEARD: TimeDelta = TimeDelta::seconds(30);
 /// How long to ask the ledger what became of a write that it did not confirm.
 const CONFIRMATION: Duration = Duration::from_millis(900);
 
@@ -99,7 +97,7 @@ pub async fn decide(
             };
             // What cannot be read is not what the ledger knows.
             return match problem {
-                OpenProblem::Unreadable(_) => attempt.on_standing(record, true),
+                OpenProblem::Unreadable(_) => attempt.on_standing(record, true).await,
                 OpenProblem::Courier(_) => attempt.on_record(record, None, Sending::Later).await,
             };
         }
@@ -153,7 +151,7 @@ impl Attempt<'_> {
                 && (found.request.is_pending() || record.state == State::Pending)
         });
         if record.state != State::Pending || is_altered {
-            return self.on_standing(record, is_altered);
+            return self.on_standing(record, is_altered).await;
         }
         let candidate = Candidate {
             request: ApprovalRequest::read(self.id, record.document)
@@ -168,7 +166,16 @@ impl Attempt<'_> {
     }
 
     /// Something stands in the ledger that this attempt cannot change.
-    fn on_standing(self, record: Record, is_altered: bool) -> Result<Decided> {
+    async fn on_standing(self, record: Record, is_altered: bool) -> Result<Decided> {
+        let is_over = record.state == State::Pending
+            && record.tenant == self.caller.tenant
+            && self.now >= record.expires_at;
+        // Nobody is told so while somebody who came in time may still be on the way.
+        let record = if is_over {
+            self.core.ledger.expire(self.id, self.now).await?.unwrap_or(record)
+        } else {
+            record
+        };
         let decision = settle(&record, is_altered, self.caller, &self.verdict, self.now)
             .inspect_err(|refusal| warn_if_altered(refusal, self.id))?;
         Ok(Decided { session: record.session, decision })
@@ -186,22 +193,25 @@ impl Attempt<'_> {
             decision::decide(candidate, pointer, self.caller, verdict, self.now, self.core.policy);
         // What Redis says to be a stranger's may be registered here; and if it is not, it is looked
         // up as an id that does not exist would be, so that an outage does not tell them apart.
-        if decision == Err(Refusal::NotFound)
+        // Whether a registered one's time ran out undecided, only the ledger can tell.
+        if matches!(decision, Err(Refusal::NotFound | Refusal::Expired))
             && let Some(record) = self.core.ledger.find_request(self.id).await?
         {
             let is_altered = !is_same(&record, candidate);
-            return self.on_standing(record, is_altered);
+            return self.on_standing(record, is_altered).await;
         }
         let decision = decision?;
         let held_for = if matches!(sending, Sending::Later) { TimeDelta::zero() } else { LEASE };
         let (caller, now) = (self.caller, self.now);
         let writing = Writing { candidate, decision: Some(&decision), caller, now, held_for };
+        crash_point!("deciding");
         let recorded = match self.core.ledger.record_decision(&writing).await {
             Err(error @ LedgerError::Unavailable(_)) => self.confirm(&decision, error).await?,
             recorded => recorded?,
         };
         match recorded {
             Recorded::Won(record) => {
+                crash_point!("decided");
                 info!(session_id = %record.session, outcome = decision.verdict.status(), "decided");
                 match sending {
                     Sending::Now => send_now(self.core, &record, None).await,
@@ -211,11 +221,11 @@ impl Attempt<'_> {
                 Ok(Decided { session: record.session, decision })
             }
             Recorded::Lost(record) => {
-                let was_sent = record.delivery != Delivery::Owed;
+                let was_sent = !record.is_unsent();
                 let standing = record.clone();
                 let (core, id) = (self.core, self.id);
                 let is_altered = !is_same(&record, candidate);
-                let decided = self.on_standing(record, is_altered)?;
+                let decided = self.on_standing(record, is_altered).await?;
                 if was_sent {
                     send_if_asked_again(core, id, &standing).await?;
                 }
@@ -288,7 +298,10 @@ fn hide_from_strangers(problem: OpenProblem, caller: &Caller) -> Problem {
 /// Sends the signal of a decision just recorded. A failure is no matter: it stays owed.
 async fn send_now(core: &Core, record: &Record, seen: Option<Seen>) {
     match delivery::deliver(core, record, seen).await {
-        Ok(settled) => note_later(core, record, settled),
+        Ok(settled) => {
+            crash_point!("signalled");
+            note_later(core, record, settled);
+        }
         Err(error) => warn!(request_id = %record.id, %error, "decided; the relay will signal it"),
     }
 }
@@ -299,8 +312,8 @@ fn note_later(core: &Core, record: &Record, settled: Settled) {
     let runtime = core.runtime.clone();
     core.under_way.clone().spawn_on(
         async move {
-            let Settled { delivery, listeners } = settled;
-            let noted = core.ledger.settle_delivery(&record, delivery, listeners, now).await;
+            let noted = core.ledger.settle_delivery(&record, &settled, now).await;
+            crash_point!("noted");
             if let Err(error) = noted {
                 warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
             }
@@ -322,6 +335,7 @@ async fn send_if_asked_again(core: &Core, id: &RequestId, record: &Record) -> Re
         && pointer.allows(id)
         && let Some(record) = core.ledger.owe_again(record, core.clock.now()).await?
     {
+        crash_point!("owed-again");
         info!(request_id = %id, "the agent asked again; it is told again");
         let document = Some(asked.request.document);
         send_now(core, &record, Some(Seen { pointer, document })).await;
@@ -343,6 +357,7 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
     let writing = Writing { candidate, decision: None, caller, now, held_for: LEASE };
     match core.ledger.register(&writing).await? {
         Registered::New(record) => {
+            crash_point!("registered");
             info!(request_id = %record.id, session_id = %record.session, user = %caller.user,
                 tenant = %caller.tenant, "registered");
             match delivery::announce(core, &record, false).await {
@@ -403,9 +418,8 @@ pub async fn read_request(core: &Core, caller: &Caller, id: &RequestId) -> Resul
     let (stored, record) =
         tokio::join!(core.courier.find_request(id), core.ledger.find_request(id));
     let record = record?;
-    let is_settled = record
-        .as_ref()
-        .is_some_and(|record| record.origin == Origin::Http || record.delivery == Delivery::Owed);
+    let is_settled =
+        record.as_ref().is_some_and(|record| record.origin == Origin::Http || record.is_unsent());
     let problem = match stored {
         Ok(Some(stored)) if !is_settled => match open_for(core, caller, id, stored).await {
             Ok(document) => return Ok(document),
@@ -507,9 +521,7 @@ pub async fn find_signal(
             CourierCopy::Settled => true,
             // An agent on Redis has asked again, so an earlier answer is not the answer; one that is
             // still owed has simply not reached Redis yet.
-            CourierCopy::Pending => {
-                record.origin == Origin::Http || record.delivery == Delivery::Owed
-            }
+            CourierCopy::Pending => record.origin == Origin::Http || record.is_unsent(),
             CourierCopy::Other => false,
         };
     if !is_answered {
@@ -543,8 +555,8 @@ async fn in_courier(core: &Core, id: &RequestId) -> Result<Option<ApprovalReques
 /// only if nobody was listening.
 fn still_waits(record: &Record, now: DateTime<Utc>) -> bool {
     match record.delivery {
-        Delivery::Owed => now < record.created_at + PATIENCE,
-        Delivery::Sent => record.listeners == Some(0) && now < record.owed_since + UNHEARD,
+        Delivery::Owed if record.is_unsent() => now < record.created_at + PATIENCE,
+        Delivery::Owed | Delivery::Sent => record.is_unheard(now),
         Delivery::Superseded => false,
     }
 }

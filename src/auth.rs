@@ -1,9 +1,11 @@
 //! Who is calling. A handler that takes a [`CallerOf`] or an [`ApproverOf`] cannot be reached
-//! without the token and the headers that the contract asks for.
+//! without the token and the headers that the contract asks for, nor more often than one person
+//! may.
 //!
 //! Must not trust any header that the token does not confirm.
 
-use std::future::{Ready, ready};
+use std::future::Future;
+use std::pin::Pin;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::error::ApiError;
 use crate::config::JwtConfig;
+use crate::core::Core;
 use crate::domain::approver::{Caller, Role};
 use crate::domain::ids::{TenantId, UserId};
 use crate::domain::json::RawObject;
@@ -177,21 +180,26 @@ pub fn mint(
     Ok(jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key)?)
 }
 
+type Checking<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>>>>;
+
 impl FromRequest for CallerOf {
     type Error = ApiError;
-    type Future = Ready<Result<Self, ApiError>>;
+    type Future = Checking<Self>;
 
     fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
-        ready(authenticate(request).map(Self))
+        let request = request.clone();
+        Box::pin(async move { admit(&request).await.map(Self) })
     }
 }
 
 impl FromRequest for ApproverOf {
     type Error = ApiError;
-    type Future = Ready<Result<Self, ApiError>>;
+    type Future = Checking<Self>;
 
     fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
-        ready(authenticate(request).and_then(|caller| {
+        let request = request.clone();
+        Box::pin(async move {
+            let caller = admit(&request).await?;
             if sole_header(request.headers(), "X-User-ID")?.is_none() {
                 return Err(ApiError::missing_header("X-User-ID"));
             }
@@ -199,8 +207,17 @@ impl FromRequest for ApproverOf {
                 return Err(ApiError::agents_do_not_decide());
             }
             Ok(Self(caller))
-        }))
+        })
     }
+}
+
+/// Whoever is calling, if they have not called too often.
+async fn admit(request: &HttpRequest) -> Result<Caller, ApiError> {
+    let caller = authenticate(request)?;
+    let core = request.app_data::<web::Data<Core>>();
+    let core = core.ok_or_else(|| ApiError::internal("no core is configured"))?;
+    core.limits.admit(&caller).await?;
+    Ok(caller)
 }
 
 fn authenticate(request: &HttpRequest) -> Result<Caller, ApiError> {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::num::NonZeroU32;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use serde::Deserialize;
 
 use crate::courier::RedisSettings;
 use crate::domain::decision::{Approvers, Policy, UnscopedRequests};
+use crate::limits::RateLimit;
 
 /// The settings that hold when nothing is configured.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -21,6 +23,12 @@ pub const MIN_SECRET_BYTES: usize = 32;
 const MAX_LEEWAY_SECONDS: u64 = 30;
 /// Most seconds to drain: the process must be gone 10 s after SIGTERM.
 const MAX_SHUTDOWN_SECONDS: u64 = 9;
+/// Most calls a second for one person: Redis counts them in whole microseconds.
+const MAX_RATE: u32 = 100_000;
+/// Largest burst of one person: at one call a second it drains within two weeks.
+const MAX_BURST: u32 = 1_000_000;
+/// Most calls under way, and most connections.
+const MAX_AT_ONCE: usize = 100_000;
 
 const PREFIX: &str = "AURA_HITL_";
 /// The platform's own variable names, the secret ones also as `…_FILE`.
@@ -56,6 +64,12 @@ pub struct Config {
     pub jwt: JwtConfig,
     /// Who may decide.
     pub policy: Policy,
+    /// How many calls one person may make; `None` is any number.
+    pub rate_limit: Option<RateLimit>,
+    /// Calls at work at once; more are turned away.
+    pub max_calls_under_way: usize,
+    /// Open connections of clients; more wait until one closes.
+    pub max_connections: usize,
     /// Origins that browsers may call from.
     pub cors_origins: Vec<String>,
     /// Seconds to finish what is under way.
@@ -111,6 +125,10 @@ struct RawConfig {
     jwt_issuer: Option<String>,
     approvers: Approvers,
     unscoped_requests: UnscopedRequests,
+    rate_limit_per_second: u32,
+    rate_limit_burst: u32,
+    max_calls_under_way: usize,
+    max_connections: usize,
     cors_origins: Vec<String>,
     shutdown_seconds: u64,
 }
@@ -162,12 +180,22 @@ impl Config {
             "database_max_connections is {}; it must be from 1 to 1000",
             raw.database_max_connections
         );
+        for (name, value) in [
+            ("max_calls_under_way", raw.max_calls_under_way),
+            ("max_connections", raw.max_connections),
+        ] {
+            ensure!(
+                (1..=MAX_AT_ONCE).contains(&value),
+                "{name} is {value}; it must be from 1 to {MAX_AT_ONCE}"
+            );
+        }
         for origin in &raw.cors_origins {
             ensure!(
                 is_origin(origin),
                 "cors_origins holds {origin:?}; an origin looks like https://app.example:8443"
             );
         }
+        let rate_limit = raw.rate_limit()?;
         let redis = raw.redis()?;
         let ledger = raw.ledger()?;
         if matches!(ledger, LedgerConfig::Postgres { .. }) && redis.is_none() {
@@ -191,6 +219,9 @@ impl Config {
                 issuer: raw.jwt_issuer,
             },
             policy: Policy { approvers: raw.approvers, unscoped_requests: raw.unscoped_requests },
+            rate_limit,
+            max_calls_under_way: raw.max_calls_under_way,
+            max_connections: raw.max_connections,
             cors_origins: raw.cors_origins,
             shutdown_seconds: raw.shutdown_seconds,
         })
@@ -261,22 +292,38 @@ impl RawConfig {
     }
 
     fn redis(&self) -> anyhow::Result<Option<RedisSettings>> {
-        match (&self.redis_url, &self.redis_host) {
+        let settings = match (&self.redis_url, &self.redis_host) {
             (Some(_), Some(_)) => bail!("REDIS_URL and REDIS_HOST are both set; set one of them"),
-            (Some(url), None) => Ok(Some(RedisSettings::Url(url.clone()))),
-            (None, Some(host)) => Ok(Some(RedisSettings::Host {
+            (Some(url), None) => RedisSettings::Url(url.clone()),
+            (None, Some(host)) => RedisSettings::Host {
                 host: host.clone(),
                 port: self.redis_port.unwrap_or(6379),
                 password: self.redis_password.clone(),
-            })),
+            },
             (None, None) => {
                 ensure!(
                     self.redis_port.is_none() && self.redis_password.is_none(),
                     "REDIS_PORT or REDIS_PASSWORD is set without REDIS_HOST; set REDIS_HOST too"
                 );
-                Ok(None)
+                return Ok(None);
             }
-        }
+        };
+        settings.check()?;
+        Ok(Some(settings))
+    }
+
+    fn rate_limit(&self) -> anyhow::Result<Option<RateLimit>> {
+        ensure!(
+            self.rate_limit_per_second <= MAX_RATE,
+            "rate_limit_per_second is {}; it may be at most {MAX_RATE}, and 0 is no limit",
+            self.rate_limit_per_second
+        );
+        let burst = NonZeroU32::new(self.rate_limit_burst).filter(|burst| burst.get() <= MAX_BURST);
+        let Some(burst) = burst else {
+            bail!("rate_limit_burst is {}; it must be from 1 to {MAX_BURST}", self.rate_limit_burst)
+        };
+        let per_second = NonZeroU32::new(self.rate_limit_per_second);
+        Ok(per_second.map(|per_second| RateLimit { per_second, burst }))
     }
 
     /// The shared secret; in the embedded mode one is made and kept when none is configured.

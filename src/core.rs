@@ -2,8 +2,10 @@
 //! and the runtime on which everything that must not be cut short runs.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -12,11 +14,18 @@ use crate::courier::Courier;
 use crate::domain::clock::Clock;
 use crate::domain::decision::Policy;
 use crate::ledger::Ledger;
+use crate::limits::Limits;
 
-/// Work that ended in a panic; the panic itself is in the log.
+/// Why work has no result.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the work panicked")]
-pub struct Panicked;
+pub enum Undone {
+    /// It was not begun: too much is under way.
+    #[error("too many calls are under way")]
+    Busy,
+    /// It ended in a panic, which is in the log.
+    #[error("the work panicked")]
+    Panicked,
+}
 
 /// Cheap to clone; one per process.
 #[derive(Clone, Debug)]
@@ -29,6 +38,11 @@ pub struct Core {
     pub clock: Clock,
     /// Who may decide.
     pub policy: Policy,
+    /// How much one person may ask for.
+    pub limits: Limits,
+    /// Room for so many calls at once. Whoever finds none is turned away at once: in a queue they
+    /// would wait for nothing, and so would everybody behind them.
+    pub room: Arc<Semaphore>,
     /// Set when the process is asked to stop.
     pub stopping: CancellationToken,
     /// Everything under way that must be finished before the process ends.
@@ -38,17 +52,22 @@ pub struct Core {
 }
 
 impl Core {
-    /// Runs work to its end, even if whoever waits for it goes away: actix drops a handler when
-    /// its client resets the connection, and a write that is cut off half-way is neither done nor
-    /// undone.
+    /// Runs a call's work to its end, even if whoever waits for it goes away: actix drops a handler
+    /// when its client resets the connection, and a write that is cut off half-way is neither done
+    /// nor undone. Until that end it takes up room.
     ///
     /// # Errors
-    /// [`Panicked`], which is a bug.
+    /// [`Undone`]: busy, and then nothing was begun; or a panic, which is a bug.
     pub async fn run_to_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T, Panicked> {
+    ) -> Result<T, Undone> {
+        let room = self.room.clone().try_acquire_owned().map_err(|_full| Undone::Busy)?;
+        let work = async move {
+            let _room = room;
+            work.await
+        };
         let work = self.under_way.spawn_on(work.in_current_span(), &self.runtime);
-        work.await.map_err(|_panic| Panicked)
+        work.await.map_err(|_panic| Undone::Panicked)
     }
 }

@@ -2,8 +2,8 @@
 //! on. Used at once by whoever decided, and later by the relay for what was left owing.
 
 use crate::core::Core;
-use crate::courier::{Outgoing, Seen, Sent, Unavailable};
-use crate::domain::decision::{CourierCopy, Decision, Delivery, Record, State};
+use crate::courier::{self, Outgoing, Seen, Sent, Unavailable};
+use crate::domain::decision::{CourierCopy, Decision, Delivery, Record, Settled, State};
 use crate::domain::ids::RequestId;
 use crate::domain::request::{ApprovalRequest, Origin, PATIENCE, age, decided_document};
 use crate::domain::session::{SessionPointer, pointer_json};
@@ -12,18 +12,6 @@ use crate::ledger::LedgerError;
 
 /// How often to look again at a session that keeps changing while we send.
 const LOOKS: usize = 3;
-
-/// What became of a delivery, to be noted in the ledger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settled {
-    /// Sent or superseded.
-    pub delivery: Delivery,
-    /// Subscribers that the signal reached.
-    pub listeners: Option<i64>,
-}
-
-const SUPERSEDED: Settled = Settled { delivery: Delivery::Superseded, listeners: None };
-const SENT: Settled = Settled { delivery: Delivery::Sent, listeners: None };
 
 /// Why a row is still owed.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +40,7 @@ pub async fn deliver(
         State::Decided(decision) => send_signal(core, record, decision, seen).await,
         State::Pending => announce(core, record, true).await,
         // Not a word on the channel about these: agents take anything for an approval.
-        State::Expired | State::Cancelled => Ok(SENT),
+        State::Expired | State::Cancelled => Ok(Settled::SENT),
     }
 }
 
@@ -65,13 +53,14 @@ pub async fn deliver(
 pub async fn announce(core: &Core, record: &Record, late: bool) -> Result<Settled, Undelivered> {
     // Never over what is there: by now that may be the decided request.
     core.courier.put_request(&record.id, &record.document, true).await?;
+    crash_point!("announcing");
     let there = core.courier.session(&record.session).await?;
     if may_reach(core, record, &there).await? || !somebody_waits(core, &there).await? {
         let user = record.user.as_ref().map_or("", |user| user.as_str());
         let pointer = pointer_json(&record.session, &record.id, user, &record.tenant);
         core.courier.put_session(&record.session, &pointer, late).await?;
     }
-    Ok(SENT)
+    Ok(Settled::SENT)
 }
 
 /// Whether the request that a session names is still pending and its agent still patient.
@@ -98,12 +87,19 @@ async fn send_signal(
             Some(seen) => seen,
             None => core.courier.look(&record.id, &record.session).await?,
         };
-        if CourierCopy::of(record, seen.document.as_deref()) == CourierCopy::Other {
-            return Ok(SUPERSEDED);
+        let copy = CourierCopy::of(record, seen.document.as_deref());
+        let may_reach =
+            copy != CourierCopy::Other && may_reach(core, record, &seen.pointer).await?;
+        let aloud = record.sent_to.is_none() || record.is_unheard(core.clock.now());
+        if !aloud && !(may_reach && may_be_put_back(core, record, decision, &seen, copy).await?) {
+            let listeners = record.listeners;
+            return Ok(Settled { listeners, ..Settled::SENT });
         }
-        if !may_reach(core, record, &seen.pointer).await? {
-            core.courier.put_request(&record.id, &document, false).await?;
-            return Ok(SUPERSEDED);
+        if !may_reach {
+            if copy != CourierCopy::Other {
+                core.courier.put_request(&record.id, &document, false).await?;
+            }
+            return Ok(Settled::SUPERSEDED);
         }
         let outgoing = Outgoing {
             request: &record.id,
@@ -111,16 +107,45 @@ async fn send_signal(
             signal: &signal,
             document: &document,
             rank: record.owed_since.timestamp_micros(),
+            aloud,
             only_while: &seen,
         };
         match core.courier.send(&outgoing).await? {
-            Sent::Published { listeners } => {
-                return Ok(Settled { delivery: Delivery::Sent, listeners: Some(listeners) });
+            Sent::Published { listeners, history: sent_to } => {
+                let listeners = if aloud { listeners } else { record.listeners };
+                return Ok(Settled { delivery: Delivery::Sent, listeners, sent_to });
             }
             Sent::Changed => {}
         }
     }
     Err(Undelivered::Restless)
+}
+
+/// Whether a signal that was sent, and that Redis may have lost since, is put back under its key,
+/// without a word: its agent may have got it and wait for its next question, to which a message
+/// would be the answer. The key is harmless there, as it would be had it not been lost, unless Redis
+/// no longer knows what the session waits for; agents that register match on the request id.
+async fn may_be_put_back(
+    core: &Core,
+    record: &Record,
+    decision: &Decision,
+    seen: &Seen,
+    copy: CourierCopy,
+) -> Result<bool, Unavailable> {
+    if record.origin == Origin::Http {
+        return Ok(true);
+    }
+    if seen.pointer.request.as_deref() != Some(record.id.as_str()) {
+        return Ok(false);
+    }
+    if copy != CourierCopy::Pending {
+        return Ok(true);
+    }
+    // Pending again: forgotten along with its signal, or asked again since, and then somebody has
+    // to decide again. Its age is as exact as a call to Redis is long.
+    let stored = core.courier.find_request(&record.id).await?;
+    let asked = stored.map(|stored| core.clock.now() - age(stored.ttl) - courier::TIMEOUT);
+    Ok(asked.is_some_and(|asked| asked < decision.at))
 }
 
 /// Whether this signal may go to a session that names what `pointer` names. Agents that write to

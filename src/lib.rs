@@ -2,7 +2,8 @@
 //!
 //! The way of a decision, top to bottom:
 //!
-//! 1. [`routes`] names the handler, [`auth`] makes sure who is calling, [`api`] checks the body.
+//! 1. [`routes`] names the handler, [`auth`] makes sure who is calling, [`limits`] that it is not
+//!    too often; [`api`] checks the body.
 //! 2. [`approvals`] loads the request from the [`courier`] (Redis), else from the [`ledger`] (SQL).
 //! 3. [`domain::decision::decide`] says whether this person may decide it now: a pure function.
 //! 4. [`ledger::Ledger::record_decision`] lets exactly one decision win, in one statement that
@@ -13,17 +14,22 @@
 //! Decided, signalled and acted on are three different facts. SQL knows the first two; only the
 //! agent knows the third.
 
+#[macro_use]
+mod crash;
+
 pub mod api;
 pub mod app;
 pub mod approvals;
 pub mod auth;
 pub mod config;
+pub mod connection;
 pub mod core;
 pub mod courier;
 pub mod delivery;
 pub mod demo;
 pub mod domain;
 pub mod ledger;
+pub mod limits;
 pub mod relay;
 pub mod routes;
 pub mod telemetry;

@@ -66,6 +66,8 @@ enum RoleName {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    #[cfg(feature = "crash-points")]
+    let _armed = fail::FailScenario::setup();
     let arguments = Arguments::parse();
     match run(arguments).await {
         Ok(()) => ExitCode::SUCCESS,

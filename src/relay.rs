@@ -5,14 +5,14 @@
 
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt;
 use tracing::{info, warn};
 
 use crate::core::Core;
 use crate::delivery::deliver;
 use crate::domain::decision::{Delivery, Record};
-use crate::ledger::{LEASE, LedgerError};
+use crate::ledger::{LEASE, LOST_AT_ONCE, LedgerError};
 
 /// How often to look for owed signals.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -21,6 +21,9 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const BATCH: i64 = 32;
 /// Rows to send at the same time.
 const AT_ONCE: usize = 16;
+/// How long to look for lost signals after Redis has changed: longer than what was on its way then
+/// takes to be noted.
+const AFTERMATH: TimeDelta = TimeDelta::seconds(10);
 /// Longest pause before a row is tried again; short, so that signals go out soon after Redis is
 /// back.
 const LONGEST_PAUSE: TimeDelta = TimeDelta::milliseconds(2000);
@@ -38,7 +41,11 @@ pub struct Round {
 
 /// Runs until the process is asked to stop.
 pub async fn run(core: Core) {
+    let mut watch = Watch::default();
     loop {
+        if let Err(error) = watch.look(&core).await {
+            warn!(%error, "the relay cannot tell what Redis has lost");
+        }
         match run_once(&core).await {
             Ok(round) if round.sent + round.superseded == usize::try_from(BATCH).unwrap_or(0) => {
                 continue;
@@ -53,6 +60,39 @@ pub async fn run(core: Core) {
     }
 }
 
+/// Watches for a Redis that is not the one it was: wiped, restarted, or a replica in its master's
+/// place. It may have lost what was sent, which is owed again then. Every replica watches, and what
+/// one owes again, the others find owed.
+#[derive(Debug, Default)]
+struct Watch {
+    histories: Vec<String>,
+    until: DateTime<Utc>,
+}
+
+impl Watch {
+    async fn look(&mut self, core: &Core) -> Result<(), LedgerError> {
+        let Ok(mut histories) = core.courier.histories().await else { return Ok(()) };
+        let now = core.clock.now();
+        histories.sort();
+        if histories.is_empty() || (histories == self.histories && now > self.until) {
+            return Ok(());
+        }
+        loop {
+            let lost = core.ledger.owe_lost(&histories, now).await?;
+            if lost > 0 {
+                info!(lost, "Redis may have lost signals; they are owed again");
+            }
+            if lost < u64::from(LOST_AT_ONCE) {
+                break;
+            }
+        }
+        if histories != self.histories {
+            (self.histories, self.until) = (histories, now + AFTERMATH);
+        }
+        Ok(())
+    }
+}
+
 /// Claims what is due and sends it. Does nothing while the courier is out of reach, so that no
 /// leases are burnt.
 ///
@@ -63,6 +103,9 @@ pub async fn run_once(core: &Core) -> Result<Round, LedgerError> {
         return Ok(Round::default());
     }
     let due = core.ledger.claim_owed(core.clock.now(), BATCH).await?;
+    if !due.is_empty() {
+        crash_point!("relay-claimed");
+    }
     let outcomes = futures_util::stream::iter(due)
         .map(|record| send_one(core.clone(), record))
         .buffer_unordered(AT_ONCE)
@@ -80,11 +123,15 @@ async fn send_one(core: Core, record: Record) -> Option<Delivery> {
     let now = core.clock.now();
     match deliver(&core, &record, None).await {
         Ok(settled) => {
+            crash_point!("relay-signalled");
             let delivery = settled.delivery;
             info!(request_id = %record.id, ?delivery, "the relay delivered what was owed");
-            let noted =
-                core.ledger.settle_delivery(&record, delivery, settled.listeners, now).await;
-            if let Err(error) = noted {
+            let noting = async {
+                // Whoever decided may have died before looking at the task again.
+                core.ledger.release_task(&record.task, now).await?;
+                core.ledger.settle_delivery(&record, &settled, now).await
+            };
+            if let Err(error) = noting.await {
                 warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
             }
             Some(delivery)

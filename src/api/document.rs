@@ -101,6 +101,7 @@ impl Modify for Common {
                     (decides, &[ErrorCode::Gone]),
                     (has_body, &[ErrorCode::TooLarge]),
                     (has_body, &[ErrorCode::NotJson]),
+                    (!is_open, &[ErrorCode::TooMany]),
                     (!is_open, &[ErrorCode::Internal]),
                     (!is_open, &[ErrorCode::Unavailable]),
                 ];
@@ -260,7 +261,9 @@ fn add_error(operation: &mut Operation, codes: &[ErrorCode]) {
     );
     let header = match first {
         ErrorCode::NoToken => Some(("WWW-Authenticate", "Bearer")),
-        ErrorCode::Unavailable => Some(("Retry-After", "Seconds to wait before trying again.")),
+        ErrorCode::TooMany | ErrorCode::Unavailable => {
+            Some(("Retry-After", "Seconds to wait before trying again."))
+        }
         ErrorCode::MethodNotAllowed => Some(("Allow", "The methods that the address answers.")),
         _ => None,
     };

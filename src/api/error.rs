@@ -16,13 +16,14 @@ use super::envelope::{Call, Envelope};
 use super::text::Text;
 use crate::approvals::Problem;
 use crate::auth::TokenProblem;
-use crate::core::Panicked;
+use crate::core::Undone;
 use crate::domain::decision::{Refusal, Standing};
 use crate::domain::task::TaskRefusal;
 use crate::ledger::LedgerError;
+use crate::limits::TooMany;
 
 /// Seconds after which a 503 may be worth a retry.
-const RETRY_SECONDS: &str = "1";
+pub const RETRY_SECONDS: u64 = 1;
 
 /// The contract's error codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +60,9 @@ pub enum ErrorCode {
     TooLarge,
     /// Not JSON.
     NotJson,
-    /// Redis or Postgres out of reach.
+    /// Too many calls by one person.
+    TooMany,
+    /// Redis or Postgres out of reach, or too much to do.
     Unavailable,
 }
 
@@ -84,6 +87,7 @@ impl ErrorCode {
             Self::BadHeader => "E4001",
             Self::TooLarge => "E4130",
             Self::NotJson => "E4150",
+            Self::TooMany => "E4290",
             Self::Unavailable => "E5000",
         }
     }
@@ -102,6 +106,7 @@ impl ErrorCode {
             Self::Gone => StatusCode::GONE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -113,7 +118,8 @@ pub struct ApiError {
     code: ErrorCode,
     text: Text,
     data: Option<Value>,
-    allow: Option<String>,
+    allow: Option<Box<str>>,
+    retry_after_seconds: Option<u64>,
 }
 
 /// The fields of a body that are wrong, each with what is wrong.
@@ -121,7 +127,13 @@ pub type FieldErrors = BTreeMap<String, Text>;
 
 impl ApiError {
     fn new(code: ErrorCode, en: impl Into<String>, ko: impl Into<String>) -> Self {
-        Self { code, text: Text::new(en.into(), ko.into()), data: None, allow: None }
+        Self {
+            code,
+            text: Text::new(en.into(), ko.into()),
+            data: None,
+            allow: None,
+            retry_after_seconds: (code == ErrorCode::Unavailable).then_some(RETRY_SECONDS),
+        }
     }
 
     fn with_data(mut self, data: Value) -> Self {
@@ -161,6 +173,16 @@ impl ApiError {
         )
     }
 
+    /// More to do than there is room for; nothing was begun.
+    fn busy(cause: &str) -> Self {
+        warn!(cause, "a call was turned away");
+        Self::new(
+            ErrorCode::Unavailable,
+            "The service is busy and nothing was done. Please try again in a moment.",
+            "서비스가 혼잡하여 아무 작업도 수행하지 않았습니다. 잠시 후 다시 시도해 주세요.",
+        )
+    }
+
     /// Nothing here; also what other tenants see.
     #[must_use]
     pub fn not_found() -> Self {
@@ -179,7 +201,7 @@ impl ApiError {
             format!("This address only answers {allow}."),
             format!("이 주소는 {allow} 요청만 지원합니다."),
         );
-        error.allow = Some(allow.to_owned());
+        error.allow = Some(allow.into());
         error
     }
 
@@ -453,9 +475,24 @@ impl From<Problem> for ApiError {
     }
 }
 
-impl From<Panicked> for ApiError {
-    fn from(panicked: Panicked) -> Self {
-        Self::internal(&panicked.to_string())
+impl From<Undone> for ApiError {
+    fn from(undone: Undone) -> Self {
+        match undone {
+            Undone::Busy => Self::busy(&undone.to_string()),
+            Undone::Panicked => Self::internal(&undone.to_string()),
+        }
+    }
+}
+
+impl From<TooMany> for ApiError {
+    fn from(TooMany { retry_after_seconds }: TooMany) -> Self {
+        let mut error = Self::new(
+            ErrorCode::TooMany,
+            "You are sending too many requests and nothing was done. Please try again in a moment.",
+            "요청이 너무 많아 아무 작업도 수행하지 않았습니다. 잠시 후 다시 시도해 주세요.",
+        );
+        error.retry_after_seconds = Some(retry_after_seconds);
+        error
     }
 }
 
@@ -482,17 +519,14 @@ impl ResponseError for ApiError {
 
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status_code());
-        match self.code.status() {
-            StatusCode::UNAUTHORIZED => {
-                response.insert_header((WWW_AUTHENTICATE, "Bearer"));
-            }
-            StatusCode::SERVICE_UNAVAILABLE => {
-                response.insert_header((RETRY_AFTER, RETRY_SECONDS));
-            }
-            _ => {}
+        if self.code.status() == StatusCode::UNAUTHORIZED {
+            response.insert_header((WWW_AUTHENTICATE, "Bearer"));
+        }
+        if let Some(seconds) = self.retry_after_seconds {
+            response.insert_header((RETRY_AFTER, seconds));
         }
         if let Some(allow) = &self.allow {
-            response.insert_header((ALLOW, allow.as_str()));
+            response.insert_header((ALLOW, &**allow));
         }
         let message = self.text.clone().in_language(Call::current().language);
         response.json(Envelope::error(self.code.as_str(), message, self.data.clone()))

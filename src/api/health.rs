@@ -1,11 +1,15 @@
 //! Whether the service lives, and whether it can decide.
 
+use std::time::Instant;
+
 use actix_web::http::header::RETRY_AFTER;
 use actix_web::{HttpResponse, Responder, web};
 use serde::Serialize;
+use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use super::envelope::{Answer, Envelope, ok};
+use super::error::{ErrorCode, RETRY_SECONDS};
 use crate::core::Core;
 
 /// That the process lives.
@@ -67,26 +71,51 @@ fn up() -> Answer<HealthView> {
     )
 }
 
-/// Ledger and courier answer. Asked anew each time; at most 2 s old.
+/// What the stores answered last. They are asked once for all who want to know meanwhile, so that
+/// nobody keeps them busy by asking: nobody needs a token for it.
+#[derive(Debug, Default)]
+pub struct LastAnswer(Mutex<Option<(Instant, [bool; 2])>>);
+
+impl LastAnswer {
+    /// Whether ledger and courier answer, as found after this was asked.
+    async fn look(&self, core: &Core) -> [bool; 2] {
+        let asked_at = Instant::now();
+        let mut last = self.0.lock().await;
+        if let Some((found_at, found)) = *last
+            && found_at > asked_at
+        {
+            return found;
+        }
+        // On the runtime that the connections belong to: on a worker's they would end with it.
+        let asking = core.clone();
+        let asking = core.runtime.spawn(async move {
+            let (ledger, courier) = tokio::join!(asking.ledger.ping(), asking.courier.ping());
+            [ledger.is_ok(), courier.is_ok()]
+        });
+        let found = asking.await.unwrap_or_default();
+        *last = Some((Instant::now(), found));
+        found
+    }
+}
+
+/// Ledger and courier answer. Asked anew, or while others ask the same; at most 2 s old.
 #[utoipa::path(get, path = "/health/ready", tag = "health",
     responses(
         (status = 200, description = "Both stores answer", body = super::envelope::Envelope<ReadinessView>),
         (status = 503, description = "One of them does not", headers(("Retry-After" = String, description = "Seconds to wait before trying again.")), body = super::envelope::Envelope<ReadinessView>),
     ))]
-pub async fn ready(core: web::Data<Core>) -> impl Responder {
-    let (ledger, courier) = tokio::join!(core.ledger.ping(), core.courier.ping());
+pub async fn ready(core: web::Data<Core>, last: web::Data<LastAnswer>) -> impl Responder {
+    let [ledger, courier] = last.look(&core).await;
     let view = ReadinessView {
-        ready: ledger.is_ok() && courier.is_ok() && !core.stopping.is_cancelled(),
-        ledger: StoreView { engine: core.ledger.engine(), ready: ledger.is_ok() },
-        courier: StoreView { engine: core.courier.engine(), ready: courier.is_ok() },
+        ready: ledger && courier && !core.stopping.is_cancelled(),
+        ledger: StoreView { engine: core.ledger.engine(), ready: ledger },
+        courier: StoreView { engine: core.courier.engine(), ready: courier },
     };
     if view.ready {
         return HttpResponse::Ok().json(Envelope::success("Service is ready", Some(view)));
     }
     let message = "Service is not ready".to_owned();
-    HttpResponse::ServiceUnavailable().insert_header((RETRY_AFTER, "1")).json(Envelope::error(
-        "E5000",
-        message,
-        Some(view),
-    ))
+    HttpResponse::ServiceUnavailable()
+        .insert_header((RETRY_AFTER, RETRY_SECONDS))
+        .json(Envelope::error(ErrorCode::Unavailable.as_str(), message, Some(view)))
 }

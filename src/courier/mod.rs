@@ -5,17 +5,21 @@
 //! times to live are the wire contract's. Must not decide anything.
 
 mod in_process;
+mod link;
 mod redis;
+mod topology;
 
 use std::future::Future;
 use std::time::Duration;
 
+use ::redis::cluster_routing::Slot;
 use sqlx::SqlitePool;
 
-pub use self::redis::RedisSettings;
+pub use self::topology::RedisSettings;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::session::SessionPointer;
+use crate::limits::RateLimit;
 
 use self::in_process::InProcessCourier;
 use self::redis::RedisCourier;
@@ -62,17 +66,22 @@ pub struct Outgoing<'a> {
     pub document: &'a str,
     /// Of two signals of a session the one with the higher rank stays under the key.
     pub rank: i64,
+    /// Whether subscribers are told; else it is only put under its key.
+    pub aloud: bool,
     /// It goes out only while session and request are exactly what was judged.
     pub only_while: &'a Seen,
 }
 
 /// What became of a signal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sent {
-    /// It is under its key and was published to so many subscribers.
+    /// It is under its key and was published.
     Published {
-        /// Subscribers of the channel at that moment. Zero does not mean that it is lost.
-        listeners: i64,
+        /// Subscribers of the channel at that moment, where they are known: a Cluster's node knows
+        /// only its own. Zero does not mean that the signal is lost.
+        listeners: Option<i64>,
+        /// The history of data that it is part of now; see [`Courier::histories`].
+        history: Option<String>,
     },
     /// The session's pointer or its request had changed; nothing was sent.
     Changed,
@@ -136,6 +145,16 @@ impl Courier {
     /// [`Unavailable`] when it does not.
     pub async fn ping(&self) -> Result<()> {
         on_courier!(self, courier => courier.ping())
+    }
+
+    /// Which histories of data there are now, one by server that holds signals. A server begins
+    /// another one when it restarts and when it takes another's place, and may then lack what was
+    /// sent last, or everything. Empty where nothing is ever lost.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn histories(&self) -> Result<Vec<String>> {
+        on_courier!(self, courier => courier.histories())
     }
 
     /// The request under `hitl:request:{requestId}`.
@@ -203,6 +222,18 @@ impl Courier {
     pub async fn send(&self, outgoing: &Outgoing<'_>) -> Result<Sent> {
         on_courier!(self, courier => courier.send(outgoing))
     }
+
+    /// Counts a call against a bucket that all replicas share; if it is full, how long to wait
+    /// instead. In-process there is nobody to share with.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; it may have been counted nevertheless.
+    pub async fn admit(&self, bucket: String, limit: RateLimit) -> Result<Option<Duration>> {
+        match self {
+            Self::Redis(courier) => bounded(courier.admit(bucket, limit)).await,
+            Self::InProcess(_) => Ok(None),
+        }
+    }
 }
 
 fn request_key(id: &RequestId) -> String {
@@ -217,12 +248,34 @@ fn signal_key(session: &SessionId) -> String {
     format!("hitl:signal:{session}")
 }
 
-/// Where a signal's rank is kept. The braces put it into the slot of the signal's own key on a
-/// Redis Cluster: <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>.
+/// Where a signal's rank is kept: in the slot of the signal's own key, so that a Redis Cluster lets
+/// one script write both. A key's slot is that of what stands in its first pair of braces, if any:
+/// <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>.
 fn rank_key(session: &SessionId) -> String {
-    format!("{{hitl:signal:{session}}}:rank")
+    let key = signal_key(session);
+    let plain = format!("{{{key}}}:rank");
+    // Braces in the session's id undo ours. Then some number leads to the same slot.
+    let numbered = (0_u32..).map(|number| format!("{{{number}}}:{key}:rank"));
+    let is_beside = |rank_key: &String| Slot::for_key(rank_key) == Slot::for_key(&key);
+    std::iter::once(plain).chain(numbered).find(is_beside).unwrap_or_default()
 }
 
 fn channel(session: &SessionId) -> String {
     format!("hitl:channel:{session}")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_rank_is_kept_beside_its_signal(id in "[ab{}]{1,8}") {
+            let session = SessionId::parse(id).unwrap();
+            let slots = [signal_key(&session), rank_key(&session)].map(Slot::for_key);
+            prop_assert_eq!(slots[0], slots[1]);
+        }
+    }
 }

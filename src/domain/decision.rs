@@ -3,7 +3,7 @@
 //! [`decide`] says whether a decision may be made at all; the ledger then lets exactly one win;
 //! [`settle`] tells everyone else the truth about the one that stands. Both are pure.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::approver::Caller;
 use super::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
@@ -12,6 +12,9 @@ use super::session::SessionPointer;
 
 /// The reason recorded and signalled when a person rejects without giving one (wire contract).
 pub const DEFAULT_REASON: &str = "User rejected";
+
+/// How long an agent that missed the message may take to look under the key.
+const UNHEARD: TimeDelta = TimeDelta::seconds(30);
 
 /// What a person says about a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,8 +167,46 @@ pub struct Record {
     pub delivery: Delivery,
     /// Since when, UTC. Newer signals of a session have later times here.
     pub owed_since: DateTime<Utc>,
-    /// How many subscribers the signal's channel had when it was published.
+    /// How many subscribers the signal's channel had when it was published; `None` when it was not,
+    /// or when nobody could tell.
     pub listeners: Option<i64>,
+    /// Which history of Redis' data holds the signal: another one by now may have lost it.
+    pub sent_to: Option<String>,
+}
+
+impl Record {
+    /// Whether Redis has never had what is owed. A signal that is owed because Redis may have lost
+    /// it counts as sent: its agent may have got it.
+    #[must_use]
+    pub fn is_unsent(&self) -> bool {
+        self.delivery == Delivery::Owed && self.sent_to.is_none()
+    }
+
+    /// Whether its agent may well wait still for a signal that was sent: nobody was listening, and
+    /// there was no time yet to find it under its key and to ask for something else.
+    #[must_use]
+    pub fn is_unheard(&self, now: DateTime<Utc>) -> bool {
+        self.listeners == Some(0) && now < self.owed_since + UNHEARD
+    }
+}
+
+/// What became of a delivery, to be noted in the ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// Sent or superseded.
+    pub delivery: Delivery,
+    /// See [`Record::listeners`].
+    pub listeners: Option<i64>,
+    /// See [`Record::sent_to`].
+    pub sent_to: Option<String>,
+}
+
+impl Settled {
+    /// It never goes out.
+    pub const SUPERSEDED: Self =
+        Self { delivery: Delivery::Superseded, listeners: None, sent_to: None };
+    /// Redis has it, and it does not matter if Redis loses it.
+    pub const SENT: Self = Self { delivery: Delivery::Sent, listeners: None, sent_to: None };
 }
 
 /// Why a decision was not made.
@@ -316,7 +357,6 @@ impl CourierCopy {
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeDelta;
     use proptest::prelude::*;
 
     use super::super::approver::{Role, Via};
@@ -420,6 +460,7 @@ mod tests {
                 delivery: Delivery::Sent,
                 owed_since: kept.created_at,
                 listeners: None,
+                sent_to: None,
             }
         }
     }

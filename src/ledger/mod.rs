@@ -25,9 +25,10 @@ use self::postgres::PgLedger;
 use self::sqlite::SqliteLedger;
 use crate::domain::approver::Caller;
 use crate::domain::clock::Clock;
-use crate::domain::decision::{Candidate, Decision, Delivery, Record, State, Verdict};
+use crate::domain::decision::{Candidate, Decision, Delivery, Record, Settled, State, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::request::Origin;
+use crate::domain::signal::SIGNAL_TTL_SECONDS;
 use crate::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
 
 /// Longest any call to the ledger takes, waiting for a connection included.
@@ -39,6 +40,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long whoever decides or claims a row has to send its signal before a relay may try. Longer
 /// than any call to Redis, short enough that a killed replica's work is picked up at once.
 pub const LEASE: TimeDelta = TimeDelta::milliseconds(3000);
+
+/// Most lost signals to owe again in one statement, which has to end in time.
+pub const LOST_AT_ONCE: u32 = 1000;
 
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -280,10 +284,10 @@ impl Ledger {
             let waits = row.task_status.as_deref() == Some(TaskStatus::WaitingApproval.as_str());
             let record = row.into_record()?;
             if waits {
+                crash_point!("task-waits");
                 // The task has other requests. If one of them was decided at this very moment,
                 // neither decision saw the other's; looking again after both does.
-                let task = &record.task;
-                let _released = on_engine!(self, ledger => ledger.release_task(task, writing.now));
+                let _released = self.release_task(&record.task, writing.now).await;
             }
             return Ok(Recorded::Won(record));
         }
@@ -291,6 +295,14 @@ impl Ledger {
         standing.map(Recorded::Lost).ok_or_else(|| {
             LedgerError::Inconsistent("a request was neither decided nor found".to_owned())
         })
+    }
+
+    /// Lets a task go on that waits for nothing any more.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer; the task's next step lets it go on, too.
+    pub async fn release_task(&self, task: &TaskId, now: DateTime<Utc>) -> Result<bool> {
+        on_engine!(self, ledger => ledger.release_task(task, now))
     }
 
     /// Registers a pending request and makes its task wait; all or nothing.
@@ -312,6 +324,16 @@ impl Ledger {
     pub async fn find_request(&self, id: &RequestId) -> Result<Option<Record>> {
         let row = on_engine!(self, ledger => ledger.find_request(id))?;
         row.map(RequestRow::into_record).transpose()
+    }
+
+    /// Closes a pending request whose time is over: no decision that is still under way can be
+    /// recorded from then on. The row as it stands then; one that was decided first stays so.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn expire(&self, id: &RequestId, now: DateTime<Utc>) -> Result<Option<Record>> {
+        on_engine!(self, ledger => ledger.expire(id, now))?;
+        self.find_request(id).await
     }
 
     /// The tenant's last decided request of a session.
@@ -358,12 +380,22 @@ impl Ledger {
     pub async fn settle_delivery(
         &self,
         record: &Record,
-        delivery: Delivery,
-        listeners: Option<i64>,
+        settled: &Settled,
         now: DateTime<Utc>,
     ) -> Result<()> {
-        let delivery = delivery_str(delivery);
-        on_engine!(self, ledger => ledger.settle_delivery(record, delivery, listeners, now))
+        on_engine!(self, ledger => ledger.settle_delivery(record, settled, now))
+    }
+
+    /// Owes again up to [`LOST_AT_ONCE`] signals that Redis may have lost, the newest first: those
+    /// that went into a history of its data that is none of `histories`, and that would be under
+    /// their keys still. Answers how many there were.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn owe_lost(&self, histories: &[String], now: DateTime<Utc>) -> Result<u64> {
+        let histories = histories.join(" ");
+        let since = now - TimeDelta::seconds(i64::try_from(SIGNAL_TTL_SECONDS).unwrap_or(0));
+        on_engine!(self, ledger => ledger.owe_lost(&histories, since, now))
     }
 
     /// Gives a lease back: the delivery is due again at `due_at`.
@@ -416,7 +448,8 @@ impl Ledger {
                 let after = match before.after(step.clone(), now) {
                     Ok(after) => after,
                     // What it waited for may have expired, which nobody reports.
-                    Err(TaskRefusal::State(TaskStatus::WaitingApproval)) if on_engine!(self, ledger => ledger.release_task(id, now))? =>
+                    Err(TaskRefusal::State(TaskStatus::WaitingApproval))
+                        if self.release_task(id, now).await? =>
                     {
                         continue;
                     }
@@ -494,16 +527,12 @@ pub struct RequestRow {
     delivery: String,
     owed_since: DateTime<Utc>,
     listeners: Option<i64>,
+    sent_to: Option<String>,
     #[sqlx(default)]
     task_status: Option<String>,
 }
 
 impl RequestRow {
-    /// Whether the statement that wrote the request wrote its task, too.
-    fn has_task(&self) -> bool {
-        self.task_status.is_some()
-    }
-
     fn into_record(self) -> Result<Record> {
         let odd =
             |what: &str| LedgerError::Inconsistent(format!("a request's {what} is not valid"));
@@ -544,6 +573,7 @@ impl RequestRow {
             },
             owed_since: self.owed_since,
             listeners: self.listeners,
+            sent_to: self.sent_to,
         })
     }
 }

@@ -5,11 +5,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPool, PgPoolOptions};
 use sqlx::{Connection, PgConnection, Postgres};
 
 use super::{RequestRow, TaskRow, Writing};
-use crate::domain::decision::Record;
+use crate::domain::decision::{Record, Settled};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};
 
@@ -31,7 +31,7 @@ macro_rules! in_one_statement {
             "), touched AS (",
             write_task!("written AS d WHERE true"),
             " RETURNING status)
-             SELECT written.*, touched.status AS task_status FROM written LEFT JOIN touched ON true"
+             SELECT written.*, touched.status AS task_status FROM written, touched"
         )
     };
 }
@@ -82,25 +82,24 @@ impl PgLedger {
         statement: &'static str,
         writing: &Writing<'_>,
     ) -> sqlx::Result<Option<RequestRow>> {
-        let written = bind_writing(sqlx::query_as(statement), writing);
-        let Some(row) = written.fetch_optional(&self.pool).await? else { return Ok(None) };
-        if row.has_task() {
-            return Ok(Some(row));
+        let write = async || {
+            bind_writing(sqlx::query_as(statement), writing).fetch_optional(&self.pool).await
+        };
+        match write().await {
+            // Nothing was written. Now that the other tenant's task can be seen, a new one is made.
+            Err(error) if is_anothers_task(&error) => {
+                crash_point!("task-taken");
+                write().await
+            }
+            written => written,
         }
-        // Another tenant's request made a task of this name at the same moment: take a new one.
-        bind_writing(
-            sqlx::query_as(concat!(
-                "WITH written AS (
-                    UPDATE hitl_request SET task_id = $10, owns_task = true
-                     WHERE request_id = $1 RETURNING *
-                ), touched AS (",
-                write_task!("written AS d WHERE true"),
-                " RETURNING status)
-                 SELECT written.*, touched.status AS task_status FROM written, touched"
-            )),
-            writing,
-        )
-        .fetch_optional(&self.pool)
-        .await
     }
+}
+
+/// Whether another tenant made a task of this name at the same moment; see `write_task`.
+fn is_anothers_task(error: &sqlx::Error) -> bool {
+    let error = error.as_database_error();
+    error.and_then(|error| error.try_downcast_ref::<PgDatabaseError>()).is_some_and(|error| {
+        error.table() == Some("agent_task") && error.column() == Some("tenant_id")
+    })
 }

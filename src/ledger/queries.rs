@@ -22,6 +22,18 @@ macro_rules! ledger_queries {
                     .await
             }
 
+            pub async fn expire(&self, id: &RequestId, now: DateTime<Utc>) -> sqlx::Result<()> {
+                sqlx::query(
+                    "UPDATE hitl_request SET status = 'expired'
+                      WHERE request_id = $1 AND status = 'pending' AND expires_at <= $2",
+                )
+                .bind(id.as_str())
+                .bind(now)
+                .execute(&self.pool)
+                .await
+                .map(drop)
+            }
+
             pub async fn newest_decided(
                 &self,
                 session: &SessionId,
@@ -62,8 +74,9 @@ macro_rules! ledger_queries {
                 sqlx::query_as(
                     "UPDATE hitl_request
                         SET delivery = 'owed', owed_since = $3, due_at = $4, attempts = 0,
-                            sent_at = NULL, listeners = NULL
-                      WHERE request_id = $1 AND owed_since = $2 AND delivery <> 'owed'
+                            sent_at = NULL, listeners = NULL, sent_to = NULL
+                      WHERE request_id = $1 AND owed_since = $2
+                        AND (delivery <> 'owed' OR sent_to IS NOT NULL)
                       RETURNING *",
                 )
                 .bind(seen.id.as_str())
@@ -77,22 +90,47 @@ macro_rules! ledger_queries {
             pub async fn settle_delivery(
                 &self,
                 record: &Record,
-                delivery: &'static str,
-                listeners: Option<i64>,
+                settled: &Settled,
                 now: DateTime<Utc>,
             ) -> sqlx::Result<()> {
                 sqlx::query(
-                    "UPDATE hitl_request SET delivery = $3, listeners = $4, sent_at = $5
+                    "UPDATE hitl_request
+                        SET delivery = $3, listeners = $4, sent_at = $5, sent_to = $6
                       WHERE request_id = $1 AND owed_since = $2 AND delivery = 'owed'",
                 )
                 .bind(record.id.as_str())
                 .bind(record.owed_since)
-                .bind(delivery)
-                .bind(listeners)
+                .bind(super::delivery_str(settled.delivery))
+                .bind(settled.listeners)
                 .bind(now)
+                .bind(settled.sent_to.as_deref())
                 .execute(&self.pool)
                 .await
                 .map(drop)
+            }
+
+            pub async fn owe_lost(
+                &self,
+                histories: &str,
+                since: DateTime<Utc>,
+                now: DateTime<Utc>,
+            ) -> sqlx::Result<u64> {
+                sqlx::query(
+                    "UPDATE hitl_request SET delivery = 'owed', due_at = $1
+                      WHERE request_id IN (
+                          SELECT request_id FROM hitl_request
+                           WHERE delivery = 'sent' AND sent_at > $2
+                             AND $3 NOT LIKE '%' || sent_to || '%'
+                           ORDER BY sent_at DESC LIMIT $4
+                      ) AND delivery = 'sent'",
+                )
+                .bind(now)
+                .bind(since)
+                .bind(histories)
+                .bind(i64::from(super::LOST_AT_ONCE))
+                .execute(&self.pool)
+                .await
+                .map(|done| done.rows_affected())
             }
 
             pub async fn postpone(
@@ -174,7 +212,6 @@ macro_rules! ledger_queries {
                 .map(|done| done.rows_affected() == 1)
             }
 
-            /// Lets a task go on that waits for nothing any more.
             pub async fn release_task(
                 &self,
                 id: &TaskId,

@@ -61,7 +61,8 @@ macro_rules! kept_task {
 }
 
 /// Makes the request's task follow it. Final states stay; a task with another pending request goes
-/// on waiting; a rejected task fails only if no agent keeps it.
+/// on waiting; a rejected task fails only if no agent keeps it. A task of another tenant, made at
+/// this very moment, fails the statement as a whole: `tenant_id` may not be null.
 macro_rules! write_task {
     ($from:literal) => {
         concat!(
@@ -87,6 +88,8 @@ macro_rules! write_task {
              FROM ",
             $from,
             " ON CONFLICT (task_id) DO UPDATE SET
+                tenant_id = CASE WHEN agent_task.tenant_id = excluded.tenant_id
+                                 THEN agent_task.tenant_id END,
                 status = CASE WHEN agent_task.status IN ('COMPLETED', 'FAILED')
                               THEN agent_task.status ELSE excluded.status END,
                 plan_steps = CASE WHEN agent_task.plan_steps = '[]'
@@ -97,8 +100,7 @@ macro_rules! write_task {
                 error_message = COALESCE(excluded.error_message, agent_task.error_message),
                 started_at = COALESCE(agent_task.started_at, excluded.started_at),
                 updated_at = CASE WHEN agent_task.updated_at > excluded.updated_at
-                                  THEN agent_task.updated_at ELSE excluded.updated_at END
-              WHERE agent_task.tenant_id = excluded.tenant_id"
+                                  THEN agent_task.updated_at ELSE excluded.updated_at END"
         )
     };
 }
@@ -115,7 +117,7 @@ macro_rules! decide_request {
                 agent_id = excluded.agent_id, trace_id = excluded.trace_id,
                 gateway_request_id = excluded.gateway_request_id,
                 delivery = 'owed', owed_since = excluded.owed_since, due_at = excluded.due_at,
-                attempts = 0, sent_at = NULL, listeners = NULL
+                attempts = 0, sent_at = NULL, listeners = NULL, sent_to = NULL
               WHERE hitl_request.status = 'pending'
                 AND hitl_request.expires_at > excluded.decided_at
                 AND hitl_request.tenant_id = excluded.tenant_id

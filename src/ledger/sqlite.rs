@@ -11,7 +11,7 @@ use sqlx::sqlite::{
 };
 
 use super::{RequestRow, TaskRow, Writing};
-use crate::domain::decision::Record;
+use crate::domain::decision::{Record, Settled};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};
 

@@ -1,8 +1,9 @@
 //! A service of one's own for each test: port 0, a fresh database, its own session names. Both
 //! modes run through the same code; production needs the servers that `scripts/test` starts.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use aura_hitl::app::Replica;
 use aura_hitl::auth;
 use aura_hitl::config::{Config, LedgerConfig};
 use aura_hitl::core::Core;
-use aura_hitl::courier::{Courier, RedisSettings, StoredRequest};
+use aura_hitl::courier::{Courier, RedisSettings, Sent, StoredRequest};
 use aura_hitl::domain::approver::{Caller, Role, Via};
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Candidate, Decision, Delivery, Record, State, Verdict};
@@ -90,6 +91,8 @@ pub async fn fresh_database() -> String {
 /// The settings of a mode, on a free port. The folder holds what the embedded mode keeps.
 pub async fn config(mode: Mode, folder: &TempDir) -> Config {
     let mut config = Config::embedded_in(folder.path()).unwrap();
+    // A test's few users ask for more in a second than people do. `limits.rs` sets limits again.
+    config.rate_limit = None;
     if mode == Mode::Production {
         config.ledger = LedgerConfig::Postgres {
             url: SecretString::from(fresh_database().await),
@@ -274,6 +277,19 @@ impl Asked {
     }
 }
 
+impl Asked {
+    /// The body that registers it over HTTP.
+    pub fn registration(&self) -> Value {
+        let mut body = json!({ "requestId": self.id, "sessionId": self.session });
+        for field in ["actionType", "message", "context", "taskId", "planSteps"] {
+            if let Some(value) = self.document.get(field) {
+                body[field] = value.clone();
+            }
+        }
+        body
+    }
+}
+
 /// What a call was answered.
 #[derive(Debug)]
 pub struct Answer {
@@ -308,7 +324,15 @@ impl Answer {
 }
 
 /// Waits up to 10 s for something that happens in the background.
-pub async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(look: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually_within(std::time::Duration::from_secs(10), look).await
+}
+
+/// The same for what others take their time over.
+pub async fn eventually_within<T>(
+    limit: std::time::Duration,
+    mut look: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let looking = async {
         loop {
             if let Some(found) = look().await {
@@ -317,7 +341,7 @@ pub async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), looking).await.expect("it never happened")
+    tokio::time::timeout(limit, looking).await.expect("it never happened")
 }
 
 impl Who<'_> {
@@ -351,13 +375,7 @@ impl Asked {
 impl TestApp {
     /// Registers a request over HTTP, as agents do that cannot reach Redis.
     pub async fn register(&self, who: Who<'_>, asked: &Asked) -> Answer {
-        let mut body = json!({ "requestId": asked.id, "sessionId": asked.session });
-        for field in ["actionType", "message", "context", "taskId", "planSteps"] {
-            if let Some(value) = asked.document.get(field) {
-                body[field] = value.clone();
-            }
-        }
-        self.post(who, "/aura/hitl/requests", body).await
+        self.post(who, "/aura/hitl/requests", asked.registration()).await
     }
 
     /// Waits until what a request owes Redis is there, or need not be any more.
@@ -424,6 +442,14 @@ impl Answer {
         body
     }
 
+    /// All that a caller sees of the answer, to the letter, but its time.
+    pub fn seen(&self) -> (StatusCode, BTreeMap<String, String>, String) {
+        let headers = self.headers.iter().filter(|(name, _)| *name != "date");
+        let headers = headers.map(|(name, value)| (name.to_string(), format!("{value:?}")));
+        let time = self.body["timestamp"].as_str().unwrap_or("no time");
+        (self.status, headers.collect(), self.text.replace(time, ""))
+    }
+
     /// Checks that this is the truth about the decision that stands: success for whoever made it,
     /// and for everybody else a conflict that names it.
     #[track_caller]
@@ -445,6 +471,27 @@ impl Answer {
 pub async fn redis() -> redis::aio::MultiplexedConnection {
     let client = redis::Client::open(test_variable("TEST_REDIS_URL")).unwrap();
     client.get_multiplexed_async_connection().await.unwrap()
+}
+
+/// Every command that a Redis was given while `work` ran, as `MONITOR` shows it.
+pub async fn told_to_redis(client: &redis::Client, work: impl Future<Output = ()>) -> Vec<String> {
+    let monitor = client.get_async_monitor().await.unwrap();
+    let mut lines = monitor.into_on_message::<String>();
+    let end = unique("end-of-monitoring");
+    work.await;
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    redis::cmd("ECHO").arg(&end).exec_async(&mut connection).await.unwrap();
+    let mut told = Vec::new();
+    let watching = async {
+        while let Some(line) = lines.next().await {
+            if line.contains(&end) {
+                return;
+            }
+            told.push(line);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), watching).await.expect("the monitor went silent");
+    told
 }
 
 /// A subscriber, as real as the mode has them.
@@ -522,6 +569,13 @@ impl Ear {
     }
 }
 
+/// How many subscribers a signal reached, which went out.
+#[track_caller]
+pub fn reached(sent: &Sent) -> i64 {
+    let Sent::Published { listeners: Some(listeners), .. } = sent else { panic!("{sent:?}") };
+    *listeners
+}
+
 /// Both addresses of everything.
 pub const PREFIXES: [&str; 2] = ["/api", ""];
 
@@ -546,6 +600,11 @@ impl Operation {
         ["{requestId}", "{sessionId}", "{taskId}"]
             .into_iter()
             .fold(self.pattern.to_owned(), |path, name| path.replace(name, id))
+    }
+
+    /// Both addresses with this id.
+    pub fn paths_to(&self, id: &str) -> [String; 2] {
+        PREFIXES.map(|prefix| format!("{prefix}{}", self.path_to(id)))
     }
 
     /// What the address names: `requestId`, `sessionId`, `taskId`, or nothing.
@@ -625,34 +684,49 @@ impl RawAnswer {
 impl TestApp {
     /// Sends bytes as they are and reads until the service closes the connection.
     pub async fn raw(&self, bytes: impl Into<Vec<u8>>) -> RawAnswer {
-        let address = self.base.strip_prefix("http://").unwrap().to_owned();
-        let bytes = bytes.into();
-        let (text, is_closed) = tokio::task::spawn_blocking(move || {
-            let mut socket = TcpStream::connect(address).unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-            // The service may answer and close before it has read everything.
-            let _sent = socket.write_all(&bytes);
-            let mut answer = Vec::new();
-            let mut some = [0; 4096];
-            let is_closed = loop {
-                match socket.read(&mut some) {
-                    Ok(0) => break true,
-                    Ok(count) => answer.extend(&some[..count]),
-                    Err(error) => break error.kind() == std::io::ErrorKind::ConnectionReset,
-                }
-            };
-            (String::from_utf8_lossy(&answer).into_owned(), is_closed)
-        })
-        .await
-        .unwrap();
-        RawAnswer { text, is_closed }
+        raw(self.base.strip_prefix("http://").unwrap().to_owned(), bytes.into()).await
     }
 
     /// The first lines of a call on a socket of one's own, up to the token.
     pub fn head(&self, who: Who<'_>, method: &Method, path: &str) -> String {
-        let token = self.token(who.user, who.tenant, who.role);
-        format!("{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n")
+        head(&self.token(who.user, who.tenant, who.role), method, path)
     }
+}
+
+/// Sends bytes as they are and reads until the service closes the connection.
+pub async fn raw(address: impl ToSocketAddrs + Send + 'static, bytes: Vec<u8>) -> RawAnswer {
+    let (text, is_closed) = tokio::task::spawn_blocking(move || {
+        let mut socket = TcpStream::connect(address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        // The service may answer and close before it has read everything.
+        let _sent = socket.write_all(&bytes);
+        let mut answer = Vec::new();
+        let mut some = [0; 4096];
+        let is_closed = loop {
+            match socket.read(&mut some) {
+                Ok(0) => break true,
+                Ok(count) => answer.extend(&some[..count]),
+                Err(error) => break error.kind() == std::io::ErrorKind::ConnectionReset,
+            }
+        };
+        (String::from_utf8_lossy(&answer).into_owned(), is_closed)
+    })
+    .await
+    .unwrap();
+    RawAnswer { text, is_closed }
+}
+
+/// The first lines of a call on a socket of one's own, up to the token.
+pub fn head(token: &str, method: &Method, path: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n")
+}
+
+/// What ends the head of a call on a socket of one's own, and the only one on it.
+pub fn framed(body: &str) -> String {
+    let length = body.len();
+    format!(
+        "Connection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
 }
 
 impl Who<'_> {

@@ -1,16 +1,14 @@
 //! Input that means harm, or was never meant for us: refused clearly, never a 5xx, never in Redis.
 
-use std::time::Duration;
-
 use aura_hitl::domain::clock::Clock;
 use chrono::{NaiveDateTime, TimeDelta};
-use futures_util::StreamExt as _;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::harmful::{broken_bodies, hostile_ids};
 use crate::helpers::{
-    ALICE, Answer, Asked, Mode, Operation, PREFIXES, TestApp, operations, percent_encoded,
-    test_variable, unique,
+    ALICE, Answer, Asked, Mode, Operation, PREFIXES, TestApp, framed, operations, test_variable,
+    told_to_redis, unique,
 };
 
 async fn send(app: &TestApp, method: &Method, path: &str, kind: &str, body: Vec<u8>) -> Answer {
@@ -18,73 +16,18 @@ async fn send(app: &TestApp, method: &Method, path: &str, kind: &str, body: Vec<
     Answer::of(call.send().await.unwrap()).await
 }
 
-/// Ids in a path, encoded, that hold a marker and can be no request's, session's or task's.
-fn hostile_ids(marker: &str, is_session: bool) -> Vec<String> {
-    let mut ids = vec![
-        format!("{marker}%0A"),
-        format!("{marker}%0D%0ASET%20x%20y"),
-        format!("{marker}%00"),
-        format!("%00{marker}"),
-        format!("{marker}%20x"),
-        format!("%20{marker}"),
-        format!("{marker}%09"),
-        format!("{marker}%7F"),
-        format!("{marker}%C2%85"),
-        format!("{marker}%E3%80%80"),
-        format!("{marker}%FF%FE"),
-        format!("{marker}%C0%AF"),
-        format!("{marker}{}", "x".repeat(40_000)),
-        format!("{marker}{}", "%2F".repeat(10_000)),
-        format!("{marker}{}", "x".repeat(257)),
-    ];
-    if !is_session {
-        ids.extend([
-            format!("{marker}%2F"),
-            format!("..%2F{marker}"),
-            format!("{marker}*"),
-            format!("*{marker}"),
-            format!("{marker}%3F"),
-            format!("{marker}%5B%5D"),
-            format!("{marker}%7B%7D"),
-            format!("{marker}%24"),
-            format!("{marker}%25"),
-            format!("{marker}%5C"),
-            format!("{marker}%22"),
-            format!("{marker}{}", percent_encoded("가")),
-            format!("{marker}{}", "x".repeat(129 - marker.len())),
-        ]);
-    }
-    ids
-}
-
 /// Everything that Redis was told while `work` ran, as far as it holds `marker`.
-async fn told_to_redis(marker: &str, work: impl Future<Output = ()>) -> Vec<String> {
+async fn told_of(marker: &str, work: impl Future<Output = ()>) -> Vec<String> {
     let client = redis::Client::open(test_variable("TEST_REDIS_URL")).unwrap();
-    let monitor = client.get_async_monitor().await.unwrap();
-    let mut lines = monitor.into_on_message::<String>();
-    let end = unique("end-of-monitoring");
-    work.await;
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    redis::cmd("ECHO").arg(&end).exec_async(&mut connection).await.unwrap();
-    let mut told = Vec::new();
-    let watching = async {
-        while let Some(line) = lines.next().await {
-            if line.contains(&end) {
-                return;
-            }
-            if line.contains(marker) {
-                told.push(line);
-            }
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), watching).await.expect("the monitor went silent");
+    let mut told = told_to_redis(&client, work).await;
+    told.retain(|line| line.contains(marker));
     told
 }
 
 both_modes! {
     async fn hostile_ids_are_refused_before_they_reach_redis(app: TestApp) {
         let marker = unique("hostile");
-        let told = told_to_redis(&marker, async {
+        let told = told_of(&marker, async {
             for prefix in PREFIXES {
                 for operation in operations() {
                     let Some(name) = operation.id() else { continue };
@@ -92,10 +35,7 @@ both_modes! {
                     for id in hostile_ids(&marker, name == "sessionId") {
                         let path = format!("{prefix}{}", operation.path_to(&id));
                         let head = app.head(ALICE, &operation.method, &path) + &ALICE.lines();
-                        let answer = app.raw(format!(
-                            "{head}Connection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-                            body.len()
-                        )).await.first();
+                        let answer = app.raw(head + &framed(&body)).await.first();
                         let short = path.chars().take(120).collect::<String>();
                         assert_eq!((answer.status.as_u16(), answer.code()), (400, "E4000"), "{short}: {}", answer.text);
                         assert!(answer.data()[name].is_string(), "{short}: {}", answer.text);
@@ -124,7 +64,7 @@ both_modes! {
         assert_eq!(told, Vec::<String>::new());
 
         // A good id does reach Redis: the monitor hears what it should.
-        let told = told_to_redis(&marker, async {
+        let told = told_of(&marker, async {
             app.get(ALICE, &format!("/aura/hitl/requests/{marker}")).await.assert(404, "E1004");
         })
         .await;
@@ -200,31 +140,8 @@ both_modes! {
 
 both_modes! {
     async fn broken_bodies_are_400_on_every_route_that_takes_one(app: TestApp) {
-        let deep = |open: &str, close: &str| format!("{}{}", open.repeat(10_000), close.repeat(10_000)).into_bytes();
-        let broken: Vec<(&str, Vec<u8>)> = vec![
-            ("cut off", b"{\"userId\":".to_vec()), ("cut off in a string", b"{\"userId\":\"us".to_vec()),
-            ("not JSON", b"userId=user123".to_vec()), ("Python's", b"{'userId': 'user123'}".to_vec()),
-            ("deep arrays", deep("[", "]")), ("deep objects", deep("{\"a\":", "}")), ("deep and open", b"[".repeat(10_000)),
-            ("a deep unknown field", [b"{\"userId\":\"user123\",\"x\":".to_vec(), deep("[", "]"), b"}".to_vec()].concat()),
-            ("1e999", b"{\"userId\":\"user123\",\"x\":1e999}".to_vec()),
-            ("NaN", b"{\"userId\":\"user123\",\"x\":NaN}".to_vec()),
-            ("a lone surrogate", b"{\"userId\":\"\\ud800\"}".to_vec()),
-            ("a lone low surrogate", b"{\"x\":\"\\udc00\"}".to_vec()),
-            ("NUL in a value", b"{\"userId\":\"user123\",\"x\":\"a\\u0000b\"}".to_vec()),
-            ("NUL deep inside", b"{\"userId\":\"user123\",\"x\":[{\"y\":[\"\\u0000\"]}]}".to_vec()),
-            ("NUL in a name", b"{\"userId\":\"user123\",\"a\\u0000b\":1}".to_vec()),
-            ("a raw NUL", b"{\"userId\":\"user\x00123\"}".to_vec()), ("a raw line break", b"{\"userId\":\"a\nb\"}".to_vec()),
-            ("no UTF-8", b"{\"userId\":\"\xff\xfe\"}".to_vec()), ("a byte order mark", b"\xef\xbb\xbf{\"userId\":\"user123\"}".to_vec()),
-            ("a field twice", b"{\"userId\":\"user123\",\"userId\":\"user123\"}".to_vec()),
-            ("an unknown field twice", b"{\"userId\":\"user123\",\"x\":1,\"x\":1}".to_vec()),
-            ("a field twice, spelled differently", b"{\"x\":1,\"\\u0078\":2}".to_vec()),
-            ("a field twice deep inside", b"{\"userId\":\"user123\",\"x\":[{\"y\":{\"z\":1,\"z\":2}}]}".to_vec()),
-            ("-1e999", b"[-1e999]".to_vec()), ("a number of 16,000 digits and an exponent", [b"[1".to_vec(), b"0".repeat(16_000), b"e9]".to_vec()].concat()),
-            ("a number that begins with 0", b"{\"x\":01}".to_vec()), ("a hexadecimal number", b"{\"x\":0x10}".to_vec()),
-            ("garbage behind", b"{\"userId\":\"user123\"} x".to_vec()), ("two values", b"{\"userId\":\"user123\"}{}".to_vec()),
-        ];
         for (operation, path, _body) in calls_with_bodies() {
-            for (name, text) in &broken {
+            for (name, text) in &broken_bodies() {
                 let answer = send(&app, &operation.method, &path, "application/json", text.clone()).await;
                 let expected = if text.len() > operation.body_limit() { (413, "E4130") } else { (400, "E4000") };
                 assert_eq!((answer.status.as_u16(), answer.code()), expected, "{name}: {path}: {}", answer.text);

@@ -145,7 +145,9 @@ async fn sigterm_amid_many_decisions_loses_none_that_was_acknowledged() {
     let (folder, database) = (TempDir::new().unwrap(), fresh_database().await);
     let redis = test_variable("TEST_REDIS_URL");
     let token = mint(production(&folder, &TOKEN, &database, &redis));
-    let mut service = production(&folder, &[], &database, &redis).serve().await;
+    // More than one person asks for at once.
+    let program = production(&folder, &[], &database, &redis);
+    let mut service = program.with("AURA_HITL_RATE_LIMIT_PER_SECOND", "0").serve().await;
     let base = service.base.clone();
     let visitor = Visitor { base: &base, token: &token };
     let mut ids = Vec::new();
@@ -430,6 +432,14 @@ async fn nonsense_in_the_environment_is_refused_in_one_line_without_secrets() {
         (&[("AURA_HITL_JWT_LEEWAY_SECONDS", "31")], "at most 30"),
         (&[("AURA_HITL_SHUTDOWN_SECONDS", "0")], "shutdown_seconds"),
         (&[("AURA_HITL_DATABASE_MAX_CONNECTIONS", "0")], "database_max_connections"),
+        (&[("AURA_HITL_RATE_LIMIT_PER_SECOND", "100001")], "rate_limit_per_second"),
+        (&[("AURA_HITL_RATE_LIMIT_PER_SECOND", "-1")], "rate_limit_per_second"),
+        (&[("AURA_HITL_RATE_LIMIT_BURST", "0")], "rate_limit_burst"),
+        (&[("AURA_HITL_RATE_LIMIT_BURST", "1000001")], "rate_limit_burst"),
+        (&[("AURA_HITL_MAX_CALLS_UNDER_WAY", "0")], "max_calls_under_way"),
+        (&[("AURA_HITL_MAX_CALLS_UNDER_WAY", "100001")], "max_calls_under_way"),
+        (&[("AURA_HITL_MAX_CONNECTIONS", "0")], "max_connections"),
+        (&[("AURA_HITL_MAX_CONNECTIONS", "100001")], "max_connections"),
         (&[("AURA_HITL_APPROVERS", "everybody")], "approvers"),
         (&[("AURA_HITL_AUTO_MIGRATE", "perhaps")], "auto_migrate"),
         (&[("AURA_HITL_CORS_ORIGINS", "example.com")], "cors_origins"),
@@ -477,6 +487,19 @@ async fn what_others_keep_in_the_environment_is_none_of_our_business() {
     let ours = Program::new(&folder, &[])
         .with("AURA_HITL_JWT_ISSUER", std::ffi::OsStr::from_bytes(b"canary\xe9"));
     assert_refused(&ours.output(), "AURA_HITL_JWT_ISSUER");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_need_open_files() {
+    let folder = TempDir::new().unwrap();
+    let refused = Program::with_open_files(&folder, "-n", 1024).output();
+    assert_refused(&refused, "max_connections is 2048, but this process may open only 1024 files");
+    let fewer =
+        Program::with_open_files(&folder, "-n", 1024).with("AURA_HITL_MAX_CONNECTIONS", "500");
+    assert_success(fewer.serve().await.stop().await);
+    // What the process may raise by itself, it does.
+    let raised = Program::with_open_files(&folder, "-S -n", 256);
+    assert_success(raised.serve().await.stop().await);
 }
 
 /// Waits for a line of the log.

@@ -12,13 +12,17 @@
 mod helpers;
 mod approvals;
 mod auth;
+mod belongings;
+mod connections;
 mod forged;
 mod framing;
+mod harmful;
 #[allow(dead_code, reason = "the checker of `scripts/faults`, here only for its own tests")]
 #[path = "../faults/history.rs"]
 mod history;
 mod hostile;
 mod lifecycle;
+mod limits;
 mod processes;
 mod registration;
 mod relay;
@@ -28,5 +32,6 @@ mod stores;
 mod strangers;
 mod subscriber;
 mod tasks;
+mod topologies;
 mod waiting;
 mod wire;

@@ -1,14 +1,17 @@
 //! Requests registered over HTTP, for agents that cannot reach Redis.
 
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Delivery, State};
+use aura_hitl::domain::decision::{Delivery, State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId};
+use aura_hitl::domain::request::Origin;
+use aura_hitl::ledger::Recorded;
 use chrono::TimeDelta;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::helpers::{
-    ALICE, Answer, BOB, MALLORY, Mode, PREFIXES, TestApp, Who, eventually, test_variable, unique,
+    ALICE, Answer, Asked, BOB, MALLORY, Mode, PREFIXES, TestApp, Who, decide_on_ledger, eventually,
+    test_variable, unique,
 };
 
 const REQUESTS: &str = "/api/aura/hitl/requests";
@@ -320,6 +323,33 @@ async fn a_request_can_be_decided_until_it_expires_and_not_after() {
             // What was decided in time stays decided, and may be heard again.
             app.approve(ALICE, text(&early, "requestId")).await.assert(200, "");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn once_somebody_was_told_that_time_is_up_nobody_decides_who_came_before() {
+    for mode in [Mode::Embedded, Mode::Production] {
+        let clock = Clock::manual();
+        let app = TestApp::spawn_with(mode, clock.clone(), |_| {}).await;
+        let asked = Asked::new();
+        app.register(ALICE, &asked).await.assert(201, "");
+        let document: Value = serde_json::from_str(&app.record(&asked.id).await.document).unwrap();
+        let registered = Asked { document, ..asked };
+        clock.advance(TimeDelta::seconds(1800));
+        app.approve(BOB, &registered.id).await.assert(410, "E3007");
+        // Alice's click came in time, and was held up on its way to the ledger.
+        let in_time = clock.now() - TimeDelta::milliseconds(1);
+        let recorded = decide_on_ledger(
+            &app.core.ledger,
+            ALICE,
+            &registered,
+            Origin::Http,
+            Verdict::Approve,
+            in_time,
+        )
+        .await;
+        assert!(matches!(recorded, Recorded::Lost(record) if record.state == State::Expired));
+        app.approve(ALICE, &registered.id).await.assert(410, "E3007");
     }
 }
 

@@ -11,9 +11,10 @@ use aura_hitl::domain::decision::{Delivery, State, Verdict};
 use aura_hitl::domain::ids::RequestId;
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::signal::signal_json;
+use aura_hitl::domain::task::TaskStatus;
 use aura_hitl::ledger::{LEASE, Recorded};
 use aura_hitl::relay;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use secrecy::SecretString;
@@ -303,6 +304,21 @@ both_modes! {
             let document: Value = serde_json::from_str(document.as_str().unwrap()).unwrap();
             assert_ne!(document["status"], "pending");
         }
+    }
+}
+
+both_modes! {
+    async fn a_task_that_nobody_let_go_on_goes_on_with_the_signal(app: TestApp) {
+        let asked = Asked::new();
+        app.ask(&asked).await;
+        // As processes leave it that decide two requests of a task at the same moment, and die
+        // before they look at it again. Not due before that is so.
+        let at = Clock::System.now() + TimeDelta::hours(1);
+        decided_and_died(&app.core, &asked, Verdict::Approve, at).await;
+        app.sql("UPDATE agent_task SET status = 'WAITING_APPROVAL'").await;
+        app.sql("UPDATE hitl_request SET due_at = '2020-01-01'").await;
+        signalled(&app, &asked).await;
+        assert_eq!(app.task_of(&asked.id).await.status, TaskStatus::InProgress);
     }
 }
 

@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use aura_hitl::courier::RedisSettings;
+use redis::cluster_routing::Slot;
 use secrecy::SecretString;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::helpers::eventually;
+use crate::helpers::{eventually, eventually_within};
 
 /// A port that nobody listens on, outside the range that the system gives to outgoing connections:
 /// a server that is started on it again finds it free.
@@ -147,6 +148,148 @@ impl PrivateRedis {
     }
 }
 
+/// A Redis Cluster of one's own: three masters, each with a third of the slots and no replica.
+pub struct PrivateCluster {
+    pub nodes: Vec<PrivateRedis>,
+}
+
+impl PrivateCluster {
+    const FIRST_SLOTS: [u16; 4] = [0, 5461, 10923, 16384];
+
+    pub async fn start() -> Self {
+        let (mut nodes, mut buses) = (Vec::new(), Vec::new());
+        for _node in 0..3 {
+            let bus = free_port().to_string();
+            let cluster = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"];
+            let bus_port = ["--cluster-port", &bus, "--cluster-node-timeout", "2000"];
+            nodes.push(PrivateRedis::start_with(&[cluster, bus_port].concat()).await);
+            buses.push(bus);
+        }
+        for (node, slots) in nodes.iter().zip(Self::FIRST_SLOTS.windows(2)) {
+            let (first, last) = (slots[0].to_string(), (slots[1] - 1).to_string());
+            let _ok: String = node.command(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]).await;
+            let (port, bus) = (nodes[0].port.to_string(), &buses[0]);
+            let _ok: String = node.command(&["CLUSTER", "MEET", "127.0.0.1", &port, bus]).await;
+        }
+        let cluster = Self { nodes };
+        cluster.is_whole().await;
+        cluster
+    }
+
+    /// Waits until every node knows that every slot is served.
+    pub async fn is_whole(&self) {
+        for node in &self.nodes {
+            eventually(async || {
+                let info: String = node.command(&["CLUSTER", "INFO"]).await;
+                ["cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:3"]
+                    .into_iter()
+                    .all(|line| info.lines().any(|there| there == line))
+                    .then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// Which node has a key, as long as no slot is moved.
+    pub fn node_of(&self, key: &str) -> usize {
+        let slot = |slot| Slot::new(slot).unwrap();
+        let number = (0..16384).find(|&number| slot(number) == Slot::for_key(key)).unwrap();
+        Self::FIRST_SLOTS.iter().rposition(|&first| first <= number).unwrap()
+    }
+
+    pub fn url(&self) -> String {
+        let hosts = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port));
+        format!("redis+cluster://{}", hosts.collect::<Vec<_>>().join(","))
+    }
+}
+
+/// A master, its replica, and three Sentinels that make it the master when the other is gone.
+pub struct PrivateSentinels {
+    pub servers: Vec<PrivateRedis>,
+    sentinels: Vec<(u16, Server)>,
+    _folder: TempDir,
+}
+
+impl PrivateSentinels {
+    pub async fn start() -> Self {
+        let eager = ["--repl-diskless-sync-delay", "0"];
+        let master = PrivateRedis::start_with(&eager).await;
+        let port = master.port.to_string();
+        let replica = ["--replicaof", "127.0.0.1", &port];
+        let replica = PrivateRedis::start_with(&[&eager[..], &replica].concat()).await;
+        let folder = TempDir::new().unwrap();
+        let sentinels = (0..3).map(|number| {
+            let (own, conf) = (free_port(), folder.path().join(format!("{number}.conf")));
+            let settings = format!(
+                "bind 127.0.0.1\nport {own}\nsentinel monitor main 127.0.0.1 {port} 2\n\
+                 sentinel down-after-milliseconds main 1500\nsentinel failover-timeout main 4000\n"
+            );
+            std::fs::write(&conf, settings).unwrap();
+            let mut command = Command::new("redis-server");
+            command.arg(&conf).arg("--sentinel").current_dir(folder.path());
+            (own, Server::start(&mut command, &conf.with_extension("log")))
+        });
+        let sentinels = sentinels.collect();
+        let site = Self { servers: vec![master, replica], sentinels, _folder: folder };
+        site.is_whole().await;
+        site
+    }
+
+    /// Waits until every Sentinel knows the others and a master with a replica that follows it.
+    pub async fn is_whole(&self) {
+        for (port, _server) in &self.sentinels {
+            eventually_within(Duration::from_secs(60), async || {
+                let master = Self::ask(*port, "MASTER").await?;
+                let replicas = Self::ask(*port, "REPLICAS").await?;
+                let is_whole = master.contains("num-other-sentinels 2 ")
+                    && master.contains(" flags master ")
+                    && replicas.contains(" flags slave ")
+                    && replicas.contains(" master-link-status ok ");
+                is_whole.then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// What a Sentinel says about the master or its replicas, word by word.
+    async fn ask(port: u16, what: &str) -> Option<String> {
+        fn words(value: redis::Value) -> Vec<String> {
+            match value {
+                redis::Value::Array(values) => values.into_iter().flat_map(words).collect(),
+                value => redis::from_redis_value(value).into_iter().collect(),
+            }
+        }
+        let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+        let mut command = redis::cmd("SENTINEL");
+        let answer = command.arg(what).arg("main").query_async(&mut connection).await;
+        Some(words(answer.ok()?).join(" ") + " ")
+    }
+
+    /// Which of the servers is the master, as soon as one is.
+    pub async fn master(&self) -> usize {
+        eventually_within(Duration::from_secs(60), async || {
+            let said = Self::ask(self.sentinels[0].0, "MASTER").await?;
+            let is_named =
+                |server: &PrivateRedis| said.contains(&format!(" port {} ", server.port));
+            let named = self.servers.iter().position(is_named)?;
+            let role: redis::Value = self.servers[named].try_command(&["ROLE"]).await.ok()?;
+            format!("{role:?}").contains("master").then_some(named)
+        })
+        .await
+    }
+
+    /// Ends one of the Sentinels; two are enough.
+    pub fn kill_a_sentinel(&mut self) {
+        self.sentinels.pop();
+    }
+
+    pub fn url(&self) -> String {
+        let hosts = self.sentinels.iter().map(|(port, _)| format!("127.0.0.1:{port}"));
+        format!("redis+sentinel://{}/main", hosts.collect::<Vec<_>>().join(","))
+    }
+}
+
 /// A Postgres of one's own.
 pub struct PrivatePostgres {
     port: u16,
@@ -252,8 +395,10 @@ impl PrivatePostgres {
 
 impl Drop for PrivatePostgres {
     fn drop(&mut self) {
-        if self.server.is_some() {
-            self.thaw();
+        if let Some(server) = &self.server {
+            // It may be frozen, in part or whole; what has ended meanwhile need not go on.
+            let pids = self.backends().chain([server.0.id().to_string()]);
+            pids.for_each(|pid| drop(Command::new("kill").args(["-CONT", &pid]).output()));
             self.crash();
         }
     }
@@ -282,8 +427,21 @@ impl Program {
     /// The same of another build.
     pub fn of(binary: &Path, folder: &TempDir, arguments: &[&str]) -> Self {
         let mut command = Command::new(binary);
+        command.args(arguments);
+        Self::run(folder, command)
+    }
+
+    /// The service with so many open files; `kind` is the limit as `ulimit` names it.
+    pub fn with_open_files(folder: &TempDir, kind: &str, files: u32) -> Self {
+        let mut command = Command::new("sh");
+        let limit = format!("ulimit {kind} {files} && exec \"$0\"");
+        command.args(["-c", &limit, env!("CARGO_BIN_EXE_aura-hitl")]);
+        Self::run(folder, command)
+    }
+
+    fn run(folder: &TempDir, mut command: Command) -> Self {
         let data = folder.path().join("data");
-        command.args(arguments).current_dir(folder.path()).env_clear().stdin(Stdio::null());
+        command.current_dir(folder.path()).env_clear().stdin(Stdio::null());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("PORT", "0").env("AURA_HITL_DATA_DIR", data);
         Self { command, folder: folder.path().to_path_buf() }

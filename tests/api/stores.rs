@@ -6,7 +6,7 @@ use aura_hitl::app;
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::courier::{Courier, Outgoing, Seen, Sent};
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Delivery, Record, State, Verdict};
+use aura_hitl::domain::decision::{Delivery, Record, Settled, State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use aura_hitl::domain::plan::PlanStep;
 use aura_hitl::domain::request::Origin;
@@ -22,8 +22,8 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::helpers::{
-    ALICE, Asked, BOB, MALLORY, Mode, Who, config, decide_on_ledger, eventually, test_variable,
-    unique,
+    ALICE, Asked, BOB, MALLORY, Mode, Who, config, decide_on_ledger, eventually, reached,
+    test_variable, unique,
 };
 
 /// A ledger and a courier of one's own.
@@ -426,7 +426,8 @@ on_all_stores! {
         let (asked, start) = (Asked::new(), now());
         let first = won(stores.decide(ALICE, &asked, Verdict::Approve, start).await);
         let settle = async |record: &Record, delivery, listeners| {
-            stores.ledger.settle_delivery(record, delivery, listeners, start).await.unwrap();
+            let settled = Settled { delivery, listeners, sent_to: None };
+            stores.ledger.settle_delivery(record, &settled, start).await.unwrap();
         };
         settle(&first, Delivery::Sent, Some(2)).await;
         let sent = stores.record(&asked.id).await;
@@ -449,7 +450,7 @@ on_all_stores! {
         let owed = won(stores.decide(ALICE, &asked, Verdict::Approve, start).await);
         let later = start + seconds(9);
         assert!(stores.ledger.owe_again(&owed, later).await.unwrap().is_none(), "it still is");
-        stores.ledger.settle_delivery(&owed, Delivery::Sent, Some(0), start).await.unwrap();
+        stores.ledger.settle_delivery(&owed, &Settled::SENT, start).await.unwrap();
         let seen = stores.record(&asked.id).await;
         let attempts = join_all((0..10).map(|_| stores.ledger.owe_again(&seen, later))).await;
         let won: Vec<_> = attempts.into_iter().filter_map(Result::unwrap).collect();
@@ -467,7 +468,7 @@ on_all_stores! {
         assert!(stores.claim(start).await.is_empty());
         assert_eq!(stores.claim(due).await, [asked.id.as_str()]);
 
-        stores.ledger.settle_delivery(&record, Delivery::Sent, None, start).await.unwrap();
+        stores.ledger.settle_delivery(&record, &Settled::SENT, start).await.unwrap();
         stores.ledger.postpone(&record, start).await.unwrap();
         assert!(stores.claim(start + seconds(60)).await.is_empty(), "what is sent stays sent");
     }
@@ -693,8 +694,8 @@ impl Stores {
     async fn send(&self, session: &SessionId, signal: &str, rank: i64) -> Sent {
         let (request, _) = names();
         let only_while = &self.courier.look(&request, session).await.unwrap();
-        let (request, document) = (&request, "{}");
-        let outgoing = Outgoing { request, session, signal, document, rank, only_while };
+        let (request, document, aloud) = (&request, "{}", true);
+        let outgoing = Outgoing { request, session, signal, document, rank, aloud, only_while };
         self.courier.send(&outgoing).await.unwrap()
     }
 }
@@ -747,13 +748,13 @@ on_all_stores! {
 
     async fn a_signal_is_under_its_key_when_its_message_arrives(stores: Stores) {
         let (_, session) = names();
-        assert_eq!(stores.send(&session, "unheard", 1).await, Sent::Published { listeners: 0 });
+        assert_eq!(reached(&stores.send(&session, "unheard", 1).await), 0);
         let mut first = stores.listen(&session).await;
-        assert_eq!(stores.send(&session, "heard", 2).await, Sent::Published { listeners: 1 });
+        assert_eq!(reached(&stores.send(&session, "heard", 2).await), 1);
         assert_eq!(first.recv().await.unwrap(), "heard");
         assert_eq!(stores.courier.signal(&session).await.unwrap().as_deref(), Some("heard"));
         let mut second = stores.listen(&session).await;
-        assert_eq!(stores.send(&session, "{\"거절\"}", 3).await, Sent::Published { listeners: 2 });
+        assert_eq!(reached(&stores.send(&session, "{\"거절\"}", 3).await), 2);
         for listener in [&mut first, &mut second] {
             assert_eq!(listener.recv().await.unwrap(), "{\"거절\"}");
         }
@@ -790,7 +791,8 @@ on_all_stores! {
         let mut listener = stores.listen(&session).await;
         let send_seeing = async |signal, only_while: Seen| {
             let (request, session, only_while) = (&id, &session, &only_while);
-            let outgoing = Outgoing { request, session, signal, document: "{}", rank: 1, only_while };
+            let (document, rank, aloud) = ("{}", 1, true);
+            let outgoing = Outgoing { request, session, signal, document, rank, aloud, only_while };
             stores.courier.send(&outgoing).await.unwrap()
         };
         let send = async |signal, pointer: &SessionPointer| {
@@ -798,10 +800,10 @@ on_all_stores! {
             send_seeing(signal, Seen { pointer: pointer.clone(), ..now }).await
         };
         let nothing = stores.courier.session(&session).await.unwrap();
-        assert_eq!(send("to nobody in particular", &nothing).await, Sent::Published { listeners: 1 });
+        assert_eq!(reached(&send("to nobody in particular", &nothing).await), 1);
         stores.courier.put_session(&session, "{\"requestId\":\"req_1\"}", false).await.unwrap();
         let one = stores.courier.session(&session).await.unwrap();
-        assert_eq!(send("for one", &one).await, Sent::Published { listeners: 1 });
+        assert_eq!(reached(&send("for one", &one).await), 1);
         stores.courier.put_session(&session, "{\"requestId\":\"req_2\"}", false).await.unwrap();
         for stale in [&nothing, &one] {
             assert_eq!(send("stale", stale).await, Sent::Changed);
@@ -814,7 +816,7 @@ on_all_stores! {
         assert_eq!(stores.courier.signal(&session).await.unwrap().as_deref(), Some("for one"));
         stores.let_expire(&format!("hitl:session:{session}"), 3600).await;
         assert_eq!(send("stale", &one).await, Sent::Changed);
-        assert_eq!(send("last", &nothing).await, Sent::Published { listeners: 1 });
+        assert_eq!(reached(&send("last", &nothing).await), 1);
         for expected in ["to nobody in particular", "for one", "last"] {
             assert_eq!(listener.recv().await.unwrap(), expected);
         }
@@ -840,4 +842,48 @@ async fn a_key_of_another_type_in_redis_is_no_request_no_session_and_no_failure(
     let found = stores.courier.find_request(&id).await.unwrap().unwrap();
     assert_eq!(found.document, "");
     assert!(!stores.courier.session(&session).await.unwrap().allows(&id));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_another_tenant_takes_at_this_moment_leaves_a_decision_whole_or_not_made() {
+    let stores = Stores::open(Mode::Production).await;
+    // Half a decision would have to be put right by a second write, and none may be needed.
+    for statement in [
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS
+         'BEGIN RAISE EXCEPTION ''a request is never written twice''; END'",
+        "CREATE TRIGGER once BEFORE UPDATE ON hitl_request FOR EACH ROW EXECUTE FUNCTION fail()",
+    ] {
+        stores.sql(statement).await.unwrap();
+    }
+    let pool = stores.postgres.as_ref().unwrap();
+    let foreign = new_task(&unique("task"), MALLORY, now());
+    let asked = Asked::new().with("taskId", json!(foreign.id.as_str()));
+    let mut taking = pool.begin().await.unwrap();
+    sqlx::query(
+        "INSERT INTO agent_task (task_id, user_id, tenant_id, task_type, status, created_at, updated_at)
+         VALUES ($1, 'mallory', 'tenant2', 'mail_summary', 'REQUESTED', $2, $2)",
+    )
+    .bind(foreign.id.as_str())
+    .bind(foreign.created_at)
+    .execute(&mut *taking)
+    .await
+    .unwrap();
+    let taken = async {
+        eventually(async || {
+            let waiting = "SELECT count(*) FROM pg_stat_activity
+                            WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(pool).await.unwrap();
+            (waiting > 0).then_some(())
+        })
+        .await;
+        taking.commit().await.unwrap();
+    };
+    let (recorded, ()) =
+        futures_util::future::join(stores.decide(ALICE, &asked, Verdict::Approve, now()), taken)
+            .await;
+    let record = won(recorded);
+    assert_ne!(record.task, foreign.id);
+    assert!(stores.task("tenant1", record.task.as_str()).await.is_some());
+    let untouched = stores.task("tenant2", foreign.id.as_str()).await.unwrap();
+    assert_eq!((untouched.status, untouched.hitl_request_id), (TaskStatus::Requested, None));
 }

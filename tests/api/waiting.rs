@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _};
 
 use crate::helpers::{
-    ALICE, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, decide_on_ledger, eventually, redis,
-    unique,
+    ALICE, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, decide_on_ledger, eventually, reached,
+    redis, unique,
 };
 
 const MODES: [Mode; 2] = [Mode::Embedded, Mode::Production];
@@ -523,7 +523,8 @@ both_modes! {
         let judged = app.core.courier.look(&id, &session).await.unwrap();
         let send = async |only_while: &Seen| {
             let (request, session, signal, document) = (&id, &session, "{}", "{}");
-            let outgoing = Outgoing { request, session, signal, document, rank: 1, only_while };
+            let (rank, aloud) = (1, true);
+            let outgoing = Outgoing { request, session, signal, document, rank, aloud, only_while };
             app.core.courier.send(&outgoing).await.unwrap()
         };
         app.ask(&Asked::in_session(&asked.session)).await;
@@ -532,7 +533,7 @@ both_modes! {
         assert!(agent.heard_nothing().await);
         assert_eq!(app.signal(&asked.session).await, None);
         let judged = app.core.courier.look(&id, &session).await.unwrap();
-        assert_eq!(send(&judged).await, Sent::Published { listeners: 1 });
+        assert_eq!(reached(&send(&judged).await), 1);
     }
 }
 

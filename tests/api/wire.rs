@@ -299,7 +299,7 @@ fn the_document_has_every_status_header_and_example() {
         let mut expected = BTreeSet::from(["405"]);
         let has_body = document.get("requestBody").is_some();
         if !operation.is_open() {
-            expected.extend(["400", "401", "403", "500", "503"]);
+            expected.extend(["400", "401", "403", "429", "500", "503"]);
         }
         if operation.pattern.contains('{') && !operation.pattern.contains("/signals/") {
             expected.insert("404");
@@ -329,6 +329,7 @@ fn the_document_has_every_status_header_and_example() {
             let header = match status.as_str() {
                 "401" => "WWW-Authenticate",
                 "405" => "Allow",
+                "429" => "Retry-After",
                 "503" if !operation.is_open() => "Retry-After",
                 _ => continue,
             };

@@ -24,6 +24,13 @@ use futures_util::FutureExt as _;
 #[path = "../api/helpers.rs"]
 #[macro_use]
 mod helpers;
+#[path = "../api/belongings.rs"]
+mod belongings;
+mod damage;
+#[path = "../api/forged.rs"]
+mod forged;
+#[path = "../api/harmful.rs"]
+mod harmful;
 mod history;
 mod proxy;
 mod report;

@@ -1,7 +1,7 @@
 //! What a row works on: a Postgres and a Redis of its own, replicas of the release binary, an
 //! agent that asks, people who click, and somebody who listens to every channel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,17 +14,18 @@ use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::ids::{TenantId, UserId};
 use futures_util::StreamExt as _;
 use redis::aio::MultiplexedConnection;
-use reqwest::Client;
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use crate::helpers::{Asked, unique};
+use crate::belongings::Service;
+use crate::helpers::{self, Answer, Asked, RawAnswer, Who, eventually, unique};
 use crate::history::{Aftermath, Call, Choice, Delivered, Ended, History, Row, check};
 use crate::report::Report;
-use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, free_port};
+use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, free_port, kill};
 
 /// Shared with the Auth server.
 pub const SECRET: &str = "a secret that the Auth server shares with us";
@@ -87,6 +88,28 @@ impl Replica {
         self.running = None;
     }
 
+    /// Waits for the process to end by itself; says whether it did.
+    pub async fn dies_within(&mut self, limit: Duration) -> bool {
+        let began = Instant::now();
+        while self.is_alive() {
+            if began.elapsed() > limit {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        true
+    }
+
+    /// It stays there, and does nothing.
+    pub fn freeze(&mut self) {
+        kill("-STOP", self.process().pid());
+    }
+
+    /// It goes on.
+    pub fn thaw(&mut self) {
+        kill("-CONT", self.process().pid());
+    }
+
     /// Whether the process is still there.
     pub fn is_alive(&mut self) -> bool {
         self.running.as_mut().is_some_and(Running::is_alive)
@@ -138,6 +161,8 @@ impl World {
             ("REDIS_URL", redis.url()),
             ("JWT_SECRET", SECRET.to_owned()),
             ("RUST_LOG", "info,aura_hitl::telemetry=warn".to_owned()),
+            // Few people click a lot here; the row on floods sets a limit.
+            ("AURA_HITL_RATE_LIMIT_PER_SECOND", "0".to_owned()),
         ];
         variables.extend(settings.iter().map(|&(name, value)| (name, value.to_owned())));
         let mut world = Self {
@@ -157,9 +182,23 @@ impl World {
         world
     }
 
-    /// One more replica, not started yet.
+    /// Another replica, not started yet.
+    pub fn another_replica(&self) -> Replica {
+        Replica::new(&self.variables)
+    }
+
+    /// A running replica that reaches Postgres and not Redis: what it decides is owed, and due at
+    /// once, to the relays of the others.
+    pub async fn replica_without_redis(&self) -> Replica {
+        let mut replica = self.another_replica();
+        replica.set("REDIS_URL", format!("redis://127.0.0.1:{}", free_port()));
+        replica.start().await;
+        replica
+    }
+
+    /// One more replica not started yet.
     pub fn add_replica(&mut self) -> &mut Replica {
-        self.replicas.push(Replica::new(&self.variables));
+        self.replicas.push(self.another_replica());
         self.replicas.last_mut().unwrap()
     }
 
@@ -199,7 +238,8 @@ impl World {
         let rows: Vec<Columns> = sqlx::query_as(
             "SELECT request_id, session_id, status, decided_by,
                     floor(extract(epoch FROM decided_at))::bigint, reason, delivery,
-                    EXISTS (SELECT 1 FROM agent_task t WHERE t.task_id = r.task_id)
+                    EXISTS (SELECT 1 FROM agent_task t
+                             WHERE t.task_id = r.task_id AND t.tenant_id = r.tenant_id)
                FROM hitl_request r",
         )
         .fetch_all(&mut self.database().await)
@@ -213,29 +253,87 @@ impl World {
         rows.into_iter().map(row).collect()
     }
 
-    /// Every signal key in Redis with its text.
-    pub async fn signal_keys(&self) -> BTreeMap<String, String> {
+    /// Every key in Redis that a pattern names.
+    async fn keys(&self, pattern: &str) -> Vec<String> {
         let mut redis = self.agents().await;
         let mut cursor = 0_u64;
-        let mut found = BTreeMap::new();
+        let mut found = Vec::new();
         loop {
             let (next, keys): (u64, Vec<String>) = redis::cmd("SCAN")
                 .arg(cursor)
-                .arg(&["MATCH", "hitl:signal:*", "COUNT", "1000"])
+                .arg(&["MATCH", pattern, "COUNT", "1000"])
                 .query_async(&mut redis)
                 .await
                 .unwrap();
-            for key in keys {
-                let text: Option<String> =
-                    redis::cmd("GET").arg(&key).query_async(&mut redis).await.unwrap();
-                let session = key.strip_prefix("hitl:signal:").unwrap().to_owned();
-                found.extend(text.map(|text| (session, text)));
-            }
+            found.extend(keys);
             if next == 0 {
                 return found;
             }
             cursor = next;
         }
+    }
+
+    /// Every signal key in Redis with its text.
+    pub async fn signal_keys(&self) -> BTreeMap<String, String> {
+        let mut redis = self.agents().await;
+        let mut found = BTreeMap::new();
+        for key in self.keys("hitl:signal:*").await {
+            let text: Option<String> =
+                redis::cmd("GET").arg(&key).query_async(&mut redis).await.unwrap();
+            let session = key.strip_prefix("hitl:signal:").unwrap().to_owned();
+            found.extend(text.map(|text| (session, text)));
+        }
+        found
+    }
+
+    /// Everything that both stores hold, to see that nothing changed.
+    pub async fn everything(&self) -> BTreeSet<String> {
+        let rows = "SELECT 'hitl_request ' || r::text FROM hitl_request r
+                    UNION ALL SELECT 'agent_task ' || t::text FROM agent_task t";
+        let rows: Vec<String> =
+            sqlx::query_scalar(rows).fetch_all(&mut self.database().await).await.unwrap();
+        let mut all = BTreeSet::from_iter(rows);
+        let mut redis = self.agents().await;
+        for key in self.keys("*").await {
+            let value: Option<Vec<u8>> =
+                redis::cmd("DUMP").arg(&key).query_async(&mut redis).await.unwrap();
+            all.insert(format!("{key} {value:?}"));
+        }
+        all
+    }
+
+    /// Everything once nothing is owed any more.
+    pub async fn settled(&self) -> BTreeSet<String> {
+        self.quiet_within(Duration::from_secs(30)).await.expect("signals are still owed");
+        self.everything().await
+    }
+
+    /// That nothing was written, and that every replica has lived through it without a panic.
+    pub async fn check_untouched(&mut self, report: &mut Report, before: &BTreeSet<String>) {
+        let now = self.everything().await;
+        let changed = before.symmetric_difference(&now).cloned().collect::<Vec<_>>();
+        report.wrongs("changes in the stores", &changed);
+        self.check_alive(report);
+    }
+
+    /// That every replica has lived through it without a panic.
+    pub fn check_alive(&mut self, report: &mut Report) {
+        for replica in &mut self.replicas {
+            report.demand(replica.is_alive(), || "the process is gone".to_owned());
+            let said = replica.process().stdout() + &replica.process().stderr();
+            let panics = said.lines().filter(|line| line.contains("panic"));
+            report.wrongs("panics", &panics.map(ToOwned::to_owned).collect::<Vec<_>>());
+        }
+    }
+
+    /// Sends bytes to the first replica as they are.
+    pub async fn raw(&self, bytes: impl Into<Vec<u8>>) -> RawAnswer {
+        helpers::raw(self.replicas[0].address(), bytes.into()).await
+    }
+
+    /// The first lines of a call on a socket of one's own, up to the token.
+    pub fn head(&self, who: Who<'_>, method: &Method, path: &str) -> String {
+        helpers::head(&self.people.token(who), method, path)
     }
 
     /// Waits until nothing is owed any more. Says how long that took, or `None` when it took
@@ -250,6 +348,21 @@ impl World {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         None
+    }
+
+    /// Waits up to 10 s until what a request owes Redis is there, or need not be any more.
+    pub async fn delivered(&self, request: &str) {
+        let mut database = self.database().await;
+        let query = "SELECT delivery FROM hitl_request WHERE request_id = $1";
+        eventually(async || {
+            let delivery: Option<String> = sqlx::query_scalar(query)
+                .bind(request)
+                .fetch_optional(&mut database)
+                .await
+                .unwrap();
+            delivery.filter(|delivery| delivery != "owed").map(drop)
+        })
+        .await;
     }
 
     /// All there is now.
@@ -294,25 +407,47 @@ pub async fn try_ask(redis: &mut MultiplexedConnection, asked: &Asked) -> redis:
     let pointer = json!({
         "sessionId": asked.session, "requestId": asked.id, "userId": "user123", "tenantId": TENANT,
     });
+    try_write(redis, asked, pointer.to_string().as_bytes()).await
+}
+
+async fn try_write(
+    redis: &mut MultiplexedConnection,
+    asked: &Asked,
+    pointer: &[u8],
+) -> redis::RedisResult<()> {
     redis::pipe()
         .set_ex(format!("hitl:request:{}", asked.id), asked.document.to_string(), 1800)
         .ignore()
-        .set_ex(format!("hitl:session:{}", asked.session), pointer.to_string(), 3600)
+        .set_ex(format!("hitl:session:{}", asked.session), pointer, 3600)
         .ignore()
         .exec_async(redis)
         .await
 }
 
-/// A token as the Auth server issues it.
+impl Service for World {
+    fn call(&self, who: Who<'_>, method: Method, path: &str) -> RequestBuilder {
+        self.people.call_by(who, method, &format!("{}{path}", self.replicas[0].base()))
+    }
+
+    async fn write(&self, asked: &Asked, pointer: &str) {
+        try_write(&mut self.agents().await, asked, pointer.as_bytes()).await.unwrap();
+    }
+}
+
+/// A user's token as the Auth server issues it.
 pub fn token(user: &str, tenant: &str) -> String {
+    mint(Who { user, tenant, role: Role::User })
+}
+
+fn mint(who: Who<'_>) -> String {
     let config = JwtConfig {
         secret: SecretString::from(SECRET),
         leeway_seconds: 0,
         audience: None,
         issuer: None,
     };
-    let (user, tenant) = (UserId::parse(user).unwrap(), TenantId::parse(tenant).unwrap());
-    auth::mint(&config, &user, &tenant, Role::User, 7200).unwrap()
+    let (user, tenant) = (UserId::parse(who.user).unwrap(), TenantId::parse(who.tenant).unwrap());
+    auth::mint(&config, &user, &tenant, who.role, 7200).unwrap()
 }
 
 /// The people who click, and the recorder beside them. Cheap to clone.
@@ -334,24 +469,38 @@ impl People {
         }
     }
 
-    /// A call of a user of [`TENANT`], with token and identity headers.
-    pub fn call(&self, method: reqwest::Method, url: &str, user: &str) -> reqwest::RequestBuilder {
-        let token = self
-            .tokens
-            .lock()
-            .unwrap()
-            .entry(user.to_owned())
-            .or_insert_with(|| token(user, TENANT))
-            .clone();
+    /// A person's token, the same for two hours.
+    pub fn token(&self, who: Who<'_>) -> String {
+        let mut tokens = self.tokens.lock().unwrap();
+        tokens.entry(format!("{who:?}")).or_insert_with(|| mint(who)).clone()
+    }
+
+    /// A call by a person, with token and identity headers.
+    pub fn call_by(&self, who: Who<'_>, method: Method, url: &str) -> RequestBuilder {
         self.client
             .request(method, url)
-            .bearer_auth(token)
-            .header("X-Tenant-ID", TENANT)
-            .header("X-User-ID", user)
+            .bearer_auth(self.token(who))
+            .header("X-Tenant-ID", who.tenant)
+            .header("X-User-ID", who.user)
+    }
+
+    /// A call of a user of [`TENANT`], with token and identity headers.
+    pub fn call(&self, method: Method, url: &str, user: &str) -> RequestBuilder {
+        self.call_by(Who { user, tenant: TENANT, role: Role::User }, method, url)
     }
 
     /// One click, recorded.
     pub async fn decide(&self, base: &str, request: &str, choice: &Choice) -> Ended {
+        self.click(base, request, choice).await.0
+    }
+
+    /// The same, with the answer's status and body.
+    pub async fn click(
+        &self,
+        base: &str,
+        request: &str,
+        choice: &Choice,
+    ) -> (Ended, Option<(u16, Value)>) {
         let verb = if choice.status == "approved" { "approve" } else { "reject" };
         let mut body = json!({ "userId": choice.by });
         if let Some(reason) = &choice.reason {
@@ -359,25 +508,25 @@ impl People {
         }
         let url = format!("{base}/api/aura/hitl/{verb}/{request}");
         let sent = self.call(reqwest::Method::POST, &url, &choice.by).json(&body).send().await;
-        let ended = match sent {
-            Err(_broken) => Ended::Unknown,
+        let answer = match sent {
+            Err(_broken) => None,
             Ok(response) => {
                 let status = response.status().as_u16();
                 if matches!(status, 429 | 503) && !response.headers().contains_key("retry-after") {
                     self.surprise(format!("{request}: {status} without Retry-After"));
                 }
-                match response.json::<Value>().await {
-                    Ok(body) => self.understand(request, choice, status, &body),
-                    Err(_broken) => Ended::Unknown,
-                }
+                response.json::<Value>().await.ok().map(|body| (status, body))
             }
         };
+        let ended = answer.as_ref().map_or(Ended::Unknown, |(status, body)| {
+            self.understand(request, choice, *status, body)
+        });
         self.history.record(Call {
             request: request.to_owned(),
             choice: choice.clone(),
             ended: ended.clone(),
         });
-        ended
+        (ended, answer)
     }
 
     /// Clicks until it is known what stands, as a person does who got no answer.
@@ -395,7 +544,37 @@ impl People {
         Ended::Unknown
     }
 
-    fn understand(&self, request: &str, choice: &Choice, status: u16, body: &Value) -> Ended {
+    /// Registers a request over HTTP as its user; says the answer's status.
+    pub async fn register(&self, base: &str, asked: &Asked) -> Option<u16> {
+        let mut body = json!({ "requestId": asked.id, "sessionId": asked.session });
+        for field in ["actionType", "context", "taskId", "expiresInSeconds"] {
+            if let Some(value) = asked.document.get(field) {
+                body[field] = value.clone();
+            }
+        }
+        let url = format!("{base}/api/aura/hitl/requests");
+        let sent = self.call(reqwest::Method::POST, &url, "user123").json(&body).send().await;
+        sent.ok().map(|answer| answer.status().as_u16())
+    }
+
+    /// `GET signals`: the signal, or `None` when there is none; an error is the answer's status.
+    pub async fn poll(
+        &self,
+        base: &str,
+        session: &str,
+        wanted: Option<&str>,
+    ) -> Result<Option<String>, u16> {
+        let url = format!("{base}/api/aura/hitl/signals/{session}");
+        let call = self.call(reqwest::Method::GET, &url, "user123");
+        let call = wanted.iter().fold(call, |call, id| call.query(&[("requestId", id)]));
+        let answer = call.send().await.map_err(|_broken| 0_u16)?;
+        let status = answer.status().as_u16();
+        let body = answer.json::<Value>().await.map_err(|_broken| 0_u16)?;
+        if status == 200 { Ok(body["data"].as_str().map(ToOwned::to_owned)) } else { Err(status) }
+    }
+
+    /// What an answer says.
+    pub fn understand(&self, request: &str, choice: &Choice, status: u16, body: &Value) -> Ended {
         let data = &body["data"];
         match status {
             200 => {
@@ -429,17 +608,6 @@ impl People {
         }
     }
 
-    /// Registers a request over HTTP, as agents do that cannot reach Redis.
-    pub async fn register(&self, base: &str, asked: &Asked) -> u16 {
-        let body = json!({
-            "requestId": asked.id, "sessionId": asked.session, "actionType": "send_email",
-            "context": { "to": "a@b.c" },
-        });
-        let url = format!("{base}/api/aura/hitl/requests");
-        let sent = self.call(reqwest::Method::POST, &url, "user123").json(&body).send().await;
-        sent.map_or(0, |answer| answer.status().as_u16())
-    }
-
     fn surprise(&self, what: String) {
         self.surprises.lock().unwrap().push(what);
     }
@@ -468,7 +636,7 @@ impl People {
 
 /// Hears every message on every session's channel; comes back when Redis does.
 pub struct Listener {
-    heard: Arc<Mutex<Vec<(String, String)>>>,
+    heard: Arc<Mutex<Vec<(Instant, String, String)>>>,
     marks: Arc<AtomicUsize>,
     listening: JoinHandle<()>,
 }
@@ -477,7 +645,7 @@ pub struct Listener {
 const MARK: &str = "hitl:channel:mark-of-the-harness";
 
 impl Listener {
-    async fn start(url: String) -> Self {
+    pub async fn start(url: String) -> Self {
         let (heard, marks) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicUsize>::default());
         let (hearing, marking) = (heard.clone(), marks.clone());
         let (subscribed, first) = tokio::sync::oneshot::channel();
@@ -499,7 +667,8 @@ impl Listener {
                             continue;
                         }
                         let session = channel.strip_prefix("hitl:channel:").unwrap().to_owned();
-                        hearing.lock().unwrap().push((session, message.get_payload().unwrap()));
+                        let text = message.get_payload().unwrap();
+                        hearing.lock().unwrap().push((Instant::now(), session, text));
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -509,9 +678,21 @@ impl Listener {
         Self { heard, marks, listening }
     }
 
+    /// From now on nobody is subscribed.
+    pub fn stop(&self) {
+        self.listening.abort();
+    }
+
     /// Session and text of every message so far, in order.
     pub fn heard(&self) -> Vec<(String, String)> {
-        self.heard.lock().unwrap().clone()
+        let heard = self.heard.lock().unwrap();
+        heard.iter().map(|(_at, session, text)| (session.clone(), text.clone())).collect()
+    }
+
+    /// When a session first heard something since then.
+    pub fn heard_since(&self, session: &str, since: Instant) -> Option<Instant> {
+        let heard = self.heard.lock().unwrap();
+        heard.iter().find(|(at, to, _text)| to == session && *at >= since).map(|(at, ..)| *at)
     }
 
     /// Waits until everything published so far has been heard: Redis keeps the order.
@@ -533,6 +714,18 @@ impl Drop for Listener {
     }
 }
 
+/// The answer once there is one: a machine with other work may be too slow for its stores at first.
+pub async fn answered(ask: impl AsyncFn() -> Answer) -> Answer {
+    for _ in 0..10 {
+        let answer = ask().await;
+        if answer.status != StatusCode::SERVICE_UNAVAILABLE {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    ask().await
+}
+
 /// So many people at once, working through a list. `work` gets each item's place in the list.
 pub async fn at_once<T, R>(
     items: Vec<T>,
@@ -544,6 +737,12 @@ pub async fn at_once<T, R>(
         .buffer_unordered(people)
         .collect()
         .await
+}
+
+/// Numbers between -1 and 1, spread evenly, the same in every run.
+pub fn spread(place: usize) -> f64 {
+    let golden = 0.618_033_988_749_895 * place as f64;
+    2.0 * golden.fract() - 1.0
 }
 
 /// The smallest value that so many percent do not exceed.

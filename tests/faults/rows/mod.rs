@@ -4,10 +4,16 @@ use std::pin::Pin;
 
 use crate::report::{Report, Scale};
 
+mod agents;
+mod crash_points;
 mod crashes;
+mod inputs;
 mod load;
 mod outages;
 mod racing;
+mod relays;
+mod resets;
+mod security;
 mod soak;
 
 type Running<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
@@ -33,15 +39,31 @@ macro_rules! rows {
 
 rows! {
     "1" "racing decisions on two replicas, one of them killed every 2 s" racing::racing_decisions;
+    "2" "clients that reset their connection mid-decision, at 1 ms steps" resets::client_resets;
+    "3" "a crash at each step from commit to mark" crash_points::crash_at_each_step;
     "4" "Postgres stopped at once (immediate) under load" crashes::postgres_crash;
     "5" "Redis killed and started again, empty, right after the decisions" outages::redis_wiped;
+    "6" "another tenant's things, and identities that do not match" security::strangers;
+    "7" "hostile tokens on every route" security::hostile_tokens;
+    "8" "identity headers missing, blank, twice, joined by commas, over raw sockets" security::odd_identities;
+    "9" "hostile ids in every path" inputs::hostile_ids;
+    "10" "agents that take any message for their answer, and ask for the next thing" agents::naive_agents;
+    "10b" "two registered requests in one session, relayed in any order" agents::two_in_one_session;
+    "11" "subscribers that come before, with and after the message" agents::late_subscribers;
+    "12" "the same decision and its opposite, a hundred clicks at once" racing::retry_and_opposite;
     "13" "Redis refuses connections" outages::redis_refused;
     "14" "Redis is a black hole: SIGSTOP, or connections on which nothing comes back" outages::redis_black_hole;
+    "15" "four replicas killed in turn while many signals are owed" relays::relays_killed;
+    "16" "decisions within 100 ms of the end of a request's time" racing::expiry_race;
+    "17" "nothing can be sent for 301 s" relays::relay_away_for_long;
     "18" "writes whose outcome nobody learns: CLIENT PAUSE 1500" outages::ambiguous_writes;
     "19" "Redis out of memory" outages::redis_full;
     "20" "Postgres frozen with SIGSTOP" outages::postgres_frozen;
     "21" "500 clients on a pool of 10 connections that all wait" load::pool_exhausted;
+    "22" "agents' JSON broken in Redis" inputs::broken_documents;
     "23" "heads and bodies that come slowly or never" load::slow_clients;
+    "24" "requests whose end is in doubt, over raw sockets" inputs::framing;
+    "25" "bodies too large, too deep, ambiguous or broken" inputs::broken_bodies;
     "27" "SIGTERM amid decisions and 100 agents that poll (long-polls do not exist yet)" outages::sigterm;
     "29" "one user floods two replicas with 200 calls/s, limit 50/s" load::flood;
     "30" "soak: 200 decisions/s while a replica, Postgres, Redis and the network fail in turn" soak::soak;

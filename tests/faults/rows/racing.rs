@@ -1,16 +1,18 @@
 //! Many people at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures_util::future::join;
+use futures_util::future::{join, join_all};
+use serde_json::Value;
 
-use crate::history::{Choice, Delivered};
+use crate::helpers::Asked;
+use crate::history::{Choice, Delivered, Ended};
 use crate::report::{Report, Scale};
-use crate::world::{Replica, World, at_once};
+use crate::world::{Replica, World, ask, at_once, spread};
 
 /// Kills one replica after the other, and starts each again, until told to stop. Says how often.
-async fn kill_in_turn(replicas: &mut [Replica], every: Duration, done: &AtomicBool) -> usize {
+pub async fn kill_in_turn(replicas: &mut [Replica], every: Duration, done: &AtomicBool) -> usize {
     let mut kills = 0;
     while !done.load(Ordering::SeqCst) {
         tokio::time::sleep(every).await;
@@ -56,4 +58,169 @@ pub async fn racing_decisions(scale: Scale, report: &mut Report) {
     })
     .await;
     world.check(report, Duration::from_secs(30), Delivered::Published).await;
+}
+
+/// An answer without what differs from call to call.
+fn bare((status, mut body): (u16, Value)) -> (u16, Value) {
+    for field in ["timestamp", "traceId"] {
+        body.as_object_mut().unwrap().remove(field);
+    }
+    (status, body)
+}
+
+pub async fn retry_and_opposite(scale: Scale, report: &mut Report) {
+    let world = World::start(2).await;
+    let (bases, people) = (world.bases(), world.people.clone());
+    let asked = world.ask_many(scale.of(40, 8)).await;
+    let choices = [Choice::approved("user123"), Choice::rejected("user123", "사용자 거절")];
+    // Twice: when nobody has decided, and when all has been said and done.
+    let (mut same, mut opposite, mut wrongs) = (0, 0, Vec::new());
+    for _ in 0..2 {
+        for asked in &asked {
+            let clicks = (0..100).map(async |click: usize| {
+                let base = &bases[click % 2];
+                loop {
+                    let (_, answer) = people.click(base, &asked.id, &choices[click / 2 % 2]).await;
+                    match answer {
+                        // Too many at once is no answer: click again.
+                        None | Some((503, _)) => {
+                            tokio::time::sleep(Duration::from_millis(50)).await
+                        }
+                        Some(answer) => return bare(answer),
+                    }
+                }
+            });
+            let answers = join_all(clicks).await;
+            let (won, lost): (Vec<_>, Vec<_>) =
+                answers.into_iter().partition(|(status, _)| *status == 200);
+            let is_one = |answers: &[(u16, Value)]| answers.iter().all(|one| *one == answers[0]);
+            let is_conflict =
+                |(status, body): &(u16, Value)| *status == 409 && body["errorCode"] == "E3006";
+            if won.len() != 50 || !is_one(&won) || !is_one(&lost) || !lost.iter().all(is_conflict) {
+                wrongs.push(format!("{}: {won:?} against {lost:?}", asked.id));
+            }
+            same += won.len();
+            opposite += lost.len();
+        }
+        world.quiet_within(Duration::from_secs(10)).await;
+    }
+    report.count(asked.len(), "requests");
+    report.count(same, "times the same");
+    report.count(opposite, "times the opposite");
+    report.wrongs("requests answered in two ways", &wrongs);
+    let aftermath = world.check(report, Duration::from_secs(10), Delivered::Published).await;
+    let tasks = world.number("SELECT count(*) FROM agent_task").await;
+    let figures = [aftermath.rows.len(), usize::try_from(tasks).unwrap(), aftermath.heard.len()];
+    let [rows, tasks, signals] = figures;
+    report.count(format!("{rows}/{tasks}/{signals}"), "rows/tasks/signals");
+    report.demand(figures == [asked.len(); 3], || "not one of each for each request".to_owned());
+}
+
+/// So long before or after the end of a request's time it is decided.
+const MARGIN: Duration = Duration::from_millis(100);
+
+/// A moment near the end; nearer for most.
+fn near(end: Instant, place: usize) -> Instant {
+    let from_the_end = MARGIN.mul_f64(spread(place).powi(2));
+    if spread(place) < 0.0 { end - from_the_end } else { end + from_the_end }
+}
+
+pub async fn expiry_race(scale: Scale, report: &mut Report) {
+    let world = World::start(2).await;
+    let (bases, people) = (world.bases(), world.people.clone());
+    let each = scale.of(500, 100);
+    let registered = (0..each).map(|_| Asked::new().with("expiresInSeconds", 30.into()));
+    let registered = registered.collect::<Vec<_>>();
+    let pause = scale.of(Duration::from_millis(20), Duration::ZERO);
+    for (place, asked) in registered.iter().enumerate() {
+        assert_eq!(people.register(&bases[place % 2], asked).await, Some(201));
+        // They end one after the other, too, so that clicks do not wait for each other.
+        tokio::time::sleep(pause).await;
+    }
+
+    // Requests that Redis forgets by itself; whoever comes too late finds nothing.
+    let agents = world.agents().await;
+    let forgotten = (0..each).map(|_| Asked::new()).collect::<Vec<_>>();
+    let ended = at_once(forgotten, each, async |place, asked| {
+        tokio::time::sleep(Duration::from_millis(8) * u32::try_from(place).unwrap()).await;
+        let mut agents = agents.clone();
+        ask(&mut agents, &asked).await;
+        let (key, lifetime) = (format!("hitl:request:{}", asked.id), Duration::from_millis(500));
+        let ends = Instant::now() + lifetime;
+        let expires = redis::cmd("PEXPIRE").arg(key).arg(500).exec_async(&mut agents).await;
+        expires.unwrap();
+        tokio::time::sleep_until(near(ends, place).into()).await;
+        let choice = Choice::approved("user123");
+        let ended = people.decide(&bases[place % 2], &asked.id, &choice).await;
+        let is_late = matches!(ended, Ended::Fail { status: 404 | 410, .. });
+        if is_late {
+            tokio::time::sleep_until((ends + MARGIN).into()).await;
+            assert_ne!(people.decide(&bases[0], &asked.id, &choice).await, Ended::Ok);
+        }
+        (ended == Ended::Ok, is_late)
+    })
+    .await;
+    tell(report, "in Redis", &ended);
+
+    // Registered ones: Redis keeps them for half an hour, so only the ledger knows their end.
+    if scale.is_quick {
+        // Their half minute is shortened; the full run waits for its end.
+        sqlx::query(
+            "UPDATE hitl_request
+                SET expires_at = clock_timestamp() + interval '1 s' + random() * interval '2 s'
+              WHERE origin = 'http'",
+        )
+        .execute(&mut world.database().await)
+        .await
+        .unwrap();
+    }
+    let ends: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT request_id, (extract(epoch FROM expires_at - clock_timestamp()) * 1e6)::bigint
+           FROM hitl_request WHERE origin = 'http'",
+    )
+    .fetch_all(&mut world.database().await)
+    .await
+    .unwrap();
+    let now = Instant::now();
+    let ended = at_once(ends, each, async |place, (id, micros)| {
+        let ends = now + Duration::from_micros(u64::try_from(micros).unwrap());
+        let click = async |person: usize| {
+            let choice = Choice::approved(&format!("user{person}"));
+            tokio::time::sleep_until(near(ends, 2 * place + person).into()).await;
+            people.decide(&bases[person], &id, &choice).await
+        };
+        let (one, two) = join(click(0), click(1)).await;
+        tokio::time::sleep_until((ends + MARGIN).into()).await;
+        let late = people.decide(&bases[place % 2], &id, &Choice::approved("late")).await;
+        let all = [one, two, late];
+        let any = |which: fn(&Ended) -> bool| all.iter().any(which);
+        let is_decided =
+            |ended: &Ended| matches!(ended, Ended::Ok | Ended::Fail { standing: Some(_), .. });
+        (any(is_decided), any(|ended| matches!(ended, Ended::Fail { status: 410, .. })))
+    })
+    .await;
+    tell(report, "registered", &ended);
+
+    let kept: i64 = redis::cmd("EXISTS")
+        .arg(
+            registered.iter().map(|asked| format!("hitl:request:{}", asked.id)).collect::<Vec<_>>(),
+        )
+        .query_async(&mut agents.clone())
+        .await
+        .unwrap();
+    report.demand(usize::try_from(kept) == Ok(each), || format!("Redis kept {kept} of {each}"));
+    let late = "SELECT count(*) FROM hitl_request WHERE decided_at >= expires_at";
+    report.none(usize::try_from(world.number(late).await).unwrap(), "decided after their end");
+    world.check(report, Duration::from_secs(10), Delivered::Published).await;
+}
+
+/// Of each request, whether somebody was told that it is decided, and somebody that its time is
+/// over: one of the two, and not the same for all.
+fn tell(report: &mut Report, which: &str, ended: &[(bool, bool)]) {
+    let count = |wanted| ended.iter().filter(|ended| **ended == wanted).count();
+    let (decided, over) = (count((true, false)), count((false, true)));
+    report.count(format!("{decided}/{over}"), &format!("{which} decided/over"));
+    report.none(count((true, true)), "both");
+    report.none(count((false, false)), "neither");
+    report.demand(decided > 0 && over > 0, || format!("{which}: the clicks were all on one side"));
 }

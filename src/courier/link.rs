@@ -1,0 +1,152 @@
+//! The one connection that all calls of this process share: made when first needed, and replaced
+//! when it does not serve any more. Every call is bounded, connecting included.
+//!
+//! The library keeps the nodes of a Cluster connected, and nothing else: a server that died, one
+//! that vanished without a word and one that has become a replica are noticed here.
+
+use std::future::Future;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
+use tokio::runtime::Handle;
+use tokio::time::{sleep, timeout};
+
+use super::topology::{Connection, STEP_TIMEOUT, Topology};
+use super::{Result, Unavailable};
+
+/// Longest that connecting takes, finding the right server included; leaves time for a command.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
+/// Longest that a call takes, connecting included; well under [`super::TIMEOUT`].
+const CALL_TIMEOUT: Duration = STEP_TIMEOUT.saturating_mul(2);
+/// So many silent calls in a row, and the connection is replaced.
+const SILENT_CALLS: u32 = 2;
+/// Shortest time between two connections to the same Cluster, while some node of it is away.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// A connection that is there or being made. Whoever waits for it shares what comes of it.
+type Connecting = Shared<BoxFuture<'static, RedisResult<Connection>>>;
+
+/// The connection of this process.
+pub struct Link {
+    topology: Arc<Topology>,
+    /// Connections live here: longer than the HTTP workers that first need them.
+    runtime: Handle,
+    current: Mutex<Connecting>,
+    silent_calls: AtomicU32,
+    is_renewing: AtomicBool,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// Connects when first called.
+    pub fn new(topology: Topology) -> Self {
+        let (topology, runtime) = (Arc::new(topology), Handle::current());
+        let current = Mutex::new(connect(&topology, &runtime));
+        let (silent_calls, is_renewing) = (AtomicU32::new(0), AtomicBool::new(false));
+        Self { topology, runtime, current, silent_calls, is_renewing }
+    }
+
+    /// Whether keys are spread over several servers.
+    pub fn is_cluster(&self) -> bool {
+        matches!(*self.topology, Topology::Cluster(_))
+    }
+
+    /// Runs one call. The inner error is about the key: it holds something of another type.
+    pub async fn call<T, Work: Future<Output = RedisResult<T>>>(
+        self: &Arc<Self>,
+        work: impl FnOnce(Connection) -> Work,
+    ) -> Result<RedisResult<T>> {
+        let connecting = self.current().clone();
+        let working = async { work(connecting.clone().await?).await };
+        let (problem, is_silence) = match timeout(CALL_TIMEOUT, working).await {
+            Ok(Ok(value)) => {
+                self.silent_calls.store(0, Ordering::Relaxed);
+                return Ok(Ok(value));
+            }
+            Ok(Err(error)) if is_about_the_key(&error) => return Ok(Err(error)),
+            // It answers, if with a refusal.
+            Ok(Err(error)) if is_refusal(&error) => return Err(Unavailable(error.to_string())),
+            Ok(Err(error)) => (error.to_string(), error.is_timeout()),
+            Err(_elapsed) => ("no answer in time".to_owned(), true),
+        };
+        // One silent node of a Cluster hides among others that answer; but there, replacing costs
+        // nobody anything.
+        let is_one_off = is_silence
+            && !self.is_cluster()
+            && self.silent_calls.fetch_add(1, Ordering::Relaxed) + 1 < SILENT_CALLS;
+        if !is_one_off || !is_connected(&connecting) {
+            self.silent_calls.store(0, Ordering::Relaxed);
+            self.renew(connecting);
+        }
+        Err(Unavailable(problem))
+    }
+
+    fn current(&self) -> MutexGuard<'_, Connecting> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces a connection, unless somebody else has. That of a Cluster, some of whose nodes may
+    /// serve well, stays in use until the new one is there.
+    fn renew(self: &Arc<Self>, worn: Connecting) {
+        let fresh = connect(&self.topology, &self.runtime);
+        if !self.is_cluster() || !is_connected(&worn) {
+            self.put(&worn, fresh);
+        } else if !self.is_renewing.swap(true, Ordering::Relaxed) {
+            let link = Arc::clone(self);
+            self.runtime.spawn(async move {
+                if fresh.clone().await.is_ok() {
+                    link.put(&worn, fresh);
+                }
+                sleep(RENEWAL_PAUSE).await;
+                link.is_renewing.store(false, Ordering::Relaxed);
+            });
+        }
+    }
+
+    fn put(&self, worn: &Connecting, fresh: Connecting) {
+        let mut current = self.current();
+        if current.ptr_eq(worn) {
+            *current = fresh;
+        }
+    }
+}
+
+/// Connects once somebody waits for it; in a task of its own, so that it goes on when they do not.
+fn connect(topology: &Arc<Topology>, runtime: &Handle) -> Connecting {
+    let (topology, runtime) = (Arc::clone(topology), runtime.clone());
+    async move {
+        let connecting = async move { timeout(CONNECT_TIMEOUT, topology.connect()).await };
+        match runtime.spawn(connecting).await {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(_elapsed)) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+            Err(stopped) => Err(io::Error::from(stopped).into()),
+        }
+    }
+    .boxed()
+    .shared()
+}
+
+fn is_connected(connecting: &Connecting) -> bool {
+    connecting.peek().is_some_and(std::result::Result::is_ok)
+}
+
+/// A key of another type: somebody else's data, not a failure of Redis.
+fn is_about_the_key(error: &RedisError) -> bool {
+    error.code() == Some("WRONGTYPE") || error.kind() == ErrorKind::UnexpectedReturnType
+}
+
+/// The server's own answer; but one that has become a replica is the wrong server.
+fn is_refusal(error: &RedisError) -> bool {
+    let is_replica = error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly);
+    !is_replica && matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
+}

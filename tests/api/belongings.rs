@@ -1,0 +1,146 @@
+//! What three tenants have, made as their agents and people make it: over HTTP and in Redis.
+
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+
+use aura_hitl::domain::approver::Role;
+
+use crate::helpers::{Answer, Asked, Operation, TestApp, Who};
+
+/// One person of each tenant; the last one is an admin of theirs.
+pub const PEOPLE: [Who<'static>; 3] = [
+    Who { user: "user1", tenant: "tenant1", role: Role::User },
+    Who { user: "user2", tenant: "tenant2", role: Role::User },
+    Who { user: "user3", tenant: "tenant3", role: Role::Admin },
+];
+
+/// A running service, whoever started it, and the Redis beside it.
+pub trait Service {
+    /// A call by a person, with token and identity headers.
+    fn call(&self, who: Who<'_>, method: Method, path: &str) -> RequestBuilder;
+
+    /// Writes a request and its session's pointer as Aura does.
+    async fn write(&self, asked: &Asked, pointer: &str);
+}
+
+impl Service for TestApp {
+    fn call(&self, who: Who<'_>, method: Method, path: &str) -> RequestBuilder {
+        Self::call(self, who, method, path)
+    }
+
+    async fn write(&self, asked: &Asked, pointer: &str) {
+        self.put(&asked.id, &asked.document.to_string()).await;
+        self.point(&asked.session, pointer).await;
+    }
+}
+
+/// The answer to a call that has always the same trace id.
+pub async fn send(
+    service: &impl Service,
+    who: Who<'_>,
+    (method, path): (&Method, &str),
+    body: Option<Value>,
+) -> Answer {
+    let call = service.call(who, method.clone(), path).header("X-Trace-Id", "trace-1");
+    let call = if let Some(body) = body { call.json(&body) } else { call };
+    Answer::of(call.send().await.unwrap()).await
+}
+
+/// The operation as this person calls it, with a body that it accepts.
+pub async fn perform(
+    service: &impl Service,
+    who: Who<'_>,
+    operation: &Operation,
+    path: &str,
+) -> Answer {
+    send(service, who, (&operation.method, path), operation.body(who)).await
+}
+
+/// What a tenant has: requests found in Redis and registered ones, pending and decided; their
+/// sessions; tasks.
+pub struct Belongings {
+    pub owner: Who<'static>,
+    pub requests: Vec<String>,
+    /// Of the requests, in the same order.
+    pub sessions: Vec<String>,
+    /// The first one waits for nobody.
+    pub tasks: Vec<String>,
+    /// Of the requests, those that nobody has decided.
+    pub pending: Vec<String>,
+    /// Of the requests, those that belong to no tenant, only to the person whom they name.
+    pub of_nobodys_tenant: Vec<String>,
+}
+
+impl Belongings {
+    /// So many of each kind.
+    pub async fn of(service: &impl Service, owner: Who<'static>, sets: usize) -> Self {
+        let mut own = Self {
+            owner,
+            requests: Vec::new(),
+            sessions: Vec::new(),
+            tasks: Vec::new(),
+            pending: Vec::new(),
+            of_nobodys_tenant: Vec::new(),
+        };
+        let list = "/main/agent/tasks";
+        let task = json!({ "taskType": "mail", "userId": owner.user, "tenantId": owner.tenant });
+        let made = send(service, owner, (&Method::POST, list), Some(task)).await;
+        own.tasks.push(made.data()["taskId"].as_str().unwrap().to_owned());
+        for is_decided in [false, true].repeat(sets) {
+            own.ask(service, is_decided).await;
+        }
+        // Every request that was registered or decided has a task.
+        let path = format!("{list}?size=100");
+        let all = send(service, owner, (&Method::GET, &path), None).await;
+        let ids = all.data()["content"].as_array().unwrap().iter();
+        let ids = ids.map(|task| task["taskId"].as_str().unwrap().to_owned());
+        own.tasks.extend(ids.filter(|id| *id != made.data()["taskId"]));
+        own
+    }
+
+    /// Every way in which a request comes to be, and whose it is comes to be known.
+    async fn ask(&mut self, service: &impl Service, is_decided: bool) {
+        let owner = self.owner;
+        let new =
+            |tenant: Value| Asked::new().with("userId", owner.user.into()).with("tenantId", tenant);
+        let registered = new(owner.tenant.into());
+        let body = Some(registered.registration());
+        send(service, owner, (&Method::POST, "/aura/hitl/requests"), body).await.assert(201, "");
+        let (found, of_its_session) = (new(owner.tenant.into()), new(Value::Null));
+        for asked in [&found, &of_its_session] {
+            let pointer = json!({
+                "requestId": asked.id, "userId": owner.user, "tenantId": owner.tenant,
+            });
+            service.write(asked, &pointer.to_string()).await;
+        }
+        let of_its_user = new(Value::Null);
+        self.of_nobodys_tenant.push(of_its_user.id.clone());
+        service.write(&of_its_user, &of_its_user.id).await;
+        for asked in [registered, found, of_its_session, of_its_user] {
+            if is_decided {
+                let path = format!("/aura/hitl/approve/{}", asked.id);
+                let body = Some(json!({ "userId": owner.user }));
+                send(service, owner, (&Method::POST, &path), body).await.assert(200, "");
+            } else {
+                self.pending.push(asked.id.clone());
+            }
+            self.requests.push(asked.id);
+            self.sessions.push(asked.session);
+        }
+    }
+
+    /// The ids of a kind, as a route names it.
+    pub fn named(&self, id: &str) -> &[String] {
+        match id {
+            "requestId" => &self.requests,
+            "sessionId" => &self.sessions,
+            "taskId" => &self.tasks,
+            other => panic!("no test knows what a {other} is"),
+        }
+    }
+
+    /// Of the requests, those that somebody has decided.
+    pub fn decided(&self) -> impl Iterator<Item = &String> {
+        self.requests.iter().filter(|id| !self.pending.contains(id))
+    }
+}

@@ -1,0 +1,440 @@
+//! Agents that wait: naive ones, careful ones, late ones.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use futures_util::future::join;
+use redis::aio::{MultiplexedConnection, PubSubSink};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use crate::helpers::{Asked, eventually};
+use crate::history::{Choice, Delivered, Ended};
+use crate::report::{Report, Scale};
+use crate::rows::racing::kill_in_turn;
+use crate::world::{Replica, TENANT, World, ask, at_once, new_session, spread};
+
+fn yes() -> Choice {
+    Choice::approved("user123")
+}
+
+/// Which request a signal is for.
+fn request_of(signal: &str) -> String {
+    let signal: Value = serde_json::from_str(signal).unwrap();
+    signal["requestId"].as_str().unwrap().to_owned()
+}
+
+/// One connection that is subscribed to the channels of many sessions.
+struct Ears {
+    sink: tokio::sync::Mutex<PubSubSink>,
+    heard: Arc<Mutex<Vec<(String, String)>>>,
+    listening: JoinHandle<()>,
+}
+
+/// A channel of the harness's own: the agents' words between the service's, in their true order.
+const ASKS: &str = "harness:asks";
+
+impl Ears {
+    async fn open(world: &World) -> Self {
+        let (mut sink, mut stream) = world.redis.client().get_async_pubsub().await.unwrap().split();
+        sink.subscribe(ASKS).await.unwrap();
+        let heard = Arc::<Mutex<Vec<_>>>::default();
+        let hearing = heard.clone();
+        let listening = tokio::spawn(async move {
+            while let Some(message) = stream.next().await {
+                let channel = message.get_channel_name();
+                let channel = channel.strip_prefix("hitl:channel:").unwrap_or(channel).to_owned();
+                hearing.lock().unwrap().push((channel, message.get_payload().unwrap()));
+            }
+        });
+        Self { sink: tokio::sync::Mutex::new(sink), heard, listening }
+    }
+
+    /// Subscribes to a session's channel; Redis has acknowledged it when this returns.
+    async fn subscribe(&self, session: &str) {
+        self.sink.lock().await.subscribe(format!("hitl:channel:{session}")).await.unwrap();
+    }
+
+    /// What a session was told so far.
+    fn of(&self, session: &str) -> Vec<String> {
+        let heard = self.heard.lock().unwrap();
+        heard.iter().filter(|(to, _)| to == session).map(|(_, text)| text.clone()).collect()
+    }
+
+    /// What a session was told after its agent had asked for this.
+    fn since_asking(&self, session: &str, request: &str) -> Vec<String> {
+        let heard = self.heard.lock().unwrap();
+        let after = heard.iter().skip_while(|(to, text)| to != ASKS || text != request);
+        after.filter(|(to, _)| to == session).map(|(_, text)| text.clone()).collect()
+    }
+}
+
+impl Drop for Ears {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+pub async fn late_subscribers(scale: Scale, report: &mut Report) {
+    let world = World::start(2).await;
+    let (bases, people) = (world.bases(), world.people.clone());
+    let around = scale.of(Duration::from_secs(5), Duration::from_millis(1500));
+    let (agents, ears) = (world.agents().await, Ears::open(&world).await);
+    let asked = (0..scale.of(1000, 200)).map(|_| Asked::new()).collect::<Vec<_>>();
+    let all = asked.len();
+    let found = at_once(asked, all, async |place, asked| {
+        let mut redis = agents.clone();
+        tokio::time::sleep(Duration::from_millis(10) * u32::try_from(place).unwrap()).await;
+        ask(&mut redis, &asked).await;
+        let published = Instant::now() + around;
+        // As many before as after, most of them close to it.
+        let aside = around.mul_f64(spread(place).abs().powi(2));
+        let late = spread(place) > 0.0;
+        let subscribes = if late { published + aside } else { published - aside };
+        let deciding = async {
+            tokio::time::sleep_until(published.into()).await;
+            people.decide_surely(&bases[place % 2], &asked.id, &yes()).await;
+        };
+        let waiting = async {
+            tokio::time::sleep_until(subscribes.into()).await;
+            ears.subscribe(&asked.session).await;
+            let key = format!("hitl:signal:{}", asked.session);
+            let kept: Option<String> =
+                redis::cmd("GET").arg(key).query_async(&mut redis).await.unwrap();
+            if kept.is_some_and(|signal| request_of(&signal) == asked.id) {
+                return Some("under the key");
+            }
+            let patience = published.max(subscribes) + Duration::from_secs(15);
+            while Instant::now() < patience {
+                if ears.of(&asked.session).iter().any(|signal| request_of(signal) == asked.id) {
+                    return Some("by message");
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            None
+        };
+        join(deciding, waiting).await.1
+    })
+    .await;
+    report.count(all, "agents");
+    for way in ["under the key", "by message"] {
+        let count = found.iter().filter(|found| **found == Some(way)).count();
+        report.count(count, way);
+        report.demand(count > 0, || format!("nobody found it {way}"));
+    }
+    report.none(found.iter().filter(|found| found.is_none()).count(), "missed");
+    world.check(report, Duration::from_secs(10), Delivered::Published).await;
+}
+
+pub async fn two_in_one_session(scale: Scale, report: &mut Report) {
+    let world = World::start(2).await;
+    let (bases, people) = (world.bases(), world.people.clone());
+    let away = world.replica_without_redis().await;
+    let ears = Ears::open(&world).await;
+    let sessions = (0..scale.of(1000, 100)).map(|_| new_session()).collect::<Vec<_>>();
+    let all = sessions.len();
+    let lost = at_once(sessions, 40, async |place, session| {
+        ears.subscribe(&session).await;
+        let [first, second] = [0, 1].map(|_| Asked::in_session(&session));
+        for asked in [&first, &second] {
+            let registered = people.register(&bases[place % 2], asked).await;
+            assert_eq!(registered, Some(201));
+            world.delivered(&asked.id).await;
+        }
+        let no = Choice::rejected("user123", "아니요");
+        let [left, right] = [&away.base(), &bases[place / 2 % 2]];
+        match place % 3 {
+            // The first is owed while the second is sent at once.
+            0 => {
+                people.decide_surely(left, &first.id, &yes()).await;
+                people.decide_surely(right, &second.id, &no).await;
+            }
+            // Both are owed, and the first falls due after the second.
+            1 => {
+                people.decide_surely(left, &first.id, &yes()).await;
+                sqlx::query(
+                    "UPDATE hitl_request SET due_at = clock_timestamp() + interval '1 s'
+                      WHERE request_id = $1",
+                )
+                .bind(&first.id)
+                .execute(&mut world.database().await)
+                .await
+                .unwrap();
+                people.decide_surely(left, &second.id, &no).await;
+            }
+            // Both are sent at once, by two replicas.
+            _ => {
+                let yes = yes();
+                let one = people.decide_surely(&bases[0], &first.id, &yes);
+                join(one, people.decide_surely(&bases[1], &second.id, &no)).await;
+            }
+        }
+        // The agent matches on the request: each answer by message, and each by polling.
+        let mut lost = 0;
+        for asked in [&first, &second] {
+            world.delivered(&asked.id).await;
+            let is_its = |signal: &String| request_of(signal) == asked.id;
+            let heard = eventually(async || {
+                let heard = ears.of(&session);
+                heard.iter().any(is_its).then_some(())
+            });
+            let heard = tokio::time::timeout(Duration::from_secs(9), heard).await;
+            let polled = people.poll(right, &session, Some(&asked.id)).await;
+            lost += usize::from(heard.is_err());
+            lost += usize::from(!polled.is_ok_and(|signal| signal.as_ref().is_some_and(is_its)));
+        }
+        let order = ears.of(&session).iter().map(|signal| request_of(signal)).collect::<Vec<_>>();
+        (lost, order.first() == Some(&second.id))
+    })
+    .await;
+    report.count(all, "sessions");
+    let reordered = lost.iter().filter(|(_, is_reordered)| *is_reordered).count();
+    report.count(reordered, "of them told of the second first");
+    report.demand(reordered > all / 4, || "nothing was sent in another order".to_owned());
+    report.none(lost.iter().map(|(lost, _)| lost).sum(), "answers not found");
+    let aftermath = world.check(report, Duration::from_secs(10), Delivered::Published).await;
+    let youngest: Vec<(String, String)> = sqlx::query_as(
+        "SELECT DISTINCT ON (session_id) session_id, request_id FROM hitl_request
+          ORDER BY session_id, owed_since DESC",
+    )
+    .fetch_all(&mut world.database().await)
+    .await
+    .unwrap();
+    let is_older = |(session, request): &&(String, String)| {
+        aftermath.keys.get(session).map(|signal| request_of(signal)) != Some(request.clone())
+    };
+    report.none(youngest.iter().filter(is_older).count(), "keys with another than the newest");
+}
+/// What becomes of A before its agent asks for B in the same session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Story {
+    /// Nothing; it is approved when it is too late.
+    Late,
+    /// It is approved, and once more when it is too late.
+    Twice,
+    /// It is approved at the moment at which B is asked for.
+    Racing,
+    /// It is approved by a replica that dies before the signal; a relay comes too late.
+    Crashed,
+    /// The same, and the relay comes at the moment at which B is asked for.
+    CrashedAndRacing,
+    /// It is asked for again, and approved again by a replica that dies before the signal.
+    AskedAgainAndCrashed,
+}
+
+const STORIES: [Story; 6] = [
+    Story::Late,
+    Story::Twice,
+    Story::Racing,
+    Story::Crashed,
+    Story::CrashedAndRacing,
+    Story::AskedAgainAndCrashed,
+];
+/// How long a decider holds its delivery: after that, the relay comes.
+const LEASE: Duration = Duration::from_secs(3);
+
+/// What all the naive agents share.
+struct Street<'a> {
+    world: &'a World,
+    bases: &'a [String],
+    ears: Ears,
+    agents: MultiplexedConnection,
+    /// Those that are to die; as many may do so at once.
+    crashers: tokio::sync::Mutex<Vec<Replica>>,
+    turns: Semaphore,
+}
+
+/// What became of one session.
+#[derive(Default)]
+struct Ending {
+    /// What the agent took for the answer to B.
+    taken: Option<(String, String)>,
+    polls: usize,
+    crashes: usize,
+    /// What would have been taken for the answer to B, and was not.
+    wrongs: Vec<String>,
+}
+
+pub async fn naive_agents(scale: Scale, report: &mut Report) {
+    let mut world = World::start(2).await;
+    let (bases, sessions) = (world.bases(), scale.of(1000, 42));
+    let crashers = (0..4).map(|_| world.another_replica()).collect::<Vec<_>>();
+    let mut replicas = std::mem::take(&mut world.replicas);
+    let street = Street {
+        ears: Ears::open(&world).await,
+        agents: world.agents().await,
+        turns: Semaphore::new(crashers.len()),
+        crashers: crashers.into(),
+        world: &world,
+        bases: &bases,
+    };
+    let done = AtomicBool::new(false);
+    let living = async {
+        let places = (0..sessions).collect::<Vec<_>>();
+        let endings = at_once(places, 42, async |_, place| street.live(place).await).await;
+        done.store(true, Ordering::SeqCst);
+        endings
+    };
+    let killing = kill_in_turn(&mut replicas, Duration::from_millis(1500), &done);
+    let (endings, kills) = join(living, killing).await;
+    let wrongs = endings.iter().flat_map(|ending| ending.wrongs.clone()).collect::<Vec<_>>();
+    let crashes = endings.iter().map(|ending| ending.crashes).sum::<usize>();
+    report.count(endings.len(), "sessions");
+    report.count(crashes, "crashes before the signal");
+    report.count(kills, "kills");
+    report.count(endings.iter().map(|ending| ending.polls).sum::<usize>(), "polls");
+    report.wrongs("took A's signal for B", &wrongs);
+    // Half of the stories have one.
+    report.demand(crashes * 10 >= sessions * 4, || "too few replicas died in time".to_owned());
+    let aftermath = world.check(report, Duration::from_secs(15), Delivered::Settled).await;
+    let signals = aftermath.rows.iter().map(|row| (row.request.clone(), row.signal()));
+    let signals = signals.collect::<BTreeMap<_, _>>();
+    let is_answered = |ending: &&Ending| {
+        let taken = ending.taken.as_ref();
+        taken.is_some_and(|(b, taken)| signals.get(b) == Some(&Some(taken.clone())))
+    };
+    let answered = endings.iter().filter(is_answered).count();
+    report.none(sessions - answered, "agents without the answer to B");
+    let superseded = aftermath.rows.iter().filter(|row| row.delivery == "superseded").count();
+    report.count(superseded, "signals withheld");
+    report.demand(superseded > 0, || "no signal came too late".to_owned());
+}
+
+impl Street<'_> {
+    /// One session: A, then B, and what the agent takes for the answer to B.
+    async fn live(&self, place: usize) -> Ending {
+        let session = new_session();
+        let [a, b] = [0, 1].map(|_| Asked::in_session(&session));
+        let (people, base) = (&self.world.people, &self.bases[place / 6 % 2]);
+        let mut ending = Ending::default();
+        self.ears.subscribe(&session).await;
+        ask(&mut self.agents.clone(), &a).await;
+        let story = STORIES[place % STORIES.len()];
+        let kept = match story {
+            Story::Late => {
+                let kept = self.moves_on_to(&b).await;
+                if people.decide(base, &a.id, &yes()).await == Ended::Ok {
+                    ending.wrongs.push(format!("{}: approved although it was too late", a.id));
+                }
+                kept
+            }
+            Story::Twice => {
+                people.decide_surely(base, &a.id, &yes()).await;
+                let kept = self.moves_on_to(&b).await;
+                people.decide_surely(&self.bases[place % 2], &a.id, &yes()).await;
+                kept
+            }
+            Story::Racing => {
+                let moving = async {
+                    // From before the click to after it.
+                    let after = Duration::from_millis(25).mul_f64(1.0 + spread(place));
+                    tokio::time::sleep(after).await;
+                    self.moves_on_to(&b).await
+                };
+                join(people.decide(base, &a.id, &yes()), moving).await.1
+            }
+            Story::Crashed => {
+                ending.crashes += usize::from(self.crash_at("decided", &a).await);
+                self.moves_on_to(&b).await
+            }
+            Story::CrashedAndRacing => {
+                ending.crashes += usize::from(self.crash_at("decided", &a).await);
+                tokio::time::sleep(LEASE.mul_f64(1.0 + spread(place) / 5.0)).await;
+                self.moves_on_to(&b).await
+            }
+            Story::AskedAgainAndCrashed => {
+                people.decide_surely(base, &a.id, &yes()).await;
+                self.world.delivered(&a.id).await;
+                ask(&mut self.agents.clone(), &a).await;
+                ending.crashes += usize::from(self.crash_at("owed-again", &a).await);
+                self.moves_on_to(&b).await
+            }
+        };
+        self.wait_for(&b, &a, kept, place, &mut ending).await;
+        ending.wrongs.iter_mut().for_each(|wrong| wrong.insert_str(0, &format!("{story:?}: ")));
+        ending
+    }
+
+    /// The agent gives up on whatever it waited for, and asks for this. Says what was under the
+    /// signal's key at that moment, and marks it among all that is heard.
+    async fn moves_on_to(&self, b: &Asked) -> Option<String> {
+        let pointer = serde_json::json!({
+            "sessionId": b.session, "requestId": b.id, "userId": "user123", "tenantId": TENANT,
+        });
+        let mut asking = redis::pipe();
+        asking.atomic();
+        let key = format!("hitl:request:{}", b.id);
+        asking.cmd("SET").arg(key).arg(b.document.to_string()).arg("EX").arg(1800).ignore();
+        let key = format!("hitl:session:{}", b.session);
+        asking.cmd("SET").arg(key).arg(pointer.to_string()).arg("EX").arg(3600).ignore();
+        asking.cmd("GET").arg(format!("hitl:signal:{}", b.session));
+        asking.cmd("PUBLISH").arg(ASKS).arg(&b.id).ignore();
+        let (kept,): (Option<String>,) =
+            asking.query_async(&mut self.agents.clone()).await.unwrap();
+        kept
+    }
+
+    /// Lets a replica die while this is approved. Says whether it did.
+    async fn crash_at(&self, point: &str, asked: &Asked) -> bool {
+        let _turn = self.turns.acquire().await.unwrap();
+        let mut crasher = self.crashers.lock().await.pop().unwrap();
+        crasher.crash_at(&format!("{point}=return"));
+        crasher.start().await;
+        self.world.people.decide(&crasher.base(), &asked.id, &yes()).await;
+        let died = crasher.dies_within(Duration::from_secs(2)).await;
+        crasher.kill();
+        self.crashers.lock().await.push(crasher);
+        died
+    }
+
+    /// The agent waits for the answer to B: it listens, polls with and without the request's id,
+    /// and looks under the key. A person decides once nothing is owed for A any more.
+    async fn wait_for(
+        &self,
+        b: &Asked,
+        a: &Asked,
+        kept: Option<String>,
+        place: usize,
+        ending: &mut Ending,
+    ) {
+        let (people, began) = (&self.world.people, Instant::now());
+        let no = Choice::rejected("user123", "아니요");
+        let choice = if place % 4 < 2 { yes() } else { no };
+        let mut database = self.world.database().await;
+        let mut redis = self.agents.clone();
+        let mut is_decided = false;
+        while began.elapsed() < Duration::from_secs(30) {
+            let mut signals = self.ears.since_asking(&b.session, &b.id);
+            for (turn, wanted) in [None, Some(&*b.id), Some(&*a.id)].into_iter().enumerate() {
+                let base = &self.bases[(place + turn) % 2];
+                if let Ok(found) = people.poll(base, &b.session, wanted).await {
+                    ending.polls += 1;
+                    signals.extend(found);
+                }
+            }
+            let key = format!("hitl:signal:{}", b.session);
+            let now: Option<String> =
+                redis::cmd("GET").arg(key).query_async(&mut redis).await.unwrap();
+            signals.extend(now.filter(|now| kept.as_ref() != Some(now)));
+            let (of_b, others): (Vec<_>, Vec<_>) =
+                signals.into_iter().partition(|signal| request_of(signal) == b.id);
+            ending.wrongs.extend(others);
+            if let Some(signal) = of_b.into_iter().next() {
+                ending.taken = Some((b.id.clone(), signal));
+                return;
+            }
+            let query = "SELECT count(*) FROM hitl_request
+                          WHERE request_id = $1 AND delivery = 'owed'";
+            let owed = sqlx::query_scalar::<_, i64>(query).bind(&a.id);
+            if !is_decided && owed.fetch_one(&mut database).await.unwrap() == 0 {
+                people.decide_surely(&self.bases[place % 2], &b.id, &choice).await;
+                is_decided = true;
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! A replica that dies at a chosen step, while a healthy one goes on.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::{join, join_all};
+use serde_json::json;
+use sqlx::{Connection as _, PgConnection};
+
+use crate::helpers::{Asked, unique};
+use crate::history::{Choice, Delivered, Ended};
+use crate::report::{Report, Scale};
+use crate::servers::kill;
+use crate::world::{Replica, World, ask};
+
+/// From a crash to the signal, or to the keys of what was registered.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// What brings a replica to one of its crash points.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    /// A click.
+    Deciding,
+    /// A click on what was decided, but is pending in Redis once more.
+    AskingAgain,
+    /// A click, while another tenant takes the task that the request names.
+    TakingItsTask,
+    /// A click, while the other request of the same task is being decided.
+    DecidingBoth,
+    /// An agent that registers.
+    Registering,
+}
+
+/// What there must be after a crash: all of it, or nothing.
+#[derive(Clone, Copy, Debug)]
+enum Leaves {
+    Nothing,
+    Decision,
+    Registration,
+}
+
+impl Leaves {
+    /// The status of the request's row.
+    fn status(self) -> Option<&'static str> {
+        match self {
+            Self::Nothing => None,
+            Self::Decision => Some("approved"),
+            Self::Registration => Some("pending"),
+        }
+    }
+}
+
+/// Every crash point outside the relay, in the order in which a request passes them.
+const STEPS: [(&str, By, Leaves); 9] = [
+    ("registered", By::Registering, Leaves::Registration),
+    ("announcing", By::Registering, Leaves::Registration),
+    ("deciding", By::Deciding, Leaves::Nothing),
+    ("task-taken", By::TakingItsTask, Leaves::Nothing),
+    ("task-waits", By::DecidingBoth, Leaves::Decision),
+    ("decided", By::Deciding, Leaves::Decision),
+    ("owed-again", By::AskingAgain, Leaves::Decision),
+    ("signalled", By::Deciding, Leaves::Decision),
+    ("noted", By::Deciding, Leaves::Decision),
+];
+/// Those in the relay.
+const RELAY_STEPS: [&str; 2] = ["relay-claimed", "relay-signalled"];
+
+/// A replica that died where it should.
+struct Crash {
+    point: &'static str,
+    leaves: Leaves,
+    asked: Asked,
+    /// When the agent asked.
+    since: Instant,
+    died: Instant,
+}
+
+pub async fn crash_at_each_step(scale: Scale, report: &mut Report) {
+    let mut world = World::start(1).await;
+    let times = scale.of(100, 2);
+    let mut crashers = (0..9).map(|_| world.another_replica()).collect::<Vec<_>>();
+    let mut slowest = Duration::ZERO;
+
+    let steps = (0..times).flat_map(|_| STEPS).collect::<Vec<_>>();
+    let mut crashes = 0;
+    for steps in steps.chunks(crashers.len()) {
+        let crashing = crashers.iter_mut().zip(steps);
+        let round = join_all(crashing.map(|(crasher, step)| crash(&world, crasher, *step)));
+        let round = round.await.into_iter().flatten().collect::<Vec<_>>();
+        crashes += round.len();
+        slowest = slowest.max(recovered(&world, &round, report).await);
+    }
+    let relays =
+        RELAY_STEPS.into_iter().cycle().take(times * RELAY_STEPS.len()).collect::<Vec<_>>();
+    let away = world.replica_without_redis().await;
+    for points in relays.chunks(crashers.len()) {
+        let round = crash_relays(&mut world, &away, &mut crashers, points).await;
+        crashes += round.len();
+        slowest = slowest.max(recovered(&world, &round, report).await);
+    }
+
+    let expected = times * (STEPS.len() + RELAY_STEPS.len());
+    report.count(STEPS.len() + RELAY_STEPS.len(), "steps");
+    report.count(crashes, "crashes");
+    report.demand(crashes == expected, || format!("{crashes} of {expected} replicas died"));
+    report.at_most(slowest, LIMIT, "from crash to signal at most");
+    let stuck = "SELECT count(*) FROM agent_task t
+                  WHERE status = 'WAITING_APPROVAL' AND NOT EXISTS
+                        (SELECT 1 FROM hitl_request r
+                          WHERE r.task_id = t.task_id AND r.status = 'pending')";
+    report.none(usize::try_from(world.number(stuck).await).unwrap(), "tasks that wait for nothing");
+    world.check(report, LIMIT, Delivered::Published).await;
+}
+
+/// Starts a replica, and makes it die at this point. `None` when it did not.
+async fn crash(
+    world: &World,
+    crasher: &mut Replica,
+    (point, by, leaves): (&'static str, By, Leaves),
+) -> Option<Crash> {
+    crasher.crash_at(&format!("{point}=return"));
+    crasher.start().await;
+    let mut crash = None;
+    // A click that did not get there in time, on a busy machine, is made again on something else.
+    for _ in 0..3 {
+        let (asked, since) = bring(world, &crasher.base(), by).await;
+        if crasher.dies_within(Duration::from_secs(2)).await {
+            crash = Some(Crash { point, leaves, asked, since, died: Instant::now() });
+            break;
+        }
+    }
+    crasher.kill();
+    crash
+}
+
+/// Does what brings a replica to its crash point.
+async fn bring(world: &World, crasher: &str, by: By) -> (Asked, Instant) {
+    let (people, healthy) = (&world.people, &world.replicas[0].base());
+    let (mut agents, since, choice) = (world.agents().await, Instant::now(), yes());
+    match by {
+        By::Deciding => {
+            let asked = Asked::new();
+            ask(&mut agents, &asked).await;
+            people.decide(crasher, &asked.id, &choice).await;
+            (asked, since)
+        }
+        By::AskingAgain => {
+            let asked = Asked::new();
+            ask(&mut agents, &asked).await;
+            people.decide_surely(healthy, &asked.id, &choice).await;
+            world.delivered(&asked.id).await;
+            world.listener.caught_up(world.agents().await).await;
+            let since = Instant::now();
+            ask(&mut agents, &asked).await;
+            people.decide(crasher, &asked.id, &choice).await;
+            (asked, since)
+        }
+        By::TakingItsTask => {
+            let asked = Asked::new().with("taskId", json!(unique("task")));
+            ask(&mut agents, &asked).await;
+            let mut other = world.database().await;
+            let mut taking = other.begin().await.unwrap();
+            sqlx::query(
+                "INSERT INTO agent_task (task_id, user_id, tenant_id, task_type, status,
+                                         created_at, updated_at)
+                 VALUES ($1, 'mallory', 'tenant2', 'send_email', 'REQUESTED', now(), now())",
+            )
+            .bind(asked.document["taskId"].as_str().unwrap())
+            .execute(&mut *taking)
+            .await
+            .unwrap();
+            let waited_for = backend(&mut taking).await;
+            join(people.decide(crasher, &asked.id, &choice), async {
+                waiting_for(world, waited_for, 1).await;
+                taking.commit().await.unwrap();
+            })
+            .await;
+            (asked, since)
+        }
+        By::DecidingBoth => {
+            let task = json!(unique("task"));
+            let [first, second] =
+                [Asked::new(), Asked::new()].map(|asked| asked.with("taskId", task.clone()));
+            for asked in [&first, &second] {
+                assert_eq!(people.register(healthy, asked).await, Some(201));
+                world.delivered(&asked.id).await;
+            }
+            // Whoever holds the task lets both decide without seeing each other. The healthy one
+            // comes first and looks again before the other is done, so that only the other can know
+            // in the end that the task waits for nothing.
+            let mut other = world.database().await;
+            let mut holding = other.begin().await.unwrap();
+            sqlx::query("SELECT FROM agent_task WHERE task_id = $1 FOR UPDATE")
+                .bind(task.as_str().unwrap())
+                .execute(&mut *holding)
+                .await
+                .unwrap();
+            let holder = backend(&mut holding).await;
+            let (go, gone) = (tokio::sync::Notify::new(), tokio::sync::Notify::new());
+            let one = async {
+                people.decide(healthy, &second.id, &choice).await;
+                gone.notify_one();
+            };
+            let two = async {
+                go.notified().await;
+                people.decide(crasher, &first.id, &choice).await
+            };
+            join(join(one, two), async {
+                let ours = waiting_for(world, holder, 1).await;
+                go.notify_one();
+                let both = waiting_for(world, holder, 2).await;
+                let other = both.iter().filter(|pid| !ours.contains(pid));
+                other.clone().for_each(|pid| kill("-STOP", pid));
+                holding.rollback().await.unwrap();
+                gone.notified().await;
+                other.for_each(|pid| kill("-CONT", pid));
+            })
+            .await;
+            people.decide_surely(healthy, &second.id, &choice).await;
+            (first, since)
+        }
+        By::Registering => {
+            let asked = Asked::new();
+            people.register(crasher, &asked).await;
+            (asked, since)
+        }
+    }
+}
+
+fn yes() -> Choice {
+    Choice::approved("user123")
+}
+
+/// The server process of a connection.
+async fn backend(connection: &mut PgConnection) -> i32 {
+    sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(connection).await.unwrap()
+}
+
+/// Waits until so many statements wait for a lock of this connection, at most for a moment; says
+/// which server processes run them.
+async fn waiting_for(world: &World, backend: i32, count: usize) -> Vec<i32> {
+    let mut database = world.database().await;
+    let mut waiting = Vec::new();
+    for _ in 0..400 {
+        waiting = sqlx::query_scalar(
+            "WITH RECURSIVE waiting (pid) AS (
+                 SELECT $1
+                 UNION
+                 SELECT a.pid FROM pg_stat_activity a
+                   JOIN waiting w ON w.pid = ANY (pg_blocking_pids(a.pid))
+             )
+             SELECT pid FROM waiting WHERE pid <> $1",
+        )
+        .bind(backend)
+        .fetch_all(&mut database)
+        .await
+        .unwrap();
+        if waiting.len() >= count {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    waiting
+}
+
+/// Lets relays die: the healthy one is frozen meanwhile, so that it is they who get what is owed.
+/// What they are to send was decided by a replica that cannot reach Redis, so it is due at once.
+async fn crash_relays(
+    world: &mut World,
+    away: &Replica,
+    crashers: &mut [Replica],
+    points: &[&'static str],
+) -> Vec<Crash> {
+    let healthy = world.replicas[0].base();
+    let people = world.people.clone();
+    let mut crashers = crashers.iter_mut().take(points.len()).collect::<Vec<_>>();
+    join_all(crashers.iter_mut().zip(points).map(async |(crasher, point)| {
+        crasher.crash_at(&format!("{point}=return"));
+        crasher.start().await;
+    }))
+    .await;
+    let mut registered = Vec::new();
+    for _ in 0..points.len() {
+        let asked = Asked::new();
+        assert_eq!(people.register(&healthy, &asked).await, Some(201));
+        world.delivered(&asked.id).await;
+        registered.push(asked);
+    }
+    world.replicas[0].freeze();
+    let mut crashes = Vec::new();
+    for (asked, point) in registered.into_iter().zip(points) {
+        let since = Instant::now();
+        people.decide(&away.base(), &asked.id, &yes()).await;
+        let alive = crashers.len();
+        while crashers.len() == alive && since.elapsed() < Duration::from_secs(3) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            crashers.retain_mut(|crasher| crasher.is_alive());
+        }
+        if crashers.len() < alive {
+            let (leaves, died) = (Leaves::Decision, Instant::now());
+            crashes.push(Crash { point, leaves, asked, since, died });
+        }
+    }
+    world.replicas[0].thaw();
+    crashes
+}
+
+/// Waits until all that was interrupted is finished, and asks again for what never began. Says how
+/// long after the crash that was at most.
+async fn recovered(world: &World, crashes: &[Crash], report: &mut Report) -> Duration {
+    let took = join_all(crashes.iter().map(|crash| finished(world, crash))).await;
+    let mut slowest = Duration::ZERO;
+    for (crash, took) in crashes.iter().zip(took) {
+        match took {
+            Ok(took) => slowest = slowest.max(took),
+            Err(wrong) => report.broken(&format!("{}: {wrong}", crash.point)),
+        }
+    }
+    let quiet = world.quiet_within(LIMIT).await;
+    report.demand(quiet.is_some(), || "signals are still owed".to_owned());
+    slowest
+}
+
+/// How long after a crash its work was finished by others, and whether it was all or nothing.
+async fn finished(world: &World, crash: &Crash) -> Result<Duration, String> {
+    let (people, healthy) = (&world.people, world.replicas[0].base());
+    let query = "SELECT status FROM hitl_request WHERE request_id = $1";
+    let row = sqlx::query_scalar(query).bind(&crash.asked.id);
+    let row: Option<String> = row.fetch_optional(&mut world.database().await).await.unwrap();
+    if row.as_deref() != crash.leaves.status() {
+        return Err(format!("it left {row:?}"));
+    }
+    let took = match crash.leaves {
+        Leaves::Nothing => crash.died,
+        Leaves::Decision => {
+            let heard = || world.listener.heard_since(&crash.asked.session, crash.since);
+            within(LIMIT * 2, async || heard()).await.ok_or("the signal never came")?
+        }
+        Leaves::Registration => {
+            let mut redis = world.agents().await;
+            let [request, session] = [
+                format!("hitl:request:{}", crash.asked.id),
+                format!("hitl:session:{}", crash.asked.session),
+            ];
+            let written = async || {
+                let keys: i64 = redis::cmd("EXISTS")
+                    .arg(&[&request, &session])
+                    .query_async(&mut redis)
+                    .await
+                    .unwrap();
+                (keys == 2).then(Instant::now)
+            };
+            let written = within(LIMIT * 2, written).await.ok_or("its keys were never written")?;
+            let again = people.register(&healthy, &crash.asked).await;
+            if again != Some(200) {
+                return Err(format!("registering again was answered {again:?}"));
+            }
+            written
+        }
+    };
+    match people.decide_surely(&healthy, &crash.asked.id, &yes()).await {
+        Ended::Ok => Ok(took.saturating_duration_since(crash.died)),
+        ended => Err(format!("the retry was answered {ended:?}")),
+    }
+}
+
+/// Looks until it is there, at most so long.
+async fn within(
+    limit: Duration,
+    mut look: impl AsyncFnMut() -> Option<Instant>,
+) -> Option<Instant> {
+    let looking = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(limit, looking).await.ok()
+}
