@@ -9,10 +9,11 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 use validator::{Validate, ValidationError};
 
-use super::body::{Checked, DECISION_BYTES, TASK_BYTES, check_id};
+use super::body::{Checked, DECISION_BYTES, TASK_BYTES, check_id, whole_number};
 use super::envelope::{Answer, created, ok, wire_time};
 use super::error::{ApiError, FieldErrors};
 use super::request_id;
+use super::schemas;
 use super::text::Text;
 use crate::approvals::{self, Decided};
 use crate::auth::{ApproverOf, CallerOf};
@@ -44,7 +45,7 @@ pub struct RejectBody {
     user_id: Option<String>,
     /// At most 1,000 characters; `User rejected` when absent or blank.
     #[validate(length(max = 1000))]
-    #[schema(example = "사용자 거절")]
+    #[schema(max_length = 1000, example = "사용자 거절")]
     reason: Option<String>,
 }
 
@@ -72,11 +73,11 @@ pub struct DecisionView {
 pub struct RegisterBody {
     /// `[A-Za-z0-9._:@-]{1,128}`; a new one when absent.
     #[validate(custom(function = valid_request_id))]
-    #[schema(example = "req_3f2a9c0d1e4b")]
+    #[schema(schema_with = schemas::optional_id)]
     request_id: Option<String>,
     /// 1–256 bytes without white space or control characters.
     #[validate(required, custom(function = valid_session_id))]
-    #[schema(required, nullable = false, example = "session_user123_1706149260")]
+    #[schema(required, schema_with = schemas::session_id)]
     session_id: Option<String>,
     /// The token's `sub`, if sent at all.
     #[schema(example = "user123")]
@@ -86,23 +87,27 @@ pub struct RegisterBody {
     tenant_id: Option<String>,
     /// What the agent is about to do.
     #[validate(required, length(min = 1, max = 128))]
-    #[schema(required, nullable = false, example = "send_email")]
+    #[schema(required, nullable = false, min_length = 1, max_length = 128, example = "send_email")]
     action_type: Option<String>,
     /// The sentence shown to the person.
     #[validate(length(max = 2000))]
+    #[schema(max_length = 2000)]
     message: Option<String>,
     /// With what: any JSON, kept to the letter.
-    #[schema(value_type = Option<Object>)]
+    #[schema(schema_with = schemas::any)]
     context: Option<Box<RawValue>>,
     /// The agent's own task, if it keeps one.
     #[validate(custom(function = valid_task_id))]
+    #[schema(schema_with = schemas::optional_id)]
     task_id: Option<String>,
     /// The plan, as plan steps.
     #[validate(custom(function = valid_plan))]
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[schema(schema_with = schemas::optional_plan)]
     plan_steps: Option<Box<RawValue>>,
     /// Seconds until nobody may decide it any more; 1800 when absent.
     #[validate(range(min = 30, max = 86400))]
+    #[serde(default, deserialize_with = "whole_number")]
+    #[schema(minimum = 30, maximum = 86400)]
     expires_in_seconds: Option<i64>,
 }
 

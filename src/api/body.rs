@@ -8,7 +8,9 @@ use std::time::Duration;
 use actix_web::dev::Payload;
 use actix_web::http::header::CONTENT_TYPE;
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize as _, Deserializer};
+use serde_json::Number;
 use serde_json::value::RawValue;
 use validator::{Validate, ValidationError, ValidationErrors};
 
@@ -132,6 +134,23 @@ pub fn parse_object<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
         return Err(malformed("body", "is not a JSON object", "JSON 객체여야 합니다"));
     }
     parse(body)
+}
+
+/// A whole number, however it is spelled: to JSON, and to Python's `json.dumps` of a float, `40.0`
+/// is one.
+///
+/// # Errors
+/// When it has a fraction, or is beyond the type.
+pub fn whole_number<'de, D: Deserializer<'de>, N: TryFrom<i64>>(
+    deserializer: D,
+) -> Result<Option<N>, D::Error> {
+    let Some(number) = Option::<Number>::deserialize(deserializer)? else { return Ok(None) };
+    let whole = number.as_i64().or_else(|| {
+        let float = number.as_f64().filter(|float| float.fract() == 0.0)?;
+        format!("{float:.0}").parse().ok()
+    });
+    let whole = whole.and_then(|whole| N::try_from(whole).ok());
+    whole.map(Some).ok_or_else(|| D::Error::custom("is not a whole number in range"))
 }
 
 /// What the validator found, by the names under which the caller sent the fields.

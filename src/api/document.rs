@@ -14,7 +14,7 @@ use utoipa::{Modify, OpenApi};
 
 use super::envelope::Envelope;
 use super::error::ErrorCode;
-use super::{approvals, examples, health, signals, tasks};
+use super::{approvals, examples, health, schemas, signals, tasks};
 use crate::routes::{self, Access};
 
 /// Where the document is.
@@ -73,6 +73,7 @@ impl Modify for Common {
                 let is_open = access == Some(Access::Open);
                 let decides = access == Some(Access::Approver);
                 name(operation);
+                describe(operation);
                 leave_out_what_is_for_programmers(operation);
                 add_examples(operation);
                 let has_body = operation.request_body.is_some();
@@ -117,6 +118,31 @@ fn name(operation: &mut Operation) {
     let tag = operation.tags.as_ref().and_then(|tags| tags.first());
     if let (Some(tag), Some(name)) = (tag, &operation.operation_id) {
         operation.operation_id = Some(format!("{tag}_{name}"));
+    }
+}
+
+/// What ids and plans look like: derived schemas do not know.
+fn describe(operation: &mut Operation) {
+    for parameter in operation.parameters.iter_mut().flatten() {
+        let RefOr::T(parameter) = parameter else { continue };
+        parameter.schema = match parameter.name.as_str() {
+            "requestId" | "taskId" => Some(schemas::id().into()),
+            "sessionId" => Some(schemas::session_id().into()),
+            _ => continue,
+        };
+    }
+    let body = match operation.operation_id.as_deref() {
+        Some("tasks_complete") => schemas::any(),
+        Some("tasks_replace_plan") => schemas::plan(),
+        Some("tasks_merge_plan") => schemas::steps(),
+        _ => return,
+    };
+    if let Some(RefOr::T(request)) = &mut operation.request_body {
+        for content in request.content.values_mut() {
+            if let RefOr::T(content) = content {
+                content.schema = Some(body.clone().into());
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod envelope;
 pub mod error;
 mod examples;
 pub mod health;
+mod schemas;
 pub mod signals;
 pub mod tasks;
 pub mod text;

@@ -6,9 +6,10 @@ use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 use validator::{Validate, ValidationErrors};
 
-use super::body::{AnyJson, Checked, TASK_BYTES};
+use super::body::{AnyJson, Checked, TASK_BYTES, whole_number};
 use super::envelope::{Answer, created, ok, wire_time};
 use super::error::{ApiError, FieldErrors};
+use super::schemas;
 use super::task_id;
 use super::text::Text;
 use crate::auth::CallerOf;
@@ -23,6 +24,8 @@ use crate::ledger::{TaskChange, new_task_id};
 const DEFAULT_PAGE_SIZE: u32 = 20;
 /// Most tasks per page.
 const MAX_PAGE_SIZE: u32 = 100;
+/// The last page that Java's and most other clients' integers can count to.
+const MAX_PAGE: u32 = i32::MAX.unsigned_abs();
 
 /// A new task.
 #[derive(Debug, Deserialize, Validate, ToSchema)]
@@ -30,7 +33,13 @@ const MAX_PAGE_SIZE: u32 = 100;
 pub struct TaskBody {
     /// What kind of work.
     #[validate(required, length(min = 1, max = 128))]
-    #[schema(required, nullable = false, example = "mail_summary")]
+    #[schema(
+        required,
+        nullable = false,
+        min_length = 1,
+        max_length = 128,
+        example = "mail_summary"
+    )]
     task_type: Option<String>,
     /// The token's `sub`.
     #[validate(required)]
@@ -42,9 +51,10 @@ pub struct TaskBody {
     tenant_id: Option<String>,
     /// For people.
     #[validate(length(max = 2000))]
+    #[schema(max_length = 2000)]
     description: Option<String>,
     /// Any JSON, kept to the letter.
-    #[schema(value_type = Option<Object>)]
+    #[schema(schema_with = schemas::any)]
     input_data: Option<Box<RawValue>>,
 }
 
@@ -54,10 +64,12 @@ pub struct TaskBody {
 pub struct ProgressBody {
     /// Percent.
     #[validate(required, range(min = 0, max = 100))]
+    #[serde(default, deserialize_with = "whole_number")]
     #[schema(required, nullable = false, minimum = 0, maximum = 100, example = 40)]
     progress: Option<i32>,
     /// Replaces the description.
     #[validate(length(max = 2000))]
+    #[schema(max_length = 2000)]
     description: Option<String>,
 }
 
@@ -68,7 +80,7 @@ pub struct ProgressBody {
 pub struct FailQuery {
     /// Why.
     #[validate(length(max = 4000))]
-    #[param(example = "mailbox is full")]
+    #[param(max_length = 4000, example = "mailbox is full")]
     error_message: Option<String>,
 }
 
@@ -78,7 +90,7 @@ pub struct FailQuery {
 pub struct FailBody {
     /// Why.
     #[validate(length(max = 4000))]
-    #[schema(example = "mailbox is full")]
+    #[schema(max_length = 4000, example = "mailbox is full")]
     error_message: Option<String>,
 }
 
@@ -96,8 +108,10 @@ pub struct ListQuery {
     /// In this state.
     status: Option<TaskStatus>,
     /// From 0.
+    #[param(minimum = 0, maximum = 2_147_483_647)]
     page: Option<u32>,
-    /// 1–100, 20 when absent.
+    /// 20 when absent.
+    #[param(minimum = 1, maximum = 100)]
     size: Option<u32>,
 }
 
@@ -118,9 +132,9 @@ pub struct TaskView {
     #[schema(example = 40)]
     progress: i32,
     description: Option<String>,
-    #[schema(value_type = Option<Object>)]
+    #[schema(schema_with = schemas::any)]
     input_data: Option<Box<RawValue>>,
-    #[schema(value_type = Option<Object>)]
+    #[schema(schema_with = schemas::any)]
     result_data: Option<Box<RawValue>>,
     /// A JSON string that holds an array of plan steps.
     #[schema(example = "[]")]
@@ -288,18 +302,19 @@ fn filter(query: ListQuery, caller: Caller) -> Result<TaskFilter, ApiError> {
             Some(UserId::parse(user).map_err(|invalid| ApiError::bad_id(invalid.kind))?)
         }
     };
-    let size = query.size.unwrap_or(DEFAULT_PAGE_SIZE);
-    if !(1..=MAX_PAGE_SIZE).contains(&size) {
-        let text = Text::new("must be from 1 to 100", "1에서 100 사이여야 합니다");
-        return Err(ApiError::invalid(FieldErrors::from([("size".to_owned(), text)])));
+    let (page, size) = (query.page.unwrap_or(0), query.size.unwrap_or(DEFAULT_PAGE_SIZE));
+    for (field, value, limits) in [("page", page, 0..=MAX_PAGE), ("size", size, 1..=MAX_PAGE_SIZE)]
+    {
+        if !limits.contains(&value) {
+            let (min, max) = limits.into_inner();
+            let text = Text::new(
+                format!("must be from {min} to {max}"),
+                format!("{min}에서 {max} 사이여야 합니다"),
+            );
+            return Err(ApiError::invalid(FieldErrors::from([(field.to_owned(), text)])));
+        }
     }
-    Ok(TaskFilter {
-        tenant: caller.tenant,
-        user,
-        status: query.status,
-        page: query.page.unwrap_or(0),
-        size,
-    })
+    Ok(TaskFilter { tenant: caller.tenant, user, status: query.status, page, size })
 }
 
 /// Begin a task.
@@ -347,7 +362,7 @@ pub async fn progress(
 #[utoipa::path(
     post, path = "/main/agent/tasks/{taskId}/complete", tag = "tasks",
     params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
-    request_body(content = Option<Object>, content_type = "application/json"),
+    request_body(content = Option<Value>, content_type = "application/json"),
     responses((status = 200, description = "The task, COMPLETED", body = super::envelope::Envelope<TaskView>))
 )]
 pub async fn complete(
@@ -377,8 +392,9 @@ pub async fn fail(
     query: web::Query<FailQuery>,
     body: AnyJson<TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
+    let body = body.0.filter(|body| body.get() != "null");
     let body: Option<FailBody> =
-        body.0.map(|body| super::body::parse_object(body.get().as_bytes())).transpose()?;
+        body.map(|body| super::body::parse_object(body.get().as_bytes())).transpose()?;
     let invalid = |errors: ValidationErrors| ApiError::invalid(super::body::field_errors(&errors));
     query.validate().map_err(invalid)?;
     if let Some(body) = &body {
@@ -399,7 +415,7 @@ pub async fn fail(
 #[utoipa::path(
     put, path = "/main/agent/tasks/{taskId}/plan-steps", tag = "tasks",
     params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
-    request_body(content = Vec<Object>, content_type = "application/json"),
+    request_body(content = Value, content_type = "application/json"),
     responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
 )]
 pub async fn replace_plan(
@@ -420,7 +436,7 @@ pub async fn replace_plan(
 #[utoipa::path(
     post, path = "/main/agent/tasks/{taskId}/plan-steps", tag = "tasks",
     params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
-    request_body(content = Object, content_type = "application/json"),
+    request_body(content = Value, content_type = "application/json"),
     responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
 )]
 pub async fn merge_plan(

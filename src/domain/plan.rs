@@ -59,8 +59,9 @@ impl PlanStep {
     pub fn read(text: &RawValue) -> Result<Self, InvalidStep> {
         let outer: RawObject =
             serde_json::from_str(text.get()).map_err(|_cause| InvalidStep::NotAnObject)?;
+        let is_named = ["stepId", "id"].iter().any(|name| json::present(&outer, name).is_some());
         let wrapped = json::present(&outer, "data")
-            .filter(|_| !outer.contains_key("stepId") && !outer.contains_key("id"))
+            .filter(|_| !is_named)
             .and_then(|data| serde_json::from_str::<RawObject>(data.get()).ok());
         let mut fields = wrapped.unwrap_or(outer);
         // null says nothing, and must not replace what is known.

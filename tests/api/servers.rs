@@ -88,6 +88,11 @@ impl PrivateRedis {
         redis
     }
 
+    /// Further arguments from its next start on.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|&one| one.to_owned()).collect();
+    }
+
     /// Starts it, empty, on the port it had.
     pub async fn start_again(&mut self) {
         assert!(self.server.is_none(), "it is running");

@@ -35,7 +35,7 @@ pub const TENANT: &str = "tenant1";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The binary under test: the release build, or its twin with crash points compiled in.
-fn binary(variable: &str) -> PathBuf {
+pub fn binary(variable: &str) -> PathBuf {
     let path = std::env::var_os(variable);
     PathBuf::from(path.unwrap_or_else(|| panic!("{variable} is not set: run scripts/faults")))
 }

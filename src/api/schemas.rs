@@ -1,0 +1,83 @@
+//! What the API document says about ids, session names and plan steps, in one place. The rules
+//! themselves are in [`crate::domain::ids`] and [`crate::domain::plan`].
+
+use serde_json::{Value, json};
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType};
+
+use crate::domain::ids::{MAX_NAME_BYTES, MAX_REQUEST_ID_BYTES};
+use crate::domain::plan::{MAX_STEPS, STEP_STATUSES};
+
+/// A request's or a task's id.
+pub fn id() -> Schema {
+    let pattern = format!("^[A-Za-z0-9._:@-]{{1,{MAX_REQUEST_ID_BYTES}}}$");
+    of(json!({ "type": "string", "pattern": pattern }))
+}
+
+/// The same, or none.
+pub fn optional_id() -> Schema {
+    let pattern = format!("^[A-Za-z0-9._:@-]{{1,{MAX_REQUEST_ID_BYTES}}}$");
+    of(json!({ "type": ["string", "null"], "pattern": pattern }))
+}
+
+/// A session's id. U+FFFD stands for what was not UTF-8.
+pub fn session_id() -> Schema {
+    of(json!({
+        "type": "string", "minLength": 1, "maxLength": MAX_NAME_BYTES,
+        "pattern": r"^[^\s\u0000-\u001F\u007F-\u009F\uFFFD]+$",
+        "description": format!("1 to {MAX_NAME_BYTES} bytes of UTF-8."),
+        "example": "session_user123_1706149260",
+    }))
+}
+
+/// Any JSON.
+pub fn any() -> Schema {
+    ObjectBuilder::new().schema_type(SchemaType::AnyValue).into()
+}
+
+/// One plan step, flat or wrapped in `data`. It has one id, under either name: `null` says nothing.
+fn step() -> Value {
+    let none = || json!({ "type": "null" });
+    let known_by = |name: &str, not: &str| {
+        json!({
+            "type": "object", "required": [name],
+            "properties": {
+                name: { "type": ["string", "integer"], "minLength": 1, "maxLength": 128, "pattern": r"\S" },
+                not: none(),
+                "status": { "type": ["string", "null"], "enum": statuses() },
+                "confidence": { "type": ["number", "null"], "minimum": 0, "maximum": 1 },
+            },
+        })
+    };
+    let flat = [known_by("stepId", "id"), known_by("id", "stepId")];
+    let wrapped = json!({
+        "type": "object", "required": ["data"],
+        "properties": { "stepId": none(), "id": none(), "data": { "anyOf": flat.clone() } },
+    });
+    json!({ "anyOf": flat.into_iter().chain([wrapped]).collect::<Value>() })
+}
+
+/// Those of a step, and none.
+fn statuses() -> Value {
+    STEP_STATUSES.map(Value::from).into_iter().chain([Value::Null]).collect()
+}
+
+/// Plan steps.
+pub fn plan() -> Schema {
+    of(json!({ "type": "array", "maxItems": MAX_STEPS, "items": step() }))
+}
+
+/// The same, or none.
+pub fn optional_plan() -> Schema {
+    of(json!({ "type": ["array", "null"], "maxItems": MAX_STEPS, "items": step() }))
+}
+
+/// One plan step, or several.
+pub fn steps() -> Schema {
+    let several = json!({ "type": "array", "maxItems": MAX_STEPS, "items": step() });
+    of(json!({ "anyOf": [step(), several] }))
+}
+
+/// What stands here is constant, so it is a schema; a test compares it with what comes of it.
+fn of(schema: Value) -> Schema {
+    serde_json::from_value(schema).unwrap_or_default()
+}

@@ -1,0 +1,38 @@
+//! The service against its own API document.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::report::{Report, Scale};
+use crate::world::{TENANT, World, token};
+
+/// Runs schemathesis: no 5xx, every answer as documented, nothing taken that the document forbids.
+pub async fn as_documented(scale: Scale, report: &mut Report) {
+    let mut world = World::start(1).await;
+    let base = format!("{}/api", world.replicas[0].base());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/schemathesis");
+    let mut command = Command::new(script);
+    command.args([&base, &token("user123", TENANT), "--max-examples", scale.of("600", "10")]);
+    if scale.is_quick {
+        command.args(["--phases", "examples,coverage,fuzzing"]);
+    }
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    report.count(generated(&said), "calls");
+    report.demand(generated(&said) >= scale.of(10_000, 500), || "too few calls".to_owned());
+    report.demand(output.status.success(), || {
+        let failures = said.split("= SUMMARY =").last().unwrap_or_default();
+        format!("{failures} {}", String::from_utf8_lossy(&output.stderr))
+    });
+    if !output.status.success() {
+        eprintln!("{said}");
+    }
+    world.check_alive(report);
+}
+
+/// How many calls the report's last part counts: `10423 generated, 10423 passed`.
+fn generated(said: &str) -> usize {
+    let number =
+        said.split(" generated").next().and_then(|before| before.split_whitespace().last());
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
+}
