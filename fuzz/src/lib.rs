@@ -57,7 +57,8 @@ pub fn service() -> &'static Service {
     static SERVICE: OnceLock<Service> = OnceLock::new();
     SERVICE.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap().keep();
-        let config = Config::embedded_in(&folder).unwrap();
+        let mut config = Config::embedded_in(&folder).unwrap();
+        config.rate_limit = None;
         let runtime = Box::leak(Box::new(tokio::runtime::Runtime::new().unwrap()));
         let replica = runtime.block_on(Replica::start(&config, Clock::System)).unwrap();
         let replica = Box::leak(Box::new(replica));

@@ -118,7 +118,8 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let ko = "JSON 형식이 올바르지 않습니다";
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
-        let field = if path == "." { "body" } else { path.as_str() };
+        // "?" is a name that was cut off.
+        let field = if path == "." || path == "?" { "body" } else { path.as_str() };
         malformed(field, &error.inner().to_string(), ko)
     })?;
     deserializer.end().map_err(|error| malformed("body", &error.to_string(), ko))?;

@@ -195,7 +195,7 @@ both_modes! {
             (&requests, r#"{"sessionId":"s","actionType":"a","context":{"n":1e999}}"#.to_owned(), "context.n"),
             (&requests, r#"{"sessionId":"s","actionType":"a","context":["\udfff"]}"#.to_owned(), "context[0]"),
             (&requests, r#"{"sessionId":"s","actionType":"a","context":{"to":"a","to":"b"}}"#.to_owned(), "context"),
-            (&requests, r#"{"sessionId":"s","actionType":"a","expiresInSeconds":1e3}"#.to_owned(), "expiresInSeconds"),
+            (&requests, r#"{"sessionId":"s","actionType":"a","expiresInSeconds":1800.5}"#.to_owned(), "expiresInSeconds"),
             (&requests, r#"{"sessionId":"s","actionType":"a","expiresInSeconds":99999999999999999999}"#.to_owned(), "expiresInSeconds"),
             (&requests, r#"{"sessionId":"s","actionType":"a","message":"\u0000"}"#.to_owned(), "message"),
             (&requests, json!({ "sessionId": "s", "actionType": "a", "message": long(2001) }).to_string(), "message"),
