@@ -93,7 +93,10 @@ impl Dice {
 pub fn with_field(object: &Value, name: &str, text: &str) -> Vec<u8> {
     let mut fields = fields_of(object);
     let name = Value::from(name).to_string();
-    fields.iter_mut().filter(|field| field.0 == name).for_each(|field| field.1 = text.to_owned());
+    fields
+        .iter_mut()
+        .filter(|field| field.0 == name)
+        .for_each(|field| text.clone_into(&mut field.1));
     written(&fields)
 }
 

@@ -777,7 +777,8 @@ pub async fn at_once<T, R>(
 
 /// Numbers between -1 and 1, spread evenly, the same in every run.
 pub fn spread(place: usize) -> f64 {
-    let golden = 0.618_033_988_749_895 * place as f64;
+    let place = u32::try_from(place).expect("fewer than four thousand million");
+    let golden = 0.618_033_988_749_895 * f64::from(place);
     2.0 * golden.fract() - 1.0
 }
 

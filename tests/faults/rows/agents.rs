@@ -94,7 +94,8 @@ pub async fn late_subscribers(scale: Scale, report: &mut Report) {
         // As many before as after, most of them close to it.
         let aside = around.mul_f64(spread(place).abs().powi(2));
         let late = spread(place) > 0.0;
-        let subscribes = if late { published + aside } else { published - aside };
+        let subscribes =
+            if late { published + aside } else { published.checked_sub(aside).unwrap() };
         let decided = AtomicBool::new(false);
         let deciding = async {
             tokio::time::sleep_until(published.into()).await;
@@ -250,7 +251,7 @@ struct Street<'a> {
     ears: Ears,
     agents: MultiplexedConnection,
     /// Those that are to die; as many may do so at once.
-    crashers: tokio::sync::Mutex<Vec<Replica>>,
+    doomed: tokio::sync::Mutex<Vec<Replica>>,
     turns: Semaphore,
 }
 
@@ -268,13 +269,13 @@ struct Ending {
 pub async fn naive_agents(scale: Scale, report: &mut Report) {
     let mut world = World::start(2).await;
     let (bases, sessions) = (world.bases(), scale.of(1000, 42));
-    let crashers = (0..4).map(|_| world.another_replica()).collect::<Vec<_>>();
+    let doomed = (0..4).map(|_| world.another_replica()).collect::<Vec<_>>();
     let mut replicas = std::mem::take(&mut world.replicas);
     let street = Street {
         ears: Ears::open(&world).await,
         agents: world.agents().await,
-        turns: Semaphore::new(crashers.len()),
-        crashers: crashers.into(),
+        turns: Semaphore::new(doomed.len()),
+        doomed: doomed.into(),
         world: &world,
         bases: &bases,
     };
@@ -387,13 +388,13 @@ impl Street<'_> {
     /// Lets a replica die while this is approved. Says whether it did.
     async fn crash_at(&self, point: &str, asked: &Asked) -> bool {
         let _turn = self.turns.acquire().await.unwrap();
-        let mut crasher = self.crashers.lock().await.pop().unwrap();
+        let mut crasher = self.doomed.lock().await.pop().unwrap();
         crasher.crash_at(&format!("{point}=return"));
         crasher.start().await;
         self.world.people.decide(&crasher.base(), &asked.id, &yes()).await;
         let died = crasher.dies_within(Duration::from_secs(2)).await;
         crasher.kill();
-        self.crashers.lock().await.push(crasher);
+        self.doomed.lock().await.push(crasher);
         died
     }
 

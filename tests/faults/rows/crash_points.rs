@@ -77,13 +77,13 @@ struct Crash {
 pub async fn crash_at_each_step(scale: Scale, report: &mut Report) {
     let mut world = World::start(1).await;
     let times = scale.of(100, 2);
-    let mut crashers = (0..9).map(|_| world.another_replica()).collect::<Vec<_>>();
+    let mut doomed = (0..9).map(|_| world.another_replica()).collect::<Vec<_>>();
     let mut slowest = Duration::ZERO;
 
     let steps = (0..times).flat_map(|_| STEPS).collect::<Vec<_>>();
     let mut crashes = 0;
-    for steps in steps.chunks(crashers.len()) {
-        let crashing = crashers.iter_mut().zip(steps);
+    for steps in steps.chunks(doomed.len()) {
+        let crashing = doomed.iter_mut().zip(steps);
         let round = join_all(crashing.map(|(crasher, step)| crash(&world, crasher, *step)));
         let round = round.await.into_iter().flatten().collect::<Vec<_>>();
         crashes += round.len();
@@ -92,8 +92,8 @@ pub async fn crash_at_each_step(scale: Scale, report: &mut Report) {
     let relays =
         RELAY_STEPS.into_iter().cycle().take(times * RELAY_STEPS.len()).collect::<Vec<_>>();
     let away = world.replica_without_redis().await;
-    for points in relays.chunks(crashers.len()) {
-        let round = crash_relays(&mut world, &away, &mut crashers, points).await;
+    for points in relays.chunks(doomed.len()) {
+        let round = crash_relays(&mut world, &away, &mut doomed, points).await;
         crashes += round.len();
         slowest = slowest.max(recovered(&world, &round, report).await);
     }
@@ -267,13 +267,13 @@ async fn waiting_for(world: &World, backend: i32, count: usize) -> Vec<i32> {
 async fn crash_relays(
     world: &mut World,
     away: &Replica,
-    crashers: &mut [Replica],
+    doomed: &mut [Replica],
     points: &[&'static str],
 ) -> Vec<Crash> {
     let healthy = world.replicas[0].base();
     let people = world.people.clone();
-    let mut crashers = crashers.iter_mut().take(points.len()).collect::<Vec<_>>();
-    join_all(crashers.iter_mut().zip(points).map(async |(crasher, point)| {
+    let mut doomed = doomed.iter_mut().take(points.len()).collect::<Vec<_>>();
+    join_all(doomed.iter_mut().zip(points).map(async |(crasher, point)| {
         crasher.crash_at(&format!("{point}=return"));
         crasher.start().await;
     }))
@@ -290,12 +290,12 @@ async fn crash_relays(
     for (asked, point) in registered.into_iter().zip(points) {
         let since = Instant::now();
         people.decide(&away.base(), &asked.id, &yes()).await;
-        let alive = crashers.len();
-        while crashers.len() == alive && since.elapsed() < Duration::from_secs(3) {
+        let alive = doomed.len();
+        while doomed.len() == alive && since.elapsed() < Duration::from_secs(3) {
             tokio::time::sleep(Duration::from_millis(2)).await;
-            crashers.retain_mut(|crasher| crasher.is_alive());
+            doomed.retain_mut(|crasher| crasher.is_alive());
         }
-        if crashers.len() < alive {
+        if doomed.len() < alive {
             let (leaves, died) = (Leaves::Decision, Instant::now());
             crashes.push(Crash { point, leaves, asked, since, died });
         }

@@ -12,7 +12,8 @@ pub async fn as_documented(scale: Scale, report: &mut Report) {
     let base = format!("{}/api", world.replicas[0].base());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/schemathesis");
     let mut command = Command::new(script);
-    command.args([&base, &token("user123", TENANT), "--max-examples", scale.of("600", "10")]);
+    let caller = token("user123", TENANT);
+    command.args([base.as_str(), &caller, "--max-examples", scale.of("600", "10")]);
     if scale.is_quick {
         command.args(["--phases", "examples,coverage,fuzzing"]);
     }

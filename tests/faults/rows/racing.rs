@@ -84,7 +84,7 @@ pub async fn retry_and_opposite(scale: Scale, report: &mut Report) {
                     match answer {
                         // Too many at once is no answer: click again.
                         None | Some((503, _)) => {
-                            tokio::time::sleep(Duration::from_millis(50)).await
+                            tokio::time::sleep(Duration::from_millis(50)).await;
                         }
                         Some(answer) => return bare(answer),
                     }
@@ -127,7 +127,7 @@ const MARGIN: Duration = Duration::from_millis(100);
 /// A moment near the end; nearer for most.
 fn near(end: Instant, place: usize) -> Instant {
     let from_the_end = MARGIN.mul_f64(spread(place).powi(2));
-    if spread(place) < 0.0 { end - from_the_end } else { end + from_the_end }
+    if spread(place) < 0.0 { end.checked_sub(from_the_end).unwrap() } else { end + from_the_end }
 }
 
 pub async fn expiry_race(scale: Scale, report: &mut Report) {

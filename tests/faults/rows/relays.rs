@@ -7,7 +7,7 @@ use crate::helpers::Asked;
 use crate::history::{Choice, Delivered, Ended, duplicates};
 use crate::proxy::Proxy;
 use crate::report::{Report, Scale};
-use crate::world::{World, at_once};
+use crate::world::{Replica, World, at_once};
 
 /// As many rows as a relay claims at once: so many signals may be between sent and noted when it
 /// is killed.
@@ -32,7 +32,7 @@ pub async fn relays_killed(scale: Scale, report: &mut Report) {
 
     // All are decided while no relay runs, so all of it is owed when they start. Redis is a little
     // way off, so that they are killed in the middle of their work.
-    world.replicas.iter_mut().for_each(|replica| replica.kill());
+    world.replicas.iter_mut().for_each(Replica::kill);
     let mut away = world.replica_without_redis().await;
     let base = away.base();
     at_once(asked, 16, async |_, asked| people.decide_surely(&base, &asked.id, &yes()).await).await;

@@ -50,7 +50,8 @@ pub async fn client_resets(scale: Scale, report: &mut Report) {
     let is_decided = |asked: &Asked| aftermath.rows.iter().any(|row| row.request == asked.id);
     let decided = asked.iter().filter(|asked| is_decided(asked)).count();
     report.count(decided, "decided");
-    let in_part = asked.iter().enumerate().filter(|(place, _)| *place as u64 % steps == 0);
+    let in_part =
+        asked.iter().enumerate().filter(|(place, _)| (*place as u64).is_multiple_of(steps));
     let in_part = in_part.filter(|(_, asked)| is_decided(asked)).count();
     report.none(in_part, "decided by a request of which the end was missing");
 
