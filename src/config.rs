@@ -42,6 +42,22 @@ const PLAIN_NAMES: [&str; 8] = [
     "REDIS_PASSWORD",
     "JWT_SECRET",
 ];
+/// Those of libpq's connection parameters that the driver knows, by libpq's names:
+/// <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS>.
+const POSTGRES_PARAMETERS: [&str; 12] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
 const SECRETS: [&str; 4] = ["DATABASE_URL", "REDIS_URL", "REDIS_PASSWORD", "JWT_SECRET"];
 
 /// Settings that the environment gives as a comma-separated list.
@@ -276,6 +292,7 @@ impl RawConfig {
         let text = url.expose_secret();
         if text.starts_with("postgres://") || text.starts_with("postgresql://") {
             let max_connections = self.database_max_connections;
+            check_postgres_parameters(text)?;
             return Ok(LedgerConfig::Postgres { url: url.clone(), max_connections });
         }
         let Some(file) = text.strip_prefix("sqlite:") else {
@@ -343,6 +360,22 @@ impl RawConfig {
         );
         Ok(secret)
     }
+}
+
+/// Refuses parameters that the driver would ignore, writing them and perhaps a secret into the log:
+/// a misspelt `sslmode` must not mean a connection without TLS.
+fn check_postgres_parameters(url: &str) -> anyhow::Result<()> {
+    let url = url::Url::parse(url).ok().context(
+        "DATABASE_URL cannot be read; it looks like postgres://user:password@host:5432/database",
+    )?;
+    let mut names = url.query_pairs().map(|(name, _value)| name);
+    if let Some(name) = names.find(|name| !POSTGRES_PARAMETERS.contains(&&**name)) {
+        bail!(
+            "DATABASE_URL has a parameter {name:?}, which is not known; known are {}",
+            POSTGRES_PARAMETERS.join(", ")
+        );
+    }
+    Ok(())
 }
 
 /// Scheme, host and perhaps a port, and nothing else: as browsers send it.

@@ -499,7 +499,7 @@ impl From<TooMany> for ApiError {
 impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
         match error {
-            LedgerError::Unreached(cause) => Self::unavailable(&cause),
+            LedgerError::Undone(cause) => Self::unavailable(&cause),
             LedgerError::Unavailable(cause) => Self::unconfirmed(&cause),
             LedgerError::Inconsistent(cause) => Self::internal(&cause),
         }

@@ -34,21 +34,24 @@ pub fn any() -> Schema {
     ObjectBuilder::new().schema_type(SchemaType::AnyValue).into()
 }
 
-/// One plan step, flat or wrapped in `data`. It has one id, under either name: `null` says nothing.
+/// One plan step, flat or wrapped in `data`. It is known by its `stepId`, or else by its `id`; `null`
+/// says nothing.
 fn step() -> Value {
     let none = || json!({ "type": "null" });
-    let known_by = |name: &str, not: &str| {
+    let id = || json!({ "type": ["string", "integer"], "minLength": 1, "maxLength": 128, "pattern": r"\S" });
+    let anything = json!({ "type": ["null", "boolean", "number", "string", "array", "object"] });
+    let known_by = |name: &str, step_id: Value, id: Value| {
         json!({
             "type": "object", "required": [name],
             "properties": {
-                name: { "type": ["string", "integer"], "minLength": 1, "maxLength": 128, "pattern": r"\S" },
-                not: none(),
+                "stepId": step_id,
+                "id": id,
                 "status": { "type": ["string", "null"], "enum": statuses() },
                 "confidence": { "type": ["number", "null"], "minimum": 0, "maximum": 1 },
             },
         })
     };
-    let flat = [known_by("stepId", "id"), known_by("id", "stepId")];
+    let flat = [known_by("stepId", id(), anything), known_by("id", none(), id())];
     let wrapped = json!({
         "type": "object", "required": ["data"],
         "properties": { "stepId": none(), "id": none(), "data": { "anyOf": flat.clone() } },

@@ -1,7 +1,7 @@
 //! A task's plan: a list of steps, each an object that agents and the frontend understand.
 //!
 //! Steps arrive as the payloads of server-sent events, flat or wrapped in `data`. A step is known
-//! by its `stepId` or `id`; an update changes only the fields it carries; steps keep the order in
+//! by its `stepId`, or else its `id`; an update changes only the fields it carries; steps keep the order in
 //! which they were first seen. Unknown fields stay as they came.
 
 use serde_json::value::RawValue;
@@ -32,9 +32,6 @@ pub enum InvalidStep {
     /// Without a name it could not be updated.
     #[error("needs a stepId (or id) of 1 to 128 characters")]
     NoId,
-    /// `stepId` and `id` disagree.
-    #[error("has a stepId and an id that differ")]
-    TwoIds,
     /// Not one of [`STEP_STATUSES`].
     #[error(
         "has a status that is not one of pending, in_progress, waiting, completed, failed, skipped"
@@ -89,13 +86,10 @@ impl PlanStep {
 }
 
 fn step_id(fields: &RawObject) -> Result<String, InvalidStep> {
-    let named = |field| json::present(fields, field).map(json::text_or_digits);
-    let id = match (named("stepId"), named("id")) {
-        (Some(Some(a)), Some(Some(b))) if a != b => return Err(InvalidStep::TwoIds),
-        (Some(id), _) | (None, Some(id)) => id,
-        (None, None) => None,
-    };
-    id.filter(|id| (1..=128).contains(&id.chars().count()) && !id.trim().is_empty())
+    let named = json::present(fields, "stepId").or_else(|| json::present(fields, "id"));
+    named
+        .and_then(json::text_or_digits)
+        .filter(|id| (1..=128).contains(&id.chars().count()) && !id.trim().is_empty())
         .ok_or(InvalidStep::NoId)
 }
 
@@ -163,7 +157,7 @@ mod tests {
         assert_eq!(step("[]").unwrap_err(), InvalidStep::NotAnObject);
         assert_eq!(step("{}").unwrap_err(), InvalidStep::NoId);
         assert_eq!(step(r#"{"stepId":""}"#).unwrap_err(), InvalidStep::NoId);
-        assert_eq!(step(r#"{"stepId":"a","id":"b"}"#).unwrap_err(), InvalidStep::TwoIds);
+        assert_eq!(step(r#"{"stepId":"a","id":"b"}"#).unwrap().id, "a");
         assert_eq!(step(r#"{"id":"a","status":"done"}"#).unwrap_err(), InvalidStep::Status);
         assert_eq!(step(r#"{"id":"a","confidence":1.01}"#).unwrap_err(), InvalidStep::Confidence);
         assert_eq!(step(r#"{"id":"a","confidence":"1"}"#).unwrap_err(), InvalidStep::Confidence);

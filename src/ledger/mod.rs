@@ -36,7 +36,9 @@ pub const TIMEOUT: Duration = Duration::from_millis(1900);
 /// Longest to wait for Postgres at start.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest to wait for a free connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
+///
+/// With Postgres' `lock_timeout` it makes the longest that a call can take in an overload: 1.6 s.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_millis(600);
 /// How long whoever decides or claims a row has to send its signal before a relay may try. Longer
 /// than any call to Redis, short enough that a killed replica's work is picked up at once.
 pub const LEASE: TimeDelta = TimeDelta::milliseconds(3000);
@@ -50,9 +52,9 @@ static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 /// Why the ledger did not answer. The last is told apart because it is not worth a retry.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// No connection to be had: nothing was asked of it, so nothing happened.
-    #[error("the ledger is out of reach: {0}")]
-    Unreached(String),
+    /// Nothing happened: no connection was to be had, or the ledger gave up and said so.
+    #[error("the ledger did nothing: {0}")]
+    Undone(String),
     /// Lost or too slow while it was asked. A write may or may not have happened.
     #[error("the ledger did not answer: {0}")]
     Unavailable(String),
@@ -63,13 +65,19 @@ pub enum LedgerError {
 
 impl From<sqlx::Error> for LedgerError {
     fn from(error: sqlx::Error) -> Self {
+        // What was given up and rolled back: waiting for a lock (55P03), a statement out of time
+        // (57014), deadlocks and conflicts (40001, 40P01). Of these Postgres says so itself.
+        let is_rolled_back = error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code)
+            .is_some_and(|code| ["55P03", "57014", "40001", "40P01"].contains(&&*code));
+        if is_rolled_back || matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) {
+            return Self::Undone(error.to_string());
+        }
         // Connection trouble (08), resources (53), object in use (55), operator intervention and
         // time-outs (57), system errors (58), rollbacks (40), read-only after a fail-over (25006):
         // https://www.postgresql.org/docs/current/errcodes-appendix.html. SQLite: BUSY (5),
         // LOCKED (6), IOERR (10), FULL (13): https://www.sqlite.org/rescode.html.
-        if matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) {
-            return Self::Unreached(error.to_string());
-        }
         let passing = match &error {
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
@@ -187,10 +195,13 @@ impl Ledger {
         let connecting = PgLedger::connect(url, max_connections, ACQUIRE_TIMEOUT);
         let ledger = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
-            .map_err(|_elapsed| LedgerError::Unreached("no answer in time".to_owned()))?
+            .map_err(|_elapsed| LedgerError::Undone("no answer in time".to_owned()))?
             // At start the server's own words are what the operator needs.
             .map_err(|error| match error {
-                sqlx::Error::Database(said) => LedgerError::Unreached(said.message().to_owned()),
+                sqlx::Error::Database(said) => LedgerError::Undone(said.message().to_owned()),
+                sqlx::Error::Configuration(cause) => {
+                    LedgerError::Undone(anyhow::Error::from_boxed(cause).root_cause().to_string())
+                }
                 error => error.into(),
             })?;
         Ok(Self::Postgres(ledger))
@@ -254,7 +265,7 @@ impl Ledger {
         match latest.map_err(LedgerError::from) {
             Ok(version) => Ok(version >= wanted),
             Err(LedgerError::Inconsistent(_)) => Ok(false),
-            Err(error @ (LedgerError::Unreached(_) | LedgerError::Unavailable(_))) => Err(error),
+            Err(error @ (LedgerError::Undone(_) | LedgerError::Unavailable(_))) => Err(error),
         }
     }
 

@@ -265,8 +265,8 @@ async fn bad_starts(report: &mut Report) -> usize {
         database(format!("postgres://user:canary@127.0.0.1:{nobody}/hitl")),
         database("postgres://user:canary@[db/hitl".to_owned()),
         database("postgres://user:canary@db:canary/hitl".to_owned()),
-        database(format!("postgres://user:canary@127.0.0.1:{nobody}/hitl?sslmode=canary")),
-        database(format!("postgres://user:canary@127.0.0.1:{nobody}/hitl?canary={FORGED}")),
+        database(format!("postgres://user:canary@127.0.0.1:{nobody}/hitl?sslmode=sometimes")),
+        database(format!("postgres://user:canary@127.0.0.1:{nobody}/hitl?sslmod=canary{FORGED}")),
         database("mysql://user:canary@db/hitl".to_owned()),
         vec![("DATABASE_URL", "sqlite:///proc/no/such\nfolder".to_owned())],
         vec![("REDIS_URL", "http://:canary@redis:6379".to_owned()), secret.clone()],
@@ -290,7 +290,7 @@ async fn bad_starts(report: &mut Report) -> usize {
         let output = tokio::task::spawn_blocking(move || program.output()).await.unwrap();
         let [out, err] =
             [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-        wrong.extend(out.lines().filter_map(|line| wrong_with(line, "no.token")));
+        wrong.extend(out.lines().filter_map(|line| wrong_with(line, "canary.canary")));
         let is_one_line = err.lines().count() == 1 && err.starts_with("aura-hitl: ");
         if output.status.code() != Some(1) || !is_one_line || err.contains(CANARY) {
             wrong.push(format!("{:?}: {err}", case[0].0));
