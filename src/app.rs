@@ -20,7 +20,7 @@ use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -36,10 +36,11 @@ use crate::connection::{CLOSING, Connection, take_turns};
 use crate::core::Core;
 use crate::courier::Courier;
 use crate::domain::clock::Clock;
+use crate::hub::{self, Hub};
 use crate::ledger::Ledger;
 use crate::limits::Limits;
 use crate::telemetry::CallSpan;
-use crate::{relay, routes};
+use crate::{expiry, relay, routes};
 
 /// How long an idle connection stays open. Longer than nginx keeps one to us (60 s), so that the
 /// Gateway never sends a request into a connection that we are closing.
@@ -59,7 +60,7 @@ pub struct Replica {
     pub address: SocketAddr,
     server: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
-    relaying: JoinHandle<()>,
+    workers: JoinSet<()>,
     _lock: Option<File>,
 }
 
@@ -84,9 +85,12 @@ impl Replica {
             (None, None) => bail!("a shared ledger needs Redis; set REDIS_URL"),
         };
         let runtime = Handle::current();
+        let (hub, changes) = Hub::new();
         let core = Core {
             limits: Limits::new(config.rate_limit, &courier, &runtime),
             room: Arc::new(Semaphore::new(config.max_calls_under_way)),
+            turns: Arc::new(Semaphore::new(config.max_calls_under_way.div_ceil(4))),
+            hub,
             ledger,
             courier,
             clock,
@@ -105,11 +109,15 @@ impl Replica {
         if let Err(error) = core.courier.ping().await {
             warn!(%error, "started without the courier: not ready until it answers");
         }
+        let mut workers = JoinSet::new();
+        workers.spawn(relay::run(core.clone()));
+        workers.spawn(expiry::run(core.clone()));
+        workers.spawn(hub::run(core.clone(), changes));
         Ok(Self {
             address,
             server: handle,
             serving: tokio::spawn(server),
-            relaying: tokio::spawn(relay::run(core.clone())),
+            workers,
             core,
             _lock: lock,
         })
@@ -123,7 +131,7 @@ impl Replica {
         let cause = tokio::select! {
             () = asked_to_stop => None,
             ended = &mut self.serving => Some(format!("the HTTP server ended: {ended:?}")),
-            ended = &mut self.relaying => Some(format!("the relay ended: {ended:?}")),
+            ended = self.workers.join_next() => Some(format!("a worker ended: {ended:?}")),
         };
         match cause {
             None => {
@@ -138,7 +146,7 @@ impl Replica {
     }
 
     /// Stops: no new connections, finish what is under way, send what is owed, close.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         info!("stopping");
         self.core.stopping.cancel();
         self.server.stop(true).await;
@@ -156,7 +164,7 @@ impl Replica {
         in_time(
             "the relay's last round",
             Box::pin(async move {
-                let _relay = self.relaying.await;
+                while self.workers.join_next().await.is_some() {}
                 let _round = relay::run_once(&last).await;
             }),
         )

@@ -7,21 +7,23 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tracing::{info, warn};
 
-use crate::core::Core;
+use crate::core::{Core, Undone};
 use crate::courier::{Seen, StoredRequest, Unavailable};
 use crate::delivery;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{
-    self, Candidate, CourierCopy, Decision, Delivery, Record, Refusal, Settled, State, Verdict,
-    is_same, is_visible, settle,
+    self, Candidate, CourierCopy, Decision, Delivery, Expected, Record, Refusal, Settled, State,
+    Verdict, is_same, is_visible, settle,
 };
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::request::{
-    ApprovalRequest, Origin, PATIENCE, REQUEST_TTL_SECONDS, Unreadable, age, decided_document,
+    ApprovalRequest, Origin, PATIENCE, REQUEST_TTL_SECONDS, Unreadable, age, closed_document,
+    decided_document,
 };
 use crate::domain::session::{SessionPointer, is_anothers};
 use crate::domain::signal::{signal_json, signal_request};
 use crate::ledger::{LEASE, LedgerError, Recorded, Registered, Writing};
+use crate::outcomes;
 
 /// How long to ask the ledger what became of a write that it did not confirm.
 const CONFIRMATION: Duration = Duration::from_millis(900);
@@ -44,6 +46,9 @@ pub enum Problem {
     /// The ledger is out of reach or wrong.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// Nothing came of it: a bug.
+    #[error(transparent)]
+    Undone(#[from] Undone),
     /// The ledger went away while it was told; it may or may not have taken the decision.
     #[error("the ledger did not confirm: {0}")]
     Unconfirmed(LedgerError),
@@ -66,7 +71,7 @@ pub struct Decided {
     pub decision: Decision,
 }
 
-/// Decides a request, exactly once, and wakes its agent.
+/// Decides a request, exactly once, and wakes its agent; if it is still what the person expects.
 ///
 /// # Errors
 /// [`Problem`]; nothing was recorded then, except perhaps with [`Problem::Unconfirmed`].
@@ -75,8 +80,9 @@ pub async fn decide(
     caller: &Caller,
     id: &RequestId,
     verdict: Verdict,
+    expected: &Expected,
 ) -> Result<Decided> {
-    let attempt = Attempt { core, caller, id, verdict, now: core.clock.now() };
+    let attempt = Attempt { core, caller, id, verdict, expected, now: core.clock.now() };
     let stored = match core.courier.find_request(id).await {
         Ok(Some(stored)) => stored,
         Ok(None) => {
@@ -133,6 +139,7 @@ struct Attempt<'a> {
     caller: &'a Caller,
     id: &'a RequestId,
     verdict: Verdict,
+    expected: &'a Expected,
     now: DateTime<Utc>,
 }
 
@@ -153,14 +160,7 @@ impl Attempt<'_> {
         if record.state != State::Pending || is_altered {
             return self.on_standing(record, is_altered).await;
         }
-        let candidate = Candidate {
-            request: ApprovalRequest::read(self.id, record.document)
-                .map_err(|unreadable| Problem::Unreadable(unreadable.problem))?,
-            origin: record.origin,
-            tenant: Some(record.tenant),
-            created_at: record.created_at,
-            expires_at: record.expires_at,
-        };
+        let candidate = candidate(record)?;
         // Whether a registered request may be decided does not depend on what its session names.
         self.record(&candidate, &SessionPointer::default(), sending).await
     }
@@ -172,12 +172,16 @@ impl Attempt<'_> {
             && self.now >= record.expires_at;
         // Nobody is told so while somebody who came in time may still be on the way.
         let record = if is_over {
-            self.core.ledger.expire(self.id, self.now).await?.unwrap_or(record)
+            match outcomes::expire(self.core, self.id, self.now).await? {
+                Some(expired) => expired,
+                None => self.core.ledger.find_request(self.id).await?.unwrap_or(record),
+            }
         } else {
             record
         };
         let decision = settle(&record, is_altered, self.caller, &self.verdict, self.now)
             .inspect_err(|refusal| warn_if_altered(refusal, self.id))?;
+        self.expected.check(&record.fingerprint)?;
         Ok(Decided { session: record.session, decision })
     }
 
@@ -201,11 +205,13 @@ impl Attempt<'_> {
             return self.on_standing(record, is_altered).await;
         }
         let decision = decision?;
+        self.expected.check(&candidate.request.fingerprint)?;
         let held_for = if matches!(sending, Sending::Later) { TimeDelta::zero() } else { LEASE };
         let (caller, now) = (self.caller, self.now);
-        let writing = Writing { candidate, decision: Some(&decision), caller, now, held_for };
+        let state = &State::Decided(decision.clone());
+        let writing = Writing { candidate, state, caller, now, held_for };
         crash_point!("deciding");
-        let recorded = match self.core.ledger.record_decision(&writing).await {
+        let recorded = match self.core.ledger.record_outcome(&writing).await {
             Err(error @ LedgerError::Unavailable(_)) => self.confirm(&decision, error).await?,
             recorded => recorded?,
         };
@@ -213,6 +219,8 @@ impl Attempt<'_> {
             Recorded::Won(record) => {
                 crash_point!("decided");
                 info!(session_id = %record.session, outcome = decision.verdict.status(), "decided");
+                // Those who wait here need not wait for Redis.
+                self.core.hub.tell(&record.session);
                 match sending {
                     Sending::Now => send_now(self.core, &record, None).await,
                     Sending::Judged(seen) => send_now(self.core, &record, Some(seen)).await,
@@ -247,6 +255,21 @@ impl Attempt<'_> {
     }
 }
 
+/// What could be decided of a request that the ledger knows.
+///
+/// # Errors
+/// [`Problem::Unreadable`], when its row was edited by hand.
+pub(crate) fn candidate(record: Record) -> Result<Candidate> {
+    Ok(Candidate {
+        request: ApprovalRequest::read(&record.id, record.document)
+            .map_err(|unreadable| Problem::Unreadable(unreadable.problem))?,
+        origin: record.origin,
+        tenant: Some(record.tenant),
+        created_at: record.created_at,
+        expires_at: record.expires_at,
+    })
+}
+
 fn warn_if_altered(refusal: &Refusal, id: &RequestId) {
     if *refusal == Refusal::Altered {
         warn!(security = true, request_id = %id,
@@ -263,16 +286,26 @@ async fn open(
 ) -> std::result::Result<(Candidate, SessionPointer), OpenProblem> {
     let request = ApprovalRequest::read(id, stored.document).map_err(OpenProblem::Unreadable)?;
     let pointer = core.courier.session(&request.session).await.map_err(OpenProblem::Courier)?;
-    let created_at = now - age(stored.ttl);
+    let candidate = in_redis(request, &pointer, stored.ttl, now);
+    Ok((candidate, pointer))
+}
+
+/// What could be decided of a request that an agent wrote to Redis.
+fn in_redis(
+    request: ApprovalRequest,
+    pointer: &SessionPointer,
+    ttl: Option<Duration>,
+    now: DateTime<Utc>,
+) -> Candidate {
+    let created_at = now - age(ttl);
     let lifetime = TimeDelta::seconds(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
-    let candidate = Candidate {
+    Candidate {
         tenant: request.tenant.clone().or_else(|| pointer.tenant.clone()),
         request,
         origin: Origin::Redis,
         created_at,
         expires_at: created_at + lifetime,
-    };
-    Ok((candidate, pointer))
+    }
 }
 
 enum OpenProblem {
@@ -354,7 +387,7 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
         return Err(problem);
     }
     let now = core.clock.now();
-    let writing = Writing { candidate, decision: None, caller, now, held_for: LEASE };
+    let writing = Writing { candidate, state: &State::Pending, caller, now, held_for: LEASE };
     match core.ledger.register(&writing).await? {
         Registered::New(record) => {
             crash_point!("registered");
@@ -409,12 +442,16 @@ async fn check_is_free(core: &Core, caller: &Caller, candidate: &Candidate) -> R
     Ok(())
 }
 
-/// The request as one JSON object, as it stands now. What the ledger knows, the ledger answers:
-/// except for an agent on Redis that has asked again since.
+/// The request as one JSON object, as it stands now, and its fingerprint. What the ledger knows, the
+/// ledger answers: except for an agent on Redis that has asked again since.
 ///
 /// # Errors
 /// [`Problem::Refused`] with [`Refusal::NotFound`] for strangers and unknown ids alike.
-pub async fn read_request(core: &Core, caller: &Caller, id: &RequestId) -> Result<String> {
+pub async fn read_request(
+    core: &Core,
+    caller: &Caller,
+    id: &RequestId,
+) -> Result<(String, String)> {
     let (stored, record) =
         tokio::join!(core.courier.find_request(id), core.ledger.find_request(id));
     let record = record?;
@@ -422,7 +459,7 @@ pub async fn read_request(core: &Core, caller: &Caller, id: &RequestId) -> Resul
         record.as_ref().is_some_and(|record| record.origin == Origin::Http || record.is_unsent());
     let problem = match stored {
         Ok(Some(stored)) if !is_settled => match open_for(core, caller, id, stored).await {
-            Ok(document) => return Ok(document),
+            Ok(Candidate { request, .. }) => return Ok((request.document, request.fingerprint)),
             Err(problem @ (Problem::Refused(_) | Problem::Unreadable(_))) => return Err(problem),
             Err(problem) => problem,
         },
@@ -433,28 +470,32 @@ pub async fn read_request(core: &Core, caller: &Caller, id: &RequestId) -> Resul
     if record.tenant != caller.tenant {
         return Err(Refusal::NotFound.into());
     }
-    Ok(match &record.state {
+    let document = match &record.state {
+        State::Pending => record.document,
         State::Decided(decision) => decided_document(&record.document, decision),
-        State::Pending | State::Expired | State::Cancelled => record.document,
-    })
+        State::Expired | State::Cancelled => closed_document(&record.document, &record.state),
+    };
+    Ok((document, record.fingerprint))
 }
 
-/// The document as it is in Redis, if the caller may see it. Its session is asked only when the
+/// The request as it is in Redis, if the caller may see it. Its session is asked only when the
 /// request itself names no tenant.
-async fn open_for(
+pub(crate) async fn open_for(
     core: &Core,
     caller: &Caller,
     id: &RequestId,
     stored: StoredRequest,
-) -> Result<String> {
+) -> Result<Candidate> {
     let request = ApprovalRequest::read(id, stored.document)
         .map_err(|unreadable| hide_from_strangers(OpenProblem::Unreadable(unreadable), caller))?;
-    let tenant = match &request.tenant {
-        Some(tenant) => Some(tenant.clone()),
-        None => core.courier.session(&request.session).await?.tenant,
+    let pointer = match &request.tenant {
+        Some(_) => SessionPointer::default(),
+        None => core.courier.session(&request.session).await?,
     };
-    if is_visible(tenant.as_ref(), request.user.as_ref(), caller, core.policy) {
-        Ok(request.document)
+    let candidate = in_redis(request, &pointer, stored.ttl, core.clock.now());
+    let user = candidate.request.user.as_ref();
+    if is_visible(candidate.tenant.as_ref(), user, caller, core.policy) {
+        Ok(candidate)
     } else {
         Err(Refusal::NotFound.into())
     }

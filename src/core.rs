@@ -13,6 +13,7 @@ use tracing::Instrument;
 use crate::courier::Courier;
 use crate::domain::clock::Clock;
 use crate::domain::decision::Policy;
+use crate::hub::Hub;
 use crate::ledger::Ledger;
 use crate::limits::Limits;
 
@@ -43,6 +44,11 @@ pub struct Core {
     /// Room for so many calls at once. Whoever finds none is turned away at once: in a queue they
     /// would wait for nothing, and so would everybody behind them.
     pub room: Arc<Semaphore>,
+    /// Room for those who wait and were woken, to look whether there is an answer: as many at once as
+    /// leave the stores to the others.
+    pub turns: Arc<Semaphore>,
+    /// Wakes those who wait over HTTP.
+    pub hub: Hub,
     /// Set when the process is asked to stop.
     pub stopping: CancellationToken,
     /// Everything under way that must be finished before the process ends.
@@ -69,5 +75,19 @@ impl Core {
         };
         let work = self.under_way.spawn_on(work.in_current_span(), &self.runtime);
         work.await.map_err(|_panic| Undone::Panicked)
+    }
+
+    /// Asks the stores for somebody who waits anyway, when it is their turn.
+    ///
+    /// # Errors
+    /// Those of the question; [`Undone::Panicked`], which is a bug.
+    pub async fn ask_in_turn<T: Send + 'static, E: From<Undone> + Send + 'static>(
+        &self,
+        question: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, E> {
+        // Never closed.
+        let _turn = self.turns.acquire().await;
+        let asking = self.runtime.spawn(question.in_current_span());
+        asking.await.map_err(|_panic| Undone::Panicked)?
     }
 }

@@ -6,7 +6,7 @@
 //!    too often; [`api`] checks the body.
 //! 2. [`approvals`] loads the request from the [`courier`] (Redis), else from the [`ledger`] (SQL).
 //! 3. [`domain::decision::decide`] says whether this person may decide it now: a pure function.
-//! 4. [`ledger::Ledger::record_decision`] lets exactly one decision win, in one statement that
+//! 4. [`ledger::Ledger::record_outcome`] lets exactly one decision win, in one statement that
 //!    also moves the `agent_task` row and notes that a signal is owed.
 //! 5. [`delivery`] sends the signal: the key, then the message, unless the session has moved on.
 //! 6. The ledger notes that it was sent. Whatever fails from 5 on, [`relay`] does again.
@@ -28,8 +28,11 @@ pub mod courier;
 pub mod delivery;
 pub mod demo;
 pub mod domain;
+pub mod expiry;
+pub mod hub;
 pub mod ledger;
 pub mod limits;
+pub mod outcomes;
 pub mod relay;
 pub mod routes;
 pub mod telemetry;

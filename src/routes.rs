@@ -12,7 +12,7 @@ use indexmap::IndexMap;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::api::error::ApiError;
-use crate::api::{approvals, document, health, signals, tasks};
+use crate::api::{approvals, document, health, outcomes, signals, tasks};
 use crate::auth::{ApproverOf, CallerOf};
 
 /// What stands in front of every address, or does not.
@@ -52,7 +52,11 @@ pub fn table() -> Vec<Entry> {
         approver(POST, "/aura/hitl/reject/{requestId}", approvals::reject),
         caller(POST, "/aura/hitl/requests", approvals::register),
         caller(GET, "/aura/hitl/requests/{requestId}", approvals::read),
+        caller(GET, "/aura/hitl/requests/{requestId}/decision", outcomes::read),
+        caller(POST, "/aura/hitl/requests/{requestId}/ack", outcomes::acknowledge),
+        caller(POST, "/aura/hitl/requests/{requestId}/cancel", outcomes::cancel),
         caller(GET, "/aura/hitl/signals/{sessionId}", signals::read),
+        caller(GET, "/aura/hitl/signals/{sessionId}/stream", signals::stream),
         caller(GET, "/main/agent/tasks", tasks::list),
         caller(POST, "/main/agent/tasks", tasks::create),
         caller(GET, "/main/agent/tasks/{taskId}", tasks::read),

@@ -1,6 +1,10 @@
 //! Approval requests: approve, reject, register, read.
 
-use actix_web::web;
+use std::future::{Ready, ready};
+
+use actix_web::dev::Payload;
+use actix_web::http::header::{ETag, EntityTag, Header as _, IF_MATCH, IfMatch};
+use actix_web::{FromRequest, HttpRequest, web};
 use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -19,7 +23,7 @@ use crate::approvals::{self, Decided};
 use crate::auth::{ApproverOf, CallerOf};
 use crate::core::Core;
 use crate::domain::approver::Caller;
-use crate::domain::decision::{Candidate, DEFAULT_REASON, Record, State, Verdict};
+use crate::domain::decision::{Candidate, DEFAULT_REASON, Expected, Record, State, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TaskId};
 use crate::domain::plan::{self, InvalidStep, PlanStep};
 use crate::domain::request::{ApprovalRequest, Origin, REQUEST_TTL_SECONDS, Registration};
@@ -105,9 +109,9 @@ pub struct RegisterBody {
     #[schema(schema_with = schemas::optional_plan)]
     plan_steps: Option<Box<RawValue>>,
     /// Seconds until nobody may decide it any more; 1800 when absent.
-    #[validate(range(min = 30, max = 86400))]
+    #[validate(range(min = 1, max = 86400))]
     #[serde(default, deserialize_with = "whole_number")]
-    #[schema(minimum = 30, maximum = 86400)]
+    #[schema(minimum = 1, maximum = 86400)]
     expires_in_seconds: Option<i64>,
 }
 
@@ -127,6 +131,9 @@ pub struct RegisteredView {
     /// UTC, whole seconds, no zone suffix.
     #[schema(example = "2026-01-16T12:30:00")]
     expires_at: String,
+    /// SHA-256 of what is asked, `actionType` and `context`, in hex: what a decision on it is about.
+    #[schema(example = "3b64db95cb55c763391c707108489ae18b4112d783300de38e033b4c98c3deaf")]
+    fingerprint: String,
 }
 
 fn valid_request_id(id: &str) -> Result<(), ValidationError> {
@@ -151,6 +158,29 @@ fn valid_plan(plan: &RawValue) -> Result<(), ValidationError> {
     plan::merge("[]", steps.map_err(invalid)?).map_err(invalid).map(drop)
 }
 
+/// The content that the caller has looked at, by its entity tags: the header `If-Match`.
+#[derive(Debug)]
+pub struct ExpectedContent(Expected);
+
+impl FromRequest for ExpectedContent {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
+        if !request.headers().contains_key(IF_MATCH) {
+            return ready(Ok(Self(Expected::Anything)));
+        }
+        ready(match IfMatch::parse(request) {
+            Ok(IfMatch::Any) => Ok(Self(Expected::Anything)),
+            // A weak tag does not say that it is the same content.
+            Ok(IfMatch::Items(tags)) if !tags.is_empty() => Ok(Self(Expected::OneOf(
+                tags.iter().filter(|tag| !tag.weak).map(|tag| tag.tag().to_owned()).collect(),
+            ))),
+            Ok(IfMatch::Items(_)) | Err(_) => Err(ApiError::bad_header("If-Match")),
+        })
+    }
+}
+
 /// Approve a request. The same person approving it again gets the same answer.
 ///
 /// # Errors
@@ -165,9 +195,11 @@ pub async fn approve(
     approver: ApproverOf,
     core: web::Data<Core>,
     id: web::Path<String>,
+    expected: ExpectedContent,
     body: Checked<ApproveBody, DECISION_BYTES>,
 ) -> Result<Answer<DecisionView>, ApiError> {
-    let decided = decide(&core, approver, &id, body.0.user_id, Verdict::Approve).await?;
+    let (user, verdict) = (body.0.user_id, Verdict::Approve);
+    let decided = decide(&core, approver, &id, expected, user, verdict).await?;
     Ok(ok("Request approved successfully", decided))
 }
 
@@ -185,11 +217,13 @@ pub async fn reject(
     approver: ApproverOf,
     core: web::Data<Core>,
     id: web::Path<String>,
+    expected: ExpectedContent,
     body: Checked<RejectBody, DECISION_BYTES>,
 ) -> Result<Answer<DecisionView>, ApiError> {
     let reason = body.0.reason.filter(|reason| !reason.trim().is_empty());
     let reason = reason.unwrap_or_else(|| DEFAULT_REASON.to_owned());
-    let decided = decide(&core, approver, &id, body.0.user_id, Verdict::Reject { reason }).await?;
+    let (user, verdict) = (body.0.user_id, Verdict::Reject { reason });
+    let decided = decide(&core, approver, &id, expected, user, verdict).await?;
     Ok(ok("Request rejected", decided))
 }
 
@@ -197,6 +231,7 @@ async fn decide(
     core: &Core,
     ApproverOf(caller): ApproverOf,
     id: &str,
+    ExpectedContent(expected): ExpectedContent,
     user: Option<String>,
     verdict: Verdict,
 ) -> Result<DecisionView, ApiError> {
@@ -207,7 +242,9 @@ async fn decide(
     let asked_for = verdict.status();
     let (work, request) = (core.clone(), id.clone());
     let decided = core
-        .run_to_end(async move { approvals::decide(&work, &caller, &request, verdict).await })
+        .run_to_end(
+            async move { approvals::decide(&work, &caller, &request, verdict, &expected).await },
+        )
         .await?
         .map_err(ApiError::from)
         .inspect_err(|error| info!(asked_for, outcome = %error, "not decided"))?;
@@ -245,8 +282,12 @@ pub async fn register(
         .await?;
     let message = "Approval request registered";
     match registered.map_err(taken)? {
-        Registered::New(record) => Ok(created(message, registered_view(&record, &core))),
-        Registered::Known(record) => Ok(ok(message, registered_view(&record, &core))),
+        Registered::New(record) => {
+            Ok(created(message, registered_view(&record, &core)).with(etag(record.fingerprint)))
+        }
+        Registered::Known(record) => {
+            Ok(ok(message, registered_view(&record, &core)).with(etag(record.fingerprint)))
+        }
         Registered::TaskIsOver => Err(ApiError::task_is_over()),
     }
 }
@@ -261,17 +302,15 @@ fn taken(problem: approvals::Problem) -> ApiError {
 
 fn registered_view(record: &Record, core: &Core) -> RegisteredView {
     let status = match &record.state {
-        State::Pending if core.clock.now() >= record.expires_at => "expired",
-        State::Pending => "pending",
-        State::Decided(decision) => decision.verdict.status(),
-        State::Expired => "expired",
-        State::Cancelled => "cancelled",
+        State::Pending if core.clock.now() >= record.expires_at => State::Expired.as_str(),
+        state => state.as_str(),
     };
     RegisteredView {
         request_id: record.id.to_string(),
         session_id: record.session.to_string(),
         status,
         expires_at: wire_time(record.expires_at),
+        fingerprint: record.fingerprint.clone(),
     }
 }
 
@@ -333,7 +372,13 @@ pub async fn read(
 ) -> Result<Answer<String>, ApiError> {
     let id = request_id(&id)?;
     let work = core.get_ref().clone();
-    let document =
+    let found =
         core.run_to_end(async move { approvals::read_request(&work, &caller, &id).await }).await?;
-    Ok(ok("Approval request retrieved", document?))
+    let (document, fingerprint) = found?;
+    Ok(ok("Approval request retrieved", document).with(etag(fingerprint)))
+}
+
+/// A request's fingerprint as an entity tag: the same as long as the same is asked.
+fn etag(fingerprint: String) -> ETag {
+    ETag(EntityTag::new_strong(fingerprint))
 }

@@ -14,7 +14,7 @@ use utoipa::{Modify, OpenApi};
 
 use super::envelope::Envelope;
 use super::error::ErrorCode;
-use super::{approvals, examples, health, schemas, signals, tasks};
+use super::{approvals, examples, health, outcomes, schemas, signals, tasks};
 use crate::routes::{self, Access};
 
 /// Where the document is.
@@ -30,7 +30,8 @@ pub const ADDRESS: &str = "/v3/api-docs";
     servers((url = "/api", description = "As the Gateway forwards it"), (url = "/", description = "With /api stripped")),
     paths(
         approvals::approve, approvals::reject, approvals::register, approvals::read,
-        signals::read,
+        outcomes::read, outcomes::acknowledge, outcomes::cancel,
+        signals::read, signals::stream,
         tasks::create, tasks::list, tasks::read, tasks::start, tasks::progress, tasks::complete,
         tasks::fail, tasks::replace_plan, tasks::merge_plan,
         health::live, health::ready, health::main_health,

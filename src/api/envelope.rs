@@ -5,7 +5,7 @@ use std::future::Future;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
-use actix_web::http::header::{AcceptLanguage, Header as _};
+use actix_web::http::header::{AcceptLanguage, Header as _, HeaderMap, TryIntoHeaderPair};
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage as _, HttpRequest, HttpResponse, Responder};
 use serde::Serialize;
@@ -143,28 +143,50 @@ pub struct Answer<T> {
     status: StatusCode,
     message: &'static str,
     data: Option<T>,
+    headers: HeaderMap,
+}
+
+impl<T> Answer<T> {
+    fn new(status: StatusCode, message: &'static str, data: Option<T>) -> Self {
+        Self { status, message, data, headers: HeaderMap::new() }
+    }
+
+    /// The same with a header.
+    #[must_use]
+    pub fn with(mut self, header: impl TryIntoHeaderPair) -> Self {
+        // Ours are valid.
+        if let Ok((name, value)) = header.try_into_pair() {
+            self.headers.insert(name, value);
+        }
+        self
+    }
 }
 
 /// 200 with data.
 pub fn ok<T>(message: &'static str, data: T) -> Answer<T> {
-    Answer { status: StatusCode::OK, message, data: Some(data) }
+    Answer::new(StatusCode::OK, message, Some(data))
 }
 
 /// 200 without data.
 #[must_use]
 pub fn nothing<T>(message: &'static str) -> Answer<T> {
-    Answer { status: StatusCode::OK, message, data: None }
+    Answer::new(StatusCode::OK, message, None)
 }
 
 /// 201 with data.
 pub fn created<T>(message: &'static str, data: T) -> Answer<T> {
-    Answer { status: StatusCode::CREATED, message, data: Some(data) }
+    Answer::new(StatusCode::CREATED, message, Some(data))
 }
 
 impl<T: Serialize> Responder for Answer<T> {
     type Body = actix_web::body::BoxBody;
 
     fn respond_to(self, _request: &HttpRequest) -> HttpResponse {
-        HttpResponse::build(self.status).json(Envelope::success(self.message, self.data))
+        let mut response =
+            HttpResponse::build(self.status).json(Envelope::success(self.message, self.data));
+        for (name, value) in self.headers {
+            response.headers_mut().insert(name, value);
+        }
+        response
     }
 }

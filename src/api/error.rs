@@ -58,6 +58,8 @@ pub enum ErrorCode {
     BadHeader,
     /// Too large.
     TooLarge,
+    /// Not the content that the person looked at.
+    Changed,
     /// Not JSON.
     NotJson,
     /// Too many calls by one person.
@@ -85,6 +87,7 @@ impl ErrorCode {
             Self::Gone => "E3007",
             Self::Invalid => "E4000",
             Self::BadHeader => "E4001",
+            Self::Changed => "E4120",
             Self::TooLarge => "E4130",
             Self::NotJson => "E4150",
             Self::TooMany => "E4290",
@@ -104,6 +107,7 @@ impl ErrorCode {
             Self::NoTenant | Self::Invalid | Self::BadHeader => StatusCode::BAD_REQUEST,
             Self::WrongState | Self::AlreadyDecided => StatusCode::CONFLICT,
             Self::Gone => StatusCode::GONE,
+            Self::Changed => StatusCode::PRECONDITION_FAILED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
@@ -386,6 +390,12 @@ impl ApiError {
         }
     }
 
+    /// A query parameter that is not as it should be.
+    #[must_use]
+    pub fn bad_parameter(field: &str, en: &'static str, ko: &'static str) -> Self {
+        Self::invalid(FieldErrors::from([(field.to_owned(), Text::new(en, ko))]))
+    }
+
     fn already_decided(standing: &Standing) -> Self {
         let decision = &standing.decision;
         let mut data = json!({
@@ -442,6 +452,16 @@ impl From<Refusal> for ApiError {
                 "This session id is in use by another agent. Register under a session id of your own.",
                 "다른 에이전트가 사용 중인 세션 ID입니다. 자신의 세션 ID로 등록해 주세요.",
             ),
+            Refusal::Changed => Self::new(
+                ErrorCode::Changed,
+                "The request has changed since you looked at it; nothing was decided. Please look again.",
+                "확인하신 이후 요청 내용이 변경되어 아무것도 결정되지 않았습니다. 다시 확인해 주세요.",
+            ),
+            Refusal::Undecided => Self::new(
+                ErrorCode::WrongState,
+                "Nobody has decided this request yet, so there is nothing to acknowledge.",
+                "아직 결정되지 않은 요청이므로 확인 처리할 수 없습니다.",
+            ),
             Refusal::Altered => Self::new(
                 ErrorCode::WrongState,
                 "The request is not the one that was registered under this id; nothing was decided.",
@@ -470,6 +490,7 @@ impl From<Problem> for ApiError {
             .with_data(json!({ "status": status })),
             Problem::Courier(unavailable) => Self::unavailable(&unavailable.to_string()),
             Problem::Ledger(error) => error.into(),
+            Problem::Undone(undone) => undone.into(),
             Problem::Unconfirmed(error) => Self::unconfirmed(&error.to_string()),
         }
     }

@@ -9,6 +9,7 @@ pub mod envelope;
 pub mod error;
 mod examples;
 pub mod health;
+pub mod outcomes;
 mod schemas;
 pub mod signals;
 pub mod tasks;

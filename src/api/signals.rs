@@ -1,15 +1,31 @@
-//! Signals, for agents that Pub/Sub did not reach.
+//! Signals and outcomes by session, for agents that Pub/Sub did not reach.
 
-use actix_web::web;
-use serde::Deserialize;
+use std::time::Duration;
+
+use actix_web::http::header::{HeaderMap, RETRY_AFTER};
+use actix_web::{HttpRequest, Responder, web};
+use actix_web_lab::sse::{Data, Event, Sse};
+use futures_util::stream::unfold;
+use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
 use super::envelope::{Answer, nothing, ok};
 use super::error::ApiError;
+use super::outcomes::wait_of;
 use super::{request_id, session_id};
 use crate::approvals;
 use crate::auth::CallerOf;
 use crate::core::Core;
+use crate::domain::decision::{Record, State};
+use crate::domain::json;
+use crate::outcomes::{self, Outcomes};
+
+/// How often a stream says that it is still there: more often than proxies give up on one.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How long a client waits before it connects again.
+const RECONNECT: Duration = Duration::from_secs(1);
+/// The contract's words.
+const NO_SIGNAL: &str = "No signal found for session";
 
 /// Which signal.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -19,10 +35,37 @@ pub struct SignalQuery {
     /// Only a signal for this request.
     #[param(example = "req-12345")]
     request_id: Option<String>,
+    /// Longest to wait for it, in seconds; 0 when absent.
+    #[param(minimum = 0, maximum = 55)]
+    wait_seconds: Option<u64>,
 }
 
-/// Read the signal that answers what a session waits for. `data` is the signal as a JSON string,
-/// and absent when there is none.
+/// Which outcomes.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+pub struct StreamQuery {
+    /// Only those of this request.
+    #[param(example = "req-12345")]
+    request_id: Option<String>,
+}
+
+/// An outcome as the stream tells it: the signal's fields, and what it is about.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OutcomeEvent<'a> {
+    r#type: &'static str,
+    request_id: &'a str,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    /// Unix seconds.
+    timestamp: i64,
+    fingerprint: &'a str,
+}
+
+/// Read the signal that answers what a session waits for, and wait for it if asked to. `data` is the
+/// signal as a JSON string, and absent when there is none.
 ///
 /// # Errors
 /// As the contract says.
@@ -38,15 +81,86 @@ pub async fn read(
     query: web::Query<SignalQuery>,
 ) -> Result<Answer<String>, ApiError> {
     let session = session_id(&session)?;
-    let wanted = query.into_inner().request_id.map(|id| request_id(&id)).transpose()?;
-    let work = core.get_ref().clone();
-    let signal = core
-        .run_to_end(async move {
-            approvals::find_signal(&work, &caller, &session, wanted.as_ref()).await
-        })
-        .await?;
-    Ok(match signal? {
+    let query = query.into_inner();
+    let wanted = query.request_id.map(|id| request_id(&id)).transpose()?;
+    let wait = wait_of(query.wait_seconds)?;
+    let ask = || {
+        let (core, caller) = (core.get_ref().clone(), caller.clone());
+        let (session, wanted) = (session.clone(), wanted.clone());
+        async move { approvals::find_signal(&core, &caller, &session, wanted.as_ref()).await }
+    };
+    let mut signal = core.run_to_end(ask()).await??;
+    if let Some(wait) = wait.filter(|wait| signal.is_none() && !wait.is_zero()) {
+        signal = outcomes::wait(&core, &session, wait, ask, Option::is_some).await?;
+    }
+    Ok(match signal {
         Some(signal) => ok("Signal retrieved", signal),
-        None => nothing("No signal found for session"),
+        None if wait.is_some() => nothing(NO_SIGNAL).with((RETRY_AFTER, "0")),
+        None => nothing(NO_SIGNAL),
     })
+}
+
+/// Listen to the outcomes of a session: server-sent events, in the order in which they were recorded.
+/// `id` counts them; with `Last-Event-ID` the stream goes on after that one. Without it, it begins
+/// with those of the last 30 minutes that nobody has acknowledged.
+///
+/// # Errors
+/// As the contract says.
+#[utoipa::path(
+    get, path = "/aura/hitl/signals/{sessionId}/stream", tag = "signals",
+    params(
+        ("sessionId" = String, Path, example = "session_user123_1706149260"), StreamQuery,
+        ("Last-Event-ID" = Option<String>, Header, example = "7"),
+    ),
+    responses((status = 200, description = "Events `approval`, `rejection`, `expired` and `cancelled`", body = String, content_type = "text/event-stream"))
+)]
+pub async fn stream(
+    CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
+    session: web::Path<String>,
+    query: web::Query<StreamQuery>,
+    request: HttpRequest,
+) -> Result<impl Responder, ApiError> {
+    let session = session_id(&session)?;
+    let wanted = query.into_inner().request_id.map(|id| request_id(&id)).transpose()?;
+    let after = last_event(request.headers())?;
+    let outcomes = Outcomes::of(&core, caller, session, wanted, after).await?;
+    let events = unfold(outcomes, |mut outcomes| async {
+        let record = outcomes.next().await?;
+        Some((Event::Data(event(&record)), outcomes))
+    });
+    let stream = Sse::from_infallible_stream(events)
+        .with_keep_alive(KEEP_ALIVE)
+        .with_retry_duration(RECONNECT);
+    // nginx would collect events otherwise.
+    Ok(stream.customize().insert_header(("X-Accel-Buffering", "no")))
+}
+
+/// The number of the last outcome that a client has seen.
+fn last_event(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
+    let Some(value) = headers.get("Last-Event-ID") else { return Ok(None) };
+    let text = value.to_str().unwrap_or("?").trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let number = text.parse().ok().filter(|number| *number >= 0);
+    number.map(Some).ok_or_else(|| ApiError::bad_header("Last-Event-ID"))
+}
+
+fn event(record: &Record) -> Data {
+    let (kind, reason) = match &record.state {
+        State::Decided(decision) => (decision.verdict.signal_type(), decision.verdict.reason()),
+        state => (state.as_str(), None),
+    };
+    let at = record.state.decision().map(|decision| decision.at).or(record.settled_at);
+    let data = OutcomeEvent {
+        r#type: kind,
+        request_id: record.id.as_str(),
+        status: record.state.as_str(),
+        reason,
+        timestamp: at.unwrap_or_default().timestamp(),
+        fingerprint: &record.fingerprint,
+    };
+    let id = record.outcome.unwrap_or_default().to_string();
+    Data::new(json::raw(&data).get()).event(kind).id(id)
 }

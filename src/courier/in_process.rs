@@ -3,6 +3,8 @@
 //! Values live in the ledger's SQLite file with their expiry, so they outlive a restart; messages
 //! go over a broadcast channel and, like Pub/Sub, reach only who is listening.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -19,12 +21,16 @@ const BACKLOG: usize = 1024;
 const PUT: &str = "INSERT INTO courier_value (key, value, expires_at) VALUES ($1, $2, $3)
     ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at";
 
+/// How many listen to each channel.
+type Channels = Arc<Mutex<HashMap<String, usize>>>;
+
 /// The courier within this process.
 #[derive(Clone, Debug)]
 pub struct InProcessCourier {
     pool: SqlitePool,
     clock: Clock,
-    wake_ups: broadcast::Sender<(String, String)>,
+    messages: broadcast::Sender<(String, String)>,
+    channels: Channels,
 }
 
 impl From<sqlx::Error> for Unavailable {
@@ -35,13 +41,26 @@ impl From<sqlx::Error> for Unavailable {
 
 impl InProcessCourier {
     pub fn new(pool: SqlitePool, clock: Clock) -> Self {
-        Self { pool, clock, wake_ups: broadcast::Sender::new(BACKLOG) }
+        Self {
+            pool,
+            clock,
+            messages: broadcast::Sender::new(BACKLOG),
+            channels: Channels::default(),
+        }
     }
 
-    /// Channel and payload of everything published from now on.
+    /// Begins to listen, to no channel yet.
     #[must_use]
-    pub fn listen(&self) -> broadcast::Receiver<(String, String)> {
-        self.wake_ups.subscribe()
+    pub fn listen(&self) -> InProcessEar {
+        let (messages, channels) = (self.messages.subscribe(), Arc::clone(&self.channels));
+        InProcessEar { messages, channels, own: HashSet::new() }
+    }
+
+    /// Answers how many were listening.
+    pub fn publish(&self, channel: &str, payload: &str) -> usize {
+        let listeners = lock(&self.channels).get(channel).copied().unwrap_or(0);
+        let _nobody_listens = self.messages.send((channel.to_owned(), payload.to_owned()));
+        listeners
     }
 
     fn now_millis(&self) -> i64 {
@@ -142,8 +161,64 @@ impl InProcessCourier {
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
-        let message = (super::channel(outgoing.session), outgoing.signal.to_owned());
-        let listeners = if outgoing.aloud { self.wake_ups.send(message).unwrap_or(0) } else { 0 };
+        let channel = super::channel(outgoing.session);
+        let listeners = if outgoing.aloud { self.publish(&channel, outgoing.signal) } else { 0 };
         Ok(Sent::Published { listeners: i64::try_from(listeners).ok(), history: None })
     }
+}
+
+/// Hears what is published in this process, on the channels it has subscribed to.
+#[derive(Debug)]
+pub struct InProcessEar {
+    messages: broadcast::Receiver<(String, String)>,
+    channels: Channels,
+    own: HashSet<String>,
+}
+
+impl InProcessEar {
+    pub fn subscribe(&mut self, channels: &[String]) {
+        for channel in channels {
+            if self.own.insert(channel.clone()) {
+                *lock(&self.channels).entry(channel.clone()).or_default() += 1;
+            }
+        }
+    }
+
+    pub fn unsubscribe(&mut self, channels: &[String]) {
+        for channel in channels {
+            if self.own.remove(channel) {
+                leave(&self.channels, channel);
+            }
+        }
+    }
+
+    /// The next message and its channel.
+    pub async fn next(&mut self) -> Result<(String, String)> {
+        loop {
+            let heard = self.messages.recv().await;
+            let (channel, payload) = heard.map_err(|missed| Unavailable(missed.to_string()))?;
+            if self.own.contains(&channel) {
+                return Ok((channel, payload));
+            }
+        }
+    }
+}
+
+impl Drop for InProcessEar {
+    fn drop(&mut self) {
+        self.own.iter().for_each(|channel| leave(&self.channels, channel));
+    }
+}
+
+fn leave(channels: &Channels, channel: &str) {
+    let mut channels = lock(channels);
+    let Some(listeners) = channels.get_mut(channel) else { return };
+    *listeners -= 1;
+    if *listeners == 0 {
+        channels.remove(channel);
+    }
+}
+
+fn lock(channels: &Channels) -> MutexGuard<'_, HashMap<String, usize>> {
+    channels.lock().unwrap_or_else(PoisonError::into_inner)
 }

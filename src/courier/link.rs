@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
+use redis::aio::PubSub;
 use redis::{AsyncCommands as _, ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
@@ -58,7 +59,12 @@ impl Link {
 
     /// Whether keys are spread over several servers.
     pub fn is_cluster(&self) -> bool {
-        matches!(*self.topology, Topology::Cluster(_))
+        matches!(*self.topology, Topology::Cluster { .. })
+    }
+
+    /// A connection of its own, which hears what is published.
+    pub async fn listen(&self) -> RedisResult<PubSub> {
+        self.topology.listen().await
     }
 
     /// Runs one call and draws no conclusion from its failure.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use ::redis::cluster_routing::Slot;
 use sqlx::SqlitePool;
 
+pub use self::in_process::InProcessEar;
 pub use self::topology::RedisSettings;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{RequestId, SessionId};
@@ -22,7 +23,7 @@ use crate::domain::session::SessionPointer;
 use crate::limits::RateLimit;
 
 use self::in_process::InProcessCourier;
-use self::redis::RedisCourier;
+use self::redis::{RedisCourier, RedisEar};
 
 /// Longest any call to the courier takes, reconnecting included.
 pub const TIMEOUT: Duration = Duration::from_secs(1);
@@ -226,6 +227,38 @@ impl Courier {
         on_courier!(self, courier => courier.send(outgoing))
     }
 
+    /// Tells all replicas that something was settled in a session of which its channel must not know.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; the replicas find out by themselves then.
+    pub async fn tell_replicas(&self, session: &SessionId) -> Result<()> {
+        match self {
+            Self::Redis(courier) => bounded(courier.publish(OUTCOMES, session.as_str())).await,
+            Self::InProcess(courier) => {
+                courier.publish(OUTCOMES, session.as_str());
+                Ok(())
+            }
+        }
+    }
+
+    /// Begins to listen: to the replicas, and to the sessions that are subscribed to.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn listen(&self) -> Result<Ear> {
+        bounded(async {
+            Ok(match self {
+                Self::Redis(courier) => Ear::Redis(Box::new(courier.listen(OUTCOMES).await?)),
+                Self::InProcess(courier) => {
+                    let mut ear = courier.listen();
+                    ear.subscribe(&[OUTCOMES.to_owned()]);
+                    Ear::InProcess(ear)
+                }
+            })
+        })
+        .await
+    }
+
     /// Counts a call against a bucket that all replicas share; if it is full, how long to wait
     /// instead. In-process there is nobody to share with.
     ///
@@ -237,6 +270,75 @@ impl Courier {
             Self::InProcess(_) => Ok(None),
         }
     }
+}
+
+/// Hears of sessions with news: through Redis' Pub/Sub, or within this process.
+#[derive(Debug)]
+pub enum Ear {
+    /// A Pub/Sub connection of its own.
+    Redis(Box<RedisEar>),
+    /// What is published in this process.
+    InProcess(InProcessEar),
+}
+
+impl Ear {
+    /// Begins to hear of sessions; from the return on nothing is missed.
+    ///
+    /// # Errors
+    /// [`Unavailable`]: this ear hears nothing any more.
+    pub async fn subscribe(&mut self, sessions: &[&SessionId]) -> Result<()> {
+        match self {
+            Self::Redis(ear) => ear.subscribe(&channels(sessions)).await,
+            Self::InProcess(ear) => {
+                ear.subscribe(&channels(sessions));
+                Ok(())
+            }
+        }
+    }
+
+    /// Ceases to hear of sessions.
+    ///
+    /// # Errors
+    /// [`Unavailable`]: this ear hears nothing any more.
+    pub async fn unsubscribe(&mut self, sessions: &[&SessionId]) -> Result<()> {
+        match self {
+            Self::Redis(ear) => ear.unsubscribe(&channels(sessions)).await,
+            Self::InProcess(ear) => {
+                ear.unsubscribe(&channels(sessions));
+                Ok(())
+            }
+        }
+    }
+
+    /// The next session that may have news; `None` when that was none. Can be dropped and called
+    /// again.
+    ///
+    /// # Errors
+    /// [`Unavailable`]: this ear hears nothing any more.
+    pub async fn next(&mut self) -> Result<Option<SessionId>> {
+        let (channel, payload) = match self {
+            Self::Redis(ear) => ear.next().await?,
+            Self::InProcess(ear) => ear.next().await?,
+        };
+        let session =
+            if channel == OUTCOMES { Some(&*payload) } else { channel.strip_prefix(CHANNEL) };
+        Ok(session.and_then(|session| SessionId::parse(session.to_owned()).ok()))
+    }
+
+    /// Makes sure that it still hears.
+    ///
+    /// # Errors
+    /// [`Unavailable`]: it does not.
+    pub async fn ping(&mut self) -> Result<()> {
+        match self {
+            Self::Redis(ear) => ear.ping().await,
+            Self::InProcess(_) => Ok(()),
+        }
+    }
+}
+
+fn channels(sessions: &[&SessionId]) -> Vec<String> {
+    sessions.iter().map(|session| channel(session)).collect()
 }
 
 fn request_key(id: &RequestId) -> String {
@@ -263,8 +365,14 @@ fn rank_key(session: &SessionId) -> String {
     std::iter::once(plain).chain(numbered).find(is_beside).unwrap_or_default()
 }
 
+/// What stands before the session in the name of its channel (wire contract).
+const CHANNEL: &str = "hitl:channel:";
+/// A channel of our own, on which replicas tell each other of outcomes that must not be published on
+/// a session's channel, since agents there take anything for an approval. The payload is the session.
+const OUTCOMES: &str = "hitl:outcomes";
+
 fn channel(session: &SessionId) -> String {
-    format!("hitl:channel:{session}")
+    format!("{CHANNEL}{session}")
 }
 
 #[cfg(test)]

@@ -5,9 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use redis::aio::{PubSubSink, PubSubStream};
 use redis::{
-    AsyncCommands, ErrorKind, ExistenceCheck, FromRedisValue, RedisError, ServerErrorKind,
-    SetExpiry, SetOptions, ToRedisArgs, Value, cmd, from_redis_value,
+    AsyncCommands, ErrorKind, ExistenceCheck, FromRedisValue, RedisError, RedisResult,
+    ServerErrorKind, SetExpiry, SetOptions, ToRedisArgs, Value, cmd, from_redis_value,
 };
 
 use super::link::Link;
@@ -113,6 +115,25 @@ impl RedisCourier {
             .map_err(|error| unexpected(&error))
     }
 
+    pub async fn publish(&self, channel: &str, payload: &str) -> Result<()> {
+        self.link
+            .call(
+                None,
+                |mut redis| async move { redis.publish::<_, _, i64>(channel, payload).await },
+            )
+            .await?
+            .map(drop)
+            .map_err(|error| unexpected(&error))
+    }
+
+    /// Begins to listen to one channel.
+    pub async fn listen(&self, channel: &str) -> Result<RedisEar> {
+        let (sink, messages) = in_time(self.link.listen()).await?.split();
+        let mut ear = RedisEar { sink, messages };
+        ear.subscribe(&[channel.to_owned()]).await?;
+        Ok(ear)
+    }
+
     pub async fn send(&self, outgoing: &Outgoing<'_>) -> Result<Sent> {
         let request = super::request_key(outgoing.request);
         let session = super::session_key(outgoing.session);
@@ -147,6 +168,7 @@ impl RedisCourier {
             history: Some(history).filter(|history| !history.is_empty()),
         })
     }
+
     /// Runs a script whose keys are all in one slot. By its text: loading it by its hash first would
     /// need every node of a Cluster.
     async fn script<T: FromRedisValue>(
@@ -170,6 +192,47 @@ impl RedisCourier {
         let drain = u64::try_from(limit.drain().as_micros()).unwrap_or(u64::MAX);
         let wait: u64 = self.script(ADMIT, vec![bucket], (drain, limit.burst.get())).await?;
         Ok((wait > 0).then(|| Duration::from_micros(wait)))
+    }
+}
+
+/// Hears what is published, over a connection of its own.
+pub struct RedisEar {
+    sink: PubSubSink,
+    messages: PubSubStream,
+}
+
+impl std::fmt::Debug for RedisEar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisEar").finish_non_exhaustive()
+    }
+}
+
+impl RedisEar {
+    pub async fn subscribe(&mut self, channels: &[String]) -> Result<()> {
+        in_time(self.sink.subscribe(channels)).await
+    }
+
+    pub async fn unsubscribe(&mut self, channels: &[String]) -> Result<()> {
+        in_time(self.sink.unsubscribe(channels)).await
+    }
+
+    pub async fn ping(&mut self) -> Result<()> {
+        in_time(self.sink.ping::<Value>()).await.map(drop)
+    }
+
+    pub async fn next(&mut self) -> Result<(String, String)> {
+        let message = self.messages.next().await;
+        let message = message.ok_or_else(|| Unavailable("the connection is closed".to_owned()))?;
+        let payload = String::from_utf8_lossy(message.get_payload_bytes()).into_owned();
+        Ok((message.get_channel_name().to_owned(), payload))
+    }
+}
+
+/// The library bounds neither of these.
+async fn in_time<T>(work: impl Future<Output = RedisResult<T>>) -> Result<T> {
+    match tokio::time::timeout(super::TIMEOUT, work).await {
+        Ok(done) => done.map_err(|error| unexpected(&error)),
+        Err(_elapsed) => Err(Unavailable("no answer in time".to_owned())),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use futures_util::FutureExt as _;
 use futures_util::future::select_ok;
-use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::aio::{ConnectionLike, MultiplexedConnection, PubSub};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
@@ -78,7 +78,11 @@ impl RedisSettings {
 #[derive(Debug)]
 pub enum Topology {
     Single(Client),
-    Cluster(Box<ClusterClient>),
+    Cluster {
+        client: Box<ClusterClient>,
+        /// Those of the URL. Each hears all that is published on any.
+        nodes: Vec<ConnectionInfo>,
+    },
     Sentinel {
         sentinels: Vec<ConnectionInfo>,
         /// The name under which they know the master.
@@ -116,7 +120,7 @@ impl Topology {
         let nodes = nodes.into_iter().map(server).collect::<anyhow::Result<Vec<_>>>()?;
         let has_database = nodes.iter().any(|node| node.redis_settings().db() != 0);
         ensure!(!has_database, "a Cluster has no numbered databases");
-        let client = ClusterClient::builder(nodes)
+        let client = ClusterClient::builder(nodes.clone())
             .connection_timeout(NODE_TIMEOUT)
             .response_timeout(STEP_TIMEOUT)
             // Enough to follow a slot to where it has moved.
@@ -124,7 +128,7 @@ impl Topology {
             .min_retry_wait(10)
             .max_retry_wait(100)
             .build();
-        Ok(Self::Cluster(Box::new(client.ok().context("it cannot be used")?)))
+        Ok(Self::Cluster { client: Box::new(client.ok().context("it cannot be used")?), nodes })
     }
 
     /// Behind the hosts stands the name of the master, perhaps its database, and perhaps how to log
@@ -162,34 +166,57 @@ impl Topology {
         Ok(Self::Sentinel { sentinels, master, node })
     }
 
-    /// Connects. The master of Sentinels is asked for anew each time.
+    /// Connects.
     pub async fn connect(&self) -> RedisResult<Connection> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(STEP_TIMEOUT))
             .set_response_timeout(Some(STEP_TIMEOUT));
         let client = match self {
             Self::Single(client) => client.clone(),
-            Self::Cluster(client) => {
+            Self::Cluster { client, .. } => {
                 return client.get_async_connection().await.map(Connection::Cluster);
             }
             Self::Sentinel { sentinels, master, node } => {
-                // All at once, each by itself: the library would wait for the first one named,
-                // which may well have gone down with its master.
-                let asked = sentinels.iter().map(|sentinel| {
-                    let (sentinel, node) = (vec![sentinel.clone()], Some(node.clone()));
-                    async move {
-                        let kind = SentinelServerType::Master;
-                        SentinelClient::build(sentinel, master, node, kind)?
-                            .async_get_client()
-                            .await
-                    }
-                    .boxed()
-                });
-                select_ok(asked).await?.0
+                find_master(sentinels, master, node).await?
             }
         };
         client.get_multiplexed_async_connection_with_config(&config).await.map(Connection::Single)
     }
+
+    /// A connection that hears what is published.
+    pub async fn listen(&self) -> RedisResult<PubSub> {
+        match self {
+            Self::Single(client) => client.get_async_pubsub().await,
+            Self::Cluster { nodes, .. } => {
+                let connecting = nodes.iter().map(|node| {
+                    let node = node.clone();
+                    async move { Client::open(node)?.get_async_pubsub().await }.boxed()
+                });
+                Ok(select_ok(connecting).await?.0)
+            }
+            Self::Sentinel { sentinels, master, node } => {
+                find_master(sentinels, master, node).await?.get_async_pubsub().await
+            }
+        }
+    }
+}
+
+/// Asks all Sentinels at once, each by itself: the library would wait for the first one named, which
+/// may well have gone down with its master. The master is asked for anew each time.
+async fn find_master(
+    sentinels: &[ConnectionInfo],
+    master: &str,
+    node: &SentinelNodeConnectionInfo,
+) -> RedisResult<Client> {
+    let asked = sentinels.iter().map(|sentinel| {
+        let (sentinel, node) = (vec![sentinel.clone()], Some(node.clone()));
+        async move {
+            let kind = SentinelServerType::Master;
+            SentinelClient::build(sentinel, master, node, kind)?.async_get_client().await
+        }
+        .boxed()
+    });
+    Ok(select_ok(asked).await?.0)
 }
 
 fn server(url: Url) -> anyhow::Result<ConnectionInfo> {
@@ -270,7 +297,7 @@ mod tests {
             assert!(matches!(read(url).unwrap(), Topology::Single(_)), "{url}");
         }
         for url in ["redis+cluster://h", "rediss+cluster://u:p%40@a:1,[::1]:2,c/"] {
-            assert!(matches!(read(url).unwrap(), Topology::Cluster(_)), "{url}");
+            assert!(matches!(read(url).unwrap(), Topology::Cluster { .. }), "{url}");
         }
         for url in ["redis+sentinel://h/m", "rediss+sentinel://u:p@a:1,[::1],c/m/2"] {
             assert!(matches!(read(url).unwrap(), Topology::Sentinel { .. }), "{url}");

@@ -125,6 +125,28 @@ pub enum State {
     Cancelled,
 }
 
+impl State {
+    /// `pending`, `approved`, `rejected`, `expired` or `cancelled`: on the wire and in the ledger.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Decided(decision) => decision.verdict.status(),
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// What somebody decided, if anybody did.
+    #[must_use]
+    pub fn decision(&self) -> Option<&Decision> {
+        match self {
+            Self::Decided(decision) => Some(decision),
+            Self::Pending | Self::Expired | Self::Cancelled => None,
+        }
+    }
+}
+
 /// What is still to be done in Redis for a row of the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
@@ -172,6 +194,14 @@ pub struct Record {
     pub listeners: Option<i64>,
     /// Which history of Redis' data holds the signal: another one by now may have lost it.
     pub sent_to: Option<String>,
+    /// When the signal was sent, UTC.
+    pub sent_at: Option<DateTime<Utc>>,
+    /// The number of its outcome among those of its session, from 1; `None` while it is pending.
+    pub outcome: Option<i64>,
+    /// When it ceased to be pending, UTC.
+    pub settled_at: Option<DateTime<Utc>>,
+    /// When its agent said that it had acted on the outcome, UTC.
+    pub acted_at: Option<DateTime<Utc>>,
 }
 
 impl Record {
@@ -228,6 +258,35 @@ pub enum Refusal {
     Altered,
     /// The session is somebody else's, whose agent would take our signal for its answer.
     SessionTaken,
+    /// It is not the content that the caller has looked at.
+    Changed,
+    /// There is no outcome yet that an agent could have acted on.
+    Undecided,
+}
+
+/// The content that a person has looked at and decides about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Expected {
+    /// Whatever is asked now.
+    #[default]
+    Anything,
+    /// One of these fingerprints.
+    OneOf(Vec<String>),
+}
+
+impl Expected {
+    /// Refuses content of another fingerprint.
+    ///
+    /// # Errors
+    /// [`Refusal::Changed`].
+    pub fn check(&self, fingerprint: &str) -> Result<(), Refusal> {
+        match self {
+            Self::OneOf(expected) if !expected.iter().any(|one| one == fingerprint) => {
+                Err(Refusal::Changed)
+            }
+            Self::Anything | Self::OneOf(_) => Ok(()),
+        }
+    }
 }
 
 /// The decision that stands in the way of another.
@@ -461,6 +520,10 @@ mod tests {
                 owed_since: kept.created_at,
                 listeners: None,
                 sent_to: None,
+                sent_at: None,
+                outcome: None,
+                settled_at: None,
+                acted_at: None,
             }
         }
     }

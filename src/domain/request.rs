@@ -10,7 +10,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use sha2::{Digest, Sha256};
 
-use super::decision::{Decision, Verdict};
+use super::decision::{Decision, State, Verdict};
 use super::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use super::json::{self, RawObject};
 
@@ -212,6 +212,14 @@ pub fn decided_document(document: &str, decision: &Decision) -> String {
     if let Some(reason) = decision.verdict.reason() {
         object.insert("reason".to_owned(), json::raw(reason));
     }
+    json::raw(&object).get().to_owned()
+}
+
+/// The document of a request that was closed undecided: the same object with another status.
+#[must_use]
+pub fn closed_document(document: &str, state: &State) -> String {
+    let mut object: RawObject = serde_json::from_str(document).unwrap_or_default();
+    object.insert("status".to_owned(), json::raw(state.as_str()));
     json::raw(&object).get().to_owned()
 }
 

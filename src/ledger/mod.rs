@@ -108,8 +108,8 @@ type Result<T> = std::result::Result<T, LedgerError>;
 pub struct Writing<'a> {
     /// The request.
     pub candidate: &'a Candidate,
-    /// What was decided; `None` to register it as pending.
-    pub decision: Option<&'a Decision>,
+    /// Where it stands from then on: [`State::Pending`] to register it, else decided or cancelled.
+    pub state: &'a State,
     /// Who does it.
     pub caller: &'a Caller,
     /// When.
@@ -285,13 +285,14 @@ impl Ledger {
         }
     }
 
-    /// Records a decision if the request is undecided, makes its task follow, and notes that its
-    /// signal is owed; all or nothing. The caller holds the signal's lease for [`LEASE`].
+    /// Records a decision or a withdrawal if the request is undecided, makes its task follow, and
+    /// notes that a decision's signal is owed; all or nothing. The caller holds the signal's lease
+    /// for [`LEASE`].
     ///
     /// # Errors
     /// [`LedgerError::Unavailable`] leaves open whether it was recorded; ask again by reading.
-    pub async fn record_decision(&self, writing: &Writing<'_>) -> Result<Recorded> {
-        if let Some(row) = on_engine!(self, ledger => ledger.record_decision(writing))? {
+    pub async fn record_outcome(&self, writing: &Writing<'_>) -> Result<Recorded> {
+        if let Some(row) = on_engine!(self, ledger => ledger.record_outcome(writing))? {
             let waits = row.task_status.as_deref() == Some(TaskStatus::WaitingApproval.as_str());
             let record = row.into_record()?;
             if waits {
@@ -337,14 +338,67 @@ impl Ledger {
         row.map(RequestRow::into_record).transpose()
     }
 
-    /// Closes a pending request whose time is over: no decision that is still under way can be
-    /// recorded from then on. The row as it stands then; one that was decided first stays so.
+    /// Closes a pending request whose time is over and fails its task: no decision that is still
+    /// under way can be recorded from then on. `None` when it was not pending, or not over.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn expire(&self, id: &RequestId, now: DateTime<Utc>) -> Result<Option<Record>> {
-        on_engine!(self, ledger => ledger.expire(id, now))?;
-        self.find_request(id).await
+        let row = on_engine!(self, ledger => ledger.expire(id, now))?;
+        row.map(RequestRow::into_record).transpose()
+    }
+
+    /// Up to `limit` pending requests whose time is over, the longest first.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn overdue(&self, now: DateTime<Utc>, limit: i64) -> Result<Vec<RequestId>> {
+        let ids = on_engine!(self, ledger => ledger.overdue(now, limit))?;
+        Ok(ids.into_iter().filter_map(|id| RequestId::parse(id).ok()).collect())
+    }
+
+    /// Notes that the agent has acted on an outcome; the first time counts. `None` when the tenant
+    /// has no such request, or it is pending.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer; noting it again is safe.
+    pub async fn acknowledge(
+        &self,
+        tenant: &TenantId,
+        id: &RequestId,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Record>> {
+        let row = on_engine!(self, ledger => ledger.acknowledge(tenant, id, now))?;
+        row.map(RequestRow::into_record).transpose()
+    }
+
+    /// Up to `limit` outcomes of a session with numbers above `after`, in their order, but for those
+    /// that the session had moved on from. With `open_since`, only those settled since then on which
+    /// no agent says to have acted.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn outcomes(
+        &self,
+        tenant: &TenantId,
+        session: &SessionId,
+        after: i64,
+        open_since: Option<DateTime<Utc>>,
+        limit: i64,
+    ) -> Result<Vec<Record>> {
+        let rows =
+            on_engine!(self, ledger => ledger.outcomes(tenant, session, after, open_since, limit))?;
+        rows.into_iter().map(RequestRow::into_record).collect()
+    }
+
+    /// What was settled since then, of all tenants, each with its session.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn settled_since(&self, since: DateTime<Utc>) -> Result<Vec<(SessionId, String)>> {
+        let settled = on_engine!(self, ledger => ledger.settled_since(since))?;
+        let readable = |(session, request)| Some((SessionId::parse(session).ok()?, request));
+        Ok(settled.into_iter().filter_map(readable).collect())
     }
 
     /// The tenant's last decided request of a session.
@@ -539,6 +593,10 @@ pub struct RequestRow {
     owed_since: DateTime<Utc>,
     listeners: Option<i64>,
     sent_to: Option<String>,
+    sent_at: Option<DateTime<Utc>>,
+    outcome: Option<i64>,
+    settled_at: Option<DateTime<Utc>>,
+    acted_at: Option<DateTime<Utc>>,
     #[sqlx(default)]
     task_status: Option<String>,
 }
@@ -585,6 +643,10 @@ impl RequestRow {
             owed_since: self.owed_since,
             listeners: self.listeners,
             sent_to: self.sent_to,
+            sent_at: self.sent_at,
+            outcome: self.outcome,
+            settled_at: self.settled_at,
+            acted_at: self.acted_at,
         })
     }
 }

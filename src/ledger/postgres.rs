@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPool, PgPoolOptions};
 use sqlx::{Connection, PgConnection, Postgres};
 
@@ -69,7 +70,7 @@ impl PgLedger {
         self.pool.close().await;
     }
 
-    pub async fn record_decision(&self, writing: &Writing<'_>) -> sqlx::Result<Option<RequestRow>> {
+    pub async fn record_outcome(&self, writing: &Writing<'_>) -> sqlx::Result<Option<RequestRow>> {
         self.write(in_one_statement!(decide_request!()), writing).await
     }
 
@@ -85,15 +86,44 @@ impl PgLedger {
         let write = async || {
             bind_writing(sqlx::query_as(statement), writing).fetch_optional(&self.pool).await
         };
-        match write().await {
-            // Nothing was written. Now that the other tenant's task can be seen, a new one is made.
-            Err(error) if is_anothers_task(&error) => {
-                crash_point!("task-taken");
-                write().await
+        loop {
+            match write().await {
+                // Nothing was written. Now that the other tenant's task can be seen, a new one is
+                // made.
+                Err(error) if is_anothers_task(&error) => crash_point!("task-taken"),
+                // Nor then: the session's next outcome has the number after it.
+                Err(error) if is_number_taken(&error) => {}
+                written => return written,
             }
-            written => written,
         }
     }
+
+    pub async fn expire(
+        &self,
+        id: &RequestId,
+        now: DateTime<Utc>,
+    ) -> sqlx::Result<Option<RequestRow>> {
+        let expire = concat!(
+            "WITH expired AS (",
+            expire_request!(),
+            "), touched AS (",
+            expire_task!("expired"),
+            ") SELECT * FROM expired"
+        );
+        loop {
+            let expired =
+                sqlx::query_as(expire).bind(id.as_str()).bind(now).fetch_optional(&self.pool);
+            match expired.await {
+                Err(error) if is_number_taken(&error) => {}
+                expired => return expired,
+            }
+        }
+    }
+}
+
+/// Whether another outcome of the session took its number at the same moment.
+fn is_number_taken(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(DatabaseError::constraint) == Some("hitl_request_outcome")
 }
 
 /// Whether another tenant made a task of this name at the same moment; see `write_task`.

@@ -22,16 +22,74 @@ macro_rules! ledger_queries {
                     .await
             }
 
-            pub async fn expire(&self, id: &RequestId, now: DateTime<Utc>) -> sqlx::Result<()> {
-                sqlx::query(
-                    "UPDATE hitl_request SET status = 'expired'
-                      WHERE request_id = $1 AND status = 'pending' AND expires_at <= $2",
+            pub async fn overdue(
+                &self,
+                now: DateTime<Utc>,
+                limit: i64,
+            ) -> sqlx::Result<Vec<String>> {
+                sqlx::query_scalar(
+                    "SELECT request_id FROM hitl_request
+                      WHERE status = 'pending' AND expires_at <= $1
+                      ORDER BY expires_at LIMIT $2",
+                )
+                .bind(now)
+                .bind(limit)
+                .fetch_all(&self.pool)
+                .await
+            }
+
+            pub async fn acknowledge(
+                &self,
+                tenant: &TenantId,
+                id: &RequestId,
+                now: DateTime<Utc>,
+            ) -> sqlx::Result<Option<RequestRow>> {
+                sqlx::query_as(
+                    "UPDATE hitl_request SET acted_at = COALESCE(acted_at, $3)
+                      WHERE request_id = $1 AND tenant_id = $2 AND status <> 'pending'
+                      RETURNING *",
                 )
                 .bind(id.as_str())
+                .bind(tenant.as_str())
                 .bind(now)
-                .execute(&self.pool)
+                .fetch_optional(&self.pool)
                 .await
-                .map(drop)
+            }
+
+            pub async fn outcomes(
+                &self,
+                tenant: &TenantId,
+                session: &SessionId,
+                after: i64,
+                open_since: Option<DateTime<Utc>>,
+                limit: i64,
+            ) -> sqlx::Result<Vec<RequestRow>> {
+                sqlx::query_as(
+                    "SELECT * FROM hitl_request
+                      WHERE tenant_id = $1 AND session_id = $2 AND outcome > $3
+                        AND delivery <> 'superseded'
+                        AND ($4 IS NULL OR (acted_at IS NULL AND settled_at > $4))
+                      ORDER BY outcome LIMIT $5",
+                )
+                .bind(tenant.as_str())
+                .bind(session.as_str())
+                .bind(after)
+                .bind(open_since)
+                .bind(limit)
+                .fetch_all(&self.pool)
+                .await
+            }
+
+            pub async fn settled_since(
+                &self,
+                since: DateTime<Utc>,
+            ) -> sqlx::Result<Vec<(String, String)>> {
+                sqlx::query_as(
+                    "SELECT session_id, request_id FROM hitl_request WHERE settled_at > $1",
+                )
+                .bind(since)
+                .fetch_all(&self.pool)
+                .await
             }
 
             pub async fn newest_decided(
@@ -278,7 +336,7 @@ macro_rules! ledger_queries {
         > {
             let own = |text: &str| text.to_owned();
             let request = &writing.candidate.request;
-            let decision = writing.decision;
+            let decision = writing.state.decision();
             let via = &writing.caller.via;
             query
                 .bind(own(request.id.as_str()))
@@ -293,7 +351,7 @@ macro_rules! ledger_queries {
                 .bind(super::new_task_id())
                 .bind(writing.candidate.created_at)
                 .bind(writing.candidate.expires_at)
-                .bind(decision.map_or("pending", |decision| decision.verdict.status()))
+                .bind(writing.state.as_str())
                 .bind(decision.map(|decision| own(decision.by.as_str())))
                 .bind(decision.map(|decision| decision.at))
                 .bind(decision.and_then(|decision| decision.verdict.reason()).map(own))

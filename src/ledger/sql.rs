@@ -11,6 +11,21 @@
 //! 18 caller type · 19 agent id · 20 trace id · 21 gateway request id · 22 now · 23 `due_at` ·
 //! 24 context · 25 message · 26 plan steps · 27 the caller · 28 content hash.
 
+/// The number of a session's next outcome. Another replica may take it at the same moment: then the
+/// statement fails, and is run again.
+macro_rules! next_outcome {
+    ($tenant:literal, $session:literal) => {
+        concat!(
+            "(SELECT COALESCE(MAX(n.outcome), 0) + 1 FROM hitl_request n
+               WHERE n.tenant_id = ",
+            $tenant,
+            " AND n.session_id = ",
+            $session,
+            ")"
+        )
+    };
+}
+
 /// Inserts the request's row. `kept` is the task that goes on; it is ours if no agent made it.
 macro_rules! write_request {
     ($only_if:literal, $on_conflict:literal) => {
@@ -19,7 +34,7 @@ macro_rules! write_request {
                 request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint,
                 content_hash, document, task_id, owns_task, created_at, expires_at, status, decided_by,
                 decided_at, reason, caller_source, caller_type, agent_id, trace_id,
-                gateway_request_id, delivery, owed_since, due_at
+                gateway_request_id, delivery, owed_since, due_at, outcome, settled_at
              )
              SELECT $1, $2, $3, $4, $5, $6, $7, $28, $8,
                 COALESCE(
@@ -29,7 +44,12 @@ macro_rules! write_request {
                 ),
                 task.kept IS NULL
                     OR EXISTS (SELECT 1 FROM hitl_request r WHERE r.task_id = task.kept AND r.owns_task),
-                $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, 'owed', $22, $23
+                $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
+                CASE WHEN $13 = 'cancelled' THEN 'sent' ELSE 'owed' END, $22, $23,
+                CASE WHEN $13 <> 'pending' THEN ",
+            next_outcome!("$3", "$4"),
+            " END,
+                CASE WHEN $13 <> 'pending' THEN $22 END
              FROM task WHERE ",
             $only_if,
             " ON CONFLICT (request_id) ",
@@ -78,12 +98,14 @@ macro_rules! write_task {
                          WHERE o.task_id = d.task_id AND o.request_id <> d.request_id
                            AND o.status = 'pending' AND o.expires_at > $22
                     ) THEN 'WAITING_APPROVAL'
-                    WHEN d.status = 'rejected' AND d.owns_task THEN 'FAILED'
+                    WHEN d.status IN ('rejected', 'cancelled') AND d.owns_task THEN 'FAILED'
                     ELSE 'IN_PROGRESS'
                 END,
                 0, $25, $24, $26, d.request_id,
                 CASE WHEN d.status = 'rejected'
-                     THEN 'Rejected by ' || d.decided_by || ': ' || d.reason END,
+                          THEN 'Rejected by ' || d.decided_by || ': ' || d.reason
+                     WHEN d.status = 'cancelled' AND d.owns_task
+                          THEN 'Withdrawn by its agent' END,
                 $22, d.created_at, $22
              FROM ",
             $from,
@@ -105,7 +127,8 @@ macro_rules! write_task {
     };
 }
 
-/// A decision: a new row, or a pending one that is still the same request and not expired.
+/// A decision or a withdrawal: a new row, or a pending one that is still the same request and not
+/// expired.
 macro_rules! decide_request {
     () => {
         write_request!(
@@ -116,10 +139,11 @@ macro_rules! decide_request {
                 caller_source = excluded.caller_source, caller_type = excluded.caller_type,
                 agent_id = excluded.agent_id, trace_id = excluded.trace_id,
                 gateway_request_id = excluded.gateway_request_id,
-                delivery = 'owed', owed_since = excluded.owed_since, due_at = excluded.due_at,
-                attempts = 0, sent_at = NULL, listeners = NULL, sent_to = NULL
+                delivery = excluded.delivery, owed_since = excluded.owed_since,
+                due_at = excluded.due_at, attempts = 0, sent_at = NULL, listeners = NULL,
+                sent_to = NULL, outcome = excluded.outcome, settled_at = excluded.settled_at
               WHERE hitl_request.status = 'pending'
-                AND hitl_request.expires_at > excluded.decided_at
+                AND hitl_request.expires_at > excluded.settled_at
                 AND hitl_request.tenant_id = excluded.tenant_id
                 AND hitl_request.content_hash = excluded.content_hash"
         )
@@ -133,6 +157,38 @@ macro_rules! register_request {
             "NOT EXISTS (SELECT 1 FROM agent_task
                           WHERE task_id = task.kept AND status IN ('COMPLETED', 'FAILED'))",
             "DO NOTHING"
+        )
+    };
+}
+
+/// Closes a pending request whose time is over. $1 its id · $2 now.
+macro_rules! expire_request {
+    () => {
+        concat!(
+            "UPDATE hitl_request AS d
+                SET status = 'expired', settled_at = $2, delivery = 'sent', outcome = ",
+            next_outcome!("d.tenant_id", "d.session_id"),
+            " WHERE request_id = $1 AND status = 'pending' AND expires_at <= $2 RETURNING *"
+        )
+    };
+}
+
+/// Fails the task of a request that has just expired, unless it waits for another one as well.
+/// $1 the request's id · $2 now.
+macro_rules! expire_task {
+    ($from:literal) => {
+        concat!(
+            "UPDATE agent_task
+                SET status = 'FAILED', updated_at = CASE WHEN updated_at > $2 THEN updated_at ELSE $2 END,
+                    error_message = 'Nobody decided on ' || $1 || ' in time'
+              WHERE task_id IN (SELECT task_id FROM ",
+            $from,
+            ") AND status NOT IN ('COMPLETED', 'FAILED')
+                AND NOT EXISTS (
+                    SELECT 1 FROM hitl_request o
+                     WHERE o.task_id = agent_task.task_id AND o.request_id <> $1
+                       AND o.status = 'pending' AND o.expires_at > $2
+                )"
         )
     };
 }

@@ -50,7 +50,7 @@ impl SqliteLedger {
         self.pool.close().await;
     }
 
-    pub async fn record_decision(&self, writing: &Writing<'_>) -> sqlx::Result<Option<RequestRow>> {
+    pub async fn record_outcome(&self, writing: &Writing<'_>) -> sqlx::Result<Option<RequestRow>> {
         self.write(concat!("WITH ", kept_task!(), decide_request!()), writing).await
     }
 
@@ -75,5 +75,27 @@ impl SqliteLedger {
         }
         transaction.commit().await?;
         Ok(row)
+    }
+
+    pub async fn expire(
+        &self,
+        id: &RequestId,
+        now: DateTime<Utc>,
+    ) -> sqlx::Result<Option<RequestRow>> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let expired = sqlx::query_as(expire_request!())
+            .bind(id.as_str())
+            .bind(now)
+            .fetch_optional(&mut *transaction)
+            .await?;
+        if expired.is_some() {
+            sqlx::query(expire_task!("hitl_request WHERE request_id = $1"))
+                .bind(id.as_str())
+                .bind(now)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(expired)
     }
 }

@@ -11,7 +11,7 @@ use aura_hitl::app::Replica;
 use aura_hitl::auth;
 use aura_hitl::config::{Config, LedgerConfig};
 use aura_hitl::core::Core;
-use aura_hitl::courier::{Courier, RedisSettings, Sent, StoredRequest};
+use aura_hitl::courier::{Courier, InProcessEar, RedisSettings, Sent, StoredRequest};
 use aura_hitl::domain::approver::{Caller, Role, Via};
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Candidate, Decision, Delivery, Record, State, Verdict};
@@ -21,14 +21,13 @@ use aura_hitl::domain::task::{Task, TaskFilter};
 use aura_hitl::ledger::{LEASE, Ledger, Recorded, Writing};
 use aura_hitl::routes::{Access, Entry};
 use chrono::{DateTime, TimeDelta, Utc};
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use redis::AsyncCommands as _;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection};
 use tempfile::TempDir;
-use tokio::sync::broadcast;
 
 /// The two ways to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -497,7 +496,7 @@ pub async fn told_to_redis(client: &redis::Client, work: impl Future<Output = ()
 /// A subscriber, as real as the mode has them.
 pub enum Ear {
     Redis { subscription: Box<redis::aio::PubSub>, channel: String },
-    InProcess { receiver: broadcast::Receiver<(String, String)>, channel: String },
+    InProcess(InProcessEar),
 }
 
 impl Ear {
@@ -506,7 +505,11 @@ impl Ear {
         let channel = format!("hitl:channel:{session}");
         match &app.core.courier {
             Courier::Redis(_) => Self::on_redis(channel).await,
-            Courier::InProcess(courier) => Self::InProcess { receiver: courier.listen(), channel },
+            Courier::InProcess(courier) => {
+                let mut ear = courier.listen();
+                ear.subscribe(&[channel]);
+                Self::InProcess(ear)
+            }
         }
     }
 
@@ -529,12 +532,7 @@ impl Ear {
                 Self::Redis { subscription, .. } => {
                     subscription.on_message().next().await.unwrap().get_payload().unwrap()
                 }
-                Self::InProcess { receiver, channel } => loop {
-                    let (to, message) = receiver.recv().await.unwrap();
-                    if to == *channel {
-                        break message;
-                    }
-                },
+                Self::InProcess(ear) => ear.next().await.unwrap().1,
             }
         };
         tokio::time::timeout(Duration::from_secs(10), hearing).await.expect("nothing was published")
@@ -557,11 +555,9 @@ impl Ear {
                     messages.push(message);
                 }
             }
-            Self::InProcess { receiver, channel } => {
-                while let Ok((to, message)) = receiver.try_recv() {
-                    if to == *channel {
-                        messages.push(message);
-                    }
+            Self::InProcess(ear) => {
+                while let Some(heard) = ear.next().now_or_never() {
+                    messages.push(heard.unwrap().1);
                 }
                 messages
             }
@@ -758,8 +754,7 @@ pub async fn decide_on_ledger(
     now: DateTime<Utc>,
 ) -> Recorded {
     let (candidate, caller) = (asked.candidate(origin, now), who.caller());
-    let decision = Some(&who.decides(verdict, now));
-    let writing =
-        Writing { candidate: &candidate, decision, caller: &caller, now, held_for: LEASE };
-    ledger.record_decision(&writing).await.unwrap()
+    let state = &State::Decided(who.decides(verdict, now));
+    let writing = Writing { candidate: &candidate, state, caller: &caller, now, held_for: LEASE };
+    ledger.record_outcome(&writing).await.unwrap()
 }

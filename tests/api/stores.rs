@@ -113,7 +113,7 @@ impl Stores {
         let (candidate, caller) = (asked.candidate(Origin::Http, now), who.caller());
         let writing = Writing {
             candidate: &candidate,
-            decision: None,
+            state: &State::Pending,
             caller: &caller,
             now,
             held_for: LEASE,
@@ -690,9 +690,10 @@ impl Stores {
         match &self.courier {
             Courier::InProcess(courier) => {
                 let mut messages = courier.listen();
+                messages.subscribe(&[channel]);
                 tokio::spawn(async move {
-                    while let Ok((to, payload)) = messages.recv().await {
-                        if to == channel && sender.send(payload).is_err() {
+                    while let Ok((_channel, payload)) = messages.next().await {
+                        if sender.send(payload).is_err() {
                             break;
                         }
                     }

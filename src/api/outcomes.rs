@@ -1,0 +1,249 @@
+//! What became of one request: for its agent, at any time, with or without Redis.
+
+use std::time::Duration;
+
+use actix_web::http::header::RETRY_AFTER;
+use actix_web::web;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::envelope::{Answer, ok, wire_time};
+use super::error::ApiError;
+use super::request_id;
+use crate::auth::CallerOf;
+use crate::core::Core;
+use crate::domain::decision::{Delivery, Record, State};
+use crate::outcomes::{self, Found};
+
+/// Longest that a call may wait, in seconds: under the minute after which many proxies give up.
+pub const LONGEST_WAIT_SECONDS: u64 = 55;
+
+/// How long to wait.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+pub struct WaitQuery {
+    /// Longest to wait for an outcome, in seconds; 0 when absent.
+    #[param(minimum = 0, maximum = 55)]
+    wait_seconds: Option<u64>,
+}
+
+/// Where a request stands.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OutcomeView {
+    /// The request.
+    #[schema(example = "req-12345")]
+    request_id: String,
+    /// The session that waits.
+    #[schema(example = "session_user123_1706149260")]
+    session_id: String,
+    /// `pending`, `approved`, `rejected`, `expired` or `cancelled`.
+    #[schema(example = "approved")]
+    status: &'static str,
+    /// SHA-256 of what was asked, `actionType` and `context`, in hex. Act only on this.
+    fingerprint: String,
+    /// From when on nobody may decide it. UTC, whole seconds, no zone suffix, as all times here.
+    expires_at: String,
+    /// Why it was rejected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Who decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decided_by: Option<String>,
+    /// When they did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decided_at: Option<String>,
+    /// When it ceased to be pending.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settled_at: Option<String>,
+    /// What became of the signal in Redis.
+    signal: SignalView,
+    /// When the agent said that it had acted on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acted_at: Option<String>,
+}
+
+/// What became of a signal.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SignalView {
+    /// `none`, for there is nothing to signal; `owed`; `sent`; `superseded`, for its session had
+    /// moved on.
+    #[schema(example = "sent")]
+    state: &'static str,
+    /// When it was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sent_at: Option<String>,
+    /// How many subscribers its channel had then. 0 does not mean that it is lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listeners: Option<i64>,
+}
+
+/// A request that its agent has done with.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClosedView {
+    /// The request.
+    #[schema(example = "req-12345")]
+    request_id: String,
+    /// Its session.
+    #[schema(example = "session_user123_1706149260")]
+    session_id: String,
+    /// Where it stands.
+    #[schema(example = "approved")]
+    status: &'static str,
+    /// When the agent first said that it had acted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acted_at: Option<String>,
+}
+
+/// A wait as it was asked for.
+///
+/// # Errors
+/// When it is longer than [`LONGEST_WAIT_SECONDS`].
+pub fn wait_of(seconds: Option<u64>) -> Result<Option<Duration>, ApiError> {
+    match seconds {
+        Some(seconds) if seconds > LONGEST_WAIT_SECONDS => Err(ApiError::bad_parameter(
+            "waitSeconds",
+            "must be from 0 to 55",
+            "0에서 55 사이여야 합니다",
+        )),
+        seconds => Ok(seconds.map(Duration::from_secs)),
+    }
+}
+
+/// Read where a request stands, and wait for its outcome if asked to. Answered from the ledger, at
+/// any time later.
+///
+/// # Errors
+/// As the contract says.
+#[utoipa::path(
+    get, path = "/aura/hitl/requests/{requestId}/decision", tag = "outcomes",
+    params(("requestId" = String, Path, example = "req-12345"), WaitQuery),
+    responses((status = 200, description = "Where it stands, pending included", body = super::envelope::Envelope<OutcomeView>))
+)]
+pub async fn read(
+    CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
+    id: web::Path<String>,
+    query: web::Query<WaitQuery>,
+) -> Result<Answer<OutcomeView>, ApiError> {
+    let id = request_id(&id)?;
+    let wait = wait_of(query.wait_seconds)?;
+    let (work, asked) = (core.get_ref().clone(), (caller.clone(), id.clone()));
+    let mut found =
+        core.run_to_end(async move { outcomes::find(&work, &asked.0, &asked.1).await }).await??;
+    if let Some(wait) = wait.filter(|wait| found.is_pending() && !wait.is_zero()) {
+        let session = found.session().clone();
+        let ask = || {
+            let (core, caller, id) = (core.get_ref().clone(), caller.clone(), id.clone());
+            async move { outcomes::find(&core, &caller, &id).await }
+        };
+        found = outcomes::wait(&core, &session, wait, ask, |found| !found.is_pending()).await?;
+    }
+    let is_pending = found.is_pending();
+    let answer = ok("Decision retrieved", view(found));
+    Ok(if is_pending && wait.is_some() { answer.with((RETRY_AFTER, "0")) } else { answer })
+}
+
+/// Withdraw a pending request. Withdrawing it again is answered alike.
+///
+/// # Errors
+/// As the contract says: 409 with the decision that stands, if somebody was faster.
+#[utoipa::path(
+    post, path = "/aura/hitl/requests/{requestId}/cancel", tag = "outcomes",
+    params(("requestId" = String, Path, example = "req-12345")),
+    responses((status = 200, description = "Withdrawn: nobody can decide it any more", body = super::envelope::Envelope<ClosedView>))
+)]
+pub async fn cancel(
+    CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
+    id: web::Path<String>,
+) -> Result<Answer<ClosedView>, ApiError> {
+    let id = request_id(&id)?;
+    let work = core.get_ref().clone();
+    let cancelled =
+        core.run_to_end(async move { outcomes::cancel(&work, &caller, &id).await }).await??;
+    Ok(ok("Request cancelled", closed(&cancelled)))
+}
+
+/// Say that the outcome has been acted on. The first time counts.
+///
+/// # Errors
+/// As the contract says: 409 while the request is pending.
+#[utoipa::path(
+    post, path = "/aura/hitl/requests/{requestId}/ack", tag = "outcomes",
+    params(("requestId" = String, Path, example = "req-12345")),
+    responses((status = 200, description = "Noted", body = super::envelope::Envelope<ClosedView>))
+)]
+pub async fn acknowledge(
+    CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
+    id: web::Path<String>,
+) -> Result<Answer<ClosedView>, ApiError> {
+    let id = request_id(&id)?;
+    let work = core.get_ref().clone();
+    let noted =
+        core.run_to_end(async move { outcomes::acknowledge(&work, &caller, &id).await }).await??;
+    Ok(ok("Decision acknowledged", closed(&noted)))
+}
+
+fn closed(record: &Record) -> ClosedView {
+    ClosedView {
+        request_id: record.id.to_string(),
+        session_id: record.session.to_string(),
+        status: record.state.as_str(),
+        acted_at: record.acted_at.map(wire_time),
+    }
+}
+
+fn view(found: Found) -> OutcomeView {
+    match found {
+        Found::InLedger(record) => {
+            let decision = record.state.decision();
+            OutcomeView {
+                request_id: record.id.to_string(),
+                session_id: record.session.to_string(),
+                status: record.state.as_str(),
+                expires_at: wire_time(record.expires_at),
+                reason: decision
+                    .and_then(|decision| decision.verdict.reason())
+                    .map(ToOwned::to_owned),
+                decided_by: decision.map(|decision| decision.by.to_string()),
+                decided_at: decision.map(|decision| wire_time(decision.at)),
+                settled_at: record.settled_at.map(wire_time),
+                signal: signal(&record),
+                acted_at: record.acted_at.map(wire_time),
+                fingerprint: record.fingerprint,
+            }
+        }
+        Found::InRedis(candidate) => OutcomeView {
+            request_id: candidate.request.id.to_string(),
+            session_id: candidate.request.session.to_string(),
+            status: State::Pending.as_str(),
+            fingerprint: candidate.request.fingerprint,
+            expires_at: wire_time(candidate.expires_at),
+            reason: None,
+            decided_by: None,
+            decided_at: None,
+            settled_at: None,
+            signal: NO_SIGNAL,
+            acted_at: None,
+        },
+    }
+}
+
+const NO_SIGNAL: SignalView = SignalView { state: "none", sent_at: None, listeners: None };
+
+fn signal(record: &Record) -> SignalView {
+    if record.state.decision().is_none() {
+        return NO_SIGNAL;
+    }
+    let state = match record.delivery {
+        Delivery::Owed => "owed",
+        Delivery::Sent => "sent",
+        Delivery::Superseded => return SignalView { state: "superseded", ..NO_SIGNAL },
+    };
+    SignalView { state, sent_at: record.sent_at.map(wire_time), listeners: record.listeners }
+}

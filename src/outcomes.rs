@@ -1,0 +1,271 @@
+//! The agent's side: what became of its request, waiting for that without Redis, withdrawing a
+//! request, and saying that it has acted.
+//!
+//! An expiry and a withdrawal are outcomes of their own. They reach agents over HTTP only: on a
+//! Redis channel an agent would take them for an approval.
+
+use std::future::Future;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{debug, info};
+
+use crate::approvals::{self, Problem};
+use crate::core::Core;
+use crate::domain::approver::Caller;
+use crate::domain::decision::{Candidate, Record, Refusal, Standing, State, Verdict, decide};
+use crate::domain::ids::{RequestId, SessionId};
+use crate::domain::request::REQUEST_TTL_SECONDS;
+use crate::domain::session::SessionPointer;
+use crate::hub::Waiter;
+use crate::ledger::{LedgerError, Recorded, Writing};
+
+/// Outcomes to read at once.
+const BATCH: usize = 100;
+/// Pause before asking again when a store did not answer: what was told meanwhile may be lost.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+type Result<T> = std::result::Result<T, Problem>;
+
+/// A request, as far as anybody knows it.
+#[derive(Debug)]
+pub enum Found {
+    /// The ledger has it.
+    InLedger(Box<Record>),
+    /// An agent wrote it to Redis, and nobody has decided it.
+    InRedis(Box<Candidate>),
+}
+
+/// Where one request stands.
+///
+/// # Errors
+/// [`Problem`]; [`Refusal::NotFound`] for strangers and unknown ids alike.
+pub async fn find(core: &Core, caller: &Caller, id: &RequestId) -> Result<Found> {
+    if let Some(record) = core.ledger.find_request(id).await? {
+        if record.tenant != caller.tenant {
+            return Err(Refusal::NotFound.into());
+        }
+        return Ok(Found::InLedger(Box::new(record)));
+    }
+    let stored = core.courier.find_request(id).await?.ok_or(Refusal::NotFound)?;
+    let candidate = approvals::open_for(core, caller, id, stored).await?;
+    Ok(Found::InRedis(Box::new(candidate)))
+}
+
+impl Found {
+    /// The session that waits.
+    #[must_use]
+    pub fn session(&self) -> &SessionId {
+        match self {
+            Self::InLedger(record) => &record.session,
+            Self::InRedis(candidate) => &candidate.request.session,
+        }
+    }
+
+    /// Whether there is no outcome yet.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        match self {
+            Self::InLedger(record) => record.state == State::Pending,
+            Self::InRedis(_) => true,
+        }
+    }
+}
+
+/// Withdraws a pending request: nobody can decide it any more. Withdrawing it again is no matter.
+///
+/// # Errors
+/// [`Problem`]; [`Refusal::AlreadyDecided`] with what stands, if somebody was faster.
+pub async fn cancel(core: &Core, caller: &Caller, id: &RequestId) -> Result<Record> {
+    let now = core.clock.now();
+    let candidate = match find(core, caller, id).await? {
+        Found::InLedger(record) if record.state == State::Pending => approvals::candidate(*record)?,
+        Found::InLedger(record) => return withdrawn(*record),
+        Found::InRedis(candidate) => *candidate,
+    };
+    // Whoever may decide it may withdraw it, whatever its session names by now.
+    let pointer = SessionPointer::default();
+    decide(&candidate, &pointer, caller, Verdict::Approve, now, core.policy)?;
+    let (state, held_for) = (&State::Cancelled, TimeDelta::zero());
+    let writing = Writing { candidate: &candidate, state, caller, now, held_for };
+    match core.ledger.record_outcome(&writing).await? {
+        Recorded::Won(record) => {
+            info!(request_id = %id, session_id = %record.session, "withdrawn by its agent");
+            tell(core, &record.session).await;
+            Ok(record)
+        }
+        Recorded::Lost(record) => withdrawn(record),
+    }
+}
+
+/// A request that an agent wants to be withdrawn, and that is settled already.
+fn withdrawn(record: Record) -> Result<Record> {
+    Err(match record.state {
+        State::Cancelled => return Ok(record),
+        State::Decided(decision) => {
+            let (id, session) = (record.id, record.session);
+            Refusal::AlreadyDecided(Standing { id, session, decision }).into()
+        }
+        State::Expired => Refusal::Expired.into(),
+        State::Pending => Refusal::Altered.into(),
+    })
+}
+
+/// Closes a request whose time is over, if it is still pending.
+///
+/// # Errors
+/// [`LedgerError`] when the ledger does not answer.
+pub async fn expire(
+    core: &Core,
+    id: &RequestId,
+    now: DateTime<Utc>,
+) -> std::result::Result<Option<Record>, LedgerError> {
+    let expired = core.ledger.expire(id, now).await?;
+    if let Some(record) = &expired {
+        info!(request_id = %id, session_id = %record.session, "expired undecided");
+        tell(core, &record.session).await;
+    }
+    Ok(expired)
+}
+
+/// Wakes whoever waits for a session, on every replica.
+async fn tell(core: &Core, session: &SessionId) {
+    core.hub.tell(session);
+    if let Err(error) = core.courier.tell_replicas(session).await {
+        debug!(%error, "other replicas will find out by themselves");
+    }
+}
+
+/// Notes that the agent has acted on an outcome. Noting it again changes nothing.
+///
+/// # Errors
+/// [`Problem`]; [`Refusal::Undecided`] while there is nothing to act on.
+pub async fn acknowledge(core: &Core, caller: &Caller, id: &RequestId) -> Result<Record> {
+    let acknowledged = core.ledger.acknowledge(&caller.tenant, id, core.clock.now()).await?;
+    match acknowledged {
+        Some(record) => Ok(record),
+        None => {
+            find(core, caller, id).await?;
+            Err(Refusal::Undecided.into())
+        }
+    }
+}
+
+/// Asks until there is an answer, at most for `wait`: at once, and then whenever the session has
+/// news. Ends early when the service stops.
+///
+/// # Errors
+/// The last question's, when there was no answer in time.
+pub async fn wait<T, Asking>(
+    core: &Core,
+    session: &SessionId,
+    wait: Duration,
+    ask: impl Fn() -> Asking,
+    is_answer: impl Fn(&T) -> bool,
+) -> Result<T>
+where
+    T: Send + 'static,
+    Asking: Future<Output = Result<T>> + Send + 'static,
+{
+    let until = Instant::now() + wait;
+    let mut waiter = core.hub.watch(session).await;
+    loop {
+        let answer = core.ask_in_turn(ask()).await;
+        if answer.as_ref().is_ok_and(&is_answer) {
+            return answer;
+        }
+        let again = if answer.is_err() { AFTER_FAILURE } else { wait };
+        tokio::select! {
+            () = waiter.news() => {}
+            () = sleep_until(until) => return answer,
+            () = core.stopping.cancelled() => return answer,
+            () = sleep(again) => {}
+        }
+    }
+}
+
+/// The outcomes of a session, one after the other, for as long as somebody listens.
+#[derive(Debug)]
+pub struct Outcomes {
+    core: Core,
+    caller: Caller,
+    session: SessionId,
+    wanted: Option<RequestId>,
+    /// The number of the last one that was told.
+    after: i64,
+    /// Without a number to go on from: what was settled since then, and nobody has acted on.
+    open_since: Option<DateTime<Utc>>,
+    unread: std::vec::IntoIter<Record>,
+    /// There may be more behind what was read.
+    has_more: bool,
+    waiter: Waiter,
+}
+
+impl Outcomes {
+    /// Begins with what came after `after`; without that, with what its agent may still wait for.
+    ///
+    /// # Errors
+    /// [`Problem::Ledger`] when the ledger does not answer.
+    pub async fn of(
+        core: &Core,
+        caller: Caller,
+        session: SessionId,
+        wanted: Option<RequestId>,
+        after: Option<i64>,
+    ) -> Result<Self> {
+        let lifetime = TimeDelta::seconds(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
+        let mut outcomes = Self {
+            waiter: core.hub.watch(&session).await,
+            core: core.clone(),
+            caller,
+            session,
+            wanted,
+            after: after.unwrap_or(0),
+            open_since: after.is_none().then(|| core.clock.now() - lifetime),
+            unread: Vec::new().into_iter(),
+            has_more: false,
+        };
+        outcomes.read().await?;
+        Ok(outcomes)
+    }
+
+    /// The next outcome; `None` when the service stops.
+    pub async fn next(&mut self) -> Option<Record> {
+        loop {
+            for record in self.unread.by_ref() {
+                self.after = record.outcome.unwrap_or(self.after);
+                if self.wanted.as_ref().is_none_or(|wanted| *wanted == record.id) {
+                    return Some(record);
+                }
+            }
+            if !self.has_more {
+                tokio::select! {
+                    () = self.waiter.news() => {}
+                    () = self.core.stopping.cancelled() => return None,
+                }
+            }
+            while let Err(error) = self.read().await {
+                debug!(%error, "a stream waits for the ledger");
+                tokio::select! {
+                    () = sleep(AFTER_FAILURE) => {}
+                    () = self.core.stopping.cancelled() => return None,
+                }
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<()> {
+        let (core, tenant) = (self.core.clone(), self.caller.tenant.clone());
+        let (session, after, open_since) = (self.session.clone(), self.after, self.open_since);
+        let limit = i64::try_from(BATCH).unwrap_or(0);
+        let reading = async move {
+            let outcomes = core.ledger.outcomes(&tenant, &session, after, open_since, limit);
+            outcomes.await.map_err(Problem::from)
+        };
+        let read = self.core.ask_in_turn(reading).await?;
+        self.has_more = read.len() == BATCH;
+        self.unread = read.into_iter();
+        Ok(())
+    }
+}
