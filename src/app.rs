@@ -45,6 +45,8 @@ use crate::{expiry, relay, routes};
 /// How long an idle connection stays open. Longer than nginx keeps one to us (60 s), so that the
 /// Gateway never sends a request into a connection that we are closing.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
 /// Files a process may have open beside its connections: listener, Redis, SQLite, workers.
 const OTHER_FILES: u64 = 100;
 /// Longest that writes under way, the relay's last round and the pool's closing may each take
@@ -101,6 +103,9 @@ impl Replica {
         };
         let listener = TcpListener::bind((config.host.as_str(), config.port))
             .with_context(|| format!("cannot listen on {}:{}", config.host, config.port))?;
+        // The standard library keeps 128 callers waiting at most; of the others, the system lets some
+        // believe that they are connected.
+        rustix::net::listen(&listener, BACKLOG)?;
         let address = listener.local_addr()?;
         let server = serve(config, &core, listener)?;
         let handle = server.handle();

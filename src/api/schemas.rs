@@ -38,7 +38,7 @@ pub fn any() -> Schema {
 /// says nothing.
 fn step() -> Value {
     let none = || json!({ "type": "null" });
-    let id = || json!({ "type": ["string", "integer"], "minLength": 1, "maxLength": 128, "pattern": r"\S" });
+    let id = || json!({ "type": ["string", "integer"], "minLength": 1, "maxLength": 128, "pattern": r"[^\s\u0085\uFEFF]" });
     let anything = json!({ "type": ["null", "boolean", "number", "string", "array", "object"] });
     let known_by = |name: &str, step_id: Value, id: Value| {
         json!({

@@ -89,8 +89,13 @@ fn step_id(fields: &RawObject) -> Result<String, InvalidStep> {
     let named = json::present(fields, "stepId").or_else(|| json::present(fields, "id"));
     named
         .and_then(json::text_or_digits)
-        .filter(|id| (1..=128).contains(&id.chars().count()) && !id.trim().is_empty())
+        .filter(|id| (1..=128).contains(&id.chars().count()) && !id.chars().all(is_blank))
         .ok_or(InvalidStep::NoId)
+}
+
+/// White space, in Unicode's sense or JavaScript's: what the API document's pattern excludes.
+fn is_blank(letter: char) -> bool {
+    letter.is_whitespace() || letter == '\u{feff}'
 }
 
 /// Adds steps to a plan and updates the ones it has, by step id.
@@ -101,6 +106,9 @@ fn step_id(fields: &RawObject) -> Result<String, InvalidStep> {
 /// # Errors
 /// [`InvalidStep::TooMany`] or [`InvalidStep::TooLarge`] when the plan would outgrow its limits.
 pub fn merge(plan: &str, steps: Vec<PlanStep>) -> Result<String, InvalidStep> {
+    if steps.len() > MAX_STEPS {
+        return Err(InvalidStep::TooMany);
+    }
     let mut entries: Vec<Box<RawValue>> = serde_json::from_str(plan).unwrap_or_default();
     let mut ids: Vec<Option<String>> =
         entries.iter().map(|entry| PlanStep::read(entry).ok().map(|step| step.id)).collect();

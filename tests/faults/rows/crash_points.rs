@@ -89,16 +89,21 @@ pub async fn crash_at_each_step(scale: Scale, report: &mut Report) {
         crashes += round.len();
         slowest = slowest.max(recovered(&world, &round, report).await);
     }
-    let relays =
-        RELAY_STEPS.into_iter().cycle().take(times * RELAY_STEPS.len()).collect::<Vec<_>>();
+    let expected = times * (STEPS.len() + RELAY_STEPS.len());
     let away = world.replica_without_redis().await;
-    for points in relays.chunks(doomed.len()) {
-        let round = crash_relays(&mut world, &away, &mut doomed, points).await;
+    // What a relay left behind may kill the next one, too, before its own turn comes: then there
+    // are fewer crashes than relays, and another round.
+    let mut relays = RELAY_STEPS.into_iter().cycle();
+    for _round in 0..times {
+        if crashes >= expected {
+            break;
+        }
+        let points = relays.by_ref().take(doomed.len().min(expected - crashes)).collect::<Vec<_>>();
+        let round = crash_relays(&mut world, &away, &mut doomed, &points).await;
         crashes += round.len();
         slowest = slowest.max(recovered(&world, &round, report).await);
     }
 
-    let expected = times * (STEPS.len() + RELAY_STEPS.len());
     report.count(STEPS.len() + RELAY_STEPS.len(), "steps");
     report.count(crashes, "crashes");
     report.demand(crashes == expected, || format!("{crashes} of {expected} replicas died"));
@@ -288,6 +293,9 @@ async fn crash_relays(
     world.replicas[0].freeze();
     let mut crashes = Vec::new();
     for (asked, point) in registered.into_iter().zip(points) {
+        if doomed.is_empty() {
+            break;
+        }
         let since = Instant::now();
         people.decide(&away.base(), &asked.id, &yes()).await;
         let alive = doomed.len();
@@ -300,6 +308,7 @@ async fn crash_relays(
             crashes.push(Crash { point, leaves, asked, since, died });
         }
     }
+    doomed.into_iter().for_each(Replica::kill);
     world.replicas[0].thaw();
     crashes
 }

@@ -1,4 +1,4 @@
-//! The service against its own API document.
+//! Calls that machines think of: from the API document, and by fuzzing.
 
 use std::path::Path;
 use std::process::Command;
@@ -29,6 +29,28 @@ pub async fn as_documented(scale: Scale, report: &mut Report) {
         eprintln!("{said}");
     }
     world.check_alive(report);
+}
+
+/// Every fuzz target for a while, with sanitizers' place taken by assertions.
+pub async fn fuzz(scale: Scale, report: &mut Report) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/fuzz");
+    let seconds = scale.of("60", "5");
+    let mut command = Command::new(script);
+    command.arg(seconds);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    // `token        18042 runs in 5 s, 0 new crashes`
+    let runs =
+        said.lines().filter_map(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok());
+    let runs = runs.collect::<Vec<_>>();
+    report.count(runs.len(), "targets");
+    report.count(runs.iter().sum::<usize>(), "runs");
+    report.demand(runs.len() == 5 && runs.iter().all(|runs| *runs > 0), || {
+        format!("a target did not run: {said}")
+    });
+    report.demand(output.status.success(), || {
+        format!("{said} {}", String::from_utf8_lossy(&output.stderr))
+    });
 }
 
 /// How many calls the report's last part counts: `10423 generated, 10423 passed`.

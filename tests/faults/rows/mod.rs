@@ -71,4 +71,5 @@ rows! {
     "28" "secrets everywhere, and lines that would forge the log" canaries::canaries;
     "29" "one user floods two replicas with 200 calls/s, limit 50/s" load::flood;
     "30" "soak: 200 decisions/s while a replica, Postgres, Redis and the network fail in turn" soak::soak;
+    "fuzz" "tokens, paths, bodies, plan steps and agents' JSON, fuzzed for a fixed time" document::fuzz;
 }

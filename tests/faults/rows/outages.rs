@@ -1,5 +1,6 @@
 //! Stores that are away, silent, full or slow.
 
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,7 @@ pub async fn redis_wiped(scale: Scale, report: &mut Report) {
     world.listener.stop();
     for _ in 0..rounds {
         let asked = world.ask_many(scale.of(200, 50)).await;
+        let ids = asked.iter().map(|asked| asked.id.clone()).collect::<HashSet<_>>();
         at_once(asked.clone(), 16, async |place, asked| {
             people.decide(&bases[place % 2], &asked.id, &approve()).await
         })
@@ -60,6 +62,9 @@ pub async fn redis_wiped(scale: Scale, report: &mut Report) {
             let rows = world.rows().await;
             let missing = rows
                 .into_iter()
+                // Those of earlier rounds have been lost before. When their agents have had time to
+                // find them under their keys, they are no longer put there.
+                .filter(|row| ids.contains(&row.request))
                 .filter(|row| {
                     row.decision.is_some() && keys.get(&row.session) != row.signal().as_ref()
                 })
@@ -74,11 +79,7 @@ pub async fn redis_wiped(scale: Scale, report: &mut Report) {
         lost.extend(missing);
     }
     report.count(rounds, "wipes");
-    report.at_most(
-        slowest,
-        5 * SECOND,
-        "every signal of the last minutes under its key again after",
-    );
+    report.at_most(slowest, 5 * SECOND, "every signal under its key again after");
     report.wrongs("signals lost", &lost);
     world.listener = Listener::start(world.redis.url()).await;
     world.check(report, 10 * SECOND, Delivered::Found).await;
