@@ -87,7 +87,7 @@ impl Replica {
             (None, None) => bail!("a shared ledger needs Redis; set REDIS_URL"),
         };
         let runtime = Handle::current();
-        let (hub, changes) = Hub::new();
+        let (hub, turnover) = Hub::new();
         let core = Core {
             limits: Limits::new(config.rate_limit, &courier, &runtime),
             room: Arc::new(Semaphore::new(config.max_calls_under_way)),
@@ -117,7 +117,7 @@ impl Replica {
         let mut workers = JoinSet::new();
         workers.spawn(relay::run(core.clone()));
         workers.spawn(expiry::run(core.clone()));
-        workers.spawn(hub::run(core.clone(), changes));
+        workers.spawn(hub::run(core.clone(), turnover));
         Ok(Self {
             address,
             server: handle,

@@ -36,12 +36,12 @@ const AT_ONCE: usize = 1000;
 pub struct Hub {
     sessions: Arc<Mutex<HashMap<SessionId, Watched>>>,
     /// Sessions that somebody has begun or ceased to wait for.
-    changed: mpsc::UnboundedSender<SessionId>,
+    turnover: mpsc::UnboundedSender<SessionId>,
 }
 
 /// What [`run`] hears of: sessions that somebody has begun or ceased to wait for.
 #[derive(Debug)]
-pub struct Changes(mpsc::UnboundedReceiver<SessionId>);
+pub struct Turnover(mpsc::UnboundedReceiver<SessionId>);
 
 /// A session that somebody waits for.
 #[derive(Debug)]
@@ -62,22 +62,22 @@ pub struct Waiter {
 impl Hub {
     /// A hub that nobody waits at.
     #[must_use]
-    pub fn new() -> (Self, Changes) {
-        let (changed, changes) = mpsc::unbounded_channel();
-        (Self { sessions: Arc::default(), changed }, Changes(changes))
+    pub fn new() -> (Self, Turnover) {
+        let (turnover, heard) = mpsc::unbounded_channel();
+        (Self { sessions: Arc::default(), turnover }, Turnover(heard))
     }
 
     /// Begins to wait for news of a session. Whatever happens once this has returned is news.
     pub async fn watch(&self, session: &SessionId) -> Waiter {
         let news = {
             let mut sessions = self.sessions();
-            let watched = sessions
-                .entry(session.clone())
-                .or_insert_with(|| Watched { waiters: 0, news: watch::Sender::new(0) });
+            let watched = sessions.entry(session.clone()).or_insert_with(|| {
+                let _ended = self.turnover.send(session.clone());
+                Watched { waiters: 0, news: watch::Sender::new(0) }
+            });
             watched.waiters += 1;
             watched.news.subscribe()
         };
-        let _ended = self.changed.send(session.clone());
         let mut waiter = Waiter { hub: self.clone(), session: session.clone(), news };
         let subscribed = waiter.news.wait_for(|news| *news > 0);
         // Without Redis there is the ledger.
@@ -126,19 +126,19 @@ impl Drop for Waiter {
         watched.waiters -= 1;
         if watched.waiters == 0 {
             sessions.remove(&self.session);
-            let _ended = self.hub.changed.send(self.session.clone());
+            let _ended = self.hub.turnover.send(self.session.clone());
         }
     }
 }
 
 /// Listens for those who wait, until the process is asked to stop.
-pub async fn run(core: Core, mut changes: Changes) {
+pub async fn run(core: Core, mut turnover: Turnover) {
     let listening = async {
         loop {
             match core.courier.listen().await {
                 Ok(ear) => {
-                    if let Err(error) = listen(&core.hub, ear, &mut changes).await {
-                        warn!(%error, "the hub has lost Redis; whoever waits is told a little later");
+                    if let Err(error) = listen(&core.hub, ear, &mut turnover).await {
+                        warn!(%error, "the hub hears nothing; whoever waits is told a little later");
                     }
                 }
                 Err(error) => tracing::debug!(%error, "the hub does not reach Redis"),
@@ -157,7 +157,7 @@ pub async fn run(core: Core, mut changes: Changes) {
 async fn listen(
     hub: &Hub,
     mut ear: Ear,
-    changes: &mut Changes,
+    turnover: &mut Turnover,
 ) -> Result<(), crate::courier::Unavailable> {
     let mut subscribed = HashSet::new();
     let mut pings = interval(PING);
@@ -176,7 +176,9 @@ async fn listen(
         }
         subscribed.extend(fresh);
         // From now on they miss nothing; what they have missed, they read.
-        wanted.iter().for_each(|session| hub.tell(session));
+        for session in &wanted {
+            hub.tell(session);
+        }
         let gone = unwanted.into_iter().filter(|session| subscribed.remove(session));
         let gone = gone.collect::<Vec<_>>();
         if !gone.is_empty() {
@@ -188,7 +190,7 @@ async fn listen(
                     hub.tell(&session);
                 }
             }
-            _ended = changes.0.recv_many(&mut changed, AT_ONCE) => {}
+            _ended = turnover.0.recv_many(&mut changed, AT_ONCE) => {}
             _now = pings.tick() => ear.ping().await?,
         }
     }

@@ -142,14 +142,11 @@ async fn tell(core: &Core, session: &SessionId) {
 /// # Errors
 /// [`Problem`]; [`Refusal::Undecided`] while there is nothing to act on.
 pub async fn acknowledge(core: &Core, caller: &Caller, id: &RequestId) -> Result<Record> {
-    let acknowledged = core.ledger.acknowledge(&caller.tenant, id, core.clock.now()).await?;
-    match acknowledged {
-        Some(record) => Ok(record),
-        None => {
-            find(core, caller, id).await?;
-            Err(Refusal::Undecided.into())
-        }
+    if let Some(record) = core.ledger.acknowledge(&caller.tenant, id, core.clock.now()).await? {
+        return Ok(record);
     }
+    find(core, caller, id).await?;
+    Err(Refusal::Undecided.into())
 }
 
 /// Asks until there is an answer, at most for `wait`: at once, and then whenever the session has

@@ -176,6 +176,7 @@ pub struct InProcessEar {
 }
 
 impl InProcessEar {
+    /// Begins to hear these channels.
     pub fn subscribe(&mut self, channels: &[String]) {
         for channel in channels {
             if self.own.insert(channel.clone()) {
@@ -184,6 +185,7 @@ impl InProcessEar {
         }
     }
 
+    /// Ceases to hear these channels.
     pub fn unsubscribe(&mut self, channels: &[String]) {
         for channel in channels {
             if self.own.remove(channel) {
@@ -193,6 +195,9 @@ impl InProcessEar {
     }
 
     /// The next message and its channel.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when so many came that some were missed.
     pub async fn next(&mut self) -> Result<(String, String)> {
         loop {
             let heard = self.messages.recv().await;
