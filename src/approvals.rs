@@ -328,14 +328,26 @@ fn hide_from_strangers(problem: OpenProblem, caller: &Caller) -> Problem {
     }
 }
 
-/// Sends the signal of a decision just recorded. A failure is no matter: it stays owed.
+/// Sends the signal of a decision just recorded. A failure is no matter: it stays owed, and is the
+/// relay's from then on.
 async fn send_now(core: &Core, record: &Record, seen: Option<Seen>) {
     match delivery::deliver(core, record, seen).await {
         Ok(settled) => {
             crash_point!("signalled");
             note_later(core, record, settled);
         }
-        Err(error) => warn!(request_id = %record.id, %error, "decided; the relay will signal it"),
+        Err(error) => {
+            warn!(request_id = %record.id, %error, "decided; the relay will signal it");
+            let (core, record) = (core.clone(), record.clone());
+            let runtime = core.runtime.clone();
+            core.under_way.clone().spawn_on(
+                async move {
+                    // Without this the relay would wait for the lease to run out.
+                    let _given_back = core.ledger.postpone(&record, core.clock.now()).await;
+                },
+                &runtime,
+            );
+        }
     }
 }
 

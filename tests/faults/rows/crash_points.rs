@@ -277,8 +277,8 @@ async fn crash_relays(
 ) -> Vec<Crash> {
     let healthy = world.replicas[0].base();
     let people = world.people.clone();
-    let mut doomed = doomed.iter_mut().take(points.len()).collect::<Vec<_>>();
-    join_all(doomed.iter_mut().zip(points).map(async |(crasher, point)| {
+    let mut alive = doomed.iter_mut().take(points.len()).collect::<Vec<_>>();
+    join_all(alive.iter_mut().zip(points).map(async |(crasher, point)| {
         crasher.crash_at(&format!("{point}=return"));
         crasher.start().await;
     }))
@@ -293,22 +293,22 @@ async fn crash_relays(
     world.replicas[0].freeze();
     let mut crashes = Vec::new();
     for (asked, point) in registered.into_iter().zip(points) {
-        if doomed.is_empty() {
+        if alive.is_empty() {
             break;
         }
         let since = Instant::now();
         people.decide(&away.base(), &asked.id, &yes()).await;
-        let alive = doomed.len();
-        while doomed.len() == alive && since.elapsed() < Duration::from_secs(3) {
+        let before = alive.len();
+        while alive.len() == before && since.elapsed() < Duration::from_secs(3) {
             tokio::time::sleep(Duration::from_millis(2)).await;
-            doomed.retain_mut(|crasher| crasher.is_alive());
+            alive.retain_mut(|crasher| crasher.is_alive());
         }
-        if doomed.len() < alive {
+        if alive.len() < before {
             let (leaves, died) = (Leaves::Decision, Instant::now());
             crashes.push(Crash { point, leaves, asked, since, died });
         }
     }
-    doomed.into_iter().for_each(Replica::kill);
+    doomed.iter_mut().for_each(Replica::kill);
     world.replicas[0].thaw();
     crashes
 }
