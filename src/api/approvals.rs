@@ -187,7 +187,10 @@ impl FromRequest for ExpectedContent {
 /// As the contract says; nothing is decided then.
 #[utoipa::path(
     post, path = "/aura/hitl/approve/{requestId}", tag = "approvals",
-    params(("requestId" = String, Path, example = "req-12345")),
+    params(
+        ("requestId" = String, Path, example = "req-12345"),
+        ("If-Match" = Option<String>, Header, description = "Decide only what still has this ETag.", example = "*"),
+    ),
     request_body = ApproveBody,
     responses((status = 200, description = "Approved, and the agent is told", body = super::envelope::Envelope<DecisionView>))
 )]
@@ -209,7 +212,10 @@ pub async fn approve(
 /// As the contract says; nothing is decided then.
 #[utoipa::path(
     post, path = "/aura/hitl/reject/{requestId}", tag = "approvals",
-    params(("requestId" = String, Path, example = "req-12345")),
+    params(
+        ("requestId" = String, Path, example = "req-12345"),
+        ("If-Match" = Option<String>, Header, description = "Decide only what still has this ETag.", example = "*"),
+    ),
     request_body = RejectBody,
     responses((status = 200, description = "Rejected, and the agent is told", body = super::envelope::Envelope<DecisionView>))
 )]

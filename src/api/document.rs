@@ -73,6 +73,7 @@ impl Modify for Common {
                 let access = route.map(|route| route.access);
                 let is_open = access == Some(Access::Open);
                 let decides = access == Some(Access::Approver);
+                let withdraws = path.ends_with("/cancel");
                 name(operation);
                 describe(operation);
                 leave_out_what_is_for_programmers(operation);
@@ -93,13 +94,16 @@ impl Modify for Common {
                     (has_id && !path.contains("/signals/"), &[ErrorCode::NotFound]),
                     (true, &[ErrorCode::MethodNotAllowed]),
                     (decides, &[ErrorCode::WrongState, ErrorCode::AlreadyDecided]),
+                    (decides, &[ErrorCode::Changed]),
+                    (withdraws, &[ErrorCode::AlreadyDecided]),
                     (
                         !decides
+                            && !withdraws
                             && (changes && (has_id || path.contains("/requests"))
                                 || path.contains("/requests/")),
                         &[ErrorCode::WrongState],
                     ),
-                    (decides, &[ErrorCode::Gone]),
+                    (decides || withdraws, &[ErrorCode::Gone]),
                     (has_body, &[ErrorCode::TooLarge]),
                     (has_body, &[ErrorCode::NotJson]),
                     (!is_open, &[ErrorCode::TooMany]),
@@ -186,9 +190,10 @@ fn add_examples(operation: &mut Operation) {
             }
             answer
         };
-        for content in response.content.values_mut() {
+        for (kind, content) in &mut response.content {
             if let RefOr::T(content) = content {
-                content.example = Some(answer.clone());
+                let is_json = kind == "application/json";
+                content.example = Some(if is_json { answer.clone() } else { example.data.clone() });
             }
         }
     }

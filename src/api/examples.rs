@@ -15,6 +15,7 @@ pub struct Example {
 const TASK: &str = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6";
 const REQUEST: &str = "req-12345";
 const SESSION: &str = "session_user123_1706149260";
+const FINGERPRINT: &str = "867fde4fc583e15bf89001ed3d7d15494603a334605ab747d88130cf7ed58894";
 const STEPS: &str =
     r#"[{"stepId":"step-1","description":"Read the inbox","status":"in_progress"}]"#;
 
@@ -47,8 +48,39 @@ pub fn of(operation: &str) -> Option<Example> {
             "Approval request registered",
             json!({
                 "requestId": "req_3f2a9c0d1e4b", "sessionId": SESSION, "status": "pending",
-                "expiresAt": "2026-01-16T12:30:00",
+                "expiresAt": "2026-01-16T12:30:00", "fingerprint": FINGERPRINT,
             }),
+        ),
+        "outcomes_read" => example(
+            none,
+            "Decision retrieved",
+            json!({
+                "requestId": REQUEST, "sessionId": SESSION, "status": "approved",
+                "fingerprint": FINGERPRINT, "expiresAt": "2026-01-16T12:30:00",
+                "decidedBy": "user123", "decidedAt": "2026-01-16T12:00:00",
+                "settledAt": "2026-01-16T12:00:00",
+                "signal": { "state": "sent", "sentAt": "2026-01-16T12:00:00", "listeners": 1 },
+            }),
+        ),
+        "outcomes_acknowledge" => example(
+            none,
+            "Decision acknowledged",
+            json!({
+                "requestId": REQUEST, "sessionId": SESSION, "status": "approved",
+                "actedAt": "2026-01-16T12:00:05",
+            }),
+        ),
+        "outcomes_cancel" => example(
+            none,
+            "Request cancelled",
+            json!({ "requestId": REQUEST, "sessionId": SESSION, "status": "cancelled" }),
+        ),
+        "signals_stream" => example(
+            none,
+            "",
+            json!(
+                "retry: 1000\n\nid: 1\nevent: approval\ndata: {\"type\":\"approval\",\"requestId\":\"req-12345\",\"status\":\"approved\",\"timestamp\":1706152860,\"fingerprint\":\"867fde4fc583e15bf89001ed3d7d15494603a334605ab747d88130cf7ed58894\"}\n\n"
+            ),
         ),
         "approvals_read" => example(
             none,

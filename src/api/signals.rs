@@ -124,7 +124,10 @@ pub async fn stream(
     let session = session_id(&session)?;
     let wanted = query.into_inner().request_id.map(|id| request_id(&id)).transpose()?;
     let after = last_event(request.headers())?;
-    let outcomes = Outcomes::of(&core, caller, session, wanted, after).await?;
+    let work = core.get_ref().clone();
+    let outcomes = core
+        .run_to_end(async move { Outcomes::of(&work, caller, session, wanted, after).await })
+        .await??;
     let events = unfold(outcomes, |mut outcomes| async {
         let record = outcomes.next().await?;
         Some((Event::Data(event(&record)), outcomes))

@@ -211,7 +211,9 @@ both_modes! {
             &[("x-dwp-caller-type", "AGENT"), (source, "FRONTEND")],
         ];
         for (operation, path) in calls() {
-            let path = path.replace("x-1", &asked.id);
+            // What an agent has withdrawn nobody can decide.
+            let withdraws = path.ends_with("/cancel");
+            let path = if withdraws { path } else { path.replace("x-1", &asked.id) };
             for agent in agents {
                 let mut pairs = vec![
                     ("Authorization", genuine.as_str()), ("X-Tenant-ID", "tenant1"), ("X-User-ID", "user123"),

@@ -299,9 +299,22 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub async fn of(response: Response) -> Self {
+    /// All of it; of a stream, what comes at once.
+    pub async fn of(mut response: Response) -> Self {
         let (status, headers) = (response.status(), response.headers().clone());
-        let text = response.text().await.unwrap();
+        let is_stream = headers.get("Content-Type").is_some_and(|kind| kind == "text/event-stream");
+        let text = if is_stream {
+            let mut text = String::new();
+            let reading = async {
+                while let Ok(Some(some)) = response.chunk().await {
+                    text += std::str::from_utf8(&some).unwrap();
+                }
+            };
+            let _goes_on = tokio::time::timeout(Duration::from_millis(200), reading).await;
+            text.replace(": keep-alive\n\n", "")
+        } else {
+            response.text().await.unwrap()
+        };
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
         Self { status, headers, text, body }
     }
@@ -612,6 +625,11 @@ impl Operation {
         self.access == Access::Open
     }
 
+    /// Whether its answer does not end.
+    pub fn is_stream(&self) -> bool {
+        self.pattern.ends_with("/stream")
+    }
+
     pub fn decides(&self) -> bool {
         self.access == Access::Approver
     }
@@ -646,6 +664,13 @@ pub fn operations() -> Vec<Operation> {
         access: entry.access,
     };
     aura_hitl::routes::table().into_iter().map(operation).collect()
+}
+
+/// The routes that end by themselves and that change nothing unless they are sent the right body.
+pub fn careful_operations() -> Vec<Operation> {
+    let mut operations = operations();
+    operations.retain(|one| !one.is_stream() && !one.pattern.ends_with("/cancel"));
+    operations
 }
 
 /// What came back on a socket of one's own.

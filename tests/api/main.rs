@@ -24,6 +24,7 @@ mod hostile;
 mod lifecycle;
 mod limits;
 mod losses;
+mod outcomes;
 mod processes;
 mod registration;
 mod relay;

@@ -67,7 +67,7 @@ both_modes! {
             made.assert(201, "");
             assert_eq!(*made.data(), json!({
                 "requestId": body["requestId"], "sessionId": body["sessionId"], "status": "pending",
-                "expiresAt": made.data()["expiresAt"],
+                "expiresAt": made.data()["expiresAt"], "fingerprint": made.data()["fingerprint"],
             }));
             for _ in 0..2 {
                 let again = app.post(ALICE, &path, body.clone()).await;
@@ -399,7 +399,7 @@ both_modes! {
             ("actionType", json!(null)), ("actionType", json!("")), ("actionType", json!(long(129))), ("actionType", json!({})),
             ("requestId", json!("")), ("requestId", json!("a/b")), ("requestId", json!(long(129))), ("taskId", json!("a b")),
             ("message", json!(long(2001))), ("message", json!(7)),
-            ("expiresInSeconds", json!(29)), ("expiresInSeconds", json!(86_401)), ("expiresInSeconds", json!(0)), ("expiresInSeconds", json!(-1)),
+            ("expiresInSeconds", json!(86_401)), ("expiresInSeconds", json!(0)), ("expiresInSeconds", json!(-1)),
             ("expiresInSeconds", json!(60.5)), ("expiresInSeconds", json!("60")), ("expiresInSeconds", json!(u64::MAX)),
             ("planSteps", json!({})), ("planSteps", json!("[]")), ("planSteps", json!([7])), ("planSteps", json!([{}])),
             ("planSteps", json!([{ "id": "a", "status": "done" }])), ("planSteps", json!([{ "id": "a", "confidence": 2 }])),

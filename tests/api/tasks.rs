@@ -293,7 +293,7 @@ both_modes! {
         let long = format!(r#"{{"id":"{}"}}"#, "x".repeat(129));
         for step in [
             "{}", "7", "\"a\"", "null", r#"{"stepId":""}"#, r#"{"id":" "}"#, r#"{"id":null}"#, r#"{"id":1.5}"#, r#"{"id":{}}"#,
-            r#"{"stepId":"a","id":"b"}"#, r#"{"id":"a","status":"done"}"#, r#"{"id":"a","status":"PENDING"}"#, r#"{"id":"a","status":7}"#,
+            r#"{"stepId":"","id":"b"}"#, r#"{"id":"a","status":"done"}"#, r#"{"id":"a","status":"PENDING"}"#, r#"{"id":"a","status":7}"#,
             r#"{"id":"a","confidence":1.01}"#, r#"{"id":"a","confidence":-0.1}"#, r#"{"id":"a","confidence":"1"}"#, r#"{"data":{"title":"x"}}"#, &long,
         ] {
             let one = post(&app, &steps, step).await;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use crate::forged;
-use crate::helpers::{Asked, PREFIXES, operations, raw};
+use crate::helpers::{Asked, PREFIXES, careful_operations, raw};
 use crate::report::{Report, Scale};
 use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, free_port};
 use crate::world::{ask, binary};
@@ -79,7 +79,7 @@ impl Nest {
 
     /// Every operation, with bodies that are taken and others that are not.
     async fn ask_everything(&mut self) {
-        for operation in operations() {
+        for operation in careful_operations() {
             let method: Method = operation.method.as_str().parse().unwrap();
             for path in [
                 operation.path(),

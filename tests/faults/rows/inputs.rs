@@ -13,7 +13,8 @@ use crate::belongings::{Service as _, send};
 use crate::damage::{self, Dice};
 use crate::harmful;
 use crate::helpers::{
-    ALICE, Answer, Asked, Operation, PREFIXES, RawAnswer, framed, operations, told_to_redis, unique,
+    ALICE, Answer, Asked, Operation, PREFIXES, RawAnswer, careful_operations, framed, operations,
+    told_to_redis, unique,
 };
 use crate::history::{Choice, Delivered};
 use crate::report::{Report, Scale};
@@ -96,7 +97,7 @@ pub async fn hostile_ids(_scale: Scale, report: &mut Report) {
 /// Every route under both prefixes with these endings behind the headers of a call by [`ALICE`].
 fn framings(world: &World, id: &str, endings: &[String]) -> Vec<(Operation, String)> {
     let mut calls = Vec::new();
-    for operation in operations() {
+    for operation in careful_operations() {
         for path in operation.paths_to(id) {
             let head = world.head(ALICE, &operation.method, &path) + &ALICE.lines();
             let head = head + "Content-Type: application/json\r\n";
