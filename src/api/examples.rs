@@ -51,37 +51,6 @@ pub fn of(operation: &str) -> Option<Example> {
                 "expiresAt": "2026-01-16T12:30:00", "fingerprint": FINGERPRINT,
             }),
         ),
-        "outcomes_read" => example(
-            none,
-            "Decision retrieved",
-            json!({
-                "requestId": REQUEST, "sessionId": SESSION, "status": "approved",
-                "fingerprint": FINGERPRINT, "expiresAt": "2026-01-16T12:30:00",
-                "decidedBy": "user123", "decidedAt": "2026-01-16T12:00:00",
-                "settledAt": "2026-01-16T12:00:00",
-                "signal": { "state": "sent", "sentAt": "2026-01-16T12:00:00", "listeners": 1 },
-            }),
-        ),
-        "outcomes_acknowledge" => example(
-            none,
-            "Decision acknowledged",
-            json!({
-                "requestId": REQUEST, "sessionId": SESSION, "status": "approved",
-                "actedAt": "2026-01-16T12:00:05",
-            }),
-        ),
-        "outcomes_cancel" => example(
-            none,
-            "Request cancelled",
-            json!({ "requestId": REQUEST, "sessionId": SESSION, "status": "cancelled" }),
-        ),
-        "signals_stream" => example(
-            none,
-            "",
-            json!(
-                "retry: 1000\n\nid: 1\nevent: approval\ndata: {\"type\":\"approval\",\"requestId\":\"req-12345\",\"status\":\"approved\",\"timestamp\":1706152860,\"fingerprint\":\"867fde4fc583e15bf89001ed3d7d15494603a334605ab747d88130cf7ed58894\"}\n\n"
-            ),
-        ),
         "approvals_read" => example(
             none,
             "Approval request retrieved",
@@ -146,6 +115,41 @@ pub fn of(operation: &str) -> Option<Example> {
                 "ready": true, "ledger": { "engine": "postgres", "ready": true },
                 "courier": { "engine": "redis", "ready": true },
             }),
+        ),
+        _ => of_an_outcome(operation),
+    }
+}
+
+/// The same for the agent's side.
+fn of_an_outcome(operation: &str) -> Option<Example> {
+    let example = |message, data| Some(Example { body: None, message, data });
+    match operation {
+        "outcomes_read" => example(
+            "Decision retrieved",
+            json!({
+                "requestId": REQUEST, "sessionId": SESSION, "status": "approved",
+                "fingerprint": FINGERPRINT, "expiresAt": "2026-01-16T12:30:00",
+                "decidedBy": "user123", "decidedAt": "2026-01-16T12:00:00",
+                "settledAt": "2026-01-16T12:00:00",
+                "signal": { "state": "sent", "sentAt": "2026-01-16T12:00:00", "listeners": 1 },
+            }),
+        ),
+        "outcomes_acknowledge" => example(
+            "Decision acknowledged",
+            json!({
+                "requestId": REQUEST, "sessionId": SESSION, "status": "approved",
+                "actedAt": "2026-01-16T12:00:05",
+            }),
+        ),
+        "outcomes_cancel" => example(
+            "Request cancelled",
+            json!({ "requestId": REQUEST, "sessionId": SESSION, "status": "cancelled" }),
+        ),
+        "signals_stream" => example(
+            "",
+            json!(
+                "retry: 1000\n\nid: 1\nevent: approval\ndata: {\"type\":\"approval\",\"requestId\":\"req-12345\",\"status\":\"approved\",\"timestamp\":1706152860,\"fingerprint\":\"867fde4fc583e15bf89001ed3d7d15494603a334605ab747d88130cf7ed58894\"}\n\n"
+            ),
         ),
         _ => None,
     }

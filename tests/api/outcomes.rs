@@ -78,13 +78,14 @@ impl Stream {
     /// The next event; waits up to 10 s for it. `None` when the stream has ended.
     async fn next(&mut self) -> Option<Event> {
         loop {
-            while let Some((block, rest)) = self.text.split_once("\n\n") {
+            while let Some((block, _rest)) = self.text.split_once("\n\n") {
+                let length = block.len() + 2;
                 let field = |name: &str| {
                     let prefix = format!("{name}: ");
                     block.lines().find_map(|line| Some(line.strip_prefix(&prefix)?.to_owned()))
                 };
                 let event = (field("id"), field("event"), field("data"));
-                self.text = rest.to_owned();
+                self.text.drain(..length);
                 if let (Some(id), Some(event), Some(data)) = event {
                     return Some((id, event, serde_json::from_str(&data).unwrap()));
                 }
