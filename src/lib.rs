@@ -11,6 +11,9 @@
 //! 5. [`delivery`] sends the signal: the key, then the message, unless the session has moved on.
 //! 6. The ledger notes that it was sent. Whatever fails from 5 on, [`relay`] does again.
 //!
+//! The other way, an agent waits over HTTP in [`outcomes`], is woken by the [`hub`], and learns of
+//! what [`expiry`] has closed.
+//!
 //! Decided, signalled and acted on are three different facts. SQL knows the first two; only the
 //! agent knows the third.
 

@@ -67,7 +67,7 @@ rows! {
     "24" "requests whose end is in doubt, over raw sockets" inputs::framing;
     "25" "bodies too large, too deep, ambiguous or broken" inputs::broken_bodies;
     "26" "the API from its own document: schemathesis" document::as_documented;
-    "27" "SIGTERM amid decisions and 100 agents that poll (long-polls do not exist yet)" outages::sigterm;
+    "27" "SIGTERM amid decisions and 100 long-polls" outages::sigterm;
     "28" "secrets everywhere, and lines that would forge the log" canaries::canaries;
     "29" "one user floods two replicas with 200 calls/s, limit 50/s" load::flood;
     "30" "soak: 200 decisions/s while a replica, Postgres, Redis and the network fail in turn" soak::soak;

@@ -253,7 +253,7 @@ pub async fn sigterm(scale: Scale, report: &mut Report) {
     let (base, people) = (world.replicas[0].base(), world.people.clone());
     let rounds = scale.of(10, 2);
     let (mut slowest_call, mut slowest_exit) = (Duration::ZERO, Duration::ZERO);
-    let mut failed = Vec::new();
+    let (mut failed, mut cut_off) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let asked = world.ask_many(500).await;
         let waiting = world.ask_many(100).await;
@@ -267,22 +267,26 @@ pub async fn sigterm(scale: Scale, report: &mut Report) {
             }
         });
         let polling = at_once(waiting, 100, async |_, asked| {
-            let url = format!("{base}/api/aura/hitl/signals/{}", asked.session);
-            while stopped.lock().unwrap().is_none() {
-                let _gone = people.call(reqwest::Method::GET, &url, "user123").send().await;
-                finished();
-            }
+            let url = format!("{base}/api/aura/hitl/signals/{}?waitSeconds=55", asked.session);
+            let answer = people.call(reqwest::Method::GET, &url, "user123").send().await;
+            finished();
+            let is_told_to_ask_again = answer.is_ok_and(|answer| {
+                answer.status() == 200
+                    && answer.headers().get("Retry-After").is_some_and(|value| value == "0")
+            });
+            (!is_told_to_ask_again).then(|| format!("who waits for {}", asked.session))
         });
         let process = world.replicas[0].process();
         let stopping = async {
-            tokio::time::sleep(Duration::from_millis(150)).await;
+            tokio::time::sleep(Duration::from_millis(400)).await;
             let began = Instant::now();
             process.terminate();
             *stopped.lock().unwrap() = Some(began);
             let status = process.ended().await;
             (status, began, began.elapsed())
         };
-        let (_calls, (status, began, exit)) = join(join(deciding, polling), stopping).await;
+        let ((_, polls), (status, began, exit)) = join(join(deciding, polling), stopping).await;
+        cut_off.extend(polls.into_iter().flatten());
         if !status.success() {
             failed.push(status.to_string());
         }
@@ -296,6 +300,8 @@ pub async fn sigterm(scale: Scale, report: &mut Report) {
     report.at_most(slowest_call, 2 * SECOND, "last answer after");
     report.at_most(slowest_exit, 10 * SECOND, "exit after");
     report.wrongs("exit codes other than 0", &failed);
+    report.count(rounds * 100, "long-polls");
+    report.wrongs("not told to ask again", &cut_off);
     // Nobody repeats a click here: what was answered must be there, and so must its signal.
     world.check(report, 10 * SECOND, Delivered::Published).await;
 }

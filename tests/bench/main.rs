@@ -1,0 +1,30 @@
+//! Benchmarks against the release binary with real PostgreSQL and Redis. Run by `scripts/bench`,
+//! which builds what is measured.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[path = "../api/servers.rs"]
+mod servers;
+mod waiting;
+
+/// Measures the service.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Agents that wait over HTTP, half of them by stream and half by long-poll.
+    Waiting(waiting::Options),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match Arguments::parse().what {
+        What::Waiting(options) => waiting::run(&options).await,
+    }
+}
