@@ -176,7 +176,11 @@ impl FromRequest for ExpectedContent {
             Ok(IfMatch::Items(tags)) if !tags.is_empty() => Ok(Self(Expected::OneOf(
                 tags.iter().filter(|tag| !tag.weak).map(|tag| tag.tag().to_owned()).collect(),
             ))),
-            Ok(IfMatch::Items(_)) | Err(_) => Err(ApiError::bad_header("If-Match")),
+            Ok(IfMatch::Items(_)) | Err(_) => Err(ApiError::odd_header(
+                "If-Match",
+                "* or entity tags in quotes",
+                "* 또는 따옴표로 묶은 엔티티 태그",
+            )),
         })
     }
 }

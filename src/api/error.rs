@@ -306,6 +306,16 @@ impl ApiError {
         )
     }
 
+    /// A header that does not say what it should.
+    #[must_use]
+    pub fn odd_header(name: &str, en: &str, ko: &str) -> Self {
+        Self::new(
+            ErrorCode::BadHeader,
+            format!("The {name} header must be {en}."),
+            format!("{name} 헤더는 {ko}여야 합니다."),
+        )
+    }
+
     /// An id in the path that cannot be one.
     #[must_use]
     pub fn bad_id(field: &'static str) -> Self {

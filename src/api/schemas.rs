@@ -29,6 +29,16 @@ pub fn session_id() -> Schema {
     }))
 }
 
+/// What `If-Match` may say: any, or one or several strong entity tags.
+pub fn entity_tags() -> Schema {
+    of(json!({ "type": "string", "pattern": r#"^(\*|"[0-9a-f]{64}"(, ?"[0-9a-f]{64}")*)$"# }))
+}
+
+/// The number of an outcome within its session.
+pub fn event_id() -> Schema {
+    of(json!({ "type": "string", "pattern": "^[0-9]{1,18}$" }))
+}
+
 /// Any JSON.
 pub fn any() -> Schema {
     ObjectBuilder::new().schema_type(SchemaType::AnyValue).into()

@@ -147,7 +147,9 @@ fn last_event(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
         return Ok(None);
     }
     let number = text.parse().ok().filter(|number| *number >= 0);
-    number.map(Some).ok_or_else(|| ApiError::bad_header("Last-Event-ID"))
+    number.map(Some).ok_or_else(|| {
+        ApiError::odd_header("Last-Event-ID", "the number of an event", "이벤트 번호")
+    })
 }
 
 fn event(record: &Record) -> Data {

@@ -1,10 +1,23 @@
 //! Benchmarks against the release binary with real PostgreSQL and Redis. Run by `scripts/bench`,
 //! which builds what is measured.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    missing_docs,
+    reason = "a benchmark that is surprised should fail loudly; it shares the tests' helpers"
+)]
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+#[path = "../api/helpers.rs"]
+#[macro_use]
+mod helpers;
 #[path = "../api/servers.rs"]
 mod servers;
 mod waiting;

@@ -136,7 +136,7 @@ async fn round(agents: usize, options: &Options) -> Round {
     let (pid, before) = (service.pid(), Instant::now());
     let used = cpu(pid);
     sleep(Duration::from_secs(options.idle)).await;
-    let idle_cpu = (cpu(pid) - used).as_secs_f64() / before.elapsed().as_secs_f64();
+    let idle_cpu = cpu(pid).saturating_sub(used).as_secs_f64() / before.elapsed().as_secs_f64();
     let (memory, files) =
         (memory(pid), std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count());
 
