@@ -57,9 +57,12 @@ struct Round {
 
 /// Measures few agents, then many, each on a fresh process.
 pub async fn run(options: &Options) -> ExitCode {
-    let files = Rlimit { current: Some(65_536), maximum: Some(65_536) };
-    if rustix::process::setrlimit(Resource::Nofile, files).is_err() {
-        eprintln!("this needs 65,536 open files: ulimit -n 65536");
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let files = Rlimit { current: maximum, maximum };
+    let needed = options.agents as u64 + 1000;
+    let is_raised = rustix::process::setrlimit(Resource::Nofile, files).is_ok();
+    if !is_raised || maximum.is_some_and(|maximum| maximum < needed) {
+        eprintln!("this needs {needed} open files: ulimit -Hn {needed}");
         return ExitCode::FAILURE;
     }
     let few = round(10, options).await;
@@ -104,7 +107,7 @@ async fn round(agents: usize, options: &Options) -> Round {
         .with("DATABASE_URL", postgres.url())
         .with("REDIS_URL", redis.url())
         .with("JWT_SECRET", SECRET)
-        .with("RUST_LOG", "warn")
+        .with("RUST_LOG", "warn,aura_hitl::app=info")
         .with("AURA_HITL_RATE_LIMIT_PER_SECOND", "0")
         .with("AURA_HITL_MAX_CONNECTIONS", (agents + 1000).to_string())
         .serve()
