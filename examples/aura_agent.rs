@@ -22,7 +22,7 @@
 //! **Waiting for a person**: write `hitl:request:…` and `hitl:session:…`, emit `hitl`, subscribe,
 //! *then* read the key (what was decided in between is there), then listen. Pub/Sub loses messages,
 //! so now and then, and whenever Pub/Sub fails, ask the service. Nothing counts but a signal for
-//! this very request, and silence is a "no".
+//! this very request, and silence is a "no": then the question is withdrawn.
 //!
 //! Uses none of the service's code: it stands for programs that only know the contract.
 

@@ -183,8 +183,7 @@ impl Agent {
         };
         match timeout(Duration::from_secs(self.settings.patience_seconds), waiting).await {
             Ok(answer) => Ok(answer),
-            // What was decided in the last moment counts.
-            Err(_) => Ok(timeout(PATIENCE, self.poll(run, &id)).await.unwrap_or(None)),
+            Err(_) => Ok(timeout(PATIENCE, self.withdraw(run, &id)).await.unwrap_or(None)),
         }
     }
 
@@ -218,6 +217,16 @@ impl Agent {
         url.query_pairs_mut().append_pair("requestId", id);
         let reply = self.call(run, Method::GET, url, &Value::Null).await;
         answer(reply.get("data")?.as_str().map(ToOwned::to_owned), id)
+    }
+
+    /// Takes the question back, so that nobody answers what nobody waits for any more. What was
+    /// decided in the last moment counts.
+    async fn withdraw(&self, run: &Run, id: &str) -> Answer {
+        let url = self.url(&["aura", "hitl", "requests", id, "cancel"]);
+        let reason = json!({ "reason": "Nobody decided in time." });
+        let reply = self.call(run, Method::POST, url, &reason).await;
+        let standing = answer(reply.get("data").map(Value::to_string), id);
+        if standing.is_some() { standing } else { self.poll(run, id).await }
     }
 
     /// Shows a step's new state to the frontend and to the task, in the same words.
