@@ -1,0 +1,111 @@
+"""Reads answers as the frontend does, for scripts/e2e.
+
+    frontend.py json FILE PATH          a value of a JSON answer: data.requestId, content.0.status
+    frontend.py check FILE [FIRST]      every event as the contract has it, ids from FIRST (1) up
+                                        without a gap, and [DONE] at the end; else says what is not
+    frontend.py types FILE              the events' types in order
+    frontend.py ids FILE                the events' ids in order
+    frontend.py field FILE TYPE NAME    a field of the last event of a type
+    frontend.py text FILE               what the content events say, put together
+
+A value that is not there is an empty line.
+"""
+
+import json
+import sys
+import time
+
+STATUSES = {"pending", "in_progress", "waiting", "completed", "failed", "skipped"}
+THOUGHTS = {"analysis", "planning", "reasoning", "decision", "reflection"}
+TEXT, OBJECT = (str,), (dict,)
+PLAN = {"stepId": TEXT, "description": TEXT, "status": TEXT, "confidence": (int, float)}
+FIELDS = {
+    "thought": {"thoughtType": TEXT, "content": TEXT},
+    "plan_step": PLAN,
+    "plan_step_update": PLAN,
+    "tool_execution": {"toolName": TEXT, "status": TEXT, "requiresApproval": (bool,)},
+    "hitl": {"requestId": TEXT, "sessionId": TEXT, "actionType": TEXT, "message": TEXT, "context": OBJECT},
+    "content": {"content": TEXT},
+    "start": {"message": TEXT},
+    "end": {"message": TEXT},
+    "failed": {"error": TEXT},
+    "error": {"error": TEXT},
+}
+
+
+def blocks(path):
+    """The events of a stream, each as its fields; one that is not complete yet is left out."""
+    with open(path, encoding="utf-8", newline="") as stream:
+        for block in stream.read().split("\n\n")[:-1]:
+            lines = [line for line in block.split("\n") if not line.startswith(":")]
+            if lines:
+                fields = (line.partition(":") for line in lines)
+                yield [(name, value.removeprefix(" ")) for name, _, value in fields]
+
+
+def events(path):
+    for block in blocks(path):
+        fields = dict(block)
+        if "event" in fields:
+            yield fields.get("id"), fields["event"], json.loads(fields["data"])
+
+
+def check(path, first=1):
+    found = list(blocks(path))
+    assert found and found[-1] == [("data", "[DONE]")], "does not end with [DONE]"
+    for number, block in enumerate(found[:-1], int(first)):
+        assert [name for name, *_ in block] == ["id", "event", "data"], f"not id, event, data: {block}"
+        (_, id_), (_, kind), (_, data) = block
+        assert id_ == str(number), f"id {id_} instead of {number}"
+        data = json.loads(data)
+        assert data["type"] == kind, f"{kind} says {data['type']}"
+        stamp = data["timestamp"]
+        assert type(stamp) is int and abs(stamp - time.time()) < 600, f"timestamp {stamp}"
+        for name, types in FIELDS[kind].items():
+            assert type(data.get(name)) in types, f"{kind}.{name} is {data.get(name)!r}"
+        if kind == "thought":
+            assert data["thoughtType"] in THOUGHTS, data
+        if kind.startswith("plan_step"):
+            assert data["status"] in STATUSES and 0 <= data["confidence"] <= 1, data
+    last = json.loads(dict(found[-2])["data"])["type"]
+    assert last in ("end", "failed", "error"), f"ends with {last}"
+
+
+def at(value, path):
+    for name in path.split("."):
+        try:
+            value = value[int(name)] if isinstance(value, list) else value[name]
+        except (KeyError, IndexError, TypeError):
+            return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def main(what, path, *more):
+    if what == "json":
+        with open(path, encoding="utf-8") as answer:
+            text = answer.read()
+        try:
+            print(at(json.loads(text), *more))
+        except ValueError:
+            print("")
+    elif what == "check":
+        try:
+            check(path, *more)
+        except (AssertionError, KeyError, ValueError) as problem:
+            sys.exit(f"{type(problem).__name__}: {problem}")
+    elif what == "types":
+        print(" ".join(kind for _, kind, _ in events(path)))
+    elif what == "ids":
+        print(" ".join(id_ or "-" for id_, _, _ in events(path)))
+    elif what == "field":
+        kind, name = more
+        values = [at(data, name) for _, found, data in events(path) if found == kind]
+        print(values[-1] if values else "")
+    elif what == "text":
+        print("".join(data["content"] for _, kind, data in events(path) if kind == "content"))
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
