@@ -92,9 +92,10 @@ def test_the_time_is_kept(service: Service, agent: _Agent, listen_by: tuple[str,
 
 def test_the_time_is_kept_by_pubsub(production: Service, agent: _Agent) -> None:
     began = time.monotonic()
-    options = {"redis_url": production.redis_url, "timeout": 3}
+    # Longer than Redis may take for any single answer.
+    options = {"redis_url": production.redis_url, "timeout": 5}
     assert isinstance(agent.ask(production, new_request(), **options).result(20), Expired)
-    assert 3 <= time.monotonic() - began < 5.5
+    assert 5 <= time.monotonic() - began < 7.5
 
 
 def test_a_client_of_redis_may_be_given(production: Service, agent: _Agent) -> None:

@@ -22,7 +22,8 @@ from tenacity import (
     RetryCallState,
     retry_if_exception,
     stop_before_delay,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 
 from . import _wire
@@ -33,6 +34,7 @@ from .errors import (
     Conflict,
     ContentChanged,
     Gone,
+    HitlError,
     Unavailable,
     UnexpectedAnswer,
 )
@@ -70,7 +72,7 @@ CONNECT_SECONDS = 5.0
 CLOSING_SECONDS = 10.0
 MAX_ERROR_CHARACTERS = 4000
 
-_backoff = wait_exponential_jitter(initial=0.1, max=2.0, jitter=0.1)
+_backoff = wait_exponential(multiplier=0.1, max=2.0) + wait_random(0.0, 0.1)
 
 
 def _pause(state: RetryCallState) -> float:
@@ -461,7 +463,7 @@ class Core:
                 # Nobody will wait for it, so nobody should approve it.
                 try:
                     await self.cancel(how["request_id"], "Its agent got no answer", patience=0)
-                except ApiError as second:
+                except HitlError as second:
                     log.warning("%s may be registered: %s", how["request_id"], second)
             raise
 
@@ -540,7 +542,7 @@ class Core:
             return
         try:
             await self.acknowledge(result.request_id, patience=CLOSING_SECONDS)
-        except (ApiError, UnexpectedAnswer) as problem:
+        except HitlError as problem:
             log.warning("%s could not be acknowledged: %s", result.request_id, problem)
 
     # Tasks
@@ -585,7 +587,7 @@ class Core:
             else:
                 text = (str(failure) or type(failure).__name__)[:MAX_ERROR_CHARACTERS]
                 await self._finish(task_id, "fail", "FAILED", {"errorMessage": text})
-        except (ApiError, UnexpectedAnswer) as problem:
+        except HitlError as problem:
             if failure is None:
                 raise
             # The agent's own exception is what its caller must see.

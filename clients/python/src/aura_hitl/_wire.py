@@ -30,7 +30,6 @@ from .outcomes import (
     Status,
 )
 
-_BUSY = frozenset({429, 502, 503, 504})
 _STATUSES = frozenset(get_args(Status))
 _REFUSALS: Mapping[int, type[ApiError]] = {
     401: NotAllowed,
@@ -62,8 +61,8 @@ def data(response: httpx.Response) -> Any:
         described["error_code"] = envelope.get("errorCode")
         described["data"] = envelope.get("data")
         described["trace_id"] = envelope.get("traceId")
-    if response.status_code in _BUSY:
-        # 429 and 503 are answered before anything is done; a gateway's time-out is not.
+    if response.status_code == 429 or response.status_code >= 500:
+        # 429 and 503 are answered before anything is done; a fault or a gateway's time-out is not.
         done = response.status_code not in (429, 503)
         raise Unavailable(message, may_have_happened=done, **described)
     if response.is_success or envelope is None:

@@ -52,7 +52,7 @@ class Gone(ApiError):
 
 
 class Unavailable(ApiError):
-    """No answer (`status` is None), or 429, 502, 503 or 504, even after trying again.
+    """No answer (`status` is None), or 429, or 500 and above, even after trying again.
 
     `may_have_happened` is False when the service certainly did nothing.
     """
