@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -11,7 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 import redis
+import redis.asyncio
 from conftest import (
+    TENANT,
     MakeService,
     Mode,
     OwnRedis,
@@ -20,11 +23,13 @@ from conftest import (
     free_port,
     new_request,
     new_session,
+    token,
     until,
 )
 from faults import Faulty
 
-from aura_hitl import Approved, Expired, Rejected, _listeners
+from aura_hitl import Approved, AsyncClient, Expired, Rejected, _listeners
+from aura_hitl._io import settled
 
 
 @pytest.fixture(autouse=True)
@@ -98,13 +103,31 @@ def test_the_time_is_kept_by_pubsub(production: Service, agent: _Agent) -> None:
     assert 5 <= time.monotonic() - began < 7.5
 
 
-def test_a_client_of_redis_may_be_given(production: Service, agent: _Agent) -> None:
-    url, request = production.redis_url or "", new_request()
-    kind = redis.Redis if agent.kind == "blocking" else redis.asyncio.Redis
-    link = kind.from_url(url, decode_responses=True)
-    future = agent.ask_and_wait_until_pending(production, request, redis_url=link)
-    production.approve(request)
-    assert isinstance(future.result(10), Approved)
+def test_a_client_of_redis_may_be_given(production: Service) -> None:
+    """It stays open, and whatever it makes of the answers is understood."""
+    with redis.Redis.from_url(production.redis_url or "", decode_responses=True) as link:
+        request = new_request()
+        future = _Agent("blocking").ask_and_wait_until_pending(
+            production, request, redis_url=link, listen_by=("pubsub",)
+        )
+        production.approve(request)
+        assert isinstance(future.result(5), Approved)
+        assert link.ping()
+
+    async def use() -> None:
+        async with (
+            redis.asyncio.Redis.from_url(production.redis_url or "") as link,
+            AsyncClient(production.url, token=token, tenant=TENANT, redis_url=link) as client,
+        ):
+            request = new_request()
+            asked = client.request_approval("x", {}, session_id=new_session(), request_id=request)
+            waiting = asyncio.create_task(asked)
+            await asyncio.to_thread(until, lambda: production.is_pending(request))
+            await asyncio.to_thread(production.approve, request)
+            assert isinstance(await asyncio.wait_for(waiting, 5), Approved)
+            assert await settled(link.ping())
+
+    asyncio.run(use())
 
 
 def test_signals_for_others_and_forged_ones_are_ignored(
