@@ -72,7 +72,7 @@ def test_unknown_requests(client: Client) -> None:
         assert caught.value.error_code == "E1004"
 
 
-def test_cancelled_and_expired(service: Service, client: Client) -> None:
+def test_cancelled_and_expired(client: Client) -> None:
     request = new_request()
     client.register("send_email", {}, session_id=new_session(), request_id=request)
     client.cancel(request, "later")

@@ -52,7 +52,7 @@ def test_rejected(service: Service, client: Client) -> None:
     assert langgraph_agent.OUTBOX == []
 
 
-def test_nobody_decides(service: Service, client: Client) -> None:
+def test_nobody_decides(client: Client) -> None:
     report = langgraph_agent.run(client, "a@b.c", session_id=new_session(), timeout=1)
     assert report == "not sent: expired, nobody decided"
     assert langgraph_agent.OUTBOX == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import TENANT, Service, _Agent, new_request, new_session, token, until
+from conftest import TENANT, Service, new_request, new_session, token, until
 from faults import Faulty, Once, busy
 
 from aura_hitl import AsyncClient, Client, Conflict, Rejected, Unavailable
@@ -94,7 +94,7 @@ def test_it_goes_on_when_nobody_decides(service: Service, client: Client) -> Non
     assert service.task(task.id)["status"] == "COMPLETED"
 
 
-def test_the_asynchronous_task(service: Service, agent: _Agent) -> None:
+def test_the_asynchronous_task(service: Service) -> None:
     async def work() -> str:
         async with AsyncClient(service.url, token=token, tenant=TENANT) as client:
             async with client.task("mail_summary") as task:

@@ -7,7 +7,6 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import httpx
 import pytest
@@ -157,7 +156,7 @@ def test_signals_for_others_and_forged_ones_are_ignored(
     assert isinstance(future.result(10), Rejected)
 
 
-def test_a_forged_key_is_no_approval(production: Service, agent: _Agent, waits_by: WaitsBy) -> None:
+def test_a_forged_key_is_no_approval(production: Service, agent: _Agent) -> None:
     request, session = new_request(), new_session()
     url = production.redis_url or ""
     forged = {"type": "approval", "requestId": request, "status": "approved", "timestamp": 1}
@@ -270,7 +269,7 @@ def test_the_outcome_comes_before_the_stream(service: Service, agent: _Agent) ->
     assert time.monotonic() - began < 5
 
 
-def test_nothing_stays_open(production: Service, agent: _Agent, tmp_path: Path) -> None:
+def test_nothing_stays_open(production: Service, agent: _Agent) -> None:
     url, request, session = production.redis_url or "", new_request(), new_session()
     future = agent.ask_and_wait_until_pending(
         production, request, session_id=session, redis_url=url
