@@ -1,0 +1,60 @@
+"""Lets an agent ask a person before it acts, and wait for the decision.
+
+with Client("http://localhost:8080", token=token, tenant="tenant1") as client:
+    answer = client.request_approval("send_email", {"to": "a@b.c"}, session_id=session)
+    if answer:
+        send()
+"""
+
+from .client import AsyncClient, AsyncTask, Client, Task
+from .errors import (
+    ApiError,
+    Conflict,
+    ContentChanged,
+    Gone,
+    HitlError,
+    NotAllowed,
+    NotFound,
+    Unavailable,
+    UnexpectedAnswer,
+)
+from .outcomes import (
+    Acknowledgement,
+    Approved,
+    Cancelled,
+    Decision,
+    Expired,
+    Outcome,
+    Registration,
+    Rejected,
+    Result,
+    Signal,
+    SignalDelivery,
+)
+
+__all__ = [
+    "Acknowledgement",
+    "ApiError",
+    "Approved",
+    "AsyncClient",
+    "AsyncTask",
+    "Cancelled",
+    "Client",
+    "Conflict",
+    "ContentChanged",
+    "Decision",
+    "Expired",
+    "Gone",
+    "HitlError",
+    "NotAllowed",
+    "NotFound",
+    "Outcome",
+    "Registration",
+    "Rejected",
+    "Result",
+    "Signal",
+    "SignalDelivery",
+    "Task",
+    "Unavailable",
+    "UnexpectedAnswer",
+]

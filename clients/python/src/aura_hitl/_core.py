@@ -1,0 +1,610 @@
+"""The client's logic, written once for both kinds of client (see `_io`).
+
+The promise it keeps: nothing is taken for an approval but the ledger's own word that this very
+request was approved with the fingerprint it was registered with. Everything else, signals, events,
+lost answers, time-outs, only decides when the ledger is asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote
+
+import httpx
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_before_delay,
+    wait_exponential,
+    wait_random,
+)
+
+from . import _wire
+from ._io import Call, Io, settled
+from ._listeners import Listener, ListeningFailed, PubSubListener, StreamListener
+from .errors import (
+    ApiError,
+    Conflict,
+    ContentChanged,
+    Gone,
+    HitlError,
+    Unavailable,
+    UnexpectedAnswer,
+)
+from .outcomes import (
+    Acknowledgement,
+    Approved,
+    Cancelled,
+    Decision,
+    Expired,
+    Outcome,
+    Registration,
+    Rejected,
+    Result,
+    Signal,
+)
+
+log = logging.getLogger("aura_hitl")
+
+Listening = Literal["pubsub", "stream"]
+PlanStep = Mapping[str, Any] | str
+
+# The longest that the service holds a call.
+POLL_SECONDS = 55
+# The longest life of a request.
+MAX_LIFETIME_SECONDS = 1800
+# How much longer than its agent waits a request lives. The agent's cancellation must come first: an
+# expiry would fail the agent's task.
+LIFETIME_MARGIN_SECONDS = 30
+# A stream carries a comment every 15 s; after this long it is dead.
+SILENCE_SECONDS = 20.0
+# For an answer that the service does not hold back.
+ANSWER_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
+# For what is still to be done once the time is over: withdraw, confirm, acknowledge.
+CLOSING_SECONDS = 10.0
+MAX_ERROR_CHARACTERS = 4000
+
+_backoff = wait_exponential(multiplier=0.1, max=2.0) + wait_random(0.0, 0.1)
+
+
+def _pause(state: RetryCallState) -> float:
+    """As long as the service asks for, else a little longer each time."""
+    problem = state.outcome.exception() if state.outcome else None
+    asked = problem.retry_after if isinstance(problem, ApiError) else None
+    return max(asked or 0.0, _backoff(state))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A registered request, and until when its agent waits."""
+
+    registration: Registration
+    deadline: float
+
+    @property
+    def id(self) -> str:
+        return self.registration.request_id
+
+    @property
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+
+def new_request_id() -> str:
+    """Random in full: request ids are shared by all tenants, and must not be guessed."""
+    return f"req_{uuid.uuid4().hex}"
+
+
+def result_of(decision: Decision, registration: Registration) -> Result:
+    """What a settled decision means for the agent that registered the request."""
+    ids = {"request_id": registration.request_id, "session_id": registration.session_id}
+    match decision.status:
+        case "approved":
+            if decision.fingerprint != registration.fingerprint:
+                raise ContentChanged(
+                    registration.request_id,
+                    registered=registration.fingerprint,
+                    approved=decision.fingerprint,
+                )
+            return Approved(
+                **ids,
+                fingerprint=registration.fingerprint,
+                decided_by=decision.decided_by,
+                decided_at=decision.decided_at,
+            )
+        case "rejected":
+            return Rejected(
+                **ids,
+                reason=decision.reason or "",
+                decided_by=decision.decided_by,
+                decided_at=decision.decided_at,
+            )
+        case "expired":
+            return _expired(registration)
+        case "cancelled":
+            return Cancelled(**ids, reason=decision.reason)
+        case "pending":
+            raise UnexpectedAnswer(f"{registration.request_id} is said to be settled and pending")
+
+
+def _expired(registration: Registration, withdrawn: bool = True) -> Expired:
+    return Expired(
+        request_id=registration.request_id,
+        session_id=registration.session_id,
+        withdrawn=withdrawn,
+    )
+
+
+def plan_step(step: PlanStep, number: int) -> dict[str, Any]:
+    """A step as the service takes it; a bare text becomes a pending step."""
+    if isinstance(step, str):
+        return {
+            "type": "plan_step",
+            "stepId": f"step-{number}",
+            "description": step,
+            "status": "pending",
+        }
+    return dict(step)
+
+
+class Core:
+    """All calls, over either kind of I/O."""
+
+    def __init__(
+        self,
+        io: Io,
+        *,
+        base_url: str,
+        token: str | Callable[[], str | Awaitable[str]],
+        tenant: str,
+        user: str | None,
+        redis: Any,
+        owns_redis: bool,
+        listen_by: Collection[Listening],
+        retry_seconds: float,
+    ) -> None:
+        base = base_url.rstrip("/")
+        if not base.startswith(("http://", "https://")):
+            raise ValueError(f"base_url must begin with http:// or https://: {base_url!r}")
+        # Served with and without /api; only with it does the gateway route it.
+        self._base = base if base.endswith("/api") else f"{base}/api"
+        self._io = io
+        self._token = token
+        self._tenant = tenant
+        self._user = user
+        self._redis = redis
+        self._owns_redis = owns_redis
+        if unknown := set(listen_by) - {"pubsub", "stream"}:
+            raise ValueError(f"listen_by: unknown {sorted(unknown)}")
+        self._listen_by = listen_by
+        self._retry_seconds = retry_seconds
+
+    async def close(self) -> None:
+        await self._io.close()
+        if self._owns_redis:
+            await settled((getattr(self._redis, "aclose", None) or self._redis.close)())
+
+    # Calls
+
+    async def _bearer(self) -> str:
+        return await settled(self._token()) if callable(self._token) else self._token
+
+    async def _prepare(
+        self,
+        method: str,
+        path: str,
+        *,
+        read_seconds: float = ANSWER_SECONDS,
+        params: Mapping[str, str | int | None] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+    ) -> Call:
+        call = Call(
+            method=method,
+            url=self._base + path,
+            params={name: v for name, v in (params or {}).items() if v is not None},
+            headers={
+                "Authorization": f"Bearer {await self._bearer()}",
+                "X-Tenant-ID": self._tenant,
+                # The service never lets an agent decide; so it cannot by mistake either.
+                "X-DWP-Caller-Type": "AGENT",
+                **(headers or {}),
+            },
+            timeout=httpx.Timeout(
+                ANSWER_SECONDS, connect=CONNECT_SECONDS, read=read_seconds, pool=None
+            ),
+        )
+        if body is not None:
+            call["json"] = body
+        return call
+
+    async def _once(self, method: str, path: str, **more: Any) -> Any:
+        call = await self._prepare(method, path, **more)
+        try:
+            response = await self._io.call(call)
+        except httpx.TransportError as problem:
+            unsent = isinstance(problem, httpx.ConnectError | httpx.ConnectTimeout)
+            described = f"{method} {path}: {problem or type(problem).__name__}"
+            raise Unavailable(described, may_have_happened=not unsent) from problem
+        return _wire.data(response)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        repeatable: bool = True,
+        patience: float | None = None,
+        **more: Any,
+    ) -> Any:
+        """Calls until there is an answer. All calls but one may be repeated after a lost answer."""
+
+        def again(problem: BaseException) -> bool:
+            return isinstance(problem, Unavailable) and (
+                repeatable or not problem.may_have_happened
+            )
+
+        retrying = AsyncRetrying(
+            sleep=self._io.sleep,
+            retry=retry_if_exception(again),
+            wait=_pause,
+            stop=stop_before_delay(self._retry_seconds if patience is None else patience),
+            reraise=True,
+        )
+        return await retrying(self._once, method, path, **more)
+
+    # Approval requests
+
+    async def register(
+        self,
+        action_type: str,
+        context: Any,
+        *,
+        session_id: str,
+        message: str | None = None,
+        request_id: str | None = None,
+        task_id: str | None = None,
+        plan_steps: Sequence[PlanStep] | None = None,
+        expires_in: int | None = None,
+        patience: float | None = None,
+    ) -> Registration:
+        # The id is made here, so that a repetition after a lost answer is the same request.
+        body = {
+            "requestId": request_id or new_request_id(),
+            "sessionId": session_id,
+            "actionType": action_type,
+            "context": context,
+            "message": message,
+            "taskId": task_id,
+            "planSteps": None if plan_steps is None else _plan(plan_steps),
+            "expiresInSeconds": expires_in,
+        }
+        body = {name: value for name, value in body.items() if value is not None}
+        answer = await self._call("POST", "/aura/hitl/requests", body=body, patience=patience)
+        registration = _wire.registration(answer)
+        if registration.request_id != body["requestId"]:
+            raise UnexpectedAnswer(f"registered {registration.request_id}, not {body['requestId']}")
+        return registration
+
+    async def decision(
+        self, request_id: str, wait_seconds: int = 0, *, patience: float | None = None
+    ) -> Decision:
+        answer = await self._call(
+            "GET",
+            f"/aura/hitl/requests/{quote(request_id, safe='')}/decision",
+            params={"waitSeconds": wait_seconds or None},
+            read_seconds=wait_seconds + ANSWER_SECONDS,
+            patience=patience,
+        )
+        return _wire.decision(answer, request_id)
+
+    async def signal(
+        self, session_id: str, request_id: str | None = None, wait_seconds: int = 0
+    ) -> Signal | None:
+        text = await self._call(
+            "GET",
+            f"/aura/hitl/signals/{quote(session_id, safe='')}",
+            params={"requestId": request_id, "waitSeconds": wait_seconds or None},
+            read_seconds=wait_seconds + ANSWER_SECONDS,
+        )
+        if text is None:
+            return None
+        found = _wire.signal(text)
+        if found is None or (request_id is not None and found.request_id != request_id):
+            raise UnexpectedAnswer(f"no signal for {request_id or session_id}: {text!r:.200}")
+        return found
+
+    async def outcomes(
+        self,
+        session_id: str,
+        last_event_id: str | None = None,
+        *,
+        request_id: str | None = None,
+        until: float = math.inf,
+    ) -> AsyncGenerator[Outcome, None]:
+        silence = max(0.001, min(SILENCE_SECONDS, until - time.monotonic()))
+
+        def enough() -> bool:
+            # The time-out begins anew with every comment. So once it would reach beyond the end,
+            # the stream must be opened again with a shorter one; a second does not matter.
+            return until - time.monotonic() < silence - 1.0
+
+        call = await self._prepare(
+            "GET",
+            f"/aura/hitl/signals/{quote(session_id, safe='')}/stream",
+            params={"requestId": request_id},
+            read_seconds=silence,
+            headers={
+                "Accept": "text/event-stream",
+                "Accept-Encoding": "identity",
+                "Cache-Control": "no-store",
+                **({} if last_event_id is None else {"Last-Event-ID": last_event_id}),
+            },
+        )
+        try:
+            async with self._io.stream(call, enough) as (response, events):
+                if response.status_code != httpx.codes.OK:
+                    _wire.data(response)
+                    raise UnexpectedAnswer(f"HTTP {response.status_code} instead of a stream")
+                async for event in events:
+                    outcome = _wire.outcome(event.event, event.id, event.data)
+                    if outcome is not None:
+                        yield outcome
+        except httpx.TransportError as problem:
+            described = f"the stream of {session_id}: {problem or type(problem).__name__}"
+            raise Unavailable(described, may_have_happened=False) from problem
+
+    async def cancel(
+        self, request_id: str, reason: str | None = None, *, patience: float | None = None
+    ) -> None:
+        await self._call(
+            "POST",
+            f"/aura/hitl/requests/{quote(request_id, safe='')}/cancel",
+            body={} if reason is None else {"reason": reason},
+            patience=patience,
+        )
+
+    async def acknowledge(
+        self, request_id: str, *, patience: float | None = None
+    ) -> Acknowledgement:
+        answer = await self._call(
+            "POST", f"/aura/hitl/requests/{quote(request_id, safe='')}/ack", patience=patience
+        )
+        return _wire.acknowledgement(answer)
+
+    # Asking and waiting
+
+    async def request_approval(
+        self,
+        action_type: str,
+        context: Any,
+        *,
+        session_id: str,
+        message: str | None = None,
+        request_id: str | None = None,
+        task_id: str | None = None,
+        plan_steps: Sequence[PlanStep] | None = None,
+        timeout: float = 300,
+        expires_in: int | None = None,
+        acknowledge: bool = True,
+    ) -> Result:
+        deadline = time.monotonic() + timeout
+        request_id = request_id or new_request_id()
+        listeners = self._listeners(session_id, request_id)
+        try:
+            for listener in listeners:
+                # Before anybody can answer: Redis keeps no message for those who come later. (The
+                # stream replays; starting it costs nothing here.)
+                await self._start(listener)
+            asked = _Asked(
+                await self._register_until(
+                    deadline,
+                    action_type,
+                    context,
+                    session_id=session_id,
+                    message=message,
+                    request_id=request_id,
+                    task_id=task_id,
+                    plan_steps=plan_steps,
+                    expires_in=expires_in or _lifetime(timeout),
+                ),
+                deadline,
+            )
+            decision = await self._wait(asked, listeners)
+        finally:
+            for listener in listeners:
+                await listener.stop()
+        if decision is None:
+            result = await self._give_up(asked, timeout)
+        else:
+            result = result_of(decision, asked.registration)
+        if acknowledge:
+            await self._acknowledge_quietly(result)
+        return result
+
+    def _listeners(self, session_id: str, request_id: str) -> list[Listener]:
+        """The best first."""
+        listeners: list[Listener] = []
+        if self._redis is not None and "pubsub" in self._listen_by:
+            listeners.append(PubSubListener(self._redis, session_id, request_id))
+        if "stream" in self._listen_by:
+
+            def open_stream(last_id: str | None, until: float) -> AsyncGenerator[Outcome, None]:
+                return self.outcomes(session_id, last_id, request_id=request_id, until=until)
+
+            listeners.append(StreamListener(self._io, open_stream, request_id))
+        return listeners
+
+    async def _start(self, listener: Listener) -> bool:
+        try:
+            await listener.start()
+        except ListeningFailed as problem:
+            await self._rest(listener, problem)
+            return False
+        return True
+
+    async def _rest(self, listener: Listener, problem: ListeningFailed) -> None:
+        await listener.failed()
+        log.warning("%s; not waiting by %s for %.0f s", problem, listener.name, listener.rest_left)
+
+    async def _register_until(self, deadline: float, *what: Any, **how: Any) -> Registration:
+        try:
+            return await self.register(*what, **how, patience=max(0.0, deadline - time.monotonic()))
+        except Unavailable as problem:
+            if problem.may_have_happened:
+                # Nobody will wait for it, so nobody should approve it.
+                try:
+                    await self.cancel(how["request_id"], "Its agent got no answer", patience=0)
+                except HitlError as second:
+                    log.warning("%s may be registered: %s", how["request_id"], second)
+            raise
+
+    async def _wait(self, asked: _Asked, listeners: Sequence[Listener]) -> Decision | None:
+        """The decision, or None when the time is over.
+
+        Each turn looks at the ledger, then waits by the best means that works. When none does, the
+        look itself is held by the service: that is the long-poll.
+        """
+        # Nobody had decided at registration, and what came since is heard or replayed.
+        look = asked.registration.status != "pending" or not listeners
+        troubles = 0
+        while asked.left > 0:
+            listener = next((each for each in listeners if each.rest_left <= 0), None)
+            if listener is not None and not listener.started:
+                look = True
+                if not await self._start(listener):
+                    continue
+            if look or listener is None:
+                began = time.monotonic()
+                hold = 0 if listener else self._hold(asked, listeners)
+                if hold:
+                    log.debug("%s: waiting by poll", asked.id)
+                try:
+                    decision = await self.decision(asked.id, hold, patience=0)
+                except Unavailable as problem:
+                    # The service restarts, say. A listener hears nothing from it either.
+                    troubles += 1
+                    pause = max(problem.retry_after or 0.0, min(0.1 * 2**troubles, 5.0))
+                    log.info("%s: %s; asking again in %.1f s", asked.id, problem, pause)
+                    await self._io.sleep(min(pause, asked.left))
+                    continue
+                troubles = 0
+                if decision.status != "pending":
+                    return decision
+                if hold and time.monotonic() - began < 0.5:
+                    # Not held at all: the service stops, or something on the way answers.
+                    await self._io.sleep(min(0.5, asked.left))
+            look = True
+            if listener is not None and asked.left > 0:
+                log.debug("%s: waiting by %s", asked.id, listener.name)
+                try:
+                    await listener.wait(asked.left)
+                except ListeningFailed as problem:
+                    await self._rest(listener, problem)
+        return None
+
+    @staticmethod
+    def _hold(asked: _Asked, listeners: Sequence[Listener]) -> int:
+        """Until something better may work again."""
+        rests = [each.rest_left for each in listeners]
+        return max(1, math.ceil(min(POLL_SECONDS, asked.left, *rests)))
+
+    async def _give_up(self, asked: _Asked, timeout: float) -> Result:
+        """Withdraws the request, so that nobody approves what nobody waits for."""
+        registration = asked.registration
+        try:
+            reason = f"Nobody decided within {timeout:g} seconds"
+            await self.cancel(asked.id, reason, patience=CLOSING_SECONDS)
+        except Gone:
+            pass
+        except Conflict as problem:
+            # Decided at the last moment. That decision stands, and must be known for certain.
+            decision = await self.decision(asked.id, patience=CLOSING_SECONDS)
+            if decision.status == "pending":
+                raise problem
+            return result_of(decision, registration)
+        except Unavailable as problem:
+            log.warning("%s could not be withdrawn: %s", asked.id, problem)
+            return _expired(registration, withdrawn=False)
+        return _expired(registration)
+
+    async def _acknowledge_quietly(self, result: Result) -> None:
+        """Acknowledges. A decision is not lost because this could not be noted."""
+        if isinstance(result, Expired) and not result.withdrawn:
+            return
+        try:
+            await self.acknowledge(result.request_id, patience=CLOSING_SECONDS)
+        except HitlError as problem:
+            log.warning("%s could not be acknowledged: %s", result.request_id, problem)
+
+    # Tasks
+
+    async def create_task(self, task_type: str, description: str | None, input_data: Any) -> str:
+        user = self._user or _wire.subject(await self._bearer())
+        body = {
+            "taskType": task_type,
+            "userId": user,
+            "tenantId": self._tenant,
+            "description": description,
+            "inputData": input_data,
+        }
+        body = {name: value for name, value in body.items() if value is not None}
+        # The service chooses the id, so a repetition after a lost answer would be a second task.
+        task = await self._call("POST", "/main/agent/tasks", body=body, repeatable=False)
+        return _wire.task_id(task)
+
+    async def task_call(self, task_id: str, method: str, step: str, body: Any = None) -> None:
+        path = f"/main/agent/tasks/{quote(task_id, safe='')}"
+        await self._call(method, f"{path}/{step}", body=body)
+
+    async def progress(self, task_id: str, percent: int, description: str | None) -> None:
+        body: dict[str, Any] = {"progress": percent}
+        if description is not None:
+            body["description"] = description
+        await self.task_call(task_id, "PATCH", "progress", body)
+
+    async def replace_plan(self, task_id: str, steps: Sequence[PlanStep]) -> None:
+        await self.task_call(task_id, "PUT", "plan-steps", _plan(steps))
+
+    async def update_step(self, task_id: str, step_id: str, fields: Mapping[str, Any]) -> None:
+        given = {name: value for name, value in fields.items() if value is not None}
+        step = {"stepId": step_id, **given}
+        await self.task_call(task_id, "POST", "plan-steps", step)
+
+    async def finish_task(self, task_id: str, failure: BaseException | None, result: Any) -> None:
+        """Completes the task, or fails it with the exception's text."""
+        try:
+            if failure is None:
+                await self._finish(task_id, "complete", "COMPLETED", result)
+            else:
+                text = (str(failure) or type(failure).__name__)[:MAX_ERROR_CHARACTERS]
+                await self._finish(task_id, "fail", "FAILED", {"errorMessage": text})
+        except HitlError as problem:
+            if failure is None:
+                raise
+            # The agent's own exception is what its caller must see.
+            log.warning("task %s could not be failed: %s", task_id, problem)
+
+    async def _finish(self, task_id: str, step: str, status: str, body: Any) -> None:
+        try:
+            await self.task_call(task_id, "POST", step, body)
+        except Conflict as conflict:
+            # It is there already: the first answer was lost.
+            if not (isinstance(conflict.data, dict) and conflict.data.get("status") == status):
+                raise
+
+
+def _plan(steps: Sequence[PlanStep]) -> list[dict[str, Any]]:
+    return [plan_step(step, number) for number, step in enumerate(steps, start=1)]
+
+
+def _lifetime(timeout: float) -> int:
+    return min(MAX_LIFETIME_SECONDS, max(1, math.ceil(timeout) + LIFETIME_MARGIN_SECONDS))

@@ -1,0 +1,224 @@
+"""The wire format, read strictly and without I/O: what does not fit the contract raises."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+import httpx
+
+from .errors import (
+    ApiError,
+    Conflict,
+    Gone,
+    NotAllowed,
+    NotFound,
+    Unavailable,
+    UnexpectedAnswer,
+)
+from .outcomes import (
+    Acknowledgement,
+    Decision,
+    Outcome,
+    Registration,
+    Signal,
+    SignalDelivery,
+    Status,
+)
+
+_STATUSES = frozenset(get_args(Status))
+_REFUSALS: Mapping[int, type[ApiError]] = {
+    401: NotAllowed,
+    403: NotAllowed,
+    404: NotFound,
+    409: Conflict,
+    410: Gone,
+}
+
+
+def data(response: httpx.Response) -> Any:
+    """The `data` of a successful answer, None if it has none; raises the error of any other."""
+    try:
+        envelope = response.json()
+    except ValueError:
+        envelope = None
+    if not isinstance(envelope, dict) or not isinstance(envelope.get("success"), bool):
+        # Not the service's: a proxy on the way, most likely.
+        envelope = None
+    if response.is_success and envelope is not None and envelope["success"]:
+        return envelope.get("data")
+    described: dict[str, Any] = {
+        "status": response.status_code,
+        "retry_after": _retry_after(response),
+    }
+    message = f"HTTP {response.status_code} from {response.url.path}"
+    if envelope is not None:
+        message = str(envelope.get("message", message))
+        described["error_code"] = envelope.get("errorCode")
+        described["data"] = envelope.get("data")
+        described["trace_id"] = envelope.get("traceId")
+    if response.status_code == 429 or response.status_code >= 500:
+        # 429 and 503 are answered before anything is done; a fault or a gateway's time-out is not.
+        done = response.status_code not in (429, 503)
+        raise Unavailable(message, may_have_happened=done, **described)
+    if response.is_success or envelope is None:
+        raise UnexpectedAnswer(f"{message} is not an answer of the service")
+    raise _REFUSALS.get(response.status_code, ApiError)(message, **described)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    # The other form, a date, is for pages that come back tomorrow.
+    value = response.headers.get("retry-after", "").strip()
+    return float(value) if value.isascii() and value.isdigit() else None
+
+
+def _member(values: Any, name: str, kind: type) -> Any:
+    value = values.get(name) if isinstance(values, dict) else None
+    if not isinstance(value, kind):
+        raise UnexpectedAnswer(f"the answer has no usable {name}: {values!r:.500}")
+    return value
+
+
+def _text(values: dict[str, Any], name: str) -> str | None:
+    return None if values.get(name) is None else str(_member(values, name, str))
+
+
+def _time(values: dict[str, Any], name: str) -> datetime | None:
+    text = _text(values, name)
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    except ValueError as problem:
+        raise UnexpectedAnswer(f"{name} is no time: {text!r:.100}") from problem
+
+
+def _required_time(values: dict[str, Any], name: str) -> datetime:
+    _member(values, name, str)
+    time = _time(values, name)
+    assert time is not None
+    return time
+
+
+def _status(values: dict[str, Any]) -> Status:
+    status = _member(values, "status", str)
+    if status not in _STATUSES:
+        raise UnexpectedAnswer(f"unknown status {status!r:.100}")
+    return status  # type: ignore[no-any-return]
+
+
+def registration(values: Any) -> Registration:
+    return Registration(
+        request_id=_member(values, "requestId", str),
+        session_id=_member(values, "sessionId", str),
+        status=_status(values),
+        fingerprint=_member(values, "fingerprint", str),
+        expires_at=_required_time(values, "expiresAt"),
+    )
+
+
+def decision(values: Any, request_id: str) -> Decision:
+    """The decision on this request. One on another request raises."""
+    if _member(values, "requestId", str) != request_id:
+        raise UnexpectedAnswer(f"asked about {request_id}, answered about {values['requestId']!r}")
+    signal = values.get("signal")
+    return Decision(
+        request_id=request_id,
+        session_id=_member(values, "sessionId", str),
+        status=_status(values),
+        fingerprint=_text(values, "fingerprint"),
+        expires_at=_time(values, "expiresAt"),
+        reason=_text(values, "reason"),
+        decided_by=_text(values, "decidedBy"),
+        decided_at=_time(values, "decidedAt"),
+        settled_at=_time(values, "settledAt"),
+        signal=None if signal is None else _delivery(signal),
+        acted_at=_time(values, "actedAt"),
+    )
+
+
+def _delivery(values: Any) -> SignalDelivery:
+    state = _member(values, "state", str)
+    listeners = values.get("listeners")
+    return SignalDelivery(
+        state=state,
+        sent_at=_time(values, "sentAt"),
+        listeners=listeners if isinstance(listeners, int) else None,
+    )
+
+
+def acknowledgement(values: Any) -> Acknowledgement:
+    return Acknowledgement(
+        request_id=_member(values, "requestId", str),
+        session_id=_member(values, "sessionId", str),
+        status=_status(values),
+        acted_at=_required_time(values, "actedAt"),
+    )
+
+
+def signal(text: Any) -> Signal | None:
+    """A signal from Redis or from the service; None for anything else.
+
+    Whoever can reach Redis can publish on the channel, so what is there is a stranger's text.
+    """
+    try:
+        values = json.loads(text)
+    except (TypeError, ValueError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    kind, request, stamp = values.get("type"), values.get("requestId"), values.get("timestamp")
+    if not isinstance(request, str) or not isinstance(stamp, int):
+        return None
+    reason = values.get("reason")
+    reason = reason if isinstance(reason, str) else None
+    match kind, values.get("status"):
+        case "approval", "approved":
+            return Signal(type="approval", request_id=request, status="approved", timestamp=stamp)
+        case "rejection", "rejected":
+            return Signal(
+                type="rejection",
+                request_id=request,
+                status="rejected",
+                timestamp=stamp,
+                reason=reason,
+            )
+        case _:
+            return None
+
+
+def outcome(event: str, id: str, text: str) -> Outcome | None:
+    """An event of the stream; None for a kind that this client does not know (yet)."""
+    if event not in ("approval", "rejection", "expired", "cancelled"):
+        return None
+    try:
+        values = json.loads(text)
+    except ValueError as problem:
+        raise UnexpectedAnswer(f"an event without JSON: {text!r:.200}") from problem
+    return Outcome(
+        id=id,
+        type=event,  # type: ignore[arg-type]
+        request_id=_member(values, "requestId", str),
+        status=_status(values),
+        timestamp=_member(values, "timestamp", int),
+        fingerprint=_text(values, "fingerprint"),
+        reason=_text(values, "reason"),
+    )
+
+
+def task_id(values: Any) -> str:
+    return str(_member(values, "taskId", str))
+
+
+def subject(token: str) -> str:
+    """The user a token is for. Only the service checks tokens; here it is just read."""
+    try:
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except (IndexError, ValueError, binascii.Error) as problem:
+        raise ValueError("the token is no JWT, so `user` must be given") from problem
+    return str(_member(claims, "sub", str))

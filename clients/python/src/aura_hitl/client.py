@@ -1,0 +1,437 @@
+"""The two clients and their tasks: thin faces of `_core`, one blocking, one for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Required, Self, TypedDict, Unpack
+
+import httpx
+
+from ._core import Core, Listening, PlanStep
+from ._io import AsyncIo, BlockingIo, run
+from .outcomes import Acknowledgement, Decision, Outcome, Registration, Result, Signal
+
+if TYPE_CHECKING:
+    import redis
+    import redis.asyncio
+
+# Every waiting call holds a connection. How many wait is the agent's business, not the pool's.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+_LISTEN_BY: tuple[Listening, ...] = ("pubsub", "stream")
+
+
+class ApprovalOptions(TypedDict, total=False):
+    """What `request_approval` of a task takes beside the action and its context."""
+
+    session_id: Required[str]
+    message: str | None
+    request_id: str | None
+    plan_steps: Sequence[PlanStep] | None
+    timeout: float
+    expires_in: int | None
+    acknowledge: bool
+
+
+def _redis_options(asynchronous: bool) -> dict[str, Any]:
+    """Fails fast: waiting for a Redis that does not answer is time without an ear."""
+    from redis.backoff import NoBackoff
+
+    if asynchronous:
+        from redis.asyncio.retry import Retry as AsyncRetry
+
+        retry: Any = AsyncRetry(NoBackoff(), 0)
+    else:
+        from redis.retry import Retry
+
+        retry = Retry(NoBackoff(), 0)
+    return {"retry": retry, "socket_connect_timeout": 3, "socket_timeout": 3}
+
+
+_NO_REDIS = "redis_url needs the redis package: pip install 'aura-hitl-client[redis]'"
+
+
+class Client:
+    """Asks people for approval on behalf of an agent. Blocking; may be shared by threads.
+
+    base_url: of the gateway or of the service itself, with or without `/api`.
+    token: the JWT, or a function that returns one. It is called for every call, so that a long
+        wait outlives a short token.
+    user: the token's `sub`; read from the token when absent.
+    redis_url: the Redis of the service, as a URL or as a client of redis-py (which stays yours to
+        close). Without it, agents wait over HTTP.
+    listen_by: means of being woken that may be used; with none of them, long-polls alone.
+    retry_seconds: for how long a call is tried again when the service does not answer.
+    http_client: an httpx client of your own, for certificates or proxies; closed with this one.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        token: str | Callable[[], str],
+        tenant: str,
+        user: str | None = None,
+        redis_url: str | redis.Redis | None = None,
+        listen_by: Collection[Listening] = _LISTEN_BY,
+        retry_seconds: float = 10.0,
+        http_client: httpx.Client | None = None,
+    ) -> None:
+        link: Any = redis_url
+        if isinstance(redis_url, str):
+            try:
+                from redis import Redis
+            except ImportError as missing:
+                raise ImportError(_NO_REDIS) from missing
+            link = Redis.from_url(redis_url, **_redis_options(asynchronous=False))
+        self._core = Core(
+            BlockingIo(http_client or httpx.Client(limits=_LIMITS)),
+            base_url=base_url,
+            token=token,
+            tenant=tenant,
+            user=user,
+            redis=link,
+            owns_redis=isinstance(redis_url, str),
+            listen_by=listen_by,
+            retry_seconds=retry_seconds,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        run(self._core.close())
+
+    def request_approval(
+        self,
+        action_type: str,
+        context: Any,
+        *,
+        session_id: str,
+        message: str | None = None,
+        request_id: str | None = None,
+        task_id: str | None = None,
+        plan_steps: Sequence[PlanStep] | None = None,
+        timeout: float = 300,
+        expires_in: int | None = None,
+        acknowledge: bool = True,
+    ) -> Result:
+        """Asks, waits until a person has decided or `timeout` seconds are over, and tells which.
+
+        Only `Approved` is true. When the time is over the request is withdrawn, so that nobody
+        approves it later; a decision made at the last moment is returned.
+
+        request_id: give one to go on waiting for the same request after a restart of the agent;
+            everything else must be the same too. A random one when absent.
+        expires_in: how long people may decide, in seconds, at most 1800; `timeout` and half a
+            minute when absent. It matters if the agent dies.
+        acknowledge: tell the service that the agent acts on the outcome. With False, call
+            `acknowledge` once it has.
+
+        An exception leaves the request as it is: it can still be waited for under its id, and
+        expires by itself. Raises ContentChanged if what was approved is not what was registered.
+        """
+        return run(
+            self._core.request_approval(
+                action_type,
+                context,
+                session_id=session_id,
+                message=message,
+                request_id=request_id,
+                task_id=task_id,
+                plan_steps=plan_steps,
+                timeout=timeout,
+                expires_in=expires_in,
+                acknowledge=acknowledge,
+            )
+        )
+
+    def register(
+        self,
+        action_type: str,
+        context: Any,
+        *,
+        session_id: str,
+        message: str | None = None,
+        request_id: str | None = None,
+        task_id: str | None = None,
+        plan_steps: Sequence[PlanStep] | None = None,
+        expires_in: int | None = None,
+    ) -> Registration:
+        """Registers a request and does not wait. Again with the same id and content: the same."""
+        return run(
+            self._core.register(
+                action_type,
+                context,
+                session_id=session_id,
+                message=message,
+                request_id=request_id,
+                task_id=task_id,
+                plan_steps=plan_steps,
+                expires_in=expires_in,
+            )
+        )
+
+    def decision(self, request_id: str, wait_seconds: int = 0) -> Decision:
+        """Where a request stands, after waiting up to 55 s for it to be settled."""
+        return run(self._core.decision(request_id, wait_seconds))
+
+    def signal(
+        self, session_id: str, request_id: str | None = None, wait_seconds: int = 0
+    ) -> Signal | None:
+        """The session's signal, after waiting up to 55 s for one. Compare before acting on it."""
+        return run(self._core.signal(session_id, request_id, wait_seconds))
+
+    def outcomes(self, session_id: str, last_event_id: str | None = None) -> Iterator[Outcome]:
+        """The outcomes of a session as they come, until the service ends the stream.
+
+        Continue with the last outcome's `id`.
+        """
+        outcomes = self._core.outcomes(session_id, last_event_id)
+        try:
+            while True:
+                try:
+                    yield run(anext(outcomes))
+                except StopAsyncIteration:
+                    return
+        finally:
+            run(outcomes.aclose())
+
+    def cancel(self, request_id: str, reason: str | None = None) -> None:
+        """Withdraws a pending request. Conflict: it is decided. Gone: it has expired."""
+        run(self._core.cancel(request_id, reason))
+
+    def acknowledge(self, request_id: str) -> Acknowledgement:
+        """Tells the service that the agent has acted on the outcome; the first time counts."""
+        return run(self._core.acknowledge(request_id))
+
+    def task(
+        self, task_type: str, *, description: str | None = None, input_data: Any = None
+    ) -> Task:
+        """A task as a context manager: started on entering, completed or failed on leaving."""
+        return Task(self._core, task_type, description, input_data)
+
+
+class AsyncClient:
+    """`Client` for asyncio. The token's function may be a coroutine function."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        token: str | Callable[[], str | Awaitable[str]],
+        tenant: str,
+        user: str | None = None,
+        redis_url: str | redis.asyncio.Redis | None = None,
+        listen_by: Collection[Listening] = _LISTEN_BY,
+        retry_seconds: float = 10.0,
+        http_client: httpx.AsyncClient | None = None,
+    ) -> None:
+        link: Any = redis_url
+        if isinstance(redis_url, str):
+            try:
+                from redis.asyncio import Redis
+            except ImportError as missing:
+                raise ImportError(_NO_REDIS) from missing
+            link = Redis.from_url(redis_url, **_redis_options(asynchronous=True))
+        self._core = Core(
+            AsyncIo(http_client or httpx.AsyncClient(limits=_LIMITS)),
+            base_url=base_url,
+            token=token,
+            tenant=tenant,
+            user=user,
+            redis=link,
+            owns_redis=isinstance(redis_url, str),
+            listen_by=listen_by,
+            retry_seconds=retry_seconds,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._core.close()
+
+    async def request_approval(
+        self,
+        action_type: str,
+        context: Any,
+        *,
+        session_id: str,
+        message: str | None = None,
+        request_id: str | None = None,
+        task_id: str | None = None,
+        plan_steps: Sequence[PlanStep] | None = None,
+        timeout: float = 300,
+        expires_in: int | None = None,
+        acknowledge: bool = True,
+    ) -> Result:
+        """See `Client.request_approval`."""
+        return await self._core.request_approval(
+            action_type,
+            context,
+            session_id=session_id,
+            message=message,
+            request_id=request_id,
+            task_id=task_id,
+            plan_steps=plan_steps,
+            timeout=timeout,
+            expires_in=expires_in,
+            acknowledge=acknowledge,
+        )
+
+    async def register(
+        self,
+        action_type: str,
+        context: Any,
+        *,
+        session_id: str,
+        message: str | None = None,
+        request_id: str | None = None,
+        task_id: str | None = None,
+        plan_steps: Sequence[PlanStep] | None = None,
+        expires_in: int | None = None,
+    ) -> Registration:
+        """See `Client.register`."""
+        return await self._core.register(
+            action_type,
+            context,
+            session_id=session_id,
+            message=message,
+            request_id=request_id,
+            task_id=task_id,
+            plan_steps=plan_steps,
+            expires_in=expires_in,
+        )
+
+    async def decision(self, request_id: str, wait_seconds: int = 0) -> Decision:
+        """See `Client.decision`."""
+        return await self._core.decision(request_id, wait_seconds)
+
+    async def signal(
+        self, session_id: str, request_id: str | None = None, wait_seconds: int = 0
+    ) -> Signal | None:
+        """See `Client.signal`."""
+        return await self._core.signal(session_id, request_id, wait_seconds)
+
+    async def outcomes(
+        self, session_id: str, last_event_id: str | None = None
+    ) -> AsyncGenerator[Outcome, None]:
+        """See `Client.outcomes`. Use `contextlib.aclosing` if you may leave the loop early."""
+        async with aclosing(self._core.outcomes(session_id, last_event_id)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
+
+    async def cancel(self, request_id: str, reason: str | None = None) -> None:
+        """See `Client.cancel`."""
+        await self._core.cancel(request_id, reason)
+
+    async def acknowledge(self, request_id: str) -> Acknowledgement:
+        """See `Client.acknowledge`."""
+        return await self._core.acknowledge(request_id)
+
+    def task(
+        self, task_type: str, *, description: str | None = None, input_data: Any = None
+    ) -> AsyncTask:
+        """See `Client.task`."""
+        return AsyncTask(self._core, task_type, description, input_data)
+
+
+class _TaskBase:
+    """What both kinds of task share. `result` is what the task is completed with."""
+
+    def __init__(
+        self, core: Core, task_type: str, description: str | None, input_data: Any
+    ) -> None:
+        self._core = core
+        self._new = (task_type, description, input_data)
+        self._id: str | None = None
+        self.result: Any = None
+
+    @property
+    def id(self) -> str:
+        if self._id is None:
+            raise RuntimeError("the task begins with its `with` block")
+        return self._id
+
+    async def _begin(self) -> None:
+        self._id = await self._core.create_task(*self._new)
+        await self._core.task_call(self._id, "POST", "start")
+
+    async def _end(self, failure: BaseException | None) -> None:
+        await self._core.finish_task(self.id, failure, self.result)
+
+
+class Task(_TaskBase):
+    """An agent task, from `Client.task`."""
+
+    def __enter__(self) -> Self:
+        run(self._begin())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        failure: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        run(self._end(failure))
+
+    def progress(self, percent: int, description: str | None = None) -> None:
+        """How far it is, 0 to 100; `description` replaces the task's."""
+        run(self._core.progress(self.id, percent, description))
+
+    def plan(self, steps: Sequence[PlanStep]) -> None:
+        """Replaces the plan. A step is a dict with `stepId`, or its text: then `step-1`, ...."""
+        run(self._core.replace_plan(self.id, steps))
+
+    def step(self, step_id: str, **fields: Any) -> None:
+        """Updates one step: `status`, `description`, `confidence` (0 to 1), or whatever else."""
+        run(self._core.update_step(self.id, step_id, fields))
+
+    def request_approval(
+        self, action_type: str, context: Any, **options: Unpack[ApprovalOptions]
+    ) -> Result:
+        """See `Client.request_approval`; the task waits meanwhile."""
+        return run(self._core.request_approval(action_type, context, task_id=self.id, **options))
+
+
+class AsyncTask(_TaskBase):
+    """An agent task, from `AsyncClient.task`."""
+
+    async def __aenter__(self) -> Self:
+        await self._begin()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        failure: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._end(failure)
+
+    async def progress(self, percent: int, description: str | None = None) -> None:
+        """See `Task.progress`."""
+        await self._core.progress(self.id, percent, description)
+
+    async def plan(self, steps: Sequence[PlanStep]) -> None:
+        """See `Task.plan`."""
+        await self._core.replace_plan(self.id, steps)
+
+    async def step(self, step_id: str, **fields: Any) -> None:
+        """See `Task.step`."""
+        await self._core.update_step(self.id, step_id, fields)
+
+    async def request_approval(
+        self, action_type: str, context: Any, **options: Unpack[ApprovalOptions]
+    ) -> Result:
+        """See `Task.request_approval`."""
+        return await self._core.request_approval(action_type, context, task_id=self.id, **options)

@@ -1,0 +1,78 @@
+"""What can go wrong. An exception is never an approval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class HitlError(Exception):
+    """The base of all exceptions of this package."""
+
+
+class ApiError(HitlError):
+    """The service refused a call.
+
+    `status` is the HTTP status, `error_code`, `message`, `data` and `trace_id` are the envelope's;
+    whoever operates the service finds the call in its log under the trace id.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        error_code: str | None = None,
+        data: Any = None,
+        trace_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(f"{error_code}: {message}" if error_code else message)
+        self.message = message
+        self.status = status
+        self.error_code = error_code
+        self.data = data
+        self.trace_id = trace_id
+        self.retry_after = retry_after
+
+
+class NotAllowed(ApiError):
+    """401 or 403: the token, or what it permits."""
+
+
+class NotFound(ApiError):
+    """404: not there, or another tenant's."""
+
+
+class Conflict(ApiError):
+    """409: it stands otherwise; `data` says how."""
+
+
+class Gone(ApiError):
+    """410: the request expired undecided, or its agent has moved on."""
+
+
+class Unavailable(ApiError):
+    """No answer (`status` is None), or 429, or 500 and above, even after trying again.
+
+    `may_have_happened` is False when the service certainly did nothing.
+    """
+
+    def __init__(self, message: str, *, may_have_happened: bool, **envelope: Any) -> None:
+        super().__init__(message, **envelope)
+        self.may_have_happened = may_have_happened
+
+
+class ContentChanged(HitlError):
+    """Somebody approved, but not what was registered: do not act on it."""
+
+    def __init__(self, request_id: str, *, registered: str, approved: str | None) -> None:
+        super().__init__(
+            f"the approval of {request_id} is for the fingerprint {approved}, not {registered}"
+        )
+        self.request_id = request_id
+        self.registered = registered
+        self.approved = approved
+
+
+class UnexpectedAnswer(HitlError):
+    """The answer is not what the service's contract says; something else may have answered."""

@@ -1,0 +1,140 @@
+"""What the service tells about a request, as immutable values. All times are UTC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+Status = Literal["pending", "approved", "rejected", "expired", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """A registered request. `fingerprint` stands for its action type and context."""
+
+    request_id: str
+    session_id: str
+    status: Status
+    fingerprint: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalDelivery:
+    """What became of the signal on Redis. No listeners does not mean that it was lost."""
+
+    state: Literal["none", "owed", "sent", "superseded"]
+    sent_at: datetime | None = None
+    listeners: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Where a request stands in the ledger."""
+
+    request_id: str
+    session_id: str
+    status: Status
+    fingerprint: str | None
+    expires_at: datetime | None
+    reason: str | None
+    decided_by: str | None
+    decided_at: datetime | None
+    settled_at: datetime | None
+    signal: SignalDelivery | None
+    acted_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """What the service put on Redis for a decision: a hint, to be confirmed by the decision."""
+
+    type: Literal["approval", "rejection"]
+    request_id: str
+    status: Literal["approved", "rejected"]
+    timestamp: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """An event of a session's stream. `id` is where to continue the stream."""
+
+    id: str
+    type: Literal["approval", "rejection", "expired", "cancelled"]
+    request_id: str
+    status: Status
+    timestamp: int
+    fingerprint: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledgement:
+    """When the agent first said that it acts on the outcome."""
+
+    request_id: str
+    session_id: str
+    status: Status
+    acted_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approved:
+    """A person approved this very request; the only result that is true."""
+
+    request_id: str
+    session_id: str
+    fingerprint: str
+    decided_by: str | None
+    decided_at: datetime | None
+
+
+# A forgotten comparison must not run a refused action: `if client.request_approval(...)` is safe
+# because everything but an approval is false.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A person said no, and why."""
+
+    request_id: str
+    session_id: str
+    reason: str
+    decided_by: str | None
+    decided_at: datetime | None
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expired:
+    """Nobody decided in time.
+
+    `withdrawn` is False when the service could not be reached to be told so: until the request
+    expires by itself, a person may still approve what nobody waits for any more.
+    """
+
+    request_id: str
+    session_id: str
+    withdrawn: bool = True
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    """Somebody else withdrew the request while this agent waited."""
+
+    request_id: str
+    session_id: str
+    reason: str | None
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+
+Result = Approved | Rejected | Expired | Cancelled
