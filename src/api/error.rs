@@ -450,12 +450,14 @@ impl From<Refusal> for ApiError {
                 "The request expired before anyone decided it.",
                 "결정되기 전에 만료된 요청입니다.",
             ),
-            Refusal::Cancelled => Self::new(
+            Refusal::Cancelled { id, session } => Self::new(
                 ErrorCode::AlreadyDecided,
                 "The agent withdrew the request; nothing can be decided any more.",
                 "에이전트가 철회한 요청이므로 더 이상 결정할 수 없습니다.",
             )
-            .with_data(json!({ "status": "cancelled" })),
+            .with_data(json!({
+                "requestId": id.as_str(), "sessionId": session.as_str(), "status": "cancelled",
+            })),
             Refusal::AlreadyDecided(standing) => Self::already_decided(&standing),
             Refusal::SessionTaken => Self::new(
                 ErrorCode::WrongState,

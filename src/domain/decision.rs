@@ -250,8 +250,13 @@ pub enum Refusal {
     MovedOn,
     /// Its time ran out undecided.
     Expired,
-    /// The agent withdrew it.
-    Cancelled,
+    /// Its agent withdrew it.
+    Cancelled {
+        /// The request.
+        id: RequestId,
+        /// Its session.
+        session: SessionId,
+    },
     /// It was decided otherwise; this is what stands.
     AlreadyDecided(Standing),
     /// What would be decided is not what the ledger knows under this id.
@@ -374,7 +379,10 @@ pub fn settle(
                 decision: standing.clone(),
             }))
         }
-        State::Cancelled => Err(Refusal::Cancelled),
+        State::Cancelled => {
+            let (id, session) = (record.id.clone(), record.session.clone());
+            Err(Refusal::Cancelled { id, session })
+        }
         State::Expired => Err(Refusal::Expired),
         State::Pending if now >= record.expires_at => Err(Refusal::Expired),
         State::Pending => Err(Refusal::Altered),
@@ -585,7 +593,10 @@ mod tests {
             let State::Decided(standing) = &record.state else {
                 let refusal = match record.state {
                     _ if !is_mine => Refusal::NotFound,
-                    State::Cancelled => Refusal::Cancelled,
+                    State::Cancelled => {
+                        let (id, session) = (record.id.clone(), record.session.clone());
+                        Refusal::Cancelled { id, session }
+                    }
                     State::Pending if at(second) < record.expires_at => Refusal::Altered,
                     _ => Refusal::Expired,
                 };

@@ -72,19 +72,9 @@ def test_expired_by_the_service(service: Service, agent: _Agent) -> None:
 def test_withdrawn_by_somebody_else(service: Service, agent: _Agent, client: Client) -> None:
     request = new_request()
     future = agent.ask_and_wait_until_pending(service, request)
-    client.cancel(request, "no longer needed")
+    client.cancel(request)
     result = future.result(10)
     assert isinstance(result, Cancelled) and not result
-
-
-@pytest.mark.xfail(reason="the service does not keep the reason of a cancellation")
-def test_why_it_was_withdrawn(service: Service, agent: _Agent, client: Client) -> None:
-    request = new_request()
-    future = agent.ask_and_wait_until_pending(service, request)
-    client.cancel(request, "더 이상 필요 없습니다")
-    result = future.result(10)
-    assert isinstance(result, Cancelled)
-    assert result.reason == "더 이상 필요 없습니다"
 
 
 @pytest.mark.parametrize("verb, kind", [("approve", Approved), ("reject", Rejected)])

@@ -130,7 +130,7 @@ def result_of(decision: Decision, registration: Registration) -> Result:
         case "expired":
             return _expired(registration)
         case "cancelled":
-            return Cancelled(**ids, reason=decision.reason)
+            return Cancelled(**ids)
         case "pending":
             raise UnexpectedAnswer(f"{registration.request_id} is said to be settled and pending")
 
@@ -362,13 +362,10 @@ class Core:
             described = f"the stream of {session_id}: {problem or type(problem).__name__}"
             raise Unavailable(described, may_have_happened=False) from problem
 
-    async def cancel(
-        self, request_id: str, reason: str | None = None, *, patience: float | None = None
-    ) -> None:
+    async def cancel(self, request_id: str, *, patience: float | None = None) -> None:
         await self._call(
             "POST",
             f"/aura/hitl/requests/{quote(request_id, safe='')}/cancel",
-            body={} if reason is None else {"reason": reason},
             patience=patience,
         )
 
@@ -423,7 +420,7 @@ class Core:
             for listener in listeners:
                 await listener.stop()
         if decision is None:
-            result = await self._give_up(asked, timeout)
+            result = await self._give_up(asked)
         else:
             result = result_of(decision, asked.registration)
         if acknowledge:
@@ -517,12 +514,11 @@ class Core:
         rests = [each.rest_left for each in listeners]
         return max(1, math.ceil(min(POLL_SECONDS, asked.left, *rests)))
 
-    async def _give_up(self, asked: _Asked, timeout: float) -> Result:
+    async def _give_up(self, asked: _Asked) -> Result:
         """Withdraws the request, so that nobody approves what nobody waits for."""
         registration = asked.registration
         try:
-            reason = f"Nobody decided within {timeout:g} seconds"
-            await self.cancel(asked.id, reason, patience=CLOSING_SECONDS)
+            await self.cancel(asked.id, patience=CLOSING_SECONDS)
         except Gone:
             pass
         except Conflict as problem:

@@ -201,9 +201,9 @@ class Client:
         finally:
             run(outcomes.aclose())
 
-    def cancel(self, request_id: str, reason: str | None = None) -> None:
+    def cancel(self, request_id: str) -> None:
         """Withdraws a pending request. Conflict: it is decided. Gone: it has expired."""
-        run(self._core.cancel(request_id, reason))
+        run(self._core.cancel(request_id))
 
     def acknowledge(self, request_id: str) -> Acknowledgement:
         """Tells the service that the agent has acted on the outcome; the first time counts."""
@@ -329,9 +329,9 @@ class AsyncClient:
             async for outcome in outcomes:
                 yield outcome
 
-    async def cancel(self, request_id: str, reason: str | None = None) -> None:
+    async def cancel(self, request_id: str) -> None:
         """See `Client.cancel`."""
-        await self._core.cancel(request_id, reason)
+        await self._core.cancel(request_id)
 
     async def acknowledge(self, request_id: str) -> Acknowledgement:
         """See `Client.acknowledge`."""

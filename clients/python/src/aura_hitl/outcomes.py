@@ -131,7 +131,6 @@ class Cancelled:
 
     request_id: str
     session_id: str
-    reason: str | None
 
     def __bool__(self) -> Literal[False]:
         return False
