@@ -75,8 +75,8 @@ def test_unknown_requests(client: Client) -> None:
 def test_cancelled_and_expired(client: Client) -> None:
     request = new_request()
     client.register("send_email", {}, session_id=new_session(), request_id=request)
-    client.cancel(request, "later")
-    client.cancel(request, "later")
+    client.cancel(request)
+    client.cancel(request)
     assert client.decision(request).status == "cancelled"
 
     late = new_request()

@@ -459,7 +459,7 @@ class Core:
             if problem.may_have_happened:
                 # Nobody will wait for it, so nobody should approve it.
                 try:
-                    await self.cancel(how["request_id"], "Its agent got no answer", patience=0)
+                    await self.cancel(how["request_id"], patience=0)
                 except HitlError as second:
                     log.warning("%s may be registered: %s", how["request_id"], second)
             raise
