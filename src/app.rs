@@ -87,7 +87,7 @@ impl Replica {
             (None, None) => bail!("a shared ledger needs Redis; set REDIS_URL"),
         };
         let runtime = Handle::current();
-        let (hub, turnover) = Hub::new();
+        let (hub, turnover) = Hub::new(config.max_waits_per_person);
         let core = Core {
             limits: Limits::new(config.rate_limit, &courier, &runtime),
             room: Arc::new(Semaphore::new(config.max_calls_under_way)),

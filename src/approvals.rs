@@ -23,6 +23,7 @@ use crate::domain::request::{
 use crate::domain::session::{SessionPointer, is_anothers};
 use crate::domain::signal::{signal_json, signal_request};
 use crate::ledger::{LEASE, LedgerError, Recorded, Registered, Writing};
+use crate::limits::TooMany;
 use crate::outcomes;
 
 /// How long to ask the ledger what became of a write that it did not confirm.
@@ -46,6 +47,9 @@ pub enum Problem {
     /// The ledger is out of reach or wrong.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The caller waits too often already.
+    #[error(transparent)]
+    TooMany(#[from] TooMany),
     /// Nothing came of it: a bug.
     #[error(transparent)]
     Undone(#[from] Undone),
@@ -334,6 +338,10 @@ async fn send_now(core: &Core, record: &Record, seen: Option<Seen>) {
     match delivery::deliver(core, record, seen).await {
         Ok(settled) => {
             crash_point!("signalled");
+            if settled.delivery == Delivery::Superseded {
+                // Its agent waits over HTTP, perhaps on another replica.
+                outcomes::tell(core, &record.session).await;
+            }
             note_later(core, record, settled);
         }
         Err(error) => {
@@ -467,8 +475,10 @@ pub async fn read_request(
     let (stored, record) =
         tokio::join!(core.courier.find_request(id), core.ledger.find_request(id));
     let record = record?;
-    let is_settled =
-        record.as_ref().is_some_and(|record| record.origin == Origin::Http || record.is_unsent());
+    let is_settled = record.as_ref().is_some_and(|record| {
+        let is_closed = matches!(record.state, State::Expired | State::Cancelled);
+        is_closed || record.origin == Origin::Http || record.is_unsent()
+    });
     let problem = match stored {
         Ok(Some(stored)) if !is_settled => match open_for(core, caller, id, stored).await {
             Ok(Candidate { request, .. }) => return Ok((request.document, request.fingerprint)),

@@ -6,10 +6,11 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
-use actix_web::{FromRequest, HttpRequest, web};
+use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::Utc;
@@ -104,7 +105,7 @@ impl TokenVerifier {
     ///
     /// # Errors
     /// [`TokenProblem`] when it does not stand for anybody, here and now.
-    pub fn verify(&self, token: &str) -> Result<(UserId, TenantId, Role), TokenProblem> {
+    pub fn verify(&self, token: &str) -> Result<Bearer, TokenProblem> {
         use jsonwebtoken::errors::ErrorKind;
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenProblem::Invalid);
@@ -128,10 +129,38 @@ impl TokenVerifier {
         };
         let role = if claims.role.as_deref() == Some("admin") { Role::Admin } else { Role::User };
         match (UserId::parse(claims.sub), TenantId::parse(tenant)) {
-            (Ok(user), Ok(tenant)) => Ok((user, tenant, role)),
+            (Ok(user), Ok(tenant)) => {
+                let until = claims.exp.saturating_add(self.validation.leeway);
+                Ok(Bearer { user, tenant, role, until })
+            }
             _ => Err(TokenProblem::Invalid),
         }
     }
+}
+
+/// Whom a token stands for.
+#[derive(Debug)]
+pub struct Bearer {
+    /// `sub`.
+    pub user: UserId,
+    /// `tenant_id`.
+    pub tenant: TenantId,
+    /// `role`.
+    pub role: Role,
+    /// Until when, in Unix seconds: `exp` and the forgiven difference.
+    pub until: u64,
+}
+
+/// Until when the caller of a call is who they are, in Unix seconds.
+struct Until(u64);
+
+/// For how long the caller's token is still good: an answer that takes longer must end with it.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "tokens are checked against the machine's clock")]
+pub fn rest_of_token(request: &HttpRequest) -> Duration {
+    let until = request.extensions().get::<Until>().map_or(0, |until| until.0);
+    let now = u64::try_from(Utc::now().timestamp()).unwrap_or(u64::MAX);
+    Duration::from_secs(until.saturating_sub(now))
 }
 
 /// RFC 7515 § 4.1.11: whoever does not know what `crit` lists must refuse the token. We know no
@@ -230,7 +259,9 @@ fn authenticate(request: &HttpRequest) -> Result<Caller, ApiError> {
     }
     let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let token = token.and_then(bearer).ok_or_else(ApiError::no_token)?;
-    let (user, tenant, role) = verifier.verify(token).map_err(ApiError::bad_token)?;
+    let bearer = verifier.verify(token).map_err(ApiError::bad_token)?;
+    request.extensions_mut().insert(Until(bearer.until));
+    let Bearer { user, tenant, role, .. } = bearer;
 
     let asked_tenant = sole_header(headers, "X-Tenant-ID")?.ok_or_else(ApiError::no_tenant)?;
     let asked_user = sole_header(headers, "X-User-ID")?;

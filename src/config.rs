@@ -86,6 +86,8 @@ pub struct Config {
     pub max_calls_under_way: usize,
     /// Open connections of clients; more wait until one closes.
     pub max_connections: usize,
+    /// Waits and streams that one person may have open at once.
+    pub max_waits_per_person: usize,
     /// Origins that browsers may call from.
     pub cors_origins: Vec<String>,
     /// Seconds to finish what is under way.
@@ -145,6 +147,7 @@ struct RawConfig {
     rate_limit_burst: u32,
     max_calls_under_way: usize,
     max_connections: usize,
+    max_waits_per_person: usize,
     cors_origins: Vec<String>,
     shutdown_seconds: u64,
 }
@@ -199,6 +202,7 @@ impl Config {
         for (name, value) in [
             ("max_calls_under_way", raw.max_calls_under_way),
             ("max_connections", raw.max_connections),
+            ("max_waits_per_person", raw.max_waits_per_person),
         ] {
             ensure!(
                 (1..=MAX_AT_ONCE).contains(&value),
@@ -238,6 +242,7 @@ impl Config {
             rate_limit,
             max_calls_under_way: raw.max_calls_under_way,
             max_connections: raw.max_connections,
+            max_waits_per_person: raw.max_waits_per_person,
             cors_origins: raw.cors_origins,
             shutdown_seconds: raw.shutdown_seconds,
         })

@@ -16,11 +16,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use actix_web::HttpMessage as _;
 use actix_web::body::MessageBody;
 use actix_web::dev::{Extensions, Payload, ServiceRequest, ServiceResponse};
 use actix_web::http::ConnectionType;
 use actix_web::middleware::Next;
+use actix_web::{HttpMessage as _, HttpRequest};
 use futures_util::StreamExt as _;
 use futures_util::stream::poll_fn;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -57,6 +57,8 @@ struct Turn {
     patience: RefCell<Option<Timer>>,
     /// The last call left a body unread: no other can follow it.
     is_last: Cell<bool>,
+    /// A call waits on purpose: nobody goes on waiting for a client that has hung up.
+    ends_with_client: Cell<bool>,
 }
 
 /// What a connection is waiting for.
@@ -78,6 +80,7 @@ impl Connection {
             stage: Cell::new(Stage::Call),
             patience: RefCell::new(Some(Box::pin(sleep(PATIENCE)))),
             is_last: Cell::new(false),
+            ends_with_client: Cell::new(false),
         };
         Self { stream, turn: Rc::new(turn), answer: None, is_put_off: false }
     }
@@ -142,11 +145,18 @@ impl AsyncRead for Connection {
         if this.answer.is_some() {
             return Poll::Pending;
         }
-        match this.turn.stage.get() {
+        let before = buffer.filled().len();
+        let read = match this.turn.stage.get() {
             Stage::Call => this.poll_read_call(context, buffer),
             Stage::Body => Pin::new(&mut this.stream).poll_read(context, buffer),
             Stage::Answer => this.poll_closed(context, buffer),
+        };
+        let has_ended = matches!(read, Poll::Ready(Ok(()))) && buffer.filled().len() == before;
+        if has_ended && this.turn.ends_with_client.get() {
+            // To actix an end is only that of the calls, and it would wait on.
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
+        read
     }
 }
 
@@ -191,6 +201,14 @@ impl Turn {
     fn end(&self) {
         self.is_last.set(true);
         self.patience.replace(Some(Box::pin(sleep(CLOSING * 2))));
+    }
+}
+
+/// Says that this call waits on purpose, and is to end when its client hangs up. Others go on: a
+/// client may have said all that it will say and still want to hear the answer.
+pub fn end_with_client(request: &HttpRequest) {
+    if let Some(turn) = request.conn_data::<Rc<Turn>>() {
+        turn.ends_with_client.set(true);
     }
 }
 

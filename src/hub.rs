@@ -16,7 +16,9 @@ use tracing::{info, warn};
 
 use crate::core::Core;
 use crate::courier::Ear;
-use crate::domain::ids::SessionId;
+use crate::domain::approver::Caller;
+use crate::domain::ids::{SessionId, TenantId, UserId};
+use crate::limits::TooMany;
 
 /// Longest to wait until a subscription is acknowledged; then the ledger alone has to do.
 const SUBSCRIBING: Duration = Duration::from_secs(1);
@@ -35,9 +37,15 @@ const AT_ONCE: usize = 1000;
 #[derive(Clone, Debug)]
 pub struct Hub {
     sessions: Arc<Mutex<HashMap<SessionId, Watched>>>,
+    /// How often each person waits, and how often they may: each wait holds a connection, and one
+    /// person must not hold them all.
+    people: Arc<Mutex<HashMap<Person, usize>>>,
+    most: usize,
     /// Sessions that somebody has begun or ceased to wait for.
     turnover: mpsc::UnboundedSender<SessionId>,
 }
+
+type Person = (TenantId, UserId);
 
 /// What [`run`] hears of: sessions that somebody has begun or ceased to wait for.
 #[derive(Debug)]
@@ -56,19 +64,33 @@ struct Watched {
 pub struct Waiter {
     hub: Hub,
     session: SessionId,
+    person: Person,
     news: watch::Receiver<u64>,
 }
 
 impl Hub {
-    /// A hub that nobody waits at.
+    /// A hub that nobody waits at, and at which each person may wait so many times at once.
     #[must_use]
-    pub fn new() -> (Self, Turnover) {
+    pub fn new(most: usize) -> (Self, Turnover) {
         let (turnover, heard) = mpsc::unbounded_channel();
-        (Self { sessions: Arc::default(), turnover }, Turnover(heard))
+        let (sessions, people) = (Arc::default(), Arc::default());
+        (Self { sessions, people, most, turnover }, Turnover(heard))
     }
 
     /// Begins to wait for news of a session. Whatever happens once this has returned is news.
-    pub async fn watch(&self, session: &SessionId) -> Waiter {
+    ///
+    /// # Errors
+    /// [`TooMany`] when this person waits too often already.
+    pub async fn watch(&self, session: &SessionId, caller: &Caller) -> Result<Waiter, TooMany> {
+        let person = (caller.tenant.clone(), caller.user.clone());
+        {
+            let mut people = lock(&self.people);
+            let waits = people.entry(person.clone()).or_default();
+            if *waits >= self.most {
+                return Err(TooMany { retry_after_seconds: 1 });
+            }
+            *waits += 1;
+        }
         let news = {
             let mut sessions = self.sessions();
             let watched = sessions.entry(session.clone()).or_insert_with(|| {
@@ -78,11 +100,11 @@ impl Hub {
             watched.waiters += 1;
             watched.news.subscribe()
         };
-        let mut waiter = Waiter { hub: self.clone(), session: session.clone(), news };
+        let mut waiter = Waiter { hub: self.clone(), session: session.clone(), person, news };
         let subscribed = waiter.news.wait_for(|news| *news > 0);
         // Without Redis there is the ledger.
         drop(timeout(SUBSCRIBING, subscribed).await);
-        waiter
+        Ok(waiter)
     }
 
     /// Wakes everybody who waits for a session.
@@ -99,7 +121,7 @@ impl Hub {
     }
 
     fn sessions(&self) -> MutexGuard<'_, HashMap<SessionId, Watched>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.sessions)
     }
 
     fn is_watched(&self, session: &SessionId) -> bool {
@@ -121,6 +143,14 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
+        let mut people = lock(&self.hub.people);
+        if let Some(waits) = people.get_mut(&self.person) {
+            *waits -= 1;
+            if *waits == 0 {
+                people.remove(&self.person);
+            }
+        }
+        drop(people);
         let mut sessions = self.hub.sessions();
         let Some(watched) = sessions.get_mut(&self.session) else { return };
         watched.waiters -= 1;
@@ -129,6 +159,10 @@ impl Drop for Waiter {
             let _ended = self.hub.turnover.send(self.session.clone());
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Listens for those who wait, until the process is asked to stop.

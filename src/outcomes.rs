@@ -130,7 +130,7 @@ pub async fn expire(
 }
 
 /// Wakes whoever waits for a session, on every replica.
-async fn tell(core: &Core, session: &SessionId) {
+pub(crate) async fn tell(core: &Core, session: &SessionId) {
     core.hub.tell(session);
     if let Err(error) = core.courier.tell_replicas(session).await {
         debug!(%error, "other replicas will find out by themselves");
@@ -156,6 +156,7 @@ pub async fn acknowledge(core: &Core, caller: &Caller, id: &RequestId) -> Result
 /// The last question's, when there was no answer in time.
 pub async fn wait<T, Asking>(
     core: &Core,
+    caller: &Caller,
     session: &SessionId,
     wait: Duration,
     ask: impl Fn() -> Asking,
@@ -166,7 +167,7 @@ where
     Asking: Future<Output = Result<T>> + Send + 'static,
 {
     let until = Instant::now() + wait;
-    let mut waiter = core.hub.watch(session).await;
+    let mut waiter = core.hub.watch(session, caller).await?;
     loop {
         let answer = core.ask_in_turn(ask()).await;
         if answer.as_ref().is_ok_and(&is_answer) {
@@ -213,7 +214,7 @@ impl Outcomes {
     ) -> Result<Self> {
         let lifetime = TimeDelta::seconds(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
         let mut outcomes = Self {
-            waiter: core.hub.watch(&session).await,
+            waiter: core.hub.watch(&session, &caller).await?,
             core: core.clone(),
             caller,
             session,
@@ -224,6 +225,12 @@ impl Outcomes {
             has_more: false,
         };
         outcomes.read().await?;
+        if outcomes.after > 0 && outcomes.unread.len() == 0 {
+            // A number from before the ledger was restored, or of another session, must not keep
+            // what is still to come from being told.
+            let last = core.ledger.last_outcome(&outcomes.caller.tenant, &outcomes.session).await?;
+            outcomes.after = outcomes.after.min(last);
+        }
         Ok(outcomes)
     }
 

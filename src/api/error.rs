@@ -502,6 +502,7 @@ impl From<Problem> for ApiError {
             .with_data(json!({ "status": status })),
             Problem::Courier(unavailable) => Self::unavailable(&unavailable.to_string()),
             Problem::Ledger(error) => error.into(),
+            Problem::TooMany(too_many) => too_many.into(),
             Problem::Undone(undone) => undone.into(),
             Problem::Unconfirmed(error) => Self::unconfirmed(&error.to_string()),
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use actix_web::http::header::RETRY_AFTER;
-use actix_web::web;
+use actix_web::{HttpRequest, web};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -11,6 +11,7 @@ use super::envelope::{Answer, ok, wire_time};
 use super::error::ApiError;
 use super::request_id;
 use crate::auth::CallerOf;
+use crate::connection::end_with_client;
 use crate::core::Core;
 use crate::domain::decision::{Delivery, Record, State};
 use crate::outcomes::{self, Found};
@@ -24,8 +25,8 @@ pub const LONGEST_WAIT_SECONDS: u64 = 55;
 #[into_params(parameter_in = Query)]
 pub struct WaitQuery {
     /// Longest to wait for an outcome, in seconds; 0 when absent.
-    #[param(minimum = 0, maximum = 55)]
-    wait_seconds: Option<u64>,
+    #[param(value_type = u64, required = false, minimum = 0, maximum = 55)]
+    wait_seconds: Option<String>,
 }
 
 /// Where a request stands.
@@ -101,16 +102,15 @@ pub struct ClosedView {
 /// A wait as it was asked for.
 ///
 /// # Errors
-/// When it is longer than [`LONGEST_WAIT_SECONDS`].
-pub fn wait_of(seconds: Option<u64>) -> Result<Option<Duration>, ApiError> {
-    match seconds {
-        Some(seconds) if seconds > LONGEST_WAIT_SECONDS => Err(ApiError::bad_parameter(
-            "waitSeconds",
-            "must be from 0 to 55",
-            "0에서 55 사이여야 합니다",
-        )),
-        seconds => Ok(seconds.map(Duration::from_secs)),
-    }
+/// When it is no number, or more than [`LONGEST_WAIT_SECONDS`].
+pub fn wait_of(seconds: Option<&str>) -> Result<Option<Duration>, ApiError> {
+    let Some(text) = seconds else { return Ok(None) };
+    let seconds = text.parse().ok().filter(|seconds| *seconds <= LONGEST_WAIT_SECONDS);
+    let seconds = seconds.ok_or_else(|| {
+        let (en, ko) = ("must be from 0 to 55", "0에서 55 사이여야 합니다");
+        ApiError::bad_parameter("waitSeconds", en, ko)
+    })?;
+    Ok(Some(Duration::from_secs(seconds)))
 }
 
 /// Read where a request stands, and wait for its outcome if asked to. Answered from the ledger, at
@@ -128,19 +128,28 @@ pub async fn read(
     core: web::Data<Core>,
     id: web::Path<String>,
     query: web::Query<WaitQuery>,
+    request: HttpRequest,
 ) -> Result<Answer<OutcomeView>, ApiError> {
     let id = request_id(&id)?;
-    let wait = wait_of(query.wait_seconds)?;
+    let wait = wait_of(query.wait_seconds.as_deref())?;
     let (work, asked) = (core.get_ref().clone(), (caller.clone(), id.clone()));
     let mut found =
         core.run_to_end(async move { outcomes::find(&work, &asked.0, &asked.1).await }).await??;
     if let Some(wait) = wait.filter(|wait| found.is_pending() && !wait.is_zero()) {
+        end_with_client(&request);
         let session = found.session().clone();
         let ask = || {
             let (core, caller, id) = (core.get_ref().clone(), caller.clone(), id.clone());
             async move { outcomes::find(&core, &caller, &id).await }
         };
-        found = outcomes::wait(&core, &session, wait, ask, |found| !found.is_pending()).await?;
+        found = outcomes::wait(&core, &caller, &session, wait, ask, |found| !found.is_pending())
+            .await?;
+    }
+    if let (Found::InRedis(_), Some(_)) = (&found, wait) {
+        // By now its key may be gone.
+        let ask = (core.get_ref().clone(), caller.clone(), id.clone());
+        found =
+            core.run_to_end(async move { outcomes::find(&ask.0, &ask.1, &ask.2).await }).await??;
     }
     let is_pending = found.is_pending();
     let answer = ok("Decision retrieved", view(found));

@@ -5,8 +5,9 @@ use std::time::Duration;
 use actix_web::http::header::{HeaderMap, RETRY_AFTER};
 use actix_web::{HttpRequest, Responder, web};
 use actix_web_lab::sse::{Data, Event, Sse};
-use futures_util::stream::unfold;
+use futures_util::stream::{StreamExt as _, unfold};
 use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
 use utoipa::IntoParams;
 
 use super::envelope::{Answer, nothing, ok};
@@ -14,7 +15,8 @@ use super::error::ApiError;
 use super::outcomes::wait_of;
 use super::{request_id, session_id};
 use crate::approvals;
-use crate::auth::CallerOf;
+use crate::auth::{CallerOf, rest_of_token};
+use crate::connection::end_with_client;
 use crate::core::Core;
 use crate::domain::decision::{Record, State};
 use crate::domain::json;
@@ -36,8 +38,8 @@ pub struct SignalQuery {
     #[param(example = "req-12345")]
     request_id: Option<String>,
     /// Longest to wait for it, in seconds; 0 when absent.
-    #[param(minimum = 0, maximum = 55)]
-    wait_seconds: Option<u64>,
+    #[param(value_type = u64, required = false, minimum = 0, maximum = 55)]
+    wait_seconds: Option<String>,
 }
 
 /// Which outcomes.
@@ -79,11 +81,12 @@ pub async fn read(
     core: web::Data<Core>,
     session: web::Path<String>,
     query: web::Query<SignalQuery>,
+    request: HttpRequest,
 ) -> Result<Answer<String>, ApiError> {
     let session = session_id(&session)?;
     let query = query.into_inner();
     let wanted = query.request_id.map(|id| request_id(&id)).transpose()?;
-    let wait = wait_of(query.wait_seconds)?;
+    let wait = wait_of(query.wait_seconds.as_deref())?;
     let ask = || {
         let (core, caller) = (core.get_ref().clone(), caller.clone());
         let (session, wanted) = (session.clone(), wanted.clone());
@@ -91,7 +94,8 @@ pub async fn read(
     };
     let mut signal = core.run_to_end(ask()).await??;
     if let Some(wait) = wait.filter(|wait| signal.is_none() && !wait.is_zero()) {
-        signal = outcomes::wait(&core, &session, wait, ask, Option::is_some).await?;
+        end_with_client(&request);
+        signal = outcomes::wait(&core, &caller, &session, wait, ask, Option::is_some).await?;
     }
     Ok(match signal {
         Some(signal) => ok("Signal retrieved", signal),
@@ -124,6 +128,7 @@ pub async fn stream(
     let session = session_id(&session)?;
     let wanted = query.into_inner().request_id.map(|id| request_id(&id)).transpose()?;
     let after = last_event(request.headers())?;
+    end_with_client(&request);
     let work = core.get_ref().clone();
     let outcomes = core
         .run_to_end(async move { Outcomes::of(&work, caller, session, wanted, after).await })
@@ -132,6 +137,8 @@ pub async fn stream(
         let record = outcomes.next().await?;
         Some((Event::Data(event(&record)), outcomes))
     });
+    // Whoever reconnects has to be let in again.
+    let events = events.take_until(Box::pin(sleep(rest_of_token(&request))));
     let stream = Sse::from_infallible_stream(events)
         .with_keep_alive(KEEP_ALIVE)
         .with_retry_duration(RECONNECT);

@@ -185,6 +185,14 @@ async fn bounded<T>(call: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
     }
 }
 
+/// A question that was not answered has changed nothing.
+fn read_only(error: LedgerError) -> LedgerError {
+    match error {
+        LedgerError::Unavailable(cause) => LedgerError::Undone(cause),
+        error => error,
+    }
+}
+
 impl Ledger {
     /// Connects to Postgres.
     ///
@@ -334,7 +342,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn find_request(&self, id: &RequestId) -> Result<Option<Record>> {
-        let row = on_engine!(self, ledger => ledger.find_request(id))?;
+        let row = on_engine!(self, ledger => ledger.find_request(id)).map_err(read_only)?;
         row.map(RequestRow::into_record).transpose()
     }
 
@@ -353,7 +361,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn overdue(&self, now: DateTime<Utc>, limit: i64) -> Result<Vec<RequestId>> {
-        let ids = on_engine!(self, ledger => ledger.overdue(now, limit))?;
+        let ids = on_engine!(self, ledger => ledger.overdue(now, limit)).map_err(read_only)?;
         Ok(ids.into_iter().filter_map(|id| RequestId::parse(id).ok()).collect())
     }
 
@@ -373,7 +381,7 @@ impl Ledger {
     }
 
     /// Up to `limit` outcomes of a session with numbers above `after`, in their order, but for those
-    /// that the session had moved on from. With `open_since`, only those settled since then on which
+    /// of agents on Redis that had moved on. With `open_since`, only those settled since then on which
     /// no agent says to have acted.
     ///
     /// # Errors
@@ -387,8 +395,17 @@ impl Ledger {
         limit: i64,
     ) -> Result<Vec<Record>> {
         let rows =
-            on_engine!(self, ledger => ledger.outcomes(tenant, session, after, open_since, limit))?;
+            on_engine!(self, ledger => ledger.outcomes(tenant, session, after, open_since, limit))
+                .map_err(read_only)?;
         rows.into_iter().map(RequestRow::into_record).collect()
+    }
+
+    /// The number of a session's last outcome; 0 without any.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn last_outcome(&self, tenant: &TenantId, session: &SessionId) -> Result<i64> {
+        on_engine!(self, ledger => ledger.last_outcome(tenant, session)).map_err(read_only)
     }
 
     /// What was settled since then, of all tenants, each with its session.
@@ -410,7 +427,8 @@ impl Ledger {
         session: &SessionId,
         tenant: &TenantId,
     ) -> Result<Option<Record>> {
-        let row = on_engine!(self, ledger => ledger.newest_decided(session, tenant))?;
+        let row = on_engine!(self, ledger => ledger.newest_decided(session, tenant))
+            .map_err(read_only)?;
         row.map(RequestRow::into_record).transpose()
     }
 
@@ -484,7 +502,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn find_task(&self, tenant: &TenantId, id: &TaskId) -> Result<Option<Task>> {
-        let row = on_engine!(self, ledger => ledger.find_task(tenant, id))?;
+        let row = on_engine!(self, ledger => ledger.find_task(tenant, id)).map_err(read_only)?;
         row.map(TaskRow::into_task).transpose()
     }
 
@@ -538,7 +556,8 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn list_tasks(&self, filter: &TaskFilter) -> Result<(Vec<Task>, u64)> {
-        let (rows, total) = on_engine!(self, ledger => ledger.list_tasks(filter))?;
+        let (rows, total) =
+            on_engine!(self, ledger => ledger.list_tasks(filter)).map_err(read_only)?;
         let tasks = rows.into_iter().map(TaskRow::into_task).collect::<Result<_>>()?;
         Ok((tasks, u64::try_from(total).unwrap_or(0)))
     }

@@ -67,7 +67,7 @@ macro_rules! ledger_queries {
                 sqlx::query_as(
                     "SELECT * FROM hitl_request
                       WHERE tenant_id = $1 AND session_id = $2 AND outcome > $3
-                        AND delivery <> 'superseded'
+                        AND (delivery <> 'superseded' OR origin = 'http')
                         AND ($4 IS NULL OR (acted_at IS NULL AND settled_at > $4))
                       ORDER BY outcome LIMIT $5",
                 )
@@ -77,6 +77,21 @@ macro_rules! ledger_queries {
                 .bind(open_since)
                 .bind(limit)
                 .fetch_all(&self.pool)
+                .await
+            }
+
+            pub async fn last_outcome(
+                &self,
+                tenant: &TenantId,
+                session: &SessionId,
+            ) -> sqlx::Result<i64> {
+                sqlx::query_scalar(
+                    "SELECT COALESCE(MAX(outcome), 0) FROM hitl_request
+                      WHERE tenant_id = $1 AND session_id = $2",
+                )
+                .bind(tenant.as_str())
+                .bind(session.as_str())
+                .fetch_one(&self.pool)
                 .await
             }
 

@@ -3,7 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use aura_hitl::auth;
+use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
+use aura_hitl::domain::ids::{TenantId, UserId};
 use aura_hitl::expiry;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
@@ -147,7 +150,8 @@ both_modes! {
         assert_eq!(answer.assert(200, "").data()["status"], "pending");
         assert_eq!(answer.headers["Retry-After"], "0");
         for seconds in ["56", "-1", "1.5", "x", ""] {
-            app.get(ALICE, &format!("{path}?waitSeconds={seconds}")).await.assert(400, "E4000");
+            let answer = app.get(ALICE, &format!("{path}?waitSeconds={seconds}")).await;
+            assert_eq!(answer.assert(400, "E4000").data()["waitSeconds"], "must be from 0 to 55");
             app.get(ALICE, &format!("{HITL}/requests/{id}/decision?waitSeconds={seconds}")).await.assert(400, "E4000");
         }
         // What nobody knows is not waited for.
@@ -266,6 +270,8 @@ both_modes! {
         close(&app, ALICE, &asked.id, "cancel").await.assert(200, "");
         app.approve(ALICE, &asked.id).await.assert(409, "E3006");
         assert_eq!(decision(&app, ALICE, &asked.id, 0).await.data()["status"], "cancelled");
+        let request = app.get(ALICE, &format!("{HITL}/requests/{}", asked.id)).await;
+        assert!(request.data().as_str().unwrap().contains(r#""status":"cancelled""#), "{}", request.text);
 
         // One that somebody has decided.
         let (id, _) = register(&app, &session, json!(2)).await;
@@ -380,6 +386,92 @@ both_modes! {
         let etag = app.get(ALICE, &format!("{HITL}/requests/{}", asked.id)).await.headers["ETag"].clone();
         decide(etag).await.assert(200, "");
     }
+}
+
+both_modes! {
+    /// An agent on Redis took over the session: nothing is published, and the agent that registered
+    /// learns of its decision nevertheless.
+    async fn a_stream_tells_what_was_superseded_on_the_channel(app: TestApp) {
+        let asked = Asked::new();
+        let (id, _) = register(&app, &asked.session, json!(1)).await;
+        let mut stream = Stream::open(&app, &asked.session, None).await;
+        app.ask(&asked).await;
+        approve(&app, &id).await;
+        let (number, event, data) = stream.next().await.unwrap();
+        assert_eq!((&*number, &*event, &data["requestId"]), ("1", "approval", &json!(id)));
+        assert_eq!(app.signal(&asked.session).await, None);
+        assert_eq!(decision(&app, ALICE, &id, 0).await.data()["status"], "approved");
+    }
+}
+
+both_modes! {
+    async fn a_number_that_is_ahead_of_the_ledger_hides_nothing(app: TestApp) {
+        let session = unique("session");
+        for number in 1..3 {
+            let mut stream = Stream::open(&app, &session, Some("99")).await;
+            let (id, _) = register(&app, &session, json!(number)).await;
+            approve(&app, &id).await;
+            assert_eq!(stream.requests(1).await, [id]);
+        }
+    }
+}
+
+both_modes! {
+    async fn whoever_hangs_up_waits_no_longer(app: TestApp) {
+        use std::io::Write as _;
+        let session = unique("session");
+        let address = app.base.strip_prefix("http://").unwrap().to_owned();
+        for path in ["?waitSeconds=55", "/stream"] {
+            let head = app.head(ALICE, &Method::GET, &format!("{HITL}/signals/{session}{path}"));
+            let mut socket = std::net::TcpStream::connect(&address).unwrap();
+            socket.write_all(format!("{head}{}\r\n", ALICE.lines()).as_bytes()).unwrap();
+            eventually(async || (app.core.hub.waiters() == 1).then_some(())).await;
+            drop(socket);
+            eventually(async || (app.core.hub.waiters() == 0).then_some(())).await;
+        }
+    }
+}
+
+async fn spawn_strict(mode: Mode) -> TestApp {
+    TestApp::spawn_with(mode, Clock::System, |config| {
+        config.max_waits_per_person = 2;
+        config.jwt.leeway_seconds = 0;
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_person_cannot_hold_all_connections() {
+    let app = spawn_strict(Mode::Embedded).await;
+    let session = unique("session");
+    let _one = Stream::open(&app, &session, None).await;
+    let two = Stream::open(&app, &session, None).await;
+    for path in ["?waitSeconds=1", "/stream"] {
+        let answer = app.get(ALICE, &format!("{HITL}/signals/{session}{path}")).await;
+        answer.assert(429, "E4290");
+        assert!(answer.headers.contains_key("Retry-After"));
+    }
+    app.get(BOB, &format!("{HITL}/signals/{session}?waitSeconds=1")).await.assert(200, "");
+    app.get(ALICE, &format!("{HITL}/signals/{session}")).await.assert(200, "");
+    drop(two);
+    let again = async || {
+        let answer = app.get(ALICE, &format!("{HITL}/signals/{session}?waitSeconds=1")).await;
+        (answer.status == 200).then_some(())
+    };
+    eventually(again).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_ends_with_its_token() {
+    let app = spawn_strict(Mode::Embedded).await;
+    let (user, tenant) =
+        (UserId::parse(ALICE.user).unwrap(), TenantId::parse(ALICE.tenant).unwrap());
+    let token = auth::mint(&app.config.jwt, &user, &tenant, Role::User, 2).unwrap();
+    let url = format!("{}{HITL}/signals/{}/stream", app.base, unique("session"));
+    let call = app.client.get(url).bearer_auth(token).header("X-Tenant-ID", ALICE.tenant);
+    let mut stream = Stream { response: call.send().await.unwrap(), text: String::new() };
+    assert_eq!(stream.response.status(), 200);
+    assert_eq!(stream.next().await, None);
 }
 
 /// One connection to Redis, however many wait, and one subscription a session.

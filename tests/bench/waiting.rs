@@ -49,6 +49,8 @@ struct Round {
     /// From a person's click to the agent, for each decision, shortest first.
     delays: Vec<Duration>,
     missed: usize,
+    /// Resident, in bytes: before anybody waited, and when all did.
+    idle_memory: u64,
     memory: u64,
     files: usize,
     /// Of one core.
@@ -67,14 +69,13 @@ pub async fn run(options: &Options) -> ExitCode {
     }
     let few = round(10, options).await;
     let many = round(options.agents, options).await;
-    let empty = round(0, options).await;
     let per_agent =
-        many.memory.saturating_sub(empty.memory) as f64 / options.agents as f64 / 1024.0;
+        many.memory.saturating_sub(many.idle_memory) as f64 / options.agents as f64 / 1024.0;
     println!(
         "{:>8} {:>8} {:>8} {:>9} {:>9} {:>10} {:>7} {:>10}",
         "agents", "decided", "missed", "p50 ms", "p99 ms", "RSS MiB", "files", "idle CPU %"
     );
-    for (agents, round) in [(0, &empty), (10, &few), (options.agents, &many)] {
+    for (agents, round) in [(10, &few), (options.agents, &many)] {
         println!(
             "{agents:>8} {:>8} {:>8} {:>9.1} {:>9.1} {:>10.1} {:>7} {:>10.2}",
             round.delays.len(),
@@ -110,6 +111,7 @@ async fn round(agents: usize, options: &Options) -> Round {
         .with("RUST_LOG", "warn,aura_hitl::app=info")
         .with("AURA_HITL_RATE_LIMIT_PER_SECOND", "0")
         .with("AURA_HITL_MAX_CONNECTIONS", (agents + 1000).to_string())
+        .with("AURA_HITL_MAX_WAITS_PER_PERSON", (agents + 1).to_string())
         .serve()
         .await;
     let people = Arc::new(People::new(&service));
@@ -117,6 +119,7 @@ async fn round(agents: usize, options: &Options) -> Round {
     let registering = requests.iter().map(|request| people.register(request));
     futures_util::stream::iter(registering).buffer_unordered(32).collect::<()>().await;
 
+    let idle_memory = memory(service.pid());
     let (heard, mut hearing) = mpsc::unbounded_channel();
     let mut waiting = JoinSet::new();
     for (number, request) in requests.iter().enumerate() {
@@ -164,7 +167,7 @@ async fn round(agents: usize, options: &Options) -> Round {
     let missed = requests.len() - delays.len();
     waiting.abort_all();
     service.stop().await;
-    Round { delays, missed, memory, files, idle_cpu }
+    Round { delays, missed, idle_memory, memory, files, idle_cpu }
 }
 
 /// Whoever clicks, and whoever registers.
