@@ -1,5 +1,6 @@
 //! Approval requests: approve, reject, register, read.
 
+use std::convert::Infallible;
 use std::future::{Ready, ready};
 
 use actix_web::dev::Payload;
@@ -163,25 +164,22 @@ fn valid_plan(plan: &RawValue) -> Result<(), ValidationError> {
 pub struct ExpectedContent(Expected);
 
 impl FromRequest for ExpectedContent {
-    type Error = ApiError;
-    type Future = Ready<Result<Self, ApiError>>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self, Infallible>>;
 
     fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
         if !request.headers().contains_key(IF_MATCH) {
             return ready(Ok(Self(Expected::Anything)));
         }
-        ready(match IfMatch::parse(request) {
-            Ok(IfMatch::Any) => Ok(Self(Expected::Anything)),
+        ready(Ok(Self(match IfMatch::parse(request) {
+            Ok(IfMatch::Any) => Expected::Anything,
             // A weak tag does not say that it is the same content.
-            Ok(IfMatch::Items(tags)) if !tags.is_empty() => Ok(Self(Expected::OneOf(
+            Ok(IfMatch::Items(tags)) => Expected::OneOf(
                 tags.iter().filter(|tag| !tag.weak).map(|tag| tag.tag().to_owned()).collect(),
-            ))),
-            Ok(IfMatch::Items(_)) | Err(_) => Err(ApiError::odd_header(
-                "If-Match",
-                "* or entity tags in quotes",
-                "* 또는 따옴표로 묶은 엔티티 태그",
-            )),
-        })
+            ),
+            // What is no tag is that of no content.
+            Err(_) => Expected::OneOf(Vec::new()),
+        })))
     }
 }
 
@@ -193,7 +191,7 @@ impl FromRequest for ExpectedContent {
     post, path = "/aura/hitl/approve/{requestId}", tag = "approvals",
     params(
         ("requestId" = String, Path, example = "req-12345"),
-        ("If-Match" = Option<String>, Header, description = "Decide only what still has this ETag.", example = "*"),
+        ("If-Match" = Option<String>, Header, description = "Decide only what still has this ETag; several, and *, are taken, too.", example = "\"867fde4fc583e15bf89001ed3d7d15494603a334605ab747d88130cf7ed58894\""),
     ),
     request_body = ApproveBody,
     responses((status = 200, description = "Approved, and the agent is told", body = super::envelope::Envelope<DecisionView>))
@@ -218,7 +216,7 @@ pub async fn approve(
     post, path = "/aura/hitl/reject/{requestId}", tag = "approvals",
     params(
         ("requestId" = String, Path, example = "req-12345"),
-        ("If-Match" = Option<String>, Header, description = "Decide only what still has this ETag.", example = "*"),
+        ("If-Match" = Option<String>, Header, description = "Decide only what still has this ETag; several, and *, are taken, too.", example = "\"867fde4fc583e15bf89001ed3d7d15494603a334605ab747d88130cf7ed58894\""),
     ),
     request_body = RejectBody,
     responses((status = 200, description = "Rejected, and the agent is told", body = super::envelope::Envelope<DecisionView>))

@@ -133,7 +133,7 @@ fn describe(operation: &mut Operation) {
         parameter.schema = match parameter.name.as_str() {
             "requestId" | "taskId" => Some(schemas::id().into()),
             "sessionId" => Some(schemas::session_id().into()),
-            "If-Match" => Some(schemas::entity_tags().into()),
+            "If-Match" => Some(schemas::text().into()),
             "Last-Event-ID" => Some(schemas::event_id().into()),
             _ => continue,
         };

@@ -29,9 +29,9 @@ pub fn session_id() -> Schema {
     }))
 }
 
-/// What `If-Match` may say: any, or one or several strong entity tags.
-pub fn entity_tags() -> Schema {
-    of(json!({ "type": "string", "pattern": r#"^(\*|"[0-9a-f]{64}"(, ?"[0-9a-f]{64}")*)$"# }))
+/// Any text.
+pub fn text() -> Schema {
+    of(json!({ "type": "string" }))
 }
 
 /// The number of an outcome within its session.

@@ -362,7 +362,7 @@ both_modes! {
             }
         }
         for odd in ["", "x", "W/", &fingerprint] {
-            decide("approve", odd).await.assert(400, "E4001");
+            decide("approve", odd).await.assert(412, "E4120");
         }
         assert_eq!(decision(&app, ALICE, &id, 0).await.data()["status"], "pending");
         decide("approve", &format!("\"other\", {etag}")).await.assert(200, "");
