@@ -139,7 +139,7 @@ impl TokenVerifier {
 }
 
 /// Whom a token stands for.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Bearer {
     /// `sub`.
     pub user: UserId,
