@@ -35,10 +35,11 @@ use crate::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
 pub const TIMEOUT: Duration = Duration::from_millis(1900);
 /// Longest to wait for Postgres at start.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest to wait for a free connection.
-///
-/// With Postgres' `lock_timeout` it makes the longest that a call can take in an overload: 1.6 s.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_millis(600);
+/// Longest to wait for a free connection to Postgres. With Postgres' `lock_timeout` it makes the
+/// longest that a call can take in an overload: 1.6 s.
+const POSTGRES_ACQUIRE_TIMEOUT: Duration = Duration::from_millis(600);
+/// The same for SQLite, where everybody queues for the only connection.
+const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long whoever decides or claims a row has to send its signal before a relay may try. Longer
 /// than any call to Redis, short enough that a killed replica's work is picked up at once.
 pub const LEASE: TimeDelta = TimeDelta::milliseconds(3000);
@@ -200,7 +201,7 @@ impl Ledger {
     /// [`LedgerError`] when it cannot be reached or does not let us in.
     pub async fn connect_postgres(url: &SecretString, max_connections: u32) -> Result<Self> {
         let url = url.expose_secret();
-        let connecting = PgLedger::connect(url, max_connections, ACQUIRE_TIMEOUT);
+        let connecting = PgLedger::connect(url, max_connections, POSTGRES_ACQUIRE_TIMEOUT);
         let ledger = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
             .map_err(|_elapsed| LedgerError::Undone("no answer in time".to_owned()))?
@@ -220,7 +221,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when the file cannot be opened.
     pub async fn open_sqlite(file: &Path) -> Result<Self> {
-        Ok(Self::Sqlite(SqliteLedger::connect(file, ACQUIRE_TIMEOUT).await?))
+        Ok(Self::Sqlite(SqliteLedger::connect(file, SQLITE_ACQUIRE_TIMEOUT).await?))
     }
 
     /// The database file's pool, when there is one: the in-process courier lives in it.
