@@ -27,7 +27,7 @@ use tracing::{info, warn};
 use tracing_actix_web::TracingLogger;
 
 use crate::api::envelope::with_call;
-use crate::api::error::{ApiError, FieldErrors};
+use crate::api::error::ApiError;
 use crate::api::health::LastAnswer;
 use crate::api::text::Text;
 use crate::auth::TokenVerifier;
@@ -321,7 +321,7 @@ fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<
 
 fn bad_input(field: &str, error: &dyn std::fmt::Display) -> actix_web::Error {
     let text = Text::new(error.to_string(), "형식이 올바르지 않습니다");
-    ApiError::invalid(FieldErrors::from([(field.to_owned(), text)])).into()
+    ApiError::invalid_field(field, text).into()
 }
 
 fn cors(origins: &[String]) -> Cors {

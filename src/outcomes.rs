@@ -15,7 +15,7 @@ use crate::approvals::{self, Problem};
 use crate::core::Core;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{Candidate, Record, Refusal, Standing, State, Verdict, decide};
-use crate::domain::ids::{RequestId, SessionId};
+use crate::domain::ids::{RequestId, SessionId, TenantId};
 use crate::domain::request::REQUEST_TTL_SECONDS;
 use crate::domain::session::SessionPointer;
 use crate::hub::Waiter;
@@ -187,7 +187,7 @@ where
 #[derive(Debug)]
 pub struct Outcomes {
     core: Core,
-    caller: Caller,
+    tenant: TenantId,
     session: SessionId,
     wanted: Option<RequestId>,
     /// The number of the last one that was told.
@@ -207,16 +207,16 @@ impl Outcomes {
     /// [`Problem::Ledger`] when the ledger does not answer.
     pub async fn of(
         core: &Core,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         wanted: Option<RequestId>,
         after: Option<i64>,
     ) -> Result<Self> {
         let lifetime = TimeDelta::seconds(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
         let mut outcomes = Self {
-            waiter: core.hub.watch(&session, &caller).await?,
+            waiter: core.hub.watch(&session, caller).await?,
             core: core.clone(),
-            caller,
+            tenant: caller.tenant.clone(),
             session,
             wanted,
             after: after.unwrap_or(0),
@@ -228,7 +228,7 @@ impl Outcomes {
         if outcomes.after > 0 && outcomes.unread.len() == 0 {
             // A number from before the ledger was restored, or of another session, must not keep
             // what is still to come from being told.
-            let last = core.ledger.last_outcome(&outcomes.caller.tenant, &outcomes.session).await?;
+            let last = core.ledger.last_outcome(&outcomes.tenant, &outcomes.session).await?;
             outcomes.after = outcomes.after.min(last);
         }
         Ok(outcomes)
@@ -260,7 +260,7 @@ impl Outcomes {
     }
 
     async fn read(&mut self) -> Result<()> {
-        let (core, tenant) = (self.core.clone(), self.caller.tenant.clone());
+        let (core, tenant) = (self.core.clone(), self.tenant.clone());
         let (session, after, open_since) = (self.session.clone(), self.after, self.open_since);
         let limit = i64::try_from(BATCH).unwrap_or(0);
         let reading = async move {

@@ -16,7 +16,7 @@ use validator::{Validate, ValidationError};
 
 use super::body::{Checked, DECISION_BYTES, TASK_BYTES, check_id, whole_number};
 use super::envelope::{Answer, created, ok, wire_time};
-use super::error::{ApiError, FieldErrors};
+use super::error::ApiError;
 use super::request_id;
 use super::schemas;
 use super::text::Text;
@@ -353,7 +353,7 @@ fn registration(body: RegisterBody, caller: &Caller, core: &Core) -> Result<Cand
     let request = ApprovalRequest::read(&registration.id, registration.document());
     let request = request.map_err(|unreadable| {
         let text = Text::new(unreadable.problem, "요청 형식이 올바르지 않습니다");
-        ApiError::invalid(FieldErrors::from([("body".to_owned(), text)]))
+        ApiError::invalid_field("body", text)
     })?;
     Ok(Candidate {
         request,

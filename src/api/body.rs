@@ -106,7 +106,7 @@ fn arrive<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> R
 }
 
 fn malformed(field: &str, en: &str, ko: &'static str) -> ApiError {
-    ApiError::invalid(FieldErrors::from([(field.to_owned(), Text::new(en.to_owned(), ko))]))
+    ApiError::invalid_field(field, Text::new(en.to_owned(), ko))
 }
 
 /// One JSON value and nothing behind it.

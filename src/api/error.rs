@@ -320,6 +320,12 @@ impl ApiError {
     #[must_use]
     pub fn bad_id(field: &'static str) -> Self {
         let text = Text::new("is not a valid id", "올바른 형식의 ID가 아닙니다");
+        Self::invalid_field(field, text)
+    }
+
+    /// One field that is wrong.
+    #[must_use]
+    pub fn invalid_field(field: &str, text: Text) -> Self {
         Self::invalid(FieldErrors::from([(field.to_owned(), text)]))
     }
 
@@ -395,15 +401,9 @@ impl ApiError {
                     format!("a step {problem}"),
                     "계획이 너무 큽니다 (최대 1000단계, 1 MiB)",
                 );
-                Self::invalid(FieldErrors::from([("planSteps".to_owned(), text)]))
+                Self::invalid_field("planSteps", text)
             }
         }
-    }
-
-    /// A query parameter that is not as it should be.
-    #[must_use]
-    pub fn bad_parameter(field: &str, en: &'static str, ko: &'static str) -> Self {
-        Self::invalid(FieldErrors::from([(field.to_owned(), Text::new(en, ko))]))
     }
 
     fn already_decided(standing: &Standing) -> Self {

@@ -10,6 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::envelope::{Answer, ok, wire_time};
 use super::error::ApiError;
 use super::request_id;
+use super::text::Text;
 use crate::auth::CallerOf;
 use crate::connection::end_with_client;
 use crate::core::Core;
@@ -107,8 +108,8 @@ pub fn wait_of(seconds: Option<&str>) -> Result<Option<Duration>, ApiError> {
     let Some(text) = seconds else { return Ok(None) };
     let seconds = text.parse().ok().filter(|seconds| *seconds <= LONGEST_WAIT_SECONDS);
     let seconds = seconds.ok_or_else(|| {
-        let (en, ko) = ("must be from 0 to 55", "0에서 55 사이여야 합니다");
-        ApiError::bad_parameter("waitSeconds", en, ko)
+        let text = Text::new("must be from 0 to 55", "0에서 55 사이여야 합니다");
+        ApiError::invalid_field("waitSeconds", text)
     })?;
     Ok(Some(Duration::from_secs(seconds)))
 }
@@ -132,24 +133,20 @@ pub async fn read(
 ) -> Result<Answer<OutcomeView>, ApiError> {
     let id = request_id(&id)?;
     let wait = wait_of(query.wait_seconds.as_deref())?;
-    let (work, asked) = (core.get_ref().clone(), (caller.clone(), id.clone()));
-    let mut found =
-        core.run_to_end(async move { outcomes::find(&work, &asked.0, &asked.1).await }).await??;
+    let ask = || {
+        let (core, caller, id) = (core.get_ref().clone(), caller.clone(), id.clone());
+        async move { outcomes::find(&core, &caller, &id).await }
+    };
+    let mut found = core.run_to_end(ask()).await??;
     if let Some(wait) = wait.filter(|wait| found.is_pending() && !wait.is_zero()) {
         end_with_client(&request);
         let session = found.session().clone();
-        let ask = || {
-            let (core, caller, id) = (core.get_ref().clone(), caller.clone(), id.clone());
-            async move { outcomes::find(&core, &caller, &id).await }
-        };
         found = outcomes::wait(&core, &caller, &session, wait, ask, |found| !found.is_pending())
             .await?;
-    }
-    if let (Found::InRedis(_), Some(_)) = (&found, wait) {
-        // By now its key may be gone.
-        let ask = (core.get_ref().clone(), caller.clone(), id.clone());
-        found =
-            core.run_to_end(async move { outcomes::find(&ask.0, &ask.1, &ask.2).await }).await??;
+        if matches!(found, Found::InRedis(_)) {
+            // By now its key may be gone.
+            found = core.run_to_end(ask()).await??;
+        }
     }
     let is_pending = found.is_pending();
     let answer = ok("Decision retrieved", view(found));

@@ -9,14 +9,16 @@ use crate::domain::plan::{MAX_STEPS, STEP_STATUSES};
 
 /// A request's or a task's id.
 pub fn id() -> Schema {
-    let pattern = format!("^[A-Za-z0-9._:@-]{{1,{MAX_REQUEST_ID_BYTES}}}$");
-    of(json!({ "type": "string", "pattern": pattern }))
+    of(json!({ "type": "string", "pattern": id_pattern() }))
 }
 
 /// The same, or none.
 pub fn optional_id() -> Schema {
-    let pattern = format!("^[A-Za-z0-9._:@-]{{1,{MAX_REQUEST_ID_BYTES}}}$");
-    of(json!({ "type": ["string", "null"], "pattern": pattern }))
+    of(json!({ "type": ["string", "null"], "pattern": id_pattern() }))
+}
+
+fn id_pattern() -> String {
+    format!("^[A-Za-z0-9._:@-]{{1,{MAX_REQUEST_ID_BYTES}}}$")
 }
 
 /// A session's id. U+FFFD stands for what was not UTF-8.

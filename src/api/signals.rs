@@ -131,7 +131,7 @@ pub async fn stream(
     end_with_client(&request);
     let work = core.get_ref().clone();
     let outcomes = core
-        .run_to_end(async move { Outcomes::of(&work, caller, session, wanted, after).await })
+        .run_to_end(async move { Outcomes::of(&work, &caller, session, wanted, after).await })
         .await??;
     let events = unfold(outcomes, |mut outcomes| async {
         let record = outcomes.next().await?;

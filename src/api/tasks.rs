@@ -8,7 +8,7 @@ use validator::{Validate, ValidationErrors};
 
 use super::body::{AnyJson, Checked, TASK_BYTES, whole_number};
 use super::envelope::{Answer, created, ok, wire_time};
-use super::error::{ApiError, FieldErrors};
+use super::error::ApiError;
 use super::schemas;
 use super::task_id;
 use super::text::Text;
@@ -311,7 +311,7 @@ fn filter(query: ListQuery, caller: Caller) -> Result<TaskFilter, ApiError> {
                 format!("must be from {min} to {max}"),
                 format!("{min}에서 {max} 사이여야 합니다"),
             );
-            return Err(ApiError::invalid(FieldErrors::from([(field.to_owned(), text)])));
+            return Err(ApiError::invalid_field(field, text));
         }
     }
     Ok(TaskFilter { tenant: caller.tenant, user, status: query.status, page, size })
@@ -403,7 +403,7 @@ pub async fn fail(
     let error = query.into_inner().error_message.or(body.and_then(|body| body.error_message));
     if error.as_deref().is_some_and(|error| error.contains('\0')) {
         let text = Text::new("holds a NUL character", "NUL 문자를 포함할 수 없습니다");
-        return Err(ApiError::invalid(FieldErrors::from([("errorMessage".to_owned(), text)])));
+        return Err(ApiError::invalid_field("errorMessage", text));
     }
     change(&core, caller, &id, TaskStep::Fail { error }, "Task failed").await
 }
@@ -451,22 +451,22 @@ pub async fn merge_plan(
 
 /// One step or an array of steps, each checked.
 fn plan_steps(body: Option<&RawValue>) -> Result<Vec<PlanStep>, ApiError> {
-    let wrong = |field: String, problem: &InvalidStep| {
+    let wrong = |field: &str, problem: &InvalidStep| {
         let text = Text::new(problem.to_string(), "계획 단계 형식이 올바르지 않습니다");
-        ApiError::invalid(FieldErrors::from([(field, text)]))
+        ApiError::invalid_field(field, text)
     };
-    let body = body.ok_or_else(|| wrong("planSteps".to_owned(), &InvalidStep::NotAnObject))?;
+    let body = body.ok_or_else(|| wrong("planSteps", &InvalidStep::NotAnObject))?;
     match serde_json::from_str::<Vec<Box<RawValue>>>(body.get()) {
         Ok(steps) => steps
             .iter()
             .enumerate()
             .map(|(index, step)| {
                 PlanStep::read(step)
-                    .map_err(|problem| wrong(format!("planSteps[{index}]"), &problem))
+                    .map_err(|problem| wrong(&format!("planSteps[{index}]"), &problem))
             })
             .collect(),
         Err(_not_an_array) => {
-            let step = PlanStep::read(body).map_err(|p| wrong("planSteps".to_owned(), &p))?;
+            let step = PlanStep::read(body).map_err(|p| wrong("planSteps", &p))?;
             Ok(vec![step])
         }
     }
