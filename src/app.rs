@@ -14,7 +14,7 @@ use actix_http::HttpService;
 use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
 use actix_web::dev::{AppConfig, Server, ServerHandle};
 use actix_web::middleware::{DefaultHeaders, from_fn};
-use actix_web::{App, web};
+use actix_web::{App, HttpServer, web};
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpStream;
@@ -39,8 +39,9 @@ use crate::domain::clock::Clock;
 use crate::hub::{self, Hub};
 use crate::ledger::Ledger;
 use crate::limits::Limits;
+use crate::metrics::Scrape;
 use crate::telemetry::CallSpan;
-use crate::{expiry, relay, routes};
+use crate::{expiry, metrics, relay, routes};
 
 /// How long an idle connection stays open. Longer than nginx keeps one to us (60 s), so that the
 /// Gateway never sends a request into a connection that we are closing.
@@ -91,6 +92,7 @@ impl Replica {
         let core = Core {
             limits: Limits::new(config.rate_limit, &courier, &runtime),
             room: Arc::new(Semaphore::new(config.max_calls_under_way)),
+            most_calls: config.max_calls_under_way,
             turns: Arc::new(Semaphore::new(config.max_calls_under_way.div_ceil(4))),
             hub,
             ledger,
@@ -101,6 +103,7 @@ impl Replica {
             under_way: TaskTracker::new(),
             runtime,
         };
+        metrics::start(&core)?;
         let listener = TcpListener::bind((config.host.as_str(), config.port))
             .with_context(|| format!("cannot listen on {}:{}", config.host, config.port))?;
         // The standard library keeps 128 callers waiting at most; of the others, the system lets some
@@ -118,6 +121,10 @@ impl Replica {
         workers.spawn(relay::run(core.clone()));
         workers.spawn(expiry::run(core.clone()));
         workers.spawn(hub::run(core.clone(), turnover));
+        workers.spawn(metrics::run(core.clone()));
+        if let Some(address) = config.metrics_address {
+            workers.spawn(serve_metrics(&core, address)?);
+        }
         Ok(Self {
             address,
             server: handle,
@@ -265,12 +272,16 @@ fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<
     let core = web::Data::new(core.clone());
     let verifier = web::Data::new(TokenVerifier::new(&config.jwt));
     let readiness = web::Data::new(LastAnswer::default());
+    let scrape = web::Data::new(Scrape::default());
+    let metrics_routes =
+        if config.metrics_address.is_none() { routes::configure_metrics } else { |_: &mut _| {} };
     let origins = config.cors_origins.clone();
     let app = move || {
         App::new()
             .app_data(core.clone())
             .app_data(verifier.clone())
             .app_data(readiness.clone())
+            .app_data(scrape.clone())
             .app_data(
                 web::PathConfig::default()
                     .error_handler(|error, _request| bad_input("path", &error)),
@@ -279,6 +290,7 @@ fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<
                 web::QueryConfig::default()
                     .error_handler(|error, _request| bad_input("query", &error)),
             )
+            .configure(metrics_routes)
             .configure(routes::configure)
             .default_service(web::to(routes::unknown))
             .wrap(cors(&origins))
@@ -317,6 +329,30 @@ fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<
         .and_then(http)
     };
     Ok(server.listen("http", listener, serve_connections).context("cannot listen")?.run())
+}
+
+/// Serves the metrics at an address of their own, until the service stops.
+fn serve_metrics(
+    core: &Core,
+    address: SocketAddr,
+) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
+    let stopping = core.stopping.clone();
+    let core = web::Data::new(core.clone());
+    let scrape = web::Data::new(Scrape::default());
+    let app = move || {
+        let app = App::new().app_data(core.clone()).app_data(scrape.clone());
+        app.configure(routes::configure_metrics)
+    };
+    let server = HttpServer::new(app).workers(1).disable_signals().bind(address);
+    let server = server.with_context(|| format!("cannot listen on {address} (metrics_address)"))?;
+    let server = server.run();
+    Ok(async move {
+        let handle = server.handle();
+        tokio::select! {
+            ended = server => warn!(?ended, "the metrics' server ended"),
+            () = stopping.cancelled() => handle.stop(false).await,
+        }
+    })
 }
 
 fn bad_input(field: &str, error: &dyn std::fmt::Display) -> actix_web::Error {

@@ -24,7 +24,8 @@ use crate::domain::session::{SessionPointer, is_anothers};
 use crate::domain::signal::{signal_json, signal_request};
 use crate::ledger::{LEASE, LedgerError, Recorded, Registered, Writing};
 use crate::limits::TooMany;
-use crate::outcomes;
+use crate::metrics::{self, By};
+use crate::{outcomes, traces};
 
 /// How long to ask the ledger what became of a write that it did not confirm.
 const CONFIRMATION: Duration = Duration::from_millis(900);
@@ -213,7 +214,8 @@ impl Attempt<'_> {
         let held_for = if matches!(sending, Sending::Later) { TimeDelta::zero() } else { LEASE };
         let (caller, now) = (self.caller, self.now);
         let state = &State::Decided(decision.clone());
-        let writing = Writing { candidate, state, caller, now, held_for };
+        let trace_parent = traces::here();
+        let writing = Writing { candidate, state, caller, now, held_for, trace_parent };
         crash_point!("deciding");
         let recorded = match self.core.ledger.record_outcome(&writing).await {
             Err(error @ LedgerError::Unavailable(_)) => self.confirm(&decision, error).await?,
@@ -223,6 +225,7 @@ impl Attempt<'_> {
             Recorded::Won(record) => {
                 crash_point!("decided");
                 info!(session_id = %record.session, outcome = decision.verdict.status(), "decided");
+                metrics::decided(self.core, &record);
                 // Those who wait here need not wait for Redis.
                 self.core.hub.tell(&record.session);
                 match sending {
@@ -335,7 +338,9 @@ fn hide_from_strangers(problem: OpenProblem, caller: &Caller) -> Problem {
 /// Sends the signal of a decision just recorded. A failure is no matter: it stays owed, and is the
 /// relay's from then on.
 async fn send_now(core: &Core, record: &Record, seen: Option<Seen>) {
-    match delivery::deliver(core, record, seen).await {
+    let delivered = delivery::deliver(core, record, seen).await;
+    metrics::delivered(By::Decider, delivered.as_ref().ok().map(|settled| settled.delivery));
+    match delivered {
         Ok(settled) => {
             crash_point!("signalled");
             if settled.delivery == Delivery::Superseded {
@@ -407,7 +412,8 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
         return Err(problem);
     }
     let now = core.clock.now();
-    let writing = Writing { candidate, state: &State::Pending, caller, now, held_for: LEASE };
+    let (state, trace_parent) = (&State::Pending, traces::here());
+    let writing = Writing { candidate, state, caller, now, held_for: LEASE, trace_parent };
     match core.ledger.register(&writing).await? {
         Registered::New(record) => {
             crash_point!("registered");

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -70,6 +71,8 @@ pub struct Config {
     pub host: String,
     /// TCP port; 0 lets the system choose.
     pub port: u16,
+    /// Where `/metrics` is; `None` is among the other addresses.
+    pub metrics_address: Option<SocketAddr>,
     /// Where decisions are recorded.
     pub ledger: LedgerConfig,
     /// Agents' Redis; `None` is the in-process courier.
@@ -129,6 +132,7 @@ pub struct JwtConfig {
 struct RawConfig {
     host: String,
     port: u16,
+    metrics_address: Option<String>,
     data_dir: PathBuf,
     database_url: Option<SecretString>,
     database_max_connections: u32,
@@ -215,6 +219,7 @@ impl Config {
                 "cors_origins holds {origin:?}; an origin looks like https://app.example:8443"
             );
         }
+        let metrics_address = raw.metrics_address()?;
         let rate_limit = raw.rate_limit()?;
         let redis = raw.redis()?;
         let ledger = raw.ledger()?;
@@ -229,6 +234,7 @@ impl Config {
         Ok(Self {
             host: raw.host,
             port: raw.port,
+            metrics_address,
             ledger,
             redis,
             auto_migrate: raw.auto_migrate,
@@ -332,6 +338,14 @@ impl RawConfig {
         };
         settings.check()?;
         Ok(Some(settings))
+    }
+
+    fn metrics_address(&self) -> anyhow::Result<Option<SocketAddr>> {
+        let Some(text) = &self.metrics_address else { return Ok(None) };
+        let address = text.parse().ok().with_context(|| {
+            format!("metrics_address is {text:?}; it looks like 127.0.0.1:9464 or 0.0.0.0:9464")
+        })?;
+        Ok(Some(address))
     }
 
     fn rate_limit(&self) -> anyhow::Result<Option<RateLimit>> {

@@ -44,6 +44,8 @@ pub struct Core {
     /// Room for so many calls at once. Whoever finds none is turned away at once: in a queue they
     /// would wait for nothing, and so would everybody behind them.
     pub room: Arc<Semaphore>,
+    /// How many calls that room is for.
+    pub most_calls: usize,
     /// Room for those who wait and were woken, to look whether there is an answer: as many at once as
     /// leave the stores to the others.
     pub turns: Arc<Semaphore>,
@@ -58,6 +60,12 @@ pub struct Core {
 }
 
 impl Core {
+    /// Calls that are at work.
+    #[must_use]
+    pub fn calls_under_way(&self) -> usize {
+        self.most_calls.saturating_sub(self.room.available_permits())
+    }
+
     /// Runs a call's work to its end, even if whoever waits for it goes away: actix drops a handler
     /// when its client resets the connection, and a write that is cut off half-way is neither done
     /// nor undone. Until that end it takes up room.

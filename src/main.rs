@@ -10,7 +10,7 @@ use aura_hitl::config::Config;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::ids::{TenantId, UserId};
-use aura_hitl::{api, auth, demo, telemetry};
+use aura_hitl::{api, auth, demo, telemetry, traces};
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -101,14 +101,16 @@ async fn serve(file: Option<&Path>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let replica = Replica::start(&config, Clock::System).await?;
-    replica
+    let ended = replica
         .run(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
         })
-        .await
+        .await;
+    traces::end().await;
+    ended
 }
 
 fn token(

@@ -20,6 +20,7 @@ use crate::domain::request::REQUEST_TTL_SECONDS;
 use crate::domain::session::SessionPointer;
 use crate::hub::Waiter;
 use crate::ledger::{LedgerError, Recorded, Writing};
+use crate::{metrics, traces};
 
 /// Outcomes to read at once.
 const BATCH: usize = 100;
@@ -88,10 +89,12 @@ pub async fn cancel(core: &Core, caller: &Caller, id: &RequestId) -> Result<Reco
     let pointer = SessionPointer::default();
     decide(&candidate, &pointer, caller, Verdict::Approve, now, core.policy)?;
     let (state, held_for) = (&State::Cancelled, TimeDelta::zero());
-    let writing = Writing { candidate: &candidate, state, caller, now, held_for };
+    let trace_parent = traces::here();
+    let writing = Writing { candidate: &candidate, state, caller, now, held_for, trace_parent };
     match core.ledger.record_outcome(&writing).await? {
         Recorded::Won(record) => {
             info!(request_id = %id, session_id = %record.session, "withdrawn by its agent");
+            metrics::closed(&record);
             tell(core, &record.session).await;
             Ok(record)
         }
@@ -124,6 +127,7 @@ pub async fn expire(
     let expired = core.ledger.expire(id, now).await?;
     if let Some(record) = &expired {
         info!(request_id = %id, session_id = %record.session, "expired undecided");
+        metrics::closed(record);
         tell(core, &record.session).await;
     }
     Ok(expired)

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt;
-use tracing::{info, warn};
+use tracing::{Instrument as _, Span, info, warn};
 
 use crate::core::Core;
 use crate::delivery::deliver;
 use crate::domain::decision::{Delivery, Record};
 use crate::ledger::{LEASE, LOST_AT_ONCE, LedgerError};
+use crate::metrics::{self, By};
+use crate::traces;
 
 /// How often to look for owed signals.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -122,7 +124,16 @@ pub async fn run_once(core: &Core) -> Result<Round, LedgerError> {
 
 async fn send_one(core: Core, record: Record) -> Option<Delivery> {
     let now = core.clock.now();
-    match deliver(&core, &record, None).await {
+    let span = if traces::are_on() {
+        // Without it, it is still a trace.
+        let cause = core.ledger.trace_parent(&record.id).await.ok().flatten();
+        traces::linked("relay.send", cause)
+    } else {
+        Span::none()
+    };
+    let delivered = deliver(&core, &record, None).instrument(span).await;
+    metrics::delivered(By::Relay, delivered.as_ref().ok().map(|settled| settled.delivery));
+    match delivered {
         Ok(settled) => {
             crash_point!("relay-signalled");
             let delivery = settled.delivery;

@@ -14,6 +14,8 @@ use utoipa_swagger_ui::SwaggerUi;
 use crate::api::error::ApiError;
 use crate::api::{approvals, document, health, outcomes, signals, tasks};
 use crate::auth::{ApproverOf, CallerOf};
+use crate::core::Core;
+use crate::metrics::Scrape;
 
 /// What stands in front of every address, or does not.
 const PREFIXES: [&str; 2] = ["/api", ""];
@@ -84,6 +86,21 @@ pub fn configure(app: &mut ServiceConfig) {
     for prefix in PREFIXES {
         app.service(addresses().into_iter().fold(web::scope(prefix), actix_web::Scope::service));
     }
+}
+
+/// Adds what Prometheus asks for; under this name only, since gateways forward what is under `/api`.
+#[expect(clippy::disallowed_methods, reason = "the one place where routes are added")]
+pub fn configure_metrics(app: &mut ServiceConfig) {
+    app.service(web::resource("/metrics").route(web::get().to(metrics)));
+}
+
+async fn metrics(
+    core: web::Data<Core>,
+    scrape: web::Data<Scrape>,
+) -> Result<HttpResponse, ApiError> {
+    let text = scrape.render(&core).await;
+    let text = text.map_err(|error| ApiError::internal(&error.to_string()))?;
+    Ok(HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text))
 }
 
 /// The page by address. One that is asked with another method than its own answers the contract's

@@ -2,6 +2,8 @@
 //!
 //! Never in a log: a token, a secret, a request's `context`, a query string.
 
+use std::str::FromStr as _;
+
 use actix_web::HttpMessage as _;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -9,19 +11,23 @@ use actix_web::http::header::HeaderMap;
 use tracing::field::Empty;
 use tracing::{Span, info};
 use tracing_actix_web::{RequestId, RootSpanBuilder};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Directive;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
+use crate::api::error::ApiError;
 use crate::domain::approver::Via;
+use crate::{metrics, traces};
 
 /// Longest header value that is repeated in a log, an answer or the ledger.
 const MAX_HEADER_CHARS: usize = 256;
 
-/// Starts logging; `RUST_LOG` sets the level, `info` by default.
+/// Starts logging, and tracing if a collector is configured; `RUST_LOG` sets the level of the log,
+/// `info` by default.
 ///
 /// # Errors
-/// When `RUST_LOG` is not a filter, or logging was started before.
+/// When `RUST_LOG` is not a filter, the collector's address is none, or this was started before.
 pub fn start() -> anyhow::Result<()> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) if !filter.trim().is_empty() => {
@@ -31,12 +37,14 @@ pub fn start() -> anyhow::Result<()> {
         }
         _ => EnvFilter::new("info"),
     };
+    let no_steps = Directive::from_str(&format!("{}=off", traces::STEPS))?;
     let lines = tracing_subscriber::fmt::layer()
         .json()
         .flatten_event(true)
         .with_current_span(true)
-        .with_span_list(false);
-    tracing_subscriber::registry().with(filter).with(lines).try_init()?;
+        .with_span_list(false)
+        .with_filter(filter.add_directive(no_steps));
+    tracing_subscriber::registry().with(traces::layer()?).with(lines).try_init()?;
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a bug: something panicked")));
     Ok(())
 }
@@ -54,10 +62,12 @@ impl RootSpanBuilder for CallSpan {
         let call_id = request.extensions().get::<RequestId>().map(ToString::to_string);
         let route = request.match_pattern().unwrap_or_else(|| "unknown".to_owned());
         request.extensions_mut().insert(Began(std::time::Instant::now()));
-        tracing::info_span!(
+        let span = tracing::info_span!(
             "call",
+            otel.name = Empty,
+            otel.kind = Empty,
             method = %request.method(),
-            route,
+            route = route,
             call_id,
             trace_id = via.trace_id,
             gateway_request_id = via.gateway_request_id,
@@ -66,17 +76,31 @@ impl RootSpanBuilder for CallSpan {
             request_id = Empty,
             session_id = Empty,
             task_id = Empty,
-        )
+        );
+        traces::join(&span, request.headers(), request.method().as_str(), &route);
+        span
     }
 
     fn on_request_end<B: MessageBody>(
-        _span: Span,
+        span: Span,
         outcome: &Result<ServiceResponse<B>, actix_web::Error>,
     ) {
         let Ok(response) = outcome else { return };
-        let began = response.request().extensions().get::<Began>().map(|began| began.0.elapsed());
-        let millis = began.map_or(0.0, |elapsed| elapsed.as_secs_f64() * 1000.0);
-        info!(status = response.status().as_u16(), millis, "answered");
+        let (request, status) = (response.request(), response.status().as_u16());
+        let took = request.extensions().get::<Began>().map(|began| began.0.elapsed());
+        let took = took.unwrap_or_default();
+        traces::answered(&span, status);
+        info!(status, millis = took.as_secs_f64() * 1000.0, "answered");
+        let refused = response.response().error().and_then(|error| error.as_error::<ApiError>());
+        let route = request.match_pattern();
+        let route = route.as_deref().unwrap_or("unknown");
+        metrics::answered(
+            request.method().as_str(),
+            route,
+            status,
+            took,
+            refused.map(ApiError::code),
+        );
     }
 }
 

@@ -95,6 +95,32 @@ impl ErrorCode {
         }
     }
 
+    /// Its name, for those who count.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Internal => "internal",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::NotFound => "not_found",
+            Self::NoToken => "no_token",
+            Self::Forbidden => "forbidden",
+            Self::TokenExpired => "token_expired",
+            Self::TokenInvalid => "token_invalid",
+            Self::NoTenant => "no_tenant",
+            Self::WrongTenant => "wrong_tenant",
+            Self::WrongState => "wrong_state",
+            Self::AlreadyDecided => "already_decided",
+            Self::Gone => "gone",
+            Self::Invalid => "invalid",
+            Self::BadHeader => "bad_header",
+            Self::TooLarge => "too_large",
+            Self::Changed => "changed",
+            Self::NotJson => "not_json",
+            Self::TooMany => "too_many",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
     /// Its HTTP status.
     #[must_use]
     pub fn status(self) -> StatusCode {
@@ -138,6 +164,12 @@ impl ApiError {
             allow: None,
             retry_after_seconds: (code == ErrorCode::Unavailable).then_some(RETRY_SECONDS),
         }
+    }
+
+    /// Which of the contract's errors it is.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        self.code
     }
 
     fn with_data(mut self, data: Value) -> Self {

@@ -78,7 +78,7 @@ pub struct LastAnswer(Mutex<Option<(Instant, [bool; 2])>>);
 
 impl LastAnswer {
     /// Whether ledger and courier answer, as found after this was asked.
-    async fn look(&self, core: &Core) -> [bool; 2] {
+    pub async fn look(&self, core: &Core) -> [bool; 2] {
         let asked_at = Instant::now();
         let mut last = self.0.lock().await;
         if let Some((found_at, found)) = *last

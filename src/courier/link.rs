@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::topology::{Connection, STEP_TIMEOUT, Topology};
 use super::{Result, Unavailable};
+use crate::metrics;
 
 /// Longest that connecting takes, finding the right server included; leaves time for a command.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
@@ -154,7 +155,7 @@ fn connect(topology: &Arc<Topology>, runtime: &Handle) -> Connecting {
     async move {
         let connecting = async move { timeout(CONNECT_TIMEOUT, topology.connect()).await };
         match runtime.spawn(connecting).await {
-            Ok(Ok(connected)) => connected,
+            Ok(Ok(connected)) => connected.inspect(|_connection| metrics::redis_connected()),
             Ok(Err(_elapsed)) => Err(too_late()),
             Err(stopped) => Err(io::Error::from(stopped).into()),
         }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use ::redis::cluster_routing::Slot;
 use sqlx::SqlitePool;
+use tracing::Instrument as _;
 
 pub use self::in_process::InProcessEar;
 pub use self::topology::RedisSettings;
@@ -21,6 +22,7 @@ use crate::domain::clock::Clock;
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::session::SessionPointer;
 use crate::limits::RateLimit;
+use crate::traces;
 
 use self::in_process::InProcessCourier;
 use self::redis::{RedisCourier, RedisEar};
@@ -105,6 +107,7 @@ macro_rules! on_courier {
                 Courier::InProcess($courier) => $call.await,
             }
         })
+        .instrument(traces::step(stringify!($call)))
         .await
     };
 }

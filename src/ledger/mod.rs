@@ -19,6 +19,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::SqlitePool;
 use sqlx::migrate::Migrator;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use self::postgres::PgLedger;
@@ -30,6 +31,7 @@ use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::request::Origin;
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
 use crate::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
+use crate::traces;
 
 /// Longest any call to the ledger takes, waiting for a connection included.
 pub const TIMEOUT: Duration = Duration::from_millis(1900);
@@ -117,6 +119,8 @@ pub struct Writing<'a> {
     pub now: DateTime<Utc>,
     /// How long the writer holds the delivery: [`LEASE`], or nothing to leave it to the relay.
     pub held_for: TimeDelta,
+    /// Where in a trace it happens; see [`traces::here`].
+    pub trace_parent: Option<String>,
 }
 
 impl Writing<'_> {
@@ -157,6 +161,19 @@ pub enum TaskChange {
     Refused(TaskRefusal),
 }
 
+/// What is still to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// Deliveries owed.
+    pub owed: i64,
+    /// Since when the first of them is.
+    pub owed_since: Option<DateTime<Utc>>,
+    /// Pending requests.
+    pub pending: i64,
+    /// When the first of them was made.
+    pub pending_since: Option<DateTime<Utc>>,
+}
+
 /// The ledger of this process.
 #[derive(Clone, Debug)]
 pub enum Ledger {
@@ -175,6 +192,7 @@ macro_rules! on_engine {
                 Ledger::Sqlite($ledger) => $call.await,
             }
         })
+        .instrument(traces::step(stringify!($call)))
         .await
     };
 }
@@ -286,6 +304,27 @@ impl Ledger {
         on_engine!(self, ledger => ledger.ping())
     }
 
+    /// Connections in use, idle ones, and how many there may be.
+    #[must_use]
+    pub fn connections(&self) -> (u32, u32, u32) {
+        let (size, idle, most) = match self {
+            Self::Postgres(ledger) => ledger.connections(),
+            Self::Sqlite(ledger) => ledger.connections(),
+        };
+        let idle = u32::try_from(idle).unwrap_or(size).min(size);
+        (size - idle, idle, most)
+    }
+
+    /// What is still to do, of all tenants.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn backlog(&self) -> Result<Backlog> {
+        let (owed, owed_since, pending, pending_since) =
+            on_engine!(self, ledger => ledger.backlog()).map_err(read_only)?;
+        Ok(Backlog { owed, owed_since, pending, pending_since })
+    }
+
     /// Closes the connections once they are idle.
     pub async fn close(&self) {
         match self {
@@ -355,6 +394,14 @@ impl Ledger {
     pub async fn expire(&self, id: &RequestId, now: DateTime<Utc>) -> Result<Option<Record>> {
         let row = on_engine!(self, ledger => ledger.expire(id, now))?;
         row.map(RequestRow::into_record).transpose()
+    }
+
+    /// Where in a trace a request was written or decided last, if that was traced.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn trace_parent(&self, id: &RequestId) -> Result<Option<String>> {
+        on_engine!(self, ledger => ledger.trace_parent(id)).map_err(read_only)
     }
 
     /// Up to `limit` pending requests whose time is over, the longest first.

@@ -31,7 +31,9 @@ macro_rules! in_one_statement {
             $write_request,
             "), touched AS (",
             write_task!("written AS d WHERE true"),
-            " RETURNING status)
+            " RETURNING status), traced AS (",
+            write_trace!("written AS d WHERE true"),
+            ")
              SELECT written.*, touched.status AS task_status FROM written, touched"
         )
     };

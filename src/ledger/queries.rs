@@ -15,8 +15,35 @@ macro_rules! ledger_queries {
                 sqlx::query_scalar(statement).fetch_one(&self.pool).await
             }
 
+            /// Open connections, idle ones, and most.
+            pub fn connections(&self) -> (u32, usize, u32) {
+                let most = self.pool.options().get_max_connections();
+                (self.pool.size(), self.pool.num_idle(), most)
+            }
+
+            pub async fn backlog(
+                &self,
+            ) -> sqlx::Result<(i64, Option<DateTime<Utc>>, i64, Option<DateTime<Utc>>)> {
+                sqlx::query_as(
+                    "SELECT owed.number, owed.since, pending.number, pending.since
+                       FROM (SELECT COUNT(*) AS number, MIN(owed_since) AS since
+                               FROM hitl_request WHERE delivery = 'owed') owed,
+                            (SELECT COUNT(*) AS number, MIN(created_at) AS since
+                               FROM hitl_request WHERE status = 'pending') pending",
+                )
+                .fetch_one(&self.pool)
+                .await
+            }
+
             pub async fn find_request(&self, id: &RequestId) -> sqlx::Result<Option<RequestRow>> {
-                sqlx::query_as("SELECT * FROM hitl_request WHERE request_id = $1")
+                sqlx::query_as(select_request!("WHERE request_id = $1"))
+                    .bind(id.as_str())
+                    .fetch_optional(&self.pool)
+                    .await
+            }
+
+            pub async fn trace_parent(&self, id: &RequestId) -> sqlx::Result<Option<String>> {
+                sqlx::query_scalar("SELECT trace_parent FROM hitl_trace WHERE request_id = $1")
                     .bind(id.as_str())
                     .fetch_optional(&self.pool)
                     .await
@@ -44,11 +71,12 @@ macro_rules! ledger_queries {
                 id: &RequestId,
                 now: DateTime<Utc>,
             ) -> sqlx::Result<Option<RequestRow>> {
-                sqlx::query_as(
+                sqlx::query_as(concat!(
                     "UPDATE hitl_request SET acted_at = COALESCE(acted_at, $3)
                       WHERE request_id = $1 AND tenant_id = $2 AND status <> 'pending'
-                      RETURNING *",
-                )
+                      RETURNING ",
+                    request_row!()
+                ))
                 .bind(id.as_str())
                 .bind(tenant.as_str())
                 .bind(now)
@@ -64,13 +92,12 @@ macro_rules! ledger_queries {
                 open_since: Option<DateTime<Utc>>,
                 limit: i64,
             ) -> sqlx::Result<Vec<RequestRow>> {
-                sqlx::query_as(
-                    "SELECT * FROM hitl_request
-                      WHERE tenant_id = $1 AND session_id = $2 AND outcome > $3
+                sqlx::query_as(select_request!(
+                    "WHERE tenant_id = $1 AND session_id = $2 AND outcome > $3
                         AND (delivery <> 'superseded' OR origin = 'http')
                         AND ($4 IS NULL OR (acted_at IS NULL AND settled_at > $4))
-                      ORDER BY outcome LIMIT $5",
-                )
+                      ORDER BY outcome LIMIT $5"
+                ))
                 .bind(tenant.as_str())
                 .bind(session.as_str())
                 .bind(after)
@@ -112,12 +139,11 @@ macro_rules! ledger_queries {
                 session: &SessionId,
                 tenant: &TenantId,
             ) -> sqlx::Result<Option<RequestRow>> {
-                sqlx::query_as(
-                    "SELECT * FROM hitl_request
-                      WHERE session_id = $1 AND tenant_id = $2
+                sqlx::query_as(select_request!(
+                    "WHERE session_id = $1 AND tenant_id = $2
                         AND status IN ('approved', 'rejected')
-                      ORDER BY owed_since DESC LIMIT 1",
-                )
+                      ORDER BY owed_since DESC LIMIT 1"
+                ))
                 .bind(session.as_str())
                 .bind(tenant.as_str())
                 .fetch_optional(&self.pool)
@@ -144,14 +170,15 @@ macro_rules! ledger_queries {
                 now: DateTime<Utc>,
                 due_at: DateTime<Utc>,
             ) -> sqlx::Result<Option<RequestRow>> {
-                sqlx::query_as(
+                sqlx::query_as(concat!(
                     "UPDATE hitl_request
                         SET delivery = 'owed', owed_since = $3, due_at = $4, attempts = 0,
                             sent_at = NULL, listeners = NULL, sent_to = NULL
                       WHERE request_id = $1 AND owed_since = $2
                         AND (delivery <> 'owed' OR sent_to IS NOT NULL)
-                      RETURNING *",
-                )
+                      RETURNING ",
+                    request_row!()
+                ))
                 .bind(seen.id.as_str())
                 .bind(seen.owed_since)
                 .bind(now)
@@ -251,7 +278,7 @@ macro_rules! ledger_queries {
                 tenant: &TenantId,
                 id: &TaskId,
             ) -> sqlx::Result<Option<TaskRow>> {
-                sqlx::query_as("SELECT * FROM agent_task WHERE task_id = $1 AND tenant_id = $2")
+                sqlx::query_as(select_task!("WHERE task_id = $1 AND tenant_id = $2"))
                     .bind(id.as_str())
                     .bind(tenant.as_str())
                     .fetch_optional(&self.pool)
@@ -314,7 +341,7 @@ macro_rules! ledger_queries {
             ) -> sqlx::Result<(Vec<TaskRow>, i64)> {
                 let mut count =
                     sqlx::QueryBuilder::<$database>::new("SELECT COUNT(*) FROM agent_task");
-                let mut page = sqlx::QueryBuilder::<$database>::new("SELECT * FROM agent_task");
+                let mut page = sqlx::QueryBuilder::<$database>::new(select_task!(""));
                 for query in [&mut count, &mut page] {
                     query.push(" WHERE tenant_id = ").push_bind(filter.tenant.as_str());
                     if let Some(user) = &filter.user {
@@ -382,6 +409,7 @@ macro_rules! ledger_queries {
                 .bind(own(&request.plan_steps))
                 .bind(own(writing.caller.user.as_str()))
                 .bind(own(&request.content_hash))
+                .bind(writing.trace_parent.clone())
         }
     };
 }

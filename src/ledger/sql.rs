@@ -9,7 +9,38 @@
 //! 8 document · 9 the task the request names · 10 id for a new task · 11 `created_at` ·
 //! 12 `expires_at` · 13 status · 14 `decided_by` · 15 `decided_at` · 16 reason · 17 source ·
 //! 18 caller type · 19 agent id · 20 trace id · 21 gateway request id · 22 now · 23 `due_at` ·
-//! 24 context · 25 message · 26 plan steps · 27 the caller · 28 content hash.
+//! 24 context · 25 message · 26 plan steps · 27 the caller · 28 content hash · 29 trace parent.
+
+/// The columns of a request that are read back, and those that its task follows. Never `*`: that
+/// fails in statements that are prepared while a later release adds a column.
+macro_rules! request_row {
+    () => {
+        "request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint, content_hash,
+         document, task_id, owns_task, created_at, expires_at, status, decided_by, decided_at, reason,
+         delivery, owed_since, listeners, sent_to, sent_at, outcome, settled_at, acted_at"
+    };
+}
+
+/// The columns of a task.
+macro_rules! task_row {
+    () => {
+        "task_id, user_id, tenant_id, task_type, status, progress, description, input_data,
+         result_data, plan_steps, hitl_request_id, error_message, started_at, completed_at,
+         created_at, updated_at"
+    };
+}
+
+macro_rules! select_request {
+    ($which:literal) => {
+        concat!("SELECT ", request_row!(), " FROM hitl_request ", $which)
+    };
+}
+
+macro_rules! select_task {
+    ($which:literal) => {
+        concat!("SELECT ", task_row!(), " FROM agent_task ", $which)
+    };
+}
 
 /// The number of a session's next outcome. Another replica may take it at the same moment: then the
 /// statement fails, and is run again.
@@ -54,7 +85,8 @@ macro_rules! write_request {
             $only_if,
             " ON CONFLICT (request_id) ",
             $on_conflict,
-            " RETURNING *"
+            " RETURNING ",
+            request_row!()
         )
     };
 }
@@ -127,6 +159,19 @@ macro_rules! write_task {
     };
 }
 
+/// Notes where in a trace that happened, if it was traced.
+macro_rules! write_trace {
+    ($from:literal) => {
+        concat!(
+            "INSERT INTO hitl_trace (request_id, trace_parent)
+             SELECT d.request_id, $29 FROM ",
+            $from,
+            " AND $29 IS NOT NULL
+             ON CONFLICT (request_id) DO UPDATE SET trace_parent = excluded.trace_parent"
+        )
+    };
+}
+
 /// A decision or a withdrawal: a new row, or a pending one that is still the same request and not
 /// expired.
 macro_rules! decide_request {
@@ -168,7 +213,8 @@ macro_rules! expire_request {
             "UPDATE hitl_request AS d
                 SET status = 'expired', settled_at = $2, delivery = 'sent', outcome = ",
             next_outcome!("d.tenant_id", "d.session_id"),
-            " WHERE request_id = $1 AND status = 'pending' AND expires_at <= $2 RETURNING *"
+            " WHERE request_id = $1 AND status = 'pending' AND expires_at <= $2 RETURNING ",
+            request_row!()
         )
     };
 }
@@ -203,7 +249,8 @@ macro_rules! due_requests {
                    WHERE delivery = 'owed' AND due_at <= $1
                    ORDER BY due_at LIMIT $3 ",
             $locking,
-            ") RETURNING *"
+            ") RETURNING ",
+            request_row!()
         )
     };
 }

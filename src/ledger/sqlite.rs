@@ -72,6 +72,12 @@ impl SqliteLedger {
             bind_writing(sqlx::query_as(write_task), writing)
                 .fetch_optional(&mut *transaction)
                 .await?;
+            if writing.trace_parent.is_some() {
+                let write_trace = write_trace!("hitl_request AS d WHERE d.request_id = $1");
+                bind_writing(sqlx::query_as(write_trace), writing)
+                    .fetch_optional(&mut *transaction)
+                    .await?;
+            }
         }
         transaction.commit().await?;
         Ok(row)

@@ -780,6 +780,8 @@ pub async fn decide_on_ledger(
 ) -> Recorded {
     let (candidate, caller) = (asked.candidate(origin, now), who.caller());
     let state = &State::Decided(who.decides(verdict, now));
-    let writing = Writing { candidate: &candidate, state, caller: &caller, now, held_for: LEASE };
+    let (held_for, trace_parent) = (LEASE, None);
+    let writing =
+        Writing { candidate: &candidate, state, caller: &caller, now, held_for, trace_parent };
     ledger.record_outcome(&writing).await.unwrap()
 }

@@ -36,4 +36,5 @@ mod subscriber;
 mod tasks;
 mod topologies;
 mod waiting;
+mod watching;
 mod wire;

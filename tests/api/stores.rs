@@ -117,6 +117,7 @@ impl Stores {
             caller: &caller,
             now,
             held_for: LEASE,
+            trace_parent: None,
         };
         self.ledger.register(&writing).await.unwrap()
     }

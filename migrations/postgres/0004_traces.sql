@@ -1,0 +1,7 @@
+-- Where in which trace a request was written or decided last, so that a signal sent later can be
+-- linked to it. Filled only while traces are collected. A table of its own: a new column would make
+-- the statements fail that replicas of an older release hold prepared.
+CREATE TABLE hitl_trace (
+    request_id   TEXT PRIMARY KEY REFERENCES hitl_request ON DELETE CASCADE,
+    trace_parent TEXT NOT NULL    -- W3C Trace Context
+);

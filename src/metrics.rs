@@ -1,0 +1,285 @@
+//! What Prometheus is told at `/metrics`: every metric has its name, its kind and its meaning here,
+//! and is counted by a function of this file.
+//!
+//! Labels take few values: never an id, a user or a tenant. What stands in the ledger is the same
+//! for all replicas, so it is to be read with `max`, not summed.
+
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use ::metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use anyhow::Context as _;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
+use tokio::sync::Mutex;
+use tokio::time::sleep;
+use tracing::warn;
+
+use crate::api::error::ErrorCode;
+use crate::api::health::LastAnswer;
+use crate::core::Core;
+use crate::domain::decision::{Delivery, Record, State};
+use crate::domain::request::Origin;
+use crate::ledger::Backlog;
+
+const BUILD: &str = "aura_hitl_build_info";
+const DECISIONS: &str = "aura_hitl_decisions_total";
+const DECISION_AGE: &str = "aura_hitl_decision_age_seconds";
+const OUTCOMES: &str = "aura_hitl_outcomes_total";
+const REFUSED: &str = "aura_hitl_refused_total";
+const CONFLICTS: &str = "aura_hitl_conflicts_total";
+const CALL_DURATION: &str = "aura_hitl_http_request_duration_seconds";
+const SIGNALS: &str = "aura_hitl_signals_total";
+const OWED: &str = "aura_hitl_signals_owed";
+const OLDEST_OWED: &str = "aura_hitl_oldest_owed_seconds";
+const PENDING: &str = "aura_hitl_requests_pending";
+const OLDEST_PENDING: &str = "aura_hitl_oldest_pending_seconds";
+const LEDGER_UP: &str = "aura_hitl_ledger_up";
+const COURIER_UP: &str = "aura_hitl_courier_up";
+const CONNECTIONS: &str = "aura_hitl_ledger_connections";
+const MAX_CONNECTIONS: &str = "aura_hitl_ledger_connections_max";
+const REDIS_CONNECTS: &str = "aura_hitl_redis_connects_total";
+const CALLS: &str = "aura_hitl_calls_under_way";
+const MAX_CALLS: &str = "aura_hitl_calls_max";
+const WAITERS: &str = "aura_hitl_waiters";
+const PURGED: &str = "aura_hitl_purged_total";
+
+/// Seconds that calls take: from a click that nobody notices to a long-poll.
+const CALL_BUCKETS: [f64; 15] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Seconds that people take: up to a day, the longest that a request may live.
+const PEOPLE_BUCKETS: [f64; 11] =
+    [1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 86400.0];
+/// How often what was measured is put into buckets, so that it does not pile up between scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// How long what the ledger said holds for all who ask.
+const BACKLOG_AGE: Duration = Duration::from_secs(5);
+
+/// Counters are the process's; a second service in one process, as in tests, counts on the same.
+static RECORDER: LazyLock<anyhow::Result<PrometheusHandle>> = LazyLock::new(|| {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(CALL_DURATION.to_owned()), &CALL_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(DECISION_AGE.to_owned()), &PEOPLE_BUCKETS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+});
+
+/// Begins to count. What nobody has counted yet stands at 0, so that its first increase is seen.
+///
+/// # Errors
+/// When another program's recorder is installed in this process.
+pub fn start(core: &Core) -> anyhow::Result<()> {
+    RECORDER.as_ref().map(drop).map_err(|error| anyhow::anyhow!("cannot count: {error}"))?;
+    let (ledger, courier) = (core.ledger.engine(), core.courier.engine());
+    gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION"), "ledger" => ledger, "courier" => courier)
+        .set(1);
+    for outcome in ["approved", "rejected"] {
+        for origin in ["redis", "http"] {
+            decisions(core, outcome, origin).absolute(0);
+        }
+    }
+    for outcome in ["expired", "cancelled"] {
+        counter!(OUTCOMES, "outcome" => outcome).absolute(0);
+    }
+    for by in [By::Decider, By::Relay] {
+        for result in ["sent", "superseded", "failed"] {
+            signals(by, result).absolute(0);
+        }
+    }
+    for name in [CONFLICTS, REDIS_CONNECTS] {
+        counter!(name).absolute(0);
+    }
+    Ok(())
+}
+
+fn describe() {
+    describe_gauge!(BUILD, "1; the release, its ledger and its courier.");
+    describe_counter!(DECISIONS, "Decisions recorded here.");
+    describe_histogram!(DECISION_AGE, "From request to decision.");
+    describe_counter!(OUTCOMES, "Requests closed here without a decision.");
+    describe_counter!(REFUSED, "Calls answered with an error.");
+    describe_counter!(CONFLICTS, "Decisions that found another one standing.");
+    describe_histogram!(CALL_DURATION, "From a call's head to its answer's.");
+    describe_counter!(SIGNALS, "Deliveries attempted; a failed one stays owed.");
+    describe_gauge!(OWED, "Deliveries owed, in the ledger.");
+    describe_gauge!(OLDEST_OWED, "Age of the delivery owed the longest, in the ledger; else 0.");
+    describe_gauge!(PENDING, "Pending requests in the ledger: those registered over HTTP.");
+    describe_gauge!(OLDEST_PENDING, "Age of the oldest of them; 0 without one.");
+    describe_gauge!(LEDGER_UP, "1 if the ledger answers.");
+    describe_gauge!(COURIER_UP, "1 if the courier answers.");
+    describe_gauge!(CONNECTIONS, "Connections to the ledger.");
+    describe_gauge!(MAX_CONNECTIONS, "Most connections to the ledger.");
+    describe_counter!(REDIS_CONNECTS, "Connections made to Redis; the first is no reconnect.");
+    describe_gauge!(CALLS, "Calls at work.");
+    describe_gauge!(MAX_CALLS, "Calls that may be at work at once.");
+    describe_gauge!(WAITERS, "Agents waiting over HTTP.");
+    describe_counter!(PURGED, "Rows deleted here because their time was over.");
+    Collector::default().describe();
+}
+
+/// Puts what was measured into buckets, for as long as the process runs.
+pub async fn run(core: Core) {
+    while !core.stopping.is_cancelled() {
+        if let Ok(recorder) = RECORDER.as_ref() {
+            recorder.run_upkeep();
+        }
+        tokio::select! {
+            () = sleep(UPKEEP) => {}
+            () = core.stopping.cancelled() => {}
+        }
+    }
+}
+
+/// Who sent a signal, or tried to.
+#[derive(Clone, Copy, Debug)]
+pub enum By {
+    /// The call that decided, at once.
+    Decider,
+    /// The relay, later: a retry.
+    Relay,
+}
+
+fn decisions(core: &Core, outcome: &'static str, origin: &'static str) -> ::metrics::Counter {
+    let mode = if core.courier.engine() == "redis" { "production" } else { "embedded" };
+    counter!(DECISIONS, "outcome" => outcome, "origin" => origin, "mode" => mode)
+}
+
+/// A decision was recorded.
+pub fn decided(core: &Core, record: &Record) {
+    let State::Decided(decision) = &record.state else { return };
+    let outcome = decision.verdict.status();
+    let origin = if record.origin == Origin::Http { "http" } else { "redis" };
+    decisions(core, outcome, origin).increment(1);
+    let age = (decision.at - record.created_at).to_std().unwrap_or_default();
+    histogram!(DECISION_AGE, "outcome" => outcome).record(age);
+}
+
+/// A request was closed without a decision.
+pub fn closed(record: &Record) {
+    counter!(OUTCOMES, "outcome" => record.state.as_str()).increment(1);
+}
+
+/// A delivery was attempted; `None` when it failed.
+pub fn delivered(by: By, delivery: Option<Delivery>) {
+    let result = match delivery {
+        Some(Delivery::Sent) => "sent",
+        Some(Delivery::Superseded) => "superseded",
+        Some(Delivery::Owed) | None => "failed",
+    };
+    signals(by, result).increment(1);
+}
+
+fn signals(by: By, result: &'static str) -> ::metrics::Counter {
+    let by = match by {
+        By::Decider => "decider",
+        By::Relay => "relay",
+    };
+    counter!(SIGNALS, "by" => by, "result" => result)
+}
+
+/// A call was answered: its method, the pattern of its route, its status and how long it took; and
+/// why it was refused, if it was.
+pub fn answered(
+    method: &str,
+    route: &str,
+    status: u16,
+    duration: Duration,
+    refused: Option<ErrorCode>,
+) {
+    // Whatever a client makes up counts as one.
+    let method = match method {
+        "GET" => "GET",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        _ => "other",
+    };
+    let status = match status {
+        ..300 => "2xx",
+        300..400 => "3xx",
+        400..500 => "4xx",
+        500.. => "5xx",
+    };
+    let route = route.strip_prefix("/api").unwrap_or(route).to_owned();
+    histogram!(CALL_DURATION, "method" => method, "route" => route, "status" => status)
+        .record(duration);
+    if let Some(code) = refused {
+        counter!(REFUSED, "reason" => code.reason()).increment(1);
+        if code == ErrorCode::AlreadyDecided {
+            counter!(CONFLICTS).increment(1);
+        }
+    }
+}
+
+/// A connection to Redis was made.
+pub fn redis_connected() {
+    counter!(REDIS_CONNECTS).increment(1);
+}
+
+/// Rows of a table were deleted because their time was over.
+pub fn purged(table: &'static str, rows: u64) {
+    counter!(PURGED, "table" => table).increment(rows);
+}
+
+/// What a scrape is answered.
+#[derive(Debug, Default)]
+pub struct Scrape {
+    stores: LastAnswer,
+    looked_at: Mutex<Option<Instant>>,
+}
+
+impl Scrape {
+    /// All metrics in Prometheus' text format. The ledger is asked for what it alone knows, but not
+    /// more often than every 5 s, however many scrape.
+    ///
+    /// # Errors
+    /// When the process does not count.
+    pub async fn render(&self, core: &Core) -> anyhow::Result<String> {
+        let recorder = RECORDER.as_ref().ok().context("the process does not count")?;
+        self.look(core).await;
+        let (used, idle, most) = core.ledger.connections();
+        for (state, connections) in [("used", used), ("idle", idle)] {
+            gauge!(CONNECTIONS, "state" => state).set(f64::from(connections));
+        }
+        gauge!(MAX_CONNECTIONS).set(f64::from(most));
+        gauge!(CALLS).set(count(core.calls_under_way()));
+        gauge!(MAX_CALLS).set(count(core.most_calls));
+        gauge!(WAITERS).set(count(core.hub.waiters()));
+        Collector::default().collect();
+        Ok(recorder.render())
+    }
+
+    async fn look(&self, core: &Core) {
+        let mut looked_at = self.looked_at.lock().await;
+        if looked_at.is_some_and(|at| at.elapsed() < BACKLOG_AGE) {
+            return;
+        }
+        let [ledger, courier] = self.stores.look(core).await;
+        gauge!(LEDGER_UP).set(i32::from(ledger));
+        gauge!(COURIER_UP).set(i32::from(courier));
+        let asking = core.clone();
+        let backlog = core.runtime.spawn(async move { asking.ledger.backlog().await });
+        match backlog.await {
+            Ok(Ok(Backlog { owed, owed_since, pending, pending_since })) => {
+                let age = |since: Option<chrono::DateTime<chrono::Utc>>| {
+                    let age = since.map(|since| core.clock.now() - since).unwrap_or_default();
+                    age.to_std().unwrap_or_default().as_secs_f64()
+                };
+                gauge!(OWED).set(count(owed));
+                gauge!(OLDEST_OWED).set(age(owed_since));
+                gauge!(PENDING).set(count(pending));
+                gauge!(OLDEST_PENDING).set(age(pending_since));
+            }
+            // They stay as they were.
+            Ok(Err(error)) => warn!(%error, "cannot tell what is owed"),
+            Err(_panic) => {}
+        }
+        *looked_at = Some(Instant::now());
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+fn count<N: TryInto<u64>>(number: N) -> f64 {
+    number.try_into().unwrap_or_default() as f64
+}

@@ -1,0 +1,164 @@
+//! Traces over OTLP, when `OTEL_EXPORTER_OTLP_ENDPOINT` is set: one from the caller's `traceparent`
+//! through the decision, the ledger and the courier. What the relay sends later is a trace of its
+//! own, linked to the one that decided.
+//!
+//! The spans within a call are under a target of their own, so that the log, whose lines carry the
+//! fields of the call's span, does not know them. Without an endpoint they cost next to nothing.
+//! Sampling, batching, headers and resource are set by the SDK's own `OTEL_…` variables:
+//! <https://opentelemetry.io/docs/languages/sdk-configuration/>.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use actix_web::http::header::{HeaderMap, HeaderName};
+use anyhow::{Context as _, ensure};
+use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
+use opentelemetry::trace::{Status, TraceContextExt as _, TracerProvider as _};
+use opentelemetry_otlp::SpanExporter;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing::{Level, Span, Subscriber, info_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::registry::LookupSpan;
+use url::Url;
+
+/// The target of spans that are no matter for the log.
+pub const STEPS: &str = "aura_hitl::steps";
+/// Longest to wait for the collector at the end.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// The SDK's variables that name a collector.
+const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
+
+static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
+
+/// What collects spans, if a collector is configured.
+///
+/// # Errors
+/// When the collector's address is none.
+pub fn layer<S: Subscriber + for<'span> LookupSpan<'span>>() -> anyhow::Result<Option<impl Layer<S>>>
+{
+    let mut is_on = false;
+    for name in ENDPOINTS {
+        let endpoint = std::env::var(name).unwrap_or_default();
+        if !endpoint.trim().is_empty() {
+            let is_web = |url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+            // The SDK would take another one without a word.
+            ensure!(
+                Url::parse(&endpoint).as_ref().is_ok_and(is_web),
+                "{name} is {endpoint:?}; it looks like http://collector:4318"
+            );
+            is_on = true;
+        }
+    }
+    if !is_on {
+        return Ok(None);
+    }
+    let exporter = SpanExporter::builder().with_http().build();
+    let exporter = exporter.context("cannot send traces (check the variables OTEL_EXPORTER_…)")?;
+    let resource = match std::env::var("OTEL_SERVICE_NAME") {
+        Ok(_named_there) => Resource::builder(),
+        Err(_) => Resource::builder().with_service_name(env!("CARGO_PKG_NAME")),
+    };
+    let provider = SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource.build())
+        .build();
+    let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
+    let _first = PROVIDER.set(provider);
+    let layer = tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_location(false)
+        .with_threads(false)
+        .with_target(false)
+        .with_tracked_inactivity(false)
+        .with_filter(Targets::new().with_target("aura_hitl", Level::INFO));
+    Ok(Some(layer))
+}
+
+/// Sends what was collected. To be called once nothing is under way any more.
+pub async fn end() {
+    let ending = tokio::task::spawn_blocking(|| {
+        PROVIDER.get().map(|provider| provider.shutdown_with_timeout(LAST_WORDS))
+    });
+    // A collector that is away is no reason to stay.
+    let _unsent = ending.await;
+}
+
+/// Whether traces are collected.
+#[must_use]
+pub fn are_on() -> bool {
+    PROVIDER.get().is_some()
+}
+
+/// Makes a call's span part of its caller's trace.
+pub fn join(span: &Span, headers: &HeaderMap, method: &str, route: &str) {
+    if are_on() {
+        let caller = TraceContextPropagator::new().extract(&Headers(headers));
+        // Fails only where nothing is collected.
+        let _joined = span.set_parent(caller);
+        span.record("otel.kind", "server");
+        span.record("otel.name", format!("{method} {route}"));
+        span.set_attribute("http.request.method", method.to_owned());
+        span.set_attribute("http.route", route.to_owned());
+    }
+}
+
+/// Notes how a call was answered.
+pub fn answered(span: &Span, status: u16) {
+    if are_on() {
+        span.set_attribute("http.response.status_code", i64::from(status));
+        if status >= 500 {
+            span.set_status(Status::error(""));
+        }
+    }
+}
+
+/// A step of the call under way; nothing outside of one. The name ends at the first parenthesis, so
+/// that a call's own text will do.
+#[must_use]
+pub fn step(call: &'static str) -> Span {
+    if !are_on() || Span::current().is_none() {
+        return Span::none();
+    }
+    let name = call.split('(').next().unwrap_or(call);
+    info_span!(target: STEPS, "step", otel.name = name)
+}
+
+/// Where the current trace is, as the W3C writes it: <https://www.w3.org/TR/trace-context/>.
+#[must_use]
+pub fn here() -> Option<String> {
+    if !are_on() {
+        return None;
+    }
+    let mut carrier = HashMap::new();
+    TraceContextPropagator::new().inject_context(&Span::current().context(), &mut carrier);
+    carrier.remove("traceparent")
+}
+
+/// A trace of its own for work that another trace has left to do.
+#[must_use]
+pub fn linked(name: &'static str, trace_parent: Option<String>) -> Span {
+    let span = info_span!(target: STEPS, parent: None, "linked", otel.name = name);
+    if let Some(trace_parent) = trace_parent {
+        let carrier = HashMap::from([("traceparent".to_owned(), trace_parent)]);
+        let cause = TraceContextPropagator::new().extract(&carrier);
+        span.add_link(cause.span().span_context().clone());
+    }
+    span
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(HeaderName::as_str).collect()
+    }
+}
