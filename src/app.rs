@@ -39,6 +39,7 @@ use crate::domain::clock::Clock;
 use crate::hub::{self, Hub};
 use crate::ledger::Ledger;
 use crate::limits::Limits;
+use crate::marks::{self, Marks};
 use crate::metrics::Scrape;
 use crate::telemetry::CallSpan;
 use crate::{expiry, metrics, relay, routes};
@@ -89,11 +90,13 @@ impl Replica {
         };
         let runtime = Handle::current();
         let (hub, turnover) = Hub::new(config.max_waits_per_person);
+        let (marks, handed_in) = Marks::new();
         let core = Core {
             limits: Limits::new(config.rate_limit, &courier, &runtime),
             room: Arc::new(Semaphore::new(config.max_calls_under_way)),
             most_calls: config.max_calls_under_way,
             turns: Arc::new(Semaphore::new(config.max_calls_under_way.div_ceil(4))),
+            marks,
             hub,
             ledger,
             courier,
@@ -119,6 +122,7 @@ impl Replica {
         }
         let mut workers = JoinSet::new();
         workers.spawn(relay::run(core.clone()));
+        workers.spawn(marks::run(core.clone(), handed_in));
         workers.spawn(expiry::run(core.clone()));
         workers.spawn(hub::run(core.clone(), turnover));
         workers.spawn(metrics::run(core.clone()));

@@ -12,7 +12,7 @@ use crate::courier::{Seen, StoredRequest, Unavailable};
 use crate::delivery;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{
-    self, Candidate, CourierCopy, Decision, Delivery, Expected, Record, Refusal, Settled, State,
+    self, Candidate, CourierCopy, Decision, Delivery, Expected, Mark, Record, Refusal, State,
     Verdict, is_same, is_visible, settle,
 };
 use crate::domain::ids::{RequestId, SessionId};
@@ -292,7 +292,8 @@ async fn open(
     now: DateTime<Utc>,
 ) -> std::result::Result<(Candidate, SessionPointer), OpenProblem> {
     let request = ApprovalRequest::read(id, stored.document).map_err(OpenProblem::Unreadable)?;
-    let pointer = core.courier.session(&request.session).await.map_err(OpenProblem::Courier)?;
+    let pointer = core.courier.session_of(stored.beside, &request.session).await;
+    let pointer = pointer.map_err(OpenProblem::Courier)?;
     let candidate = in_redis(request, &pointer, stored.ttl, now);
     Ok((candidate, pointer))
 }
@@ -347,7 +348,7 @@ async fn send_now(core: &Core, record: &Record, seen: Option<Seen>) {
                 // Its agent waits over HTTP, perhaps on another replica.
                 outcomes::tell(core, &record.session).await;
             }
-            note_later(core, record, settled);
+            core.marks.hand_in(Mark::of(record, settled, core.clock.now()));
         }
         Err(error) => {
             warn!(request_id = %record.id, %error, "decided; the relay will signal it");
@@ -362,22 +363,6 @@ async fn send_now(core: &Core, record: &Record, seen: Option<Seen>) {
             );
         }
     }
-}
-
-/// Notes what became of a delivery, without making anybody wait for it.
-fn note_later(core: &Core, record: &Record, settled: Settled) {
-    let (core, record, now) = (core.clone(), record.clone(), core.clock.now());
-    let runtime = core.runtime.clone();
-    core.under_way.clone().spawn_on(
-        async move {
-            let noted = core.ledger.settle_delivery(&record, &settled, now).await;
-            crash_point!("noted");
-            if let Err(error) = noted {
-                warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
-            }
-        },
-        &runtime,
-    );
 }
 
 /// A decided request that is pending in Redis again is an agent that has asked again, after a
@@ -420,7 +405,7 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
             info!(request_id = %record.id, session_id = %record.session, user = %caller.user,
                 tenant = %caller.tenant, "registered");
             match delivery::announce(core, &record, false).await {
-                Ok(settled) => note_later(core, &record, settled),
+                Ok(settled) => core.marks.hand_in(Mark::of(&record, settled, core.clock.now())),
                 Err(error) => {
                     warn!(request_id = %record.id, %error, "registered; not in Redis yet");
                 }
@@ -518,7 +503,7 @@ pub(crate) async fn open_for(
         .map_err(|unreadable| hide_from_strangers(OpenProblem::Unreadable(unreadable), caller))?;
     let pointer = match &request.tenant {
         Some(_) => SessionPointer::default(),
-        None => core.courier.session(&request.session).await?,
+        None => core.courier.session_of(stored.beside, &request.session).await?,
     };
     let candidate = in_redis(request, &pointer, stored.ttl, core.clock.now());
     let user = candidate.request.user.as_ref();

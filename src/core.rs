@@ -16,6 +16,7 @@ use crate::domain::decision::Policy;
 use crate::hub::Hub;
 use crate::ledger::Ledger;
 use crate::limits::Limits;
+use crate::marks::Marks;
 
 /// Why work has no result.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -49,6 +50,8 @@ pub struct Core {
     /// Room for those who wait and were woken, to look whether there is an answer: as many at once as
     /// leave the stores to the others.
     pub turns: Arc<Semaphore>,
+    /// Takes note of what was sent.
+    pub marks: Marks,
     /// Wakes those who wait over HTTP.
     pub hub: Hub,
     /// Set when the process is asked to stop.

@@ -35,6 +35,7 @@ pub mod expiry;
 pub mod hub;
 pub mod ledger;
 pub mod limits;
+pub mod marks;
 pub mod metrics;
 pub mod outcomes;
 pub mod relay;

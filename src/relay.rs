@@ -11,8 +11,9 @@ use tracing::{Instrument as _, Span, info, warn};
 
 use crate::core::Core;
 use crate::delivery::deliver;
-use crate::domain::decision::{Delivery, Record};
+use crate::domain::decision::{Delivery, Mark, Record};
 use crate::ledger::{LEASE, LOST_AT_ONCE, LedgerError};
+use crate::marks;
 use crate::metrics::{self, By};
 use crate::traces;
 
@@ -109,20 +110,26 @@ pub async fn run_once(core: &Core) -> Result<Round, LedgerError> {
     if !due.is_empty() {
         crash_point!("relay-claimed");
     }
-    let outcomes = futures_util::stream::iter(due)
+    let claimed = due.len();
+    let mut marks = futures_util::stream::iter(due)
         .map(|record| send_one(core.clone(), record))
         .buffer_unordered(AT_ONCE)
+        .filter_map(std::future::ready)
         .collect::<Vec<_>>()
         .await;
-    let count = |which| outcomes.iter().filter(|outcome| **outcome == which).count();
-    Ok(Round {
-        sent: count(Some(Delivery::Sent)),
-        superseded: count(Some(Delivery::Superseded)),
-        failed: count(None),
-    })
+    let count = |which| marks.iter().filter(|mark| mark.settled.delivery == which).count();
+    let round = Round {
+        sent: count(Delivery::Sent),
+        superseded: count(Delivery::Superseded),
+        failed: claimed - marks.len(),
+    };
+    if !marks.is_empty() {
+        marks::write(core, &mut marks).await;
+    }
+    Ok(round)
 }
 
-async fn send_one(core: Core, record: Record) -> Option<Delivery> {
+async fn send_one(core: Core, record: Record) -> Option<Mark> {
     let now = core.clock.now();
     let span = if traces::are_on() {
         // Without it, it is still a trace.
@@ -138,15 +145,12 @@ async fn send_one(core: Core, record: Record) -> Option<Delivery> {
             crash_point!("relay-signalled");
             let delivery = settled.delivery;
             info!(request_id = %record.id, ?delivery, "the relay delivered what was owed");
-            let noting = async {
-                // Whoever decided may have died before looking at the task again.
-                core.ledger.release_task(&record.task, now).await?;
-                core.ledger.settle_delivery(&record, &settled, now).await
-            };
-            if let Err(error) = noting.await {
+            // Whoever decided may have died before looking at the task again.
+            if let Err(error) = core.ledger.release_task(&record.task, now).await {
                 warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
+                return None;
             }
-            Some(delivery)
+            Some(Mark::of(&record, settled, now))
         }
         Err(error) => {
             warn!(request_id = %record.id, %error, "a signal is still owed");

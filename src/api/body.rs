@@ -10,18 +10,20 @@ use actix_web::http::header::CONTENT_TYPE;
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize as _, Deserializer};
-use serde_json::Number;
 use serde_json::value::RawValue;
+use serde_json::{Number, Value};
 use validator::{Validate, ValidationError, ValidationErrors};
 
 use super::error::{ApiError, FieldErrors};
 use super::text::Text;
-use crate::domain::json::Sound;
+use crate::domain::json::{Sound, SoundValue};
 
 /// Largest body of a decision, in bytes.
 pub const DECISION_BYTES: usize = 16 * 1024;
 /// Largest body of a registration or a task, in bytes.
 pub const TASK_BYTES: usize = 1024 * 1024;
+/// In Korean, what is wrong with a text that the parser refuses.
+const NOT_JSON: &str = "JSON 형식이 올바르지 않습니다";
 /// Longest a body may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(5);
 
@@ -45,8 +47,13 @@ impl<T: DeserializeOwned + Validate + 'static, const LIMIT: usize> FromRequest
         let reading = read::<LIMIT>(request, payload);
         Box::pin(async move {
             let body = reading.await?;
-            parse::<Sound>(&body)?;
-            let value: T = parse_object(&body)?;
+            let value: T = if LIMIT > DECISION_BYTES {
+                // These keep some of it to the letter.
+                parse::<Sound>(&body)?;
+                parse_object(&body)?
+            } else {
+                from_object(parse::<SoundValue>(&body)?.0)?
+            };
             value.validate().map_err(|errors| ApiError::invalid(field_errors(&errors)))?;
             Ok(Self(value))
         })
@@ -115,15 +122,20 @@ fn malformed(field: &str, en: &str, ko: &'static str) -> ApiError {
 /// [`ApiError::invalid`], naming the field that could not be read.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let ko = "JSON 형식이 올바르지 않습니다";
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let value = read_from(&mut deserializer)?;
+    deserializer.end().map_err(|error| malformed("body", &error.to_string(), NOT_JSON))?;
+    Ok(value)
+}
+
+fn read_from<'de, T: DeserializeOwned>(
+    json: impl Deserializer<'de, Error = serde_json::Error>,
+) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(json).map_err(|error| {
         let path = error.path().to_string();
         // "?" is a name that was cut off.
         let field = if path == "." || path == "?" { "body" } else { path.as_str() };
-        malformed(field, &error.inner().to_string(), ko)
-    })?;
-    deserializer.end().map_err(|error| malformed("body", &error.to_string(), ko))?;
-    Ok(value)
+        malformed(field, &error.inner().to_string(), NOT_JSON)
+    })
 }
 
 /// One JSON object. Derived readers would also take an array of the fields' values.
@@ -132,9 +144,18 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
 /// [`ApiError::invalid`], naming the field that could not be read.
 pub fn parse_object<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     if body.trim_ascii().first() != Some(&b'{') {
-        return Err(malformed("body", "is not a JSON object", "JSON 객체여야 합니다"));
+        return Err(not_an_object());
     }
     parse(body)
+}
+
+/// The same of what has been parsed.
+fn from_object<T: DeserializeOwned>(read: Value) -> Result<T, ApiError> {
+    if read.is_object() { read_from(read) } else { Err(not_an_object()) }
+}
+
+fn not_an_object() -> ApiError {
+    malformed("body", "is not a JSON object", "JSON 객체여야 합니다")
 }
 
 /// A whole number, however it is spelled: to JSON, and to Python's `json.dumps` of a float, `40.0`

@@ -88,7 +88,11 @@ impl InProcessCourier {
             Some(left.to_std().unwrap_or(Duration::ZERO))
         };
         let found = self.find(key).await?;
-        Ok(found.map(|(document, expires_at)| StoredRequest { document, ttl: left(expires_at) }))
+        Ok(found.map(|(document, expires_at)| StoredRequest {
+            document,
+            ttl: left(expires_at),
+            beside: None,
+        }))
     }
 
     pub async fn text(&self, key: &str) -> Result<Option<String>> {

@@ -45,6 +45,8 @@ pub struct StoredRequest {
     pub document: String,
     /// The rest of its time to live; `None` when it has no end.
     pub ttl: Option<Duration>,
+    /// The session that it seems to name and what that names, where both can be read at once.
+    pub beside: Option<(String, SessionPointer)>,
 }
 
 /// What there was of a session and its request when it was judged whether a signal may go out.
@@ -170,6 +172,21 @@ impl Courier {
     /// [`Unavailable`].
     pub async fn find_request(&self, id: &RequestId) -> Result<Option<StoredRequest>> {
         on_courier!(self, courier => courier.find_request(&request_key(id)))
+    }
+
+    /// What a request's session names: known already if it was read along with the request.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn session_of(
+        &self,
+        beside: Option<(String, SessionPointer)>,
+        session: &SessionId,
+    ) -> Result<SessionPointer> {
+        match beside {
+            Some((guessed, pointer)) if guessed == session.as_str() => Ok(pointer),
+            _ => self.session(session).await,
+        }
     }
 
     /// The request under its key and what its session names, at once.
@@ -348,8 +365,11 @@ fn request_key(id: &RequestId) -> String {
     format!("hitl:request:{id}")
 }
 
+/// What stands before the session in the key of its pointer (wire contract).
+const SESSION: &str = "hitl:session:";
+
 fn session_key(session: &SessionId) -> String {
-    format!("hitl:session:{session}")
+    format!("{SESSION}{session}")
 }
 
 fn signal_key(session: &SessionId) -> String {

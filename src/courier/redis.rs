@@ -16,11 +16,13 @@ use super::link::Link;
 use super::topology::RedisSettings;
 use super::{Outgoing, Result, Sent, StoredRequest, Unavailable};
 use crate::domain::request::REQUEST_TTL_SECONDS;
+use crate::domain::session::SessionPointer;
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
 use crate::limits::RateLimit;
 
 /// What a value that is not text stands for: no id and no JSON, so it matches nothing.
 const NOT_TEXT: &str = "\u{fffd}";
+const FIND_REQUEST: &str = include_str!("find.lua");
 const SEND_SIGNAL: &str = include_str!("signal.lua");
 const ADMIT: &str = include_str!("admit.lua");
 const REWRITE_REQUEST: &str = include_str!("request.lua");
@@ -65,6 +67,17 @@ impl RedisCourier {
     }
 
     pub async fn find_request(&self, key: &str) -> Result<Option<StoredRequest>> {
+        let ttl = |millis: i64| u64::try_from(millis).ok().map(Duration::from_millis);
+        if !self.link.is_cluster() {
+            type Found = (Vec<u8>, i64, Option<String>, Option<Vec<u8>>);
+            let key = vec![key.to_owned()];
+            let found: Option<Found> = self.script(FIND_REQUEST, key, super::SESSION).await?;
+            return Ok(found.map(|(document, millis, session, pointer)| StoredRequest {
+                document: String::from_utf8(document).unwrap_or_default(),
+                ttl: ttl(millis),
+                beside: session.map(|session| (session, SessionPointer::read(pointer.map(text)))),
+            }));
+        }
         let answers = self
             .link
             .call(Some(key), |mut one| async move {
@@ -74,11 +87,14 @@ impl RedisCourier {
             .await?;
         match answers {
             Ok((None, _)) => Ok(None),
-            Ok((Some(value), ttl)) => Ok(Some(StoredRequest {
+            Ok((Some(value), millis)) => Ok(Some(StoredRequest {
                 document: String::from_utf8(value).unwrap_or_default(),
-                ttl: u64::try_from(ttl).ok().map(Duration::from_millis),
+                ttl: ttl(millis),
+                beside: None,
             })),
-            Err(_not_a_string) => Ok(Some(StoredRequest { document: String::new(), ttl: None })),
+            Err(_not_a_string) => {
+                Ok(Some(StoredRequest { document: String::new(), ttl: None, beside: None }))
+            }
         }
     }
 
@@ -88,9 +104,7 @@ impl RedisCourier {
             .call(Some(key), |mut redis| async move { redis.get::<_, Option<Vec<u8>>>(key).await })
             .await?;
         Ok(match value {
-            Ok(value) => {
-                value.map(|value| String::from_utf8(value).unwrap_or_else(|_| NOT_TEXT.to_owned()))
-            }
+            Ok(value) => value.map(text),
             Err(_not_a_string) => Some(NOT_TEXT.to_owned()),
         })
     }
@@ -226,6 +240,10 @@ impl RedisEar {
         let payload = String::from_utf8_lossy(message.get_payload_bytes()).into_owned();
         Ok((message.get_channel_name().to_owned(), payload))
     }
+}
+
+fn text(value: Vec<u8>) -> String {
+    String::from_utf8(value).unwrap_or_else(|_| NOT_TEXT.to_owned())
 }
 
 /// The library bounds neither of these.

@@ -239,6 +239,27 @@ impl Settled {
     pub const SENT: Self = Self { delivery: Delivery::Sent, listeners: None, sent_to: None };
 }
 
+/// What became of the delivery that a row owed since a certain moment.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    /// Whose row.
+    pub request: RequestId,
+    /// Since when it was owed; if it is owed anew since, the mark counts for nothing.
+    pub owed_since: DateTime<Utc>,
+    /// What became of it.
+    pub settled: Settled,
+    /// When.
+    pub at: DateTime<Utc>,
+}
+
+impl Mark {
+    /// What became of the delivery that this row owes.
+    #[must_use]
+    pub fn of(record: &Record, settled: Settled, at: DateTime<Utc>) -> Self {
+        Self { request: record.id.clone(), owed_since: record.owed_since, settled, at }
+    }
+}
+
 /// Why a decision was not made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {

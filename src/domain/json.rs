@@ -4,12 +4,12 @@
 //! as they went in, so objects are maps from name to raw text and are never turned into numbers
 //! and strings of ours.
 
-use std::collections::HashSet;
 use std::fmt;
 
 use indexmap::IndexMap;
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
 
 /// A JSON object whose values are kept as the text they came as. Of a repeated name the last
 /// value counts, as in Python's and the browsers' parsers.
@@ -48,60 +48,91 @@ pub fn text_or_digits(value: &RawValue) -> Option<String> {
 #[derive(Debug)]
 pub struct Sound;
 
+/// The same, with what it says.
+#[derive(Debug)]
+pub struct SoundValue(pub Value);
+
 impl<'de> Deserialize<'de> for Sound {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(SoundVisitor)
+        SoundVisitor { keeps: false }.deserialize(deserializer).map(|_nothing| Self)
     }
 }
 
-struct SoundVisitor;
+impl<'de> Deserialize<'de> for SoundValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        SoundVisitor { keeps: true }.deserialize(deserializer).map(Self)
+    }
+}
+
+/// Keeps what it reads, or only checks it: a list of a million zeros is 30 times its text.
+#[derive(Clone, Copy)]
+struct SoundVisitor {
+    keeps: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for SoundVisitor {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
 
 impl<'de> Visitor<'de> for SoundVisitor {
-    type Value = Sound;
+    type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_unit<E>(self) -> Result<Sound, E> {
-        Ok(Sound)
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<Sound, E> {
-        Ok(Sound)
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<Sound, E> {
-        Ok(Sound)
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Sound, E> {
-        Ok(Sound)
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Sound, E> {
-        Ok(Sound)
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Sound, E> {
-        if text.contains('\0') { Err(E::custom("holds a NUL character")) } else { Ok(Sound) }
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Value, E> {
+        if text.contains('\0') {
+            return Err(E::custom("holds a NUL character"));
+        }
+        Ok(if self.keeps { text.into() } else { Value::Null })
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Sound, A::Error> {
-        while items.next_element::<Sound>()?.is_some() {}
-        Ok(Sound)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Sound, A::Error> {
-        let mut names = HashSet::new();
-        while let Some(name) = fields.next_key::<String>()? {
-            SoundVisitor.visit_str::<A::Error>(&name)?;
-            fields.next_value::<Sound>()?;
-            if let Some(name) = names.replace(name) {
-                return Err(de::Error::custom(format_args!("duplicate field `{name}`")));
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(item) = items.next_element_seed(self)? {
+            if self.keeps {
+                array.push(item);
             }
         }
-        Ok(Sound)
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(name) = fields.next_key::<String>()? {
+            self.visit_str::<A::Error>(&name)?;
+            let value = fields.next_value_seed(self)?;
+            if object.contains_key(&name) {
+                return Err(de::Error::custom(format_args!("duplicate field `{name}`")));
+            }
+            object.insert(name, value);
+        }
+        Ok(Value::Object(object))
     }
 }
 

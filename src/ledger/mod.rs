@@ -26,7 +26,7 @@ use self::postgres::PgLedger;
 use self::sqlite::SqliteLedger;
 use crate::domain::approver::Caller;
 use crate::domain::clock::Clock;
-use crate::domain::decision::{Candidate, Decision, Delivery, Record, Settled, State, Verdict};
+use crate::domain::decision::{Candidate, Decision, Delivery, Mark, Record, State, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::request::Origin;
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
@@ -504,17 +504,16 @@ impl Ledger {
         Ok(rows.into_iter().filter_map(readable).collect())
     }
 
-    /// Notes what became of a delivery, unless the row has been owed anew since.
+    /// Notes what became of deliveries, but for those of rows that have been owed anew since. Once
+    /// more if others were in the way.
     ///
     /// # Errors
-    /// [`LedgerError`]; the delivery is then repeated, which agents bear.
-    pub async fn settle_delivery(
-        &self,
-        record: &Record,
-        settled: &Settled,
-        now: DateTime<Utc>,
-    ) -> Result<()> {
-        on_engine!(self, ledger => ledger.settle_delivery(record, settled, now))
+    /// [`LedgerError`]; the deliveries are then repeated, which agents bear.
+    pub async fn mark(&self, marks: &[Mark]) -> Result<()> {
+        match on_engine!(self, ledger => ledger.mark(marks)) {
+            Err(LedgerError::Undone(_)) => on_engine!(self, ledger => ledger.mark(marks)),
+            marked => marked,
+        }
     }
 
     /// Owes again up to [`LOST_AT_ONCE`] signals that Redis may have lost, the newest first: those

@@ -9,8 +9,8 @@ use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPool, PgPoolOptions};
 use sqlx::{Connection, PgConnection, Postgres};
 
-use super::{RequestRow, TaskRow, Writing};
-use crate::domain::decision::{Record, Settled};
+use super::{RequestRow, TaskRow, Writing, delivery_str};
+use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};
 
@@ -98,6 +98,34 @@ impl PgLedger {
                 written => return written,
             }
         }
+    }
+
+    pub async fn mark(&self, marks: &[Mark]) -> sqlx::Result<()> {
+        // In one order everywhere, so that two batches cannot wait for each other.
+        let mut marks = marks.iter().collect::<Vec<_>>();
+        marks.sort_unstable_by_key(|mark| mark.request.as_str());
+        let settled = || marks.iter().map(|mark| &mark.settled);
+        let texts =
+            |texts: &mut dyn Iterator<Item = &str>| texts.map(str::to_owned).collect::<Vec<_>>();
+        sqlx::query(
+            "UPDATE hitl_request AS r
+                SET delivery = m.delivery, listeners = m.listeners, sent_at = m.sent_at,
+                    sent_to = m.sent_to
+               FROM UNNEST($1::text[], $2::timestamptz[], $3::text[], $4::bigint[],
+                           $5::timestamptz[], $6::text[])
+                    AS m(request_id, owed_since, delivery, listeners, sent_at, sent_to)
+              WHERE r.request_id = m.request_id AND r.owed_since = m.owed_since
+                AND r.delivery = 'owed'",
+        )
+        .bind(texts(&mut marks.iter().map(|mark| mark.request.as_str())))
+        .bind(marks.iter().map(|mark| mark.owed_since).collect::<Vec<_>>())
+        .bind(texts(&mut settled().map(|settled| delivery_str(settled.delivery))))
+        .bind(settled().map(|settled| settled.listeners).collect::<Vec<_>>())
+        .bind(marks.iter().map(|mark| mark.at).collect::<Vec<_>>())
+        .bind(settled().map(|settled| settled.sent_to.clone()).collect::<Vec<_>>())
+        .execute(&self.pool)
+        .await
+        .map(drop)
     }
 
     pub async fn expire(

@@ -187,28 +187,6 @@ macro_rules! ledger_queries {
                 .await
             }
 
-            pub async fn settle_delivery(
-                &self,
-                record: &Record,
-                settled: &Settled,
-                now: DateTime<Utc>,
-            ) -> sqlx::Result<()> {
-                sqlx::query(
-                    "UPDATE hitl_request
-                        SET delivery = $3, listeners = $4, sent_at = $5, sent_to = $6
-                      WHERE request_id = $1 AND owed_since = $2 AND delivery = 'owed'",
-                )
-                .bind(record.id.as_str())
-                .bind(record.owed_since)
-                .bind(super::delivery_str(settled.delivery))
-                .bind(settled.listeners)
-                .bind(now)
-                .bind(settled.sent_to.as_deref())
-                .execute(&self.pool)
-                .await
-                .map(drop)
-            }
-
             pub async fn owe_lost(
                 &self,
                 histories: &str,

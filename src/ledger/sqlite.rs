@@ -10,8 +10,8 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
-use super::{RequestRow, TaskRow, Writing};
-use crate::domain::decision::{Record, Settled};
+use super::{RequestRow, TaskRow, Writing, delivery_str};
+use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};
 
@@ -81,6 +81,26 @@ impl SqliteLedger {
         }
         transaction.commit().await?;
         Ok(row)
+    }
+
+    pub async fn mark(&self, marks: &[Mark]) -> sqlx::Result<()> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        for Mark { request, owed_since, settled, at } in marks {
+            sqlx::query(
+                "UPDATE hitl_request
+                    SET delivery = $3, listeners = $4, sent_at = $5, sent_to = $6
+                  WHERE request_id = $1 AND owed_since = $2 AND delivery = 'owed'",
+            )
+            .bind(request.as_str())
+            .bind(owed_since)
+            .bind(delivery_str(settled.delivery))
+            .bind(settled.listeners)
+            .bind(at)
+            .bind(settled.sent_to.as_deref())
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await
     }
 
     pub async fn expire(

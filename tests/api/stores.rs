@@ -6,7 +6,7 @@ use aura_hitl::app;
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::courier::{Courier, Outgoing, Seen, Sent};
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Delivery, Record, Settled, State, Verdict};
+use aura_hitl::domain::decision::{Delivery, Mark, Record, Settled, State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use aura_hitl::domain::plan::PlanStep;
 use aura_hitl::domain::request::Origin;
@@ -120,6 +120,10 @@ impl Stores {
             trace_parent: None,
         };
         self.ledger.register(&writing).await.unwrap()
+    }
+
+    async fn mark(&self, record: &Record, settled: &Settled, at: DateTime<Utc>) {
+        self.ledger.mark(&[Mark::of(record, settled.clone(), at)]).await.unwrap();
     }
 
     async fn task(&self, tenant: &str, id: &str) -> Option<Task> {
@@ -428,7 +432,7 @@ on_all_stores! {
         let first = won(stores.decide(ALICE, &asked, Verdict::Approve, start).await);
         let settle = async |record: &Record, delivery, listeners| {
             let settled = Settled { delivery, listeners, sent_to: None };
-            stores.ledger.settle_delivery(record, &settled, start).await.unwrap();
+            stores.mark(record, &settled, start).await;
         };
         settle(&first, Delivery::Sent, Some(2)).await;
         let sent = stores.record(&asked.id).await;
@@ -451,7 +455,7 @@ on_all_stores! {
         let owed = won(stores.decide(ALICE, &asked, Verdict::Approve, start).await);
         let later = start + seconds(9);
         assert!(stores.ledger.owe_again(&owed, later).await.unwrap().is_none(), "it still is");
-        stores.ledger.settle_delivery(&owed, &Settled::SENT, start).await.unwrap();
+        stores.mark(&owed, &Settled::SENT, start).await;
         let seen = stores.record(&asked.id).await;
         let attempts = join_all((0..10).map(|_| stores.ledger.owe_again(&seen, later))).await;
         let won: Vec<_> = attempts.into_iter().filter_map(Result::unwrap).collect();
@@ -474,7 +478,7 @@ on_all_stores! {
             stores.ledger.owe_lost(&histories, now).await.unwrap()
         };
         assert_eq!(lost(&["b"], start).await, 0, "it was never sent");
-        stores.ledger.settle_delivery(&owed, &sent_to("a"), start).await.unwrap();
+        stores.mark(&owed, &sent_to("a"), start).await;
         assert_eq!(lost(&["a"], start).await, 0);
         assert_eq!(lost(&["b", "a"], start).await, 0, "a Cluster has several");
         assert_eq!(lost(&["b"], start + seconds(300)).await, 0, "its key would be gone");
@@ -488,16 +492,16 @@ on_all_stores! {
         assert_eq!(stores.claim(later).await, [asked.id.as_str()]);
 
         // A late note about what went to the old one does not end it.
-        stores.ledger.settle_delivery(&owed, &sent_to("a"), later).await.unwrap();
+        stores.mark(&owed, &sent_to("a"), later).await;
         assert_eq!(lost(&["b"], later).await, 1);
-        stores.ledger.settle_delivery(&owed, &sent_to("b"), later).await.unwrap();
+        stores.mark(&owed, &sent_to("b"), later).await;
         assert_eq!(lost(&["b"], later).await, 0);
         // Nothing is lost of what is left alone; and whoever asks again is told again.
         assert_eq!(lost(&["c"], later).await, 1);
         let seen = stores.record(&asked.id).await;
         let news = stores.ledger.owe_again(&seen, later).await.unwrap().unwrap();
         assert!(news.is_unsent() && news.listeners.is_none());
-        stores.ledger.settle_delivery(&news, &Settled::SENT, later).await.unwrap();
+        stores.mark(&news, &Settled::SENT, later).await;
         assert_eq!(lost(&["d"], later).await, 0);
     }
 
@@ -509,7 +513,7 @@ on_all_stores! {
         assert!(stores.claim(start).await.is_empty());
         assert_eq!(stores.claim(due).await, [asked.id.as_str()]);
 
-        stores.ledger.settle_delivery(&record, &Settled::SENT, start).await.unwrap();
+        stores.mark(&record, &Settled::SENT, start).await;
         stores.ledger.postpone(&record, start).await.unwrap();
         assert!(stores.claim(start + seconds(60)).await.is_empty(), "what is sent stays sent");
     }

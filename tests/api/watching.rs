@@ -248,7 +248,7 @@ struct Collector {
 }
 
 impl Collector {
-    async fn start() -> (Self, String) {
+    fn start() -> (Self, String) {
         let collector = Self::default();
         let data = web::Data::new(collector.clone());
         let app = move || {
@@ -262,6 +262,7 @@ impl Collector {
         (collector, endpoint)
     }
 
+    #[expect(clippy::unused_async, reason = "a handler is")]
     async fn collect(collector: web::Data<Self>, body: web::Bytes) -> HttpResponse {
         let batch = ExportTraceServiceRequest::decode(body).unwrap();
         let mut spans = collector.spans.lock().unwrap();
@@ -287,7 +288,7 @@ const CALLER: &str = "b7ad6b7169203331";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_trace_goes_from_the_gateway_to_the_courier_and_the_relay_links_to_it() {
-    let (collector, endpoint) = Collector::start().await;
+    let (collector, endpoint) = Collector::start();
     let mut redis = PrivateRedis::start().await;
     let mut watched = {
         let url = redis.url();
@@ -306,8 +307,8 @@ async fn one_trace_goes_from_the_gateway_to_the_courier_and_the_relay_links_to_i
 
     let name = "POST /api/aura/hitl/approve/{requestId}";
     let call = eventually(async || collector.named(name).pop()).await;
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    assert_eq!((hex(&call.trace_id), hex(&call.parent_span_id)), (TRACE.into(), CALLER.into()));
+    assert_eq!(u128::from_str_radix(TRACE, 16).unwrap().to_be_bytes()[..], call.trace_id);
+    assert_eq!(u64::from_str_radix(CALLER, 16).unwrap().to_be_bytes()[..], call.parent_span_id);
     assert!(call.attributes.iter().any(|one| one.key == "http.response.status_code"));
     for step in ["courier.find_request", "ledger.record_outcome", "courier.send"] {
         let spans = eventually(async || {
