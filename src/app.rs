@@ -106,7 +106,7 @@ impl Replica {
             under_way: TaskTracker::new(),
             runtime,
         };
-        metrics::start(&core)?;
+        metrics::start(&core, config.max_connections)?;
         let listener = TcpListener::bind((config.host.as_str(), config.port))
             .with_context(|| format!("cannot listen on {}:{}", config.host, config.port))?;
         // The standard library keeps 128 callers waiting at most; of the others, the system lets some

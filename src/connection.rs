@@ -27,6 +27,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
+use crate::metrics;
+
 /// Longest a client may take to send a call's head.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a client may go on after an answer that ends its connection, as actix counts it. We
@@ -82,6 +84,7 @@ impl Connection {
             is_last: Cell::new(false),
             ends_with_client: Cell::new(false),
         };
+        metrics::client_connected();
         Self { stream, turn: Rc::new(turn), answer: None, is_put_off: false }
     }
 
@@ -131,6 +134,12 @@ impl Connection {
         }
         self.is_put_off = true;
         Poll::Pending
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        metrics::client_left();
     }
 }
 

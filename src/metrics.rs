@@ -41,6 +41,8 @@ const MAX_CONNECTIONS: &str = "aura_hitl_ledger_connections_max";
 const REDIS_CONNECTS: &str = "aura_hitl_redis_connects_total";
 const CALLS: &str = "aura_hitl_calls_under_way";
 const MAX_CALLS: &str = "aura_hitl_calls_max";
+const CLIENTS: &str = "aura_hitl_connections";
+const MAX_CLIENTS: &str = "aura_hitl_connections_max";
 const WAITERS: &str = "aura_hitl_waiters";
 const PURGED: &str = "aura_hitl_purged_total";
 
@@ -69,7 +71,7 @@ static RECORDER: LazyLock<anyhow::Result<PrometheusHandle>> = LazyLock::new(|| {
 ///
 /// # Errors
 /// When another program's recorder is installed in this process.
-pub fn start(core: &Core) -> anyhow::Result<()> {
+pub fn start(core: &Core, most_clients: usize) -> anyhow::Result<()> {
     RECORDER.as_ref().map(drop).map_err(|error| anyhow::anyhow!("cannot count: {error}"))?;
     let (ledger, courier) = (core.ledger.engine(), core.courier.engine());
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION"), "ledger" => ledger, "courier" => courier)
@@ -87,6 +89,10 @@ pub fn start(core: &Core) -> anyhow::Result<()> {
             signals(by, result).absolute(0);
         }
     }
+    for code in ErrorCode::ALL {
+        counter!(REFUSED, "reason" => code.reason()).absolute(0);
+    }
+    gauge!(MAX_CLIENTS).set(count(most_clients));
     for name in [CONFLICTS, REDIS_CONNECTS] {
         counter!(name).absolute(0);
     }
@@ -113,6 +119,8 @@ fn describe() {
     describe_counter!(REDIS_CONNECTS, "Connections made to Redis; the first is no reconnect.");
     describe_gauge!(CALLS, "Calls at work.");
     describe_gauge!(MAX_CALLS, "Calls that may be at work at once.");
+    describe_gauge!(CLIENTS, "Open connections of clients.");
+    describe_gauge!(MAX_CLIENTS, "Connections of clients that may be open at once.");
     describe_gauge!(WAITERS, "Agents waiting over HTTP.");
     describe_counter!(PURGED, "Rows deleted here because their time was over.");
     Collector::default().describe();
@@ -210,6 +218,16 @@ pub fn answered(
             counter!(CONFLICTS).increment(1);
         }
     }
+}
+
+/// A client has connected.
+pub fn client_connected() {
+    gauge!(CLIENTS).increment(1);
+}
+
+/// A client's connection is closed.
+pub fn client_left() {
+    gauge!(CLIENTS).decrement(1);
 }
 
 /// A connection to Redis was made.

@@ -69,6 +69,29 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// All of them.
+    pub const ALL: [Self; 19] = [
+        Self::Internal,
+        Self::MethodNotAllowed,
+        Self::NotFound,
+        Self::NoToken,
+        Self::Forbidden,
+        Self::TokenExpired,
+        Self::TokenInvalid,
+        Self::NoTenant,
+        Self::WrongTenant,
+        Self::WrongState,
+        Self::AlreadyDecided,
+        Self::Gone,
+        Self::Invalid,
+        Self::BadHeader,
+        Self::Changed,
+        Self::TooLarge,
+        Self::NotJson,
+        Self::TooMany,
+        Self::Unavailable,
+    ];
+
     /// The code on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -125,6 +125,7 @@ async fn what_happens_is_counted(mode: Mode) {
     before.assert("aura_hitl_decisions_total", &["rejected", "http"], 0.0);
     before.assert("aura_hitl_signals_total", &["relay", "sent"], 0.0);
     before.assert("aura_hitl_conflicts_total", &[], 0.0);
+    before.assert("aura_hitl_refused_total", &["\"wrong_state\""], 0.0);
     before.assert("aura_hitl_requests_pending", &[], 0.0);
 
     let ids = [watched.register().await, watched.register().await, watched.register().await];
@@ -173,6 +174,9 @@ async fn what_happens_is_counted(mode: Mode) {
         ("aura_hitl_ledger_up", &[], 1.0),
         ("aura_hitl_courier_up", &[], 1.0),
         ("aura_hitl_waiters", &[], 0.0),
+        // The scrape's own.
+        ("aura_hitl_connections", &[], 1.0),
+        ("aura_hitl_connections_max", &[], 2048.0),
         ("aura_hitl_calls_max", &[], 256.0),
         ("aura_hitl_redis_connects_total", &[], if is_production { 1.0 } else { 0.0 }),
     ] {
