@@ -10,6 +10,7 @@ mod sql;
 mod queries;
 mod postgres;
 mod sqlite;
+mod totals;
 
 use std::future::Future;
 use std::path::Path;
@@ -598,7 +599,8 @@ impl Ledger {
         })
     }
 
-    /// One page of tasks, newest first, and how many there are in all.
+    /// One page of tasks, newest first, and how many there are in all: from 10,000 on, as of at most
+    /// 5 s ago.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.

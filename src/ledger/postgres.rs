@@ -9,6 +9,7 @@ use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPool, PgPoolOptions};
 use sqlx::{Connection, PgConnection, Postgres};
 
+use super::totals::Totals;
 use super::{RequestRow, TaskRow, Writing, delivery_str};
 use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
@@ -18,6 +19,7 @@ use crate::domain::task::{Task, TaskFilter};
 #[derive(Clone, Debug)]
 pub struct PgLedger {
     pool: PgPool,
+    totals: Totals,
 }
 
 /// The request and its task in one statement. Answers the request's row, if it was written, with
@@ -59,7 +61,7 @@ impl PgLedger {
             .max_connections(max_connections)
             .acquire_timeout(acquire)
             .connect_lazy_with(options);
-        Ok(Self { pool })
+        Ok(Self { pool, totals: Totals::default() })
     }
 
     /// A connection without statement time-outs, for migrations: they may take long, and take

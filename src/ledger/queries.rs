@@ -334,7 +334,11 @@ macro_rules! ledger_queries {
                     .push(" OFFSET ")
                     .push_bind(i64::from(filter.page) * i64::from(filter.size));
                 let rows = page.build_query_as().fetch_all(&self.pool).await?;
+                if let Some(total) = self.totals.find(filter) {
+                    return Ok((rows, total));
+                }
                 let total = count.build_query_scalar().fetch_one(&self.pool).await?;
+                self.totals.note(filter, total);
                 Ok((rows, total))
             }
         }

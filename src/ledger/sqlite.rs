@@ -10,6 +10,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
+use super::totals::Totals;
 use super::{RequestRow, TaskRow, Writing, delivery_str};
 use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
@@ -19,6 +20,7 @@ use crate::domain::task::{Task, TaskFilter};
 #[derive(Clone, Debug)]
 pub struct SqliteLedger {
     pool: SqlitePool,
+    totals: Totals,
 }
 
 ledger_queries!(SqliteLedger, Sqlite, claim: "");
@@ -38,7 +40,7 @@ impl SqliteLedger {
             .acquire_timeout(acquire)
             .connect_with(options)
             .await?;
-        Ok(Self { pool })
+        Ok(Self { pool, totals: Totals::default() })
     }
 
     /// The same database, for the in-process courier's values.
