@@ -15,6 +15,10 @@ use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};
 
+/// How long a connection is taken for a good one after its last use: a decision costs one round trip,
+/// and a Postgres that was restarted is noticed before it costs a call.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// The ledger on Postgres.
 #[derive(Clone, Debug)]
 pub struct PgLedger {
@@ -60,6 +64,16 @@ impl PgLedger {
         let pool = PgPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(acquire)
+            // The library would ask each time whether the connection still serves.
+            .test_before_acquire(false)
+            .before_acquire(|connection, about| {
+                Box::pin(async move {
+                    if about.idle_for > FRESH {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_lazy_with(options);
         Ok(Self { pool, totals: Totals::default() })
     }
