@@ -132,6 +132,18 @@ def of_pods(objects):
     return None
 
 
+def of_names(objects):
+    """Every variable of ours is one that the service knows."""
+    settings, code = Path("config/default.toml").read_text(), Path("src/config.rs").read_text()
+    [container] = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    for name in (e["name"] for e in container["env"]):
+        key = name.removeprefix("AURA_HITL_")
+        is_setting = re.search(rf"^#? ?{key.lower()} = ", settings, re.M) or f'"{key.removesuffix("_FILE")}"' in code
+        if name not in ("AURA_HITL_CONFIG", "RUST_LOG") and not name.startswith("OTEL_") and not is_setting:
+            return f"the service knows no {name}"
+    return None
+
+
 def of_roll_out(objects):
     deployment = one(objects, "Deployment")
     pod = deployment["spec"]["template"]["spec"]
@@ -191,6 +203,7 @@ def chart():
             check(f"{name}: {len(objects)} objects, as Kubernetes has them", of_kubernetes(objects))
             check(f"{name}: settings", of_settings(objects, config))
             check(f"{name}: pods", of_pods(objects))
+            check(f"{name}: variables", of_names(objects))
             check(f"{name}: roll-out", of_roll_out(objects))
             check(f"{name}: migration first", of_hooks(objects))
             check(f"{name}: selectors", of_selectors(objects))

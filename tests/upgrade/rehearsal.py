@@ -124,18 +124,20 @@ class Replica:
             self.port = listener.getsockname()[1]
         self.log = folder / f"{name}.log"
         self.process = None
-        # Which release takes calls here; None from before it is told to stop until the next is ready.
-        self.version = None
+        self.version = None  # which release runs here
+        # From before it is told to stop until the next one is ready: it need not take calls.
+        self.is_leaving = True
         self.longest_stop = 0.0
 
     def start(self, version):
+        self.version = version
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [binaries[version], "serve"], env=environment(self.port), cwd=folder, stdout=log, stderr=log
             )
         if not until(self.is_ready, 60):
             raise SystemExit(f"the {version} release does not start:\n{self.log.read_text()[-2000:]}")
-        self.version = version
+        self.is_leaving = False
 
     def is_ready(self):
         if self.process.poll() is not None:
@@ -146,7 +148,7 @@ class Replica:
             return False
 
     def stop(self):
-        self.version = None
+        self.is_leaving = True
         asked = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(30)
@@ -188,22 +190,20 @@ class Caller:
         }
 
     def call(self, method, path, body=None, first=0, wanted=(200,)):
-        """The answer's data, and which release gave it. Only a replica that is being replaced may
-        leave a call without an answer; then the other one is asked, with the same words."""
+        """The answer's data, and which release gave it. Only a replica that is being replaced may leave
+        a call without an answer; then the other one is asked, with the same words."""
         deadline = time.monotonic() + PATIENCE
         for turn in itertools.count(first):
             replica = replicas[turn % 2]
-            version = replica.version
-            if version is None and replicas[(turn + 1) % 2].version is not None:
-                continue
+            version, was_leaving = replica.version, replica.is_leaving
             try:
                 text = None if body is None else json.dumps(body)
                 status, answer = replica.call(method, f"/api{path}", self.headers, text)
             except (OSError, http.client.HTTPException) as error:
-                if version is not None and replica.version == version:
+                if not (was_leaving or replica.is_leaving or replica.version != version):
                     wrong(f"{method} {path}: {error!r} of a replica that was not stopped")
                     return None, version
-                count(f"not taken: {type(error).__name__}")
+                count("refused" if isinstance(error, ConnectionRefusedError) else "broken off")
                 if time.monotonic() > deadline:
                     wrong(f"{method} {path}: nobody answers")
                     return None, version
@@ -534,11 +534,11 @@ def main():
                 replica.process.kill()
                 replica.process.wait()
         sql(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)", os.environ["TEST_DATABASE_URL"])
-    not_taken = sum(n for what, n in tally.items() if what.startswith("not taken"))
     slowest = max(replica.longest_stop for replica in replicas)
     times = sorted(a.decided_at for a in decided)
     pause = max(later - earlier for earlier, later in itertools.pairwise(times))
-    print(f"{tally['calls']} calls answered, {not_taken} not taken by a replica that was stopping; "
+    print(f"{tally['calls']} calls answered; {tally['refused']} refused and {tally['broken off']} broken off by a replica "
+          f"that was being replaced, and taken by the other; "
           f"{tally['answers to waiting agents']} agents waited over HTTP; slowest stop {slowest:.2f} s; "
           f"longest pause between two decisions {pause:.2f} s; {time.monotonic() - started:.0f} s in all")
     print(f"{passed} passed, {failed} failed" + (f"; logs are in {folder}" if failed else ""))
