@@ -238,6 +238,34 @@ both_modes! {
     }
 }
 
+both_modes! {
+    /// Replicas go on while a migration adds columns: on Postgres a statement that was prepared as
+    /// `SELECT *` would be refused from then on.
+    async fn columns_of_a_later_release_disturb_nobody(app: TestApp) {
+        for round in 0..2 {
+            let (kept, refused) = (Asked::new(), Asked::new());
+            for asked in [&kept, &refused] {
+                app.register(ALICE, asked).await.assert(201, "");
+            }
+            app.approve(ALICE, &kept.id).await.assert(200, "");
+            app.approve(ALICE, &kept.id).await.assert(200, "");
+            app.reject(ALICE, &refused.id, None).await.assert(200, "");
+            for path in ["decision", "ack"] {
+                let method = if path == "ack" { Method::POST } else { Method::GET };
+                let path = format!("/aura/hitl/requests/{}/{path}", kept.id);
+                Answer::of(app.call(ALICE, method, &path).send().await.unwrap()).await.assert(200, "");
+            }
+            assert!(app.poll(ALICE, &kept.session, Some(&kept.id)).await.is_some());
+            assert!(app.get(ALICE, "/main/agent/tasks").await.assert(200, "").text.contains(&kept.id));
+            assert_eq!(app.settled(&kept.id).await.delivery, Delivery::Sent);
+            if round == 0 {
+                app.sql("ALTER TABLE hitl_request ADD COLUMN of_a_later_release TEXT").await;
+                app.sql("ALTER TABLE agent_task ADD COLUMN of_a_later_release TEXT").await;
+            }
+        }
+    }
+}
+
 /// When the in-process courier's values expire, in Unix milliseconds.
 async fn expiries(folder: &TempDir) -> Vec<(String, i64)> {
     let file = folder.path().join("data/aura-hitl.db");
