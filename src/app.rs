@@ -40,7 +40,7 @@ use crate::hub::{self, Hub};
 use crate::ledger::Ledger;
 use crate::limits::Limits;
 use crate::telemetry::CallSpan;
-use crate::{expiry, relay, routes};
+use crate::{expiry, relay, retention, routes};
 
 /// How long an idle connection stays open. Longer than nginx keeps one to us (60 s), so that the
 /// Gateway never sends a request into a connection that we are closing.
@@ -76,10 +76,8 @@ impl Replica {
         let (ledger, lock) = open_ledger(config, true).await?;
         if config.auto_migrate {
             migrate(config, &ledger).await?;
-        } else if !ledger.is_migrated().await? {
-            bail!(
-                "the database schema is out of date; run `aura-hitl migrate`, or set auto_migrate = true"
-            );
+        } else {
+            ensure_migrated(&ledger).await?;
         }
         let courier = match (&config.redis, ledger.sqlite_pool()) {
             (Some(settings), _) => Courier::redis(settings)?,
@@ -118,6 +116,7 @@ impl Replica {
         workers.spawn(relay::run(core.clone()));
         workers.spawn(expiry::run(core.clone()));
         workers.spawn(hub::run(core.clone(), turnover));
+        workers.spawn(retention::run(core.clone(), config.retention));
         Ok(Self {
             address,
             server: handle,
@@ -202,6 +201,31 @@ pub async fn open_ledger(config: &Config, lock: bool) -> anyhow::Result<(Ledger,
             Ok((ledger, lock))
         }
     }
+}
+
+/// Opens the ledger for a command that needs what is in it; a service may run beside it.
+///
+/// # Errors
+/// One sentence on what is wrong with it.
+pub async fn open_existing_ledger(config: &Config) -> anyhow::Result<Ledger> {
+    if let LedgerConfig::Sqlite { file } = &config.ledger {
+        ensure!(
+            file.is_file(),
+            "there is no {}; set AURA_HITL_DATA_DIR, or DATABASE_URL and REDIS_URL",
+            file.display()
+        );
+    }
+    let (ledger, _lock) = open_ledger(config, false).await?;
+    ensure_migrated(&ledger).await?;
+    Ok(ledger)
+}
+
+async fn ensure_migrated(ledger: &Ledger) -> anyhow::Result<()> {
+    ensure!(
+        ledger.is_migrated().await?,
+        "the database schema is out of date; run `aura-hitl migrate`, or set auto_migrate = true"
+    );
+    Ok(())
 }
 
 /// Brings the ledger's schema up to date.

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use crate::courier::RedisSettings;
 use crate::domain::decision::{Approvers, Policy, UnscopedRequests};
 use crate::limits::RateLimit;
+use crate::retention::{Retention, days};
 
 /// The settings that hold when nothing is configured.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -88,6 +89,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Waits and streams that one person may have open at once.
     pub max_waits_per_person: usize,
+    /// How long what is over is kept.
+    pub retention: Retention,
     /// Origins that browsers may call from.
     pub cors_origins: Vec<String>,
     /// Seconds to finish what is under way.
@@ -148,6 +151,8 @@ struct RawConfig {
     max_calls_under_way: usize,
     max_connections: usize,
     max_waits_per_person: usize,
+    purge_requests_after_days: u32,
+    purge_tasks_after_days: u32,
     cors_origins: Vec<String>,
     shutdown_seconds: u64,
 }
@@ -215,6 +220,10 @@ impl Config {
                 "cors_origins holds {origin:?}; an origin looks like https://app.example:8443"
             );
         }
+        let retention = Retention {
+            requests: days("purge_requests_after_days", raw.purge_requests_after_days)?,
+            tasks: days("purge_tasks_after_days", raw.purge_tasks_after_days)?,
+        };
         let rate_limit = raw.rate_limit()?;
         let redis = raw.redis()?;
         let ledger = raw.ledger()?;
@@ -243,6 +252,7 @@ impl Config {
             max_calls_under_way: raw.max_calls_under_way,
             max_connections: raw.max_connections,
             max_waits_per_person: raw.max_waits_per_person,
+            retention,
             cors_origins: raw.cors_origins,
             shutdown_seconds: raw.shutdown_seconds,
         })
