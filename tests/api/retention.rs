@@ -433,8 +433,11 @@ both_modes! {
 both_modes! {
     async fn an_export_has_the_decisions_of_its_span_in_their_order(app: TestApp) {
         let mut made = Vec::new();
-        for _ in 0..3 {
-            made.push(approved(&app, &unique("session")).await);
+        for first in ["z", "m", "a"] {
+            let mut asked = Asked::new();
+            asked.id = format!("{first}_{}", asked.id);
+            rejected(&app, &asked, "no").await;
+            made.push(asked.id);
         }
         let undecided = withdrawn(&app).await;
         app.sql(MANY).await;
