@@ -42,7 +42,7 @@ use crate::limits::Limits;
 use crate::marks::{self, Marks};
 use crate::metrics::Scrape;
 use crate::telemetry::CallSpan;
-use crate::{expiry, metrics, relay, routes};
+use crate::{expiry, metrics, relay, retention, routes};
 
 /// How long an idle connection stays open. Longer than nginx keeps one to us (60 s), so that the
 /// Gateway never sends a request into a connection that we are closing.
@@ -78,10 +78,8 @@ impl Replica {
         let (ledger, lock) = open_ledger(config, true).await?;
         if config.auto_migrate {
             migrate(config, &ledger).await?;
-        } else if !ledger.is_migrated().await? {
-            bail!(
-                "the database schema is out of date; run `aura-hitl migrate`, or set auto_migrate = true"
-            );
+        } else {
+            ensure_migrated(&ledger).await?;
         }
         let courier = match (&config.redis, ledger.sqlite_pool()) {
             (Some(settings), _) => Courier::redis(settings)?,
@@ -129,6 +127,7 @@ impl Replica {
         if let Some(address) = config.metrics_address {
             workers.spawn(serve_metrics(&core, address)?);
         }
+        workers.spawn(retention::run(core.clone(), config.retention));
         Ok(Self {
             address,
             server: handle,
@@ -213,6 +212,31 @@ pub async fn open_ledger(config: &Config, lock: bool) -> anyhow::Result<(Ledger,
             Ok((ledger, lock))
         }
     }
+}
+
+/// Opens the ledger for a command that needs what is in it; a service may run beside it.
+///
+/// # Errors
+/// One sentence on what is wrong with it.
+pub async fn open_existing_ledger(config: &Config) -> anyhow::Result<Ledger> {
+    if let LedgerConfig::Sqlite { file } = &config.ledger {
+        ensure!(
+            file.is_file(),
+            "there is no {}; set AURA_HITL_DATA_DIR, or DATABASE_URL and REDIS_URL",
+            file.display()
+        );
+    }
+    let (ledger, _lock) = open_ledger(config, false).await?;
+    ensure_migrated(&ledger).await?;
+    Ok(ledger)
+}
+
+async fn ensure_migrated(ledger: &Ledger) -> anyhow::Result<()> {
+    ensure!(
+        ledger.is_migrated().await?,
+        "the database schema is out of date; run `aura-hitl migrate`, or set auto_migrate = true"
+    );
+    Ok(())
 }
 
 /// Brings the ledger's schema up to date.

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use crate::courier::RedisSettings;
 use crate::domain::decision::{Approvers, Policy, UnscopedRequests};
 use crate::limits::RateLimit;
+use crate::retention::{Retention, days};
 
 /// The settings that hold when nothing is configured.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -91,6 +92,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Waits and streams that one person may have open at once.
     pub max_waits_per_person: usize,
+    /// How long what is over is kept.
+    pub retention: Retention,
     /// Origins that browsers may call from.
     pub cors_origins: Vec<String>,
     /// Seconds to finish what is under way.
@@ -152,6 +155,8 @@ struct RawConfig {
     max_calls_under_way: usize,
     max_connections: usize,
     max_waits_per_person: usize,
+    purge_requests_after_days: u32,
+    purge_tasks_after_days: u32,
     cors_origins: Vec<String>,
     shutdown_seconds: u64,
 }
@@ -220,6 +225,10 @@ impl Config {
             );
         }
         let metrics_address = raw.metrics_address()?;
+        let retention = Retention {
+            requests: days("purge_requests_after_days", raw.purge_requests_after_days)?,
+            tasks: days("purge_tasks_after_days", raw.purge_tasks_after_days)?,
+        };
         let rate_limit = raw.rate_limit()?;
         let redis = raw.redis()?;
         let ledger = raw.ledger()?;
@@ -249,6 +258,7 @@ impl Config {
             max_calls_under_way: raw.max_calls_under_way,
             max_connections: raw.max_connections,
             max_waits_per_person: raw.max_waits_per_person,
+            retention,
             cors_origins: raw.cors_origins,
             shutdown_seconds: raw.shutdown_seconds,
         })

@@ -12,7 +12,7 @@
 //! 6. The ledger notes that it was sent. Whatever fails from 5 on, [`relay`] does again.
 //!
 //! The other way, an agent waits over HTTP in [`outcomes`], is woken by the [`hub`], and learns of
-//! what [`expiry`] has closed.
+//! what [`expiry`] has closed. Long after, [`export`] shows it to auditors and [`retention`] deletes it.
 //!
 //! Decided, signalled and acted on are three different facts. SQL knows the first two; only the
 //! agent knows the third.
@@ -32,6 +32,7 @@ pub mod delivery;
 pub mod demo;
 pub mod domain;
 pub mod expiry;
+pub mod export;
 pub mod hub;
 pub mod ledger;
 pub mod limits;
@@ -39,6 +40,7 @@ pub mod marks;
 pub mod metrics;
 pub mod outcomes;
 pub mod relay;
+pub mod retention;
 pub mod routes;
 pub mod telemetry;
 pub mod traces;

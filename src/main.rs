@@ -10,7 +10,8 @@ use aura_hitl::config::Config;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::ids::{TenantId, UserId};
-use aura_hitl::{api, auth, demo, telemetry, traces};
+use aura_hitl::retention::{self, Retention};
+use aura_hitl::{api, auth, demo, export, telemetry, traces};
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -52,6 +53,30 @@ enum Command {
     },
     /// Bring the database schema up to date, then exit.
     Migrate,
+    /// Delete requests that were settled long ago, and tasks that ended long ago, then exit.
+    Purge {
+        /// Age of the requests, counted from their end, like 90d; at least 1d.
+        #[arg(long, value_name = "AGE")]
+        older_than: String,
+        /// Age of the tasks, counted from their last change; without it they are kept.
+        #[arg(long, value_name = "AGE")]
+        tasks_older_than: Option<String>,
+        /// Only count them.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Write decisions to standard output as JSON Lines, the earliest first.
+    Export {
+        /// Decided from then on: a date, which is its midnight in UTC, or an RFC 3339 instant.
+        #[arg(long, value_name = "TIME")]
+        from: String,
+        /// Decided before then; now, when absent.
+        #[arg(long, value_name = "TIME")]
+        to: Option<String>,
+        /// Also what expired or was withdrawn undecided, by when that was.
+        #[arg(long)]
+        all: bool,
+    },
     /// Print the OpenAPI document.
     Openapi,
     /// Exit 0 if the service on HOST:PORT is ready; for containers.
@@ -86,6 +111,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Demo { interactive } => demo::run(interactive).await,
         Command::Token { sub, tenant, role, ttl } => token(file, sub, tenant, role, ttl),
         Command::Migrate => migrate(file).await,
+        Command::Purge { older_than, tasks_older_than, dry_run } => {
+            purge(file, &older_than, tasks_older_than.as_deref(), dry_run).await
+        }
+        Command::Export { from, to, all } => export(file, &from, to.as_deref(), all).await,
         Command::Openapi => {
             println!("{}", api::document::document().to_pretty_json()?);
             Ok(())
@@ -137,6 +166,35 @@ async fn migrate(file: Option<&Path>) -> anyhow::Result<()> {
     app::migrate(&config, &ledger).await?;
     println!("the {} schema is up to date", ledger.engine());
     Ok(())
+}
+
+async fn purge(
+    file: Option<&Path>,
+    requests: &str,
+    tasks: Option<&str>,
+    dry_run: bool,
+) -> anyhow::Result<()> {
+    let requests = Some(retention::age("--older-than", requests)?);
+    let tasks = tasks.map(|tasks| retention::age("--tasks-older-than", tasks)).transpose()?;
+    let ledger = app::open_existing_ledger(&Config::load(file)?).await?;
+    let (retention, now) = (Retention { requests, tasks }, Clock::System.now());
+    if dry_run {
+        println!("would purge {}", retention::count(&ledger, retention, now).await?);
+    } else {
+        println!("purged {}", retention::purge(&ledger, retention, now).await?);
+    }
+    Ok(())
+}
+
+async fn export(
+    file: Option<&Path>,
+    from: &str,
+    to: Option<&str>,
+    all: bool,
+) -> anyhow::Result<()> {
+    let span = export::span(from, to, all, Clock::System.now())?;
+    let ledger = app::open_existing_ledger(&Config::load(file)?).await?;
+    export::run(&ledger, &span, std::io::stdout().lock()).await
 }
 
 async fn healthcheck(file: Option<&Path>) -> anyhow::Result<()> {

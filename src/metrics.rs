@@ -93,6 +93,9 @@ pub fn start(core: &Core, most_clients: usize) -> anyhow::Result<()> {
         counter!(REFUSED, "reason" => code.reason()).absolute(0);
     }
     gauge!(MAX_CLIENTS).set(count(most_clients));
+    for table in ["hitl_request", "agent_task"] {
+        counter!(PURGED, "table" => table).absolute(0);
+    }
     for name in [CONFLICTS, REDIS_CONNECTS] {
         counter!(name).absolute(0);
     }

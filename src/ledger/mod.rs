@@ -8,11 +8,13 @@
 mod sql;
 #[macro_use]
 mod queries;
+mod export;
 mod postgres;
 mod sqlite;
 mod totals;
 
 use std::future::Future;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ use sqlx::migrate::Migrator;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+pub use self::export::{Exported, Span};
 use self::postgres::PgLedger;
 use self::sqlite::SqliteLedger;
 use crate::domain::approver::Caller;
@@ -535,6 +538,60 @@ impl Ledger {
     /// [`LedgerError`]; the lease then runs out by itself.
     pub async fn postpone(&self, record: &Record, due_at: DateTime<Utc>) -> Result<()> {
         on_engine!(self, ledger => ledger.postpone(record, due_at))
+    }
+
+    /// Deletes up to `limit` requests that were settled before then, and whose signals went out
+    /// before then; says how many. Of what is gone the ledger remembers the highest number of an
+    /// outcome, and which tasks were ours.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer; purging again is safe.
+    pub async fn purge_requests(&self, before: DateTime<Utc>, limit: i64) -> Result<u64> {
+        let purged = on_engine!(self, ledger => ledger.purge_requests(before, limit))?;
+        Ok(u64::try_from(purged).unwrap_or(0))
+    }
+
+    /// Deletes up to `limit` completed and failed tasks that nobody has touched since then and whose
+    /// requests are neither pending nor owed; says how many.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer; purging again is safe.
+    pub async fn purge_tasks(&self, before: DateTime<Utc>, limit: i64) -> Result<u64> {
+        let purged = on_engine!(self, ledger => ledger.purge_tasks(before, limit))?;
+        Ok(u64::try_from(purged).unwrap_or(0))
+    }
+
+    /// How many requests and how many tasks the two purges would delete in all, without a limit.
+    ///
+    /// # Errors
+    /// [`sqlx::Error`], for whoever operates the service.
+    pub async fn count_old(
+        &self,
+        requests: Option<DateTime<Utc>>,
+        tasks: Option<DateTime<Utc>>,
+    ) -> sqlx::Result<(u64, u64)> {
+        let (requests, tasks) = match self {
+            Self::Postgres(ledger) => ledger.count_old(requests, tasks).await?,
+            Self::Sqlite(ledger) => ledger.count_old(requests, tasks).await?,
+        };
+        Ok((u64::try_from(requests).unwrap_or(0), u64::try_from(tasks).unwrap_or(0)))
+    }
+
+    /// Hands over what was decided in a span of time, row by row, in the order of the decisions; as
+    /// it was at one moment, however long the reader takes. Ends early with what `write` says when
+    /// it fails.
+    ///
+    /// # Errors
+    /// [`sqlx::Error`], for whoever operates the service.
+    pub async fn export(
+        &self,
+        span: &Span,
+        write: impl FnMut(&Exported) -> io::Result<()>,
+    ) -> sqlx::Result<io::Result<()>> {
+        match self {
+            Self::Postgres(ledger) => ledger.export(span, write).await,
+            Self::Sqlite(ledger) => ledger.export(span, write).await,
+        }
     }
 
     /// Adds a task.

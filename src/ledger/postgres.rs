@@ -1,16 +1,19 @@
 //! The ledger on Postgres. Every change is one autocommit statement, so a client that vanishes
 //! can leave no transaction behind; the settings below are the second line of defence.
 
+use std::io;
 use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::stream::BoxStream;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPool, PgPoolOptions};
 use sqlx::{Connection, PgConnection, Postgres};
 
+use super::export::hand_over;
 use super::totals::Totals;
-use super::{RequestRow, TaskRow, Writing, delivery_str};
+use super::{Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
 use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};
@@ -82,6 +85,64 @@ impl PgLedger {
     /// turns by an advisory lock.
     pub async fn migration_connection(url: &str) -> sqlx::Result<PgConnection> {
         PgConnection::connect_with(&PgConnectOptions::from_str(url)?).await
+    }
+
+    /// A connection that may only read, and take its time.
+    async fn reader(&self) -> sqlx::Result<PgConnection> {
+        let options = PgConnectOptions::clone(&self.pool.connect_options())
+            .options([("statement_timeout", "0"), ("default_transaction_read_only", "on")]);
+        PgConnection::connect_with(&options).await
+    }
+
+    /// Reads all of it in one statement, which sees one moment of the ledger.
+    pub async fn export(
+        &self,
+        span: &Span,
+        write: impl FnMut(&Exported) -> io::Result<()>,
+    ) -> sqlx::Result<io::Result<()>> {
+        hand_over(outcomes_between(&mut self.reader().await?, span), write).await
+    }
+
+    pub async fn count_old(
+        &self,
+        requests: Option<DateTime<Utc>>,
+        tasks: Option<DateTime<Utc>>,
+    ) -> sqlx::Result<(i64, i64)> {
+        let mut reader = self.reader().await?;
+        let requests = count_old(&mut reader, count!(old_requests!("")), requests).await?;
+        Ok((requests, count_old(&mut reader, count!(old_tasks!("")), tasks).await?))
+    }
+
+    /// Replicas that purge at once take other rows each.
+    pub async fn purge_requests(&self, before: DateTime<Utc>, limit: i64) -> sqlx::Result<i64> {
+        let purge = concat!(
+            "WITH old AS MATERIALIZED (",
+            old_requests!("FOR UPDATE SKIP LOCKED"),
+            "), gone AS (
+                DELETE FROM hitl_request WHERE request_id IN (SELECT request_id FROM old)
+                RETURNING task_id, owns_task, outcome
+            ), numbers AS (",
+            remember_outcomes!("gone"),
+            "), tasks AS (",
+            remember_owned!("gone"),
+            ") SELECT COUNT(*) FROM gone"
+        );
+        sqlx::query_scalar(purge).bind(before).bind(limit).fetch_one(&self.pool).await
+    }
+
+    /// As [`Self::purge_requests`].
+    pub async fn purge_tasks(&self, before: DateTime<Utc>, limit: i64) -> sqlx::Result<i64> {
+        let purge = concat!(
+            "WITH old AS MATERIALIZED (",
+            old_tasks!("FOR UPDATE SKIP LOCKED"),
+            "), gone AS (
+                DELETE FROM agent_task WHERE task_id IN (SELECT task_id FROM old)
+                RETURNING task_id
+            ), forgotten AS (
+                DELETE FROM owned_task WHERE task_id IN (SELECT task_id FROM gone)
+            ) SELECT COUNT(*) FROM gone"
+        );
+        sqlx::query_scalar(purge).bind(before).bind(limit).fetch_one(&self.pool).await
     }
 
     pub async fn close(&self) {

@@ -343,6 +343,27 @@ macro_rules! ledger_queries {
             }
         }
 
+        /// How many rows a statement finds to be old; none without an age.
+        async fn count_old(
+            executor: impl sqlx::Executor<'_, Database = $database>,
+            statement: &'static str,
+            before: Option<DateTime<Utc>>,
+        ) -> sqlx::Result<i64> {
+            sqlx::query_scalar(statement).bind(before).bind(i64::MAX).fetch_one(executor).await
+        }
+
+        /// What was decided in a span of time, row by row as it is read.
+        fn outcomes_between<'c>(
+            executor: impl sqlx::Executor<'c, Database = $database> + 'c,
+            span: &Span,
+        ) -> BoxStream<'c, sqlx::Result<Exported>> {
+            sqlx::query_as(outcomes_between!())
+                .bind(span.from)
+                .bind(span.to)
+                .bind(span.undecided)
+                .fetch(executor)
+        }
+
         /// Binds the parameters of `write_request` and `write_task`, in their order.
         fn bind_writing<'q>(
             query: sqlx::query::QueryAs<

@@ -42,17 +42,32 @@ macro_rules! select_task {
     };
 }
 
-/// The number of a session's next outcome. Another replica may take it at the same moment: then the
-/// statement fails, and is run again.
+/// The number of a session's next outcome, above all that were ever purged. Another replica may take
+/// it at the same moment: then the statement fails, and is run again.
 macro_rules! next_outcome {
     ($tenant:literal, $session:literal) => {
         concat!(
-            "(SELECT COALESCE(MAX(n.outcome), 0) + 1 FROM hitl_request n
-               WHERE n.tenant_id = ",
+            "(SELECT COALESCE(MAX(taken.outcome), 0) + 1 FROM (
+                SELECT MAX(n.outcome) AS outcome FROM hitl_request n
+                 WHERE n.tenant_id = ",
             $tenant,
             " AND n.session_id = ",
             $session,
-            ")"
+            " UNION ALL SELECT highest FROM purged_outcome) AS taken)"
+        )
+    };
+}
+
+/// Whether we made a task, and no agent keeps it.
+macro_rules! is_owned {
+    ($task:literal) => {
+        concat!(
+            "(EXISTS (SELECT 1 FROM hitl_request r WHERE r.task_id = ",
+            $task,
+            " AND r.owns_task)
+              OR EXISTS (SELECT 1 FROM owned_task o WHERE o.task_id = ",
+            $task,
+            "))"
         )
     };
 }
@@ -73,9 +88,9 @@ macro_rules! write_request {
                     CASE WHEN NOT EXISTS (SELECT 1 FROM agent_task WHERE task_id = $9) THEN $9 END,
                     $10
                 ),
-                task.kept IS NULL
-                    OR EXISTS (SELECT 1 FROM hitl_request r WHERE r.task_id = task.kept AND r.owns_task),
-                $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
+                task.kept IS NULL OR ",
+            is_owned!("task.kept"),
+            ", $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
                 CASE WHEN $13 = 'cancelled' THEN 'sent' ELSE 'owed' END, $22, $23,
                 CASE WHEN $13 <> 'pending' THEN ",
             next_outcome!("$3", "$4"),
@@ -95,13 +110,13 @@ macro_rules! write_request {
 /// id; always of the same tenant. A row that we made and that a rejection ended is over for good.
 macro_rules! kept_task {
     () => {
-        "usable AS (
+        concat!(
+            "usable AS (
             SELECT t.task_id, t.created_at FROM agent_task t
              WHERE (t.task_id = $9 OR t.hitl_request_id = $1) AND t.tenant_id = $3
-               AND NOT (
-                   t.status IN ('COMPLETED', 'FAILED')
-                   AND EXISTS (SELECT 1 FROM hitl_request r WHERE r.task_id = t.task_id AND r.owns_task)
-               )
+               AND NOT (t.status IN ('COMPLETED', 'FAILED') AND ",
+            is_owned!("t.task_id"),
+            ")
         ),
         task AS (
             SELECT COALESCE(
@@ -109,6 +124,7 @@ macro_rules! kept_task {
                 (SELECT task_id FROM usable ORDER BY created_at LIMIT 1)
             ) AS kept
         ) "
+        )
     };
 }
 
@@ -252,5 +268,80 @@ macro_rules! due_requests {
             ") RETURNING ",
             request_row!()
         )
+    };
+}
+
+/// Settled requests whose end lies before $1, a batch of $2: neither pending, nor owed, nor signalled
+/// since then.
+macro_rules! old_requests {
+    ($locking:literal) => {
+        concat!(
+            "SELECT request_id, task_id, owns_task, outcome FROM hitl_request
+              WHERE settled_at < $1 AND COALESCE(sent_at, settled_at) < $1
+                AND status <> 'pending' AND delivery <> 'owed'
+              ORDER BY settled_at, request_id LIMIT $2 ",
+            $locking
+        )
+    };
+}
+
+/// Completed and failed tasks that nobody has touched since $1, a batch of $2; but for those whose
+/// requests are still under way.
+macro_rules! old_tasks {
+    ($locking:literal) => {
+        concat!(
+            "SELECT t.task_id FROM agent_task t
+              WHERE t.status IN ('COMPLETED', 'FAILED') AND t.updated_at < $1
+                AND NOT EXISTS (
+                    SELECT 1 FROM hitl_request r
+                     WHERE r.task_id = t.task_id AND (r.status = 'pending' OR r.delivery = 'owed')
+                )
+              ORDER BY t.updated_at, t.task_id LIMIT $2 ",
+            $locking
+        )
+    };
+}
+
+/// How many there are.
+macro_rules! count {
+    ($of:expr) => {
+        concat!("SELECT COUNT(*) FROM (", $of, ") AS old")
+    };
+}
+
+/// Remembers the highest number among the outcomes that go.
+macro_rules! remember_outcomes {
+    ($from:expr) => {
+        concat!(
+            "UPDATE purged_outcome SET highest = (SELECT MAX(outcome) FROM ",
+            $from,
+            ") WHERE highest < (SELECT MAX(outcome) FROM ",
+            $from,
+            ")"
+        )
+    };
+}
+
+/// Remembers which tasks were ours, in one order for all, so that no two purges wait for each other.
+macro_rules! remember_owned {
+    ($from:expr) => {
+        concat!(
+            "INSERT INTO owned_task
+             SELECT DISTINCT task_id FROM ",
+            $from,
+            " WHERE owns_task AND task_id IN (SELECT task_id FROM agent_task)
+              ORDER BY task_id ON CONFLICT DO NOTHING"
+        )
+    };
+}
+
+/// What was decided from $1 on and before $2, the earliest first; with $3 what expired or was
+/// withdrawn as well, by when that was.
+macro_rules! outcomes_between {
+    () => {
+        "SELECT * FROM hitl_request
+          WHERE COALESCE(decided_at, settled_at) >= $1 AND COALESCE(decided_at, settled_at) < $2
+            AND ($3 OR decided_at IS NOT NULL)
+          ORDER BY COALESCE(decided_at, settled_at), request_id"
     };
 }

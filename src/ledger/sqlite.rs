@@ -1,17 +1,20 @@
 //! The ledger on SQLite, in WAL mode with full synchronisation: an acknowledged decision survives
 //! a power cut. One connection, so writers queue in order instead of meeting `SQLITE_BUSY`.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::stream::BoxStream;
 use sqlx::Sqlite;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
+use super::export::hand_over;
 use super::totals::Totals;
-use super::{RequestRow, TaskRow, Writing, delivery_str};
+use super::{Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
 use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};
@@ -125,5 +128,69 @@ impl SqliteLedger {
         }
         transaction.commit().await?;
         Ok(expired)
+    }
+
+    /// Reads all of it in one statement, which sees one moment of the ledger.
+    pub async fn export(
+        &self,
+        span: &Span,
+        write: impl FnMut(&Exported) -> io::Result<()>,
+    ) -> sqlx::Result<io::Result<()>> {
+        hand_over(outcomes_between(&self.pool, span), write).await
+    }
+
+    pub async fn count_old(
+        &self,
+        requests: Option<DateTime<Utc>>,
+        tasks: Option<DateTime<Utc>>,
+    ) -> sqlx::Result<(i64, i64)> {
+        let requests = count_old(&self.pool, count!(old_requests!("")), requests).await?;
+        Ok((requests, count_old(&self.pool, count!(old_tasks!("")), tasks).await?))
+    }
+
+    pub async fn purge_requests(&self, before: DateTime<Utc>, limit: i64) -> sqlx::Result<i64> {
+        self.purge(
+            [
+                remember_outcomes!(concat!("(", old_requests!(""), ")")),
+                remember_owned!(concat!("(", old_requests!(""), ")")),
+                concat!(
+                    "DELETE FROM hitl_request WHERE request_id IN (SELECT request_id FROM (",
+                    old_requests!(""),
+                    "))"
+                ),
+            ],
+            before,
+            limit,
+        )
+        .await
+    }
+
+    pub async fn purge_tasks(&self, before: DateTime<Utc>, limit: i64) -> sqlx::Result<i64> {
+        self.purge(
+            [
+                concat!("DELETE FROM owned_task WHERE task_id IN (", old_tasks!(""), ")"),
+                concat!("DELETE FROM agent_task WHERE task_id IN (", old_tasks!(""), ")"),
+            ],
+            before,
+            limit,
+        )
+        .await
+    }
+
+    /// Runs statements that name the same rows; how many the last one deleted.
+    async fn purge<const N: usize>(
+        &self,
+        statements: [&'static str; N],
+        before: DateTime<Utc>,
+        limit: i64,
+    ) -> sqlx::Result<i64> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut purged = 0;
+        for statement in statements {
+            let done = sqlx::query(statement).bind(before).bind(limit).execute(&mut *transaction);
+            purged = done.await?.rows_affected();
+        }
+        transaction.commit().await?;
+        Ok(i64::try_from(purged).unwrap_or(i64::MAX))
     }
 }

@@ -103,7 +103,7 @@ fn assert_success(status: ExitStatus) {
 
 /// Refused in one line on standard error with exit code 1, without a word of any secret.
 #[track_caller]
-fn assert_refused(output: &Output, expected: &str) {
+pub fn assert_refused(output: &Output, expected: &str) {
     let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     assert_eq!(output.status.code(), Some(1), "{err}{out}");
     assert_eq!(err.lines().count(), 1, "{err}");
@@ -471,6 +471,10 @@ async fn nonsense_in_the_environment_is_refused_in_one_line_without_secrets() {
         (&[("AURA_HITL_MAX_CALLS_UNDER_WAY", "100001")], "max_calls_under_way"),
         (&[("AURA_HITL_MAX_CONNECTIONS", "0")], "max_connections"),
         (&[("AURA_HITL_MAX_CONNECTIONS", "100001")], "max_connections"),
+        (&[("AURA_HITL_PURGE_REQUESTS_AFTER_DAYS", "-1")], "purge_requests_after_days"),
+        (&[("AURA_HITL_PURGE_REQUESTS_AFTER_DAYS", "36501")], "purge_requests_after_days is 36501"),
+        (&[("AURA_HITL_PURGE_TASKS_AFTER_DAYS", "36501")], "purge_tasks_after_days is 36501"),
+        (&[("AURA_HITL_PURGE_TASKS_AFTER_DAYS", "a year")], "purge_tasks_after_days"),
         (&[("AURA_HITL_APPROVERS", "everybody")], "approvers"),
         (&[("AURA_HITL_AUTO_MIGRATE", "perhaps")], "auto_migrate"),
         (&[("AURA_HITL_CORS_ORIGINS", "example.com")], "cors_origins"),
