@@ -18,9 +18,9 @@ use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};
 
-/// How long a connection is taken for a good one after its last use: a decision costs one round trip,
-/// and a Postgres that was restarted is noticed before it costs a call.
-const FRESH: Duration = Duration::from_secs(1);
+/// How long a connection is taken for a good one after its last use, and not asked: under load a
+/// decision costs one round trip. Shorter than any restart of Postgres takes.
+const FRESH: Duration = Duration::from_millis(100);
 
 /// The ledger on Postgres.
 #[derive(Clone, Debug)]
