@@ -89,6 +89,7 @@ impl Replica {
         let runtime = Handle::current();
         let (hub, turnover) = Hub::new(config.max_waits_per_person);
         let core = Core {
+            tokens: TokenVerifier::new(&config.jwt),
             limits: Limits::new(config.rate_limit, &courier, &runtime),
             room: Arc::new(Semaphore::new(config.max_calls_under_way)),
             turns: Arc::new(Semaphore::new(config.max_calls_under_way.div_ceil(4))),
@@ -263,13 +264,11 @@ fn make_room_for_connections(config: &Config) -> anyhow::Result<()> {
 
 fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<Server> {
     let core = web::Data::new(core.clone());
-    let verifier = web::Data::new(TokenVerifier::new(&config.jwt));
     let readiness = web::Data::new(LastAnswer::default());
     let origins = config.cors_origins.clone();
     let app = move || {
         App::new()
             .app_data(core.clone())
-            .app_data(verifier.clone())
             .app_data(readiness.clone())
             .app_data(
                 web::PathConfig::default()

@@ -103,7 +103,7 @@ fn assert_success(status: ExitStatus) {
 
 /// Refused in one line on standard error with exit code 1, without a word of any secret.
 #[track_caller]
-fn assert_refused(output: &Output, expected: &str) {
+pub fn assert_refused(output: &Output, expected: &str) {
     let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     assert_eq!(output.status.code(), Some(1), "{err}{out}");
     assert_eq!(err.lines().count(), 1, "{err}");

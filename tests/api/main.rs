@@ -34,6 +34,7 @@ mod stores;
 mod strangers;
 mod subscriber;
 mod tasks;
+mod tls;
 mod topologies;
 mod waiting;
 mod wire;
