@@ -12,7 +12,7 @@
 //! 6. The ledger notes that it was sent. Whatever fails from 5 on, [`relay`] does again.
 //!
 //! The other way, an agent waits over HTTP in [`outcomes`], is woken by the [`hub`], and learns of
-//! what [`expiry`] has closed.
+//! what [`expiry`] has closed. What operators change while all this runs comes in by [`reload`].
 //!
 //! Decided, signalled and acted on are three different facts. SQL knows the first two; only the
 //! agent knows the third.
@@ -37,5 +37,6 @@ pub mod ledger;
 pub mod limits;
 pub mod outcomes;
 pub mod relay;
+pub mod reload;
 pub mod routes;
 pub mod telemetry;

@@ -28,6 +28,7 @@ mod outcomes;
 mod processes;
 mod registration;
 mod relay;
+mod reload;
 #[allow(dead_code, reason = "some of it is for `scripts/faults`, which shares it")]
 mod servers;
 mod stores;
