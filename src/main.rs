@@ -103,7 +103,7 @@ async fn serve(file: Option<&Path>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let replica = Replica::start(&config, Clock::System).await?;
-    let reloading = reload::on_hangup(hangup, file, config, replica.core.clone());
+    let reloading = Box::pin(reload::on_hangup(hangup, file, config, replica.core.clone()));
     replica
         .run(async move {
             tokio::select! {

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use crate::forged::{self, claims, now};
 use crate::helpers::{Answer, eventually, unique};
 use crate::servers::{PrivatePostgres, Program, Running, kill};
-use crate::tls::{Authority, RIGHTS, SECRET, StrictRedis};
+use crate::tls::{Authority, RIGHTS, SECRET, StrictRedis, is_late};
 
 const OLD: &str = "canary-old-secret-0123456789abcdef01234567";
 const NEW: &str = "canary-new-secret-0123456789abcdef01234567";
@@ -58,8 +58,17 @@ impl Site {
         self.folder.path().join(name)
     }
 
-    /// Sends SIGHUP; what the log says about it.
+    /// Sends SIGHUP; what the log says about it, once the stores have answered in time.
     async fn reload(&mut self) -> Value {
+        loop {
+            let line = self.reload_once().await;
+            if !line["error"].as_str().is_some_and(is_late) {
+                return line;
+            }
+        }
+    }
+
+    async fn reload_once(&mut self) -> Value {
         kill("-HUP", self.service.pid());
         let line = eventually(async || {
             let lines = self.service.log().into_iter();

@@ -48,10 +48,10 @@ fn try_kill(signal: &str, pid: &impl std::fmt::Display) -> bool {
 }
 
 /// A server process; killed when dropped, and let go on first if it was frozen.
-struct Server(Child);
+pub struct Server(Child);
 
 impl Server {
-    fn start(command: &mut Command, log: &Path) -> Self {
+    pub fn start(command: &mut Command, log: &Path) -> Self {
         let log = File::options().create(true).append(true).open(log).unwrap();
         let name = command.get_program().to_string_lossy().into_owned();
         let started = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
