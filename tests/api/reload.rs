@@ -352,6 +352,21 @@ async fn passwords_are_replaced_under_calls_of_which_none_fails() {
     deciding.end().await;
     let old = PgConnection::connect(&database("canary1")).await.unwrap_err();
     assert!(old.to_string().contains("password authentication failed"), "{old}");
+
+    // A password that was changed without a word ends being ready, and the log says why.
+    let _ok: String = redis.plain.command(&[&user[..], &["resetpass"]].concat()).await;
+    let _count: i64 = redis.plain.command(&["CLIENT", "KILL", "USER", "service"]).await;
+    let caller = site.caller("none");
+    eventually(async || {
+        let ready = caller.call(Method::GET, "/health/ready", Value::Null).await;
+        let mut lines = site.service.log().into_iter();
+        let why = lines.any(|line| {
+            let is_due_to = |error: &str| error.contains("Password authentication failed");
+            line["message"] == "not ready" && line["error"].as_str().is_some_and(is_due_to)
+        });
+        (ready.status == 503 && why).then_some(())
+    })
+    .await;
     site.kept_its_secrets();
 }
 
