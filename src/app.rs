@@ -90,6 +90,7 @@ impl Replica {
         let (hub, turnover) = Hub::new(config.max_waits_per_person);
         let (marks, handed_in) = Marks::new();
         let core = Core {
+            tokens: TokenVerifier::new(&config.jwt),
             limits: Limits::new(config.rate_limit, &courier, &runtime),
             room: Arc::new(Semaphore::new(config.max_calls_under_way)),
             most_calls: config.max_calls_under_way,
@@ -298,7 +299,6 @@ fn make_room_for_connections(config: &Config) -> anyhow::Result<()> {
 
 fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<Server> {
     let core = web::Data::new(core.clone());
-    let verifier = web::Data::new(TokenVerifier::new(&config.jwt));
     let readiness = web::Data::new(LastAnswer::default());
     let scrape = web::Data::new(Scrape::default());
     let metrics_routes =
@@ -307,7 +307,6 @@ fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<
     let app = move || {
         App::new()
             .app_data(core.clone())
-            .app_data(verifier.clone())
             .app_data(readiness.clone())
             .app_data(scrape.clone())
             .app_data(

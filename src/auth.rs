@@ -6,16 +6,18 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::Utc;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use crate::api::error::ApiError;
@@ -39,10 +41,15 @@ pub struct CallerOf(pub Caller);
 #[derive(Clone, Debug)]
 pub struct ApproverOf(pub Caller);
 
-/// Checks tokens.
+/// Checks tokens. Clones share what is in force, so that a change reaches every worker at once.
 #[derive(Clone)]
-pub struct TokenVerifier {
+pub struct TokenVerifier(Arc<ArcSwap<Checks>>);
+
+/// What a token is checked against.
+struct Checks {
     key: DecodingKey,
+    /// The key before it, while tokens signed with that are about.
+    previous: Option<DecodingKey>,
     validation: Validation,
 }
 
@@ -84,6 +91,25 @@ impl TokenVerifier {
     /// A verifier for these settings.
     #[must_use]
     pub fn new(config: &JwtConfig) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(Checks::new(config))))
+    }
+
+    /// From the next call on, these settings hold.
+    pub fn set(&self, config: &JwtConfig) {
+        self.0.store(Arc::new(Checks::new(config)));
+    }
+
+    /// The person a token stands for.
+    ///
+    /// # Errors
+    /// [`TokenProblem`] when it does not stand for anybody, here and now.
+    pub fn verify(&self, token: &str) -> Result<Bearer, TokenProblem> {
+        self.0.load().verify(token)
+    }
+}
+
+impl Checks {
+    fn new(config: &JwtConfig) -> Self {
         let mut validation = Validation::new(Algorithm::HS256);
         let mut required = vec!["exp", "sub"];
         validation.leeway = config.leeway_seconds;
@@ -98,14 +124,12 @@ impl TokenVerifier {
             required.push("iss");
         }
         validation.set_required_spec_claims(&required);
-        Self { key: DecodingKey::from_secret(config.secret.expose_secret().as_bytes()), validation }
+        let key =
+            |secret: &SecretString| DecodingKey::from_secret(secret.expose_secret().as_bytes());
+        Self { key: key(&config.secret), previous: config.previous.as_ref().map(key), validation }
     }
 
-    /// The person a token stands for.
-    ///
-    /// # Errors
-    /// [`TokenProblem`] when it does not stand for anybody, here and now.
-    pub fn verify(&self, token: &str) -> Result<Bearer, TokenProblem> {
+    fn verify(&self, token: &str) -> Result<Bearer, TokenProblem> {
         use jsonwebtoken::errors::ErrorKind;
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenProblem::Invalid);
@@ -113,8 +137,15 @@ impl TokenVerifier {
         if names_critical_extensions(token) {
             return Err(TokenProblem::Invalid);
         }
-        let token = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation);
-        let claims = token.map_err(|error| match error.kind() {
+        let decode = |key| jsonwebtoken::decode::<Claims>(token, key, &self.validation);
+        let claims = match (decode(&self.key), &self.previous) {
+            // Only then may it be another key's: claims are looked at after the signature.
+            (Err(error), Some(previous)) if *error.kind() == ErrorKind::InvalidSignature => {
+                decode(previous)
+            }
+            (decoded, _) => decoded,
+        };
+        let claims = claims.map_err(|error| match error.kind() {
             ErrorKind::ExpiredSignature => TokenProblem::Expired,
             _ => TokenProblem::Invalid,
         })?;
@@ -171,7 +202,7 @@ fn names_critical_extensions(token: &str) -> bool {
     header.is_none_or(|header| header.contains_key("crit"))
 }
 
-/// Makes a token as the Auth server would; for development and the demo.
+/// Makes a token as the Auth server would, with the current key; for development and the demo.
 ///
 /// # Errors
 /// What the JWT library says, if it cannot sign.
@@ -242,24 +273,21 @@ impl FromRequest for ApproverOf {
 
 /// Whoever is calling, if they have not called too often.
 async fn admit(request: &HttpRequest) -> Result<Caller, ApiError> {
-    let caller = authenticate(request)?;
     let core = request.app_data::<web::Data<Core>>();
     let core = core.ok_or_else(|| ApiError::internal("no core is configured"))?;
+    let caller = authenticate(request, &core.tokens)?;
     core.limits.admit(&caller).await?;
     Ok(caller)
 }
 
-fn authenticate(request: &HttpRequest) -> Result<Caller, ApiError> {
+fn authenticate(request: &HttpRequest, tokens: &TokenVerifier) -> Result<Caller, ApiError> {
     let headers = request.headers();
-    let verifier = request
-        .app_data::<web::Data<TokenVerifier>>()
-        .ok_or_else(|| ApiError::internal("no token verifier is configured"))?;
     if headers.get_all(AUTHORIZATION).nth(1).is_some() {
         return Err(ApiError::bad_header("Authorization"));
     }
     let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let token = token.and_then(bearer).ok_or_else(ApiError::no_token)?;
-    let bearer = verifier.verify(token).map_err(ApiError::bad_token)?;
+    let bearer = tokens.verify(token).map_err(ApiError::bad_token)?;
     request.extensions_mut().insert(Until(bearer.until));
     let Bearer { user, tenant, role, .. } = bearer;
 

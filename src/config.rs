@@ -1,6 +1,7 @@
 //! Settings: `config/default.toml`, then a file, then the environment; checked as a whole before
 //! anything starts. Nonsense is refused in one sentence that says what to change.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -34,7 +35,7 @@ const MAX_AT_ONCE: usize = 100_000;
 
 const PREFIX: &str = "AURA_HITL_";
 /// The platform's own variable names, the secret ones also as `…_FILE`.
-const PLAIN_NAMES: [&str; 8] = [
+const PLAIN_NAMES: [&str; 9] = [
     "HOST",
     "PORT",
     "DATABASE_URL",
@@ -43,6 +44,7 @@ const PLAIN_NAMES: [&str; 8] = [
     "REDIS_PORT",
     "REDIS_PASSWORD",
     "JWT_SECRET",
+    "JWT_SECRET_PREVIOUS",
 ];
 /// Those of libpq's connection parameters that the driver knows, by libpq's names:
 /// <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS>.
@@ -60,7 +62,8 @@ const POSTGRES_PARAMETERS: [&str; 12] = [
     "application_name",
     "options",
 ];
-const SECRETS: [&str; 4] = ["DATABASE_URL", "REDIS_URL", "REDIS_PASSWORD", "JWT_SECRET"];
+const SECRETS: [&str; 5] =
+    ["DATABASE_URL", "REDIS_URL", "REDIS_PASSWORD", "JWT_SECRET", "JWT_SECRET_PREVIOUS"];
 
 /// Settings that the environment gives as a comma-separated list.
 const LISTS: [&str; 1] = ["cors_origins"];
@@ -98,7 +101,11 @@ pub struct Config {
     pub cors_origins: Vec<String>,
     /// Seconds to finish what is under way.
     pub shutdown_seconds: u64,
+    given: Given,
 }
+
+/// What each key was given, to tell what has changed since. A file's name stands for what it holds.
+type Given = BTreeMap<String, SecretString>;
 
 /// Which ledger.
 #[derive(Clone, Debug)]
@@ -122,6 +129,8 @@ pub enum LedgerConfig {
 pub struct JwtConfig {
     /// Shared with the Auth server.
     pub secret: SecretString,
+    /// The one before it: tokens signed with it are accepted too.
+    pub previous: Option<SecretString>,
     /// Forgiven clock difference.
     pub leeway_seconds: u64,
     /// Required `aud`.
@@ -143,8 +152,10 @@ struct RawConfig {
     redis_host: Option<String>,
     redis_port: Option<u16>,
     redis_password: Option<SecretString>,
+    redis_ca_file: Option<PathBuf>,
     auto_migrate: bool,
     jwt_secret: Option<SecretString>,
+    jwt_secret_previous: Option<SecretString>,
     jwt_leeway_seconds: u64,
     jwt_audience: Option<String>,
     jwt_issuer: Option<String>,
@@ -159,6 +170,8 @@ struct RawConfig {
     purge_tasks_after_days: u32,
     cors_origins: Vec<String>,
     shutdown_seconds: u64,
+    #[serde(skip)]
+    given: Given,
 }
 
 impl Config {
@@ -192,7 +205,17 @@ impl Config {
         Self::from_raw(raw)
     }
 
-    fn from_raw(raw: RawConfig) -> anyhow::Result<Self> {
+    /// Which keys have other values than in `before`.
+    #[must_use]
+    pub fn changed_since<'a>(&'a self, before: &'a Self) -> Vec<&'a str> {
+        let keys: BTreeSet<_> = self.given.keys().chain(before.given.keys()).collect();
+        let value =
+            |config: &'a Self, key: &str| config.given.get(key).map(ExposeSecret::expose_secret);
+        let has_changed = |key: &&String| value(self, key) != value(before, key);
+        keys.into_iter().filter(has_changed).map(String::as_str).collect()
+    }
+
+    fn from_raw(mut raw: RawConfig) -> anyhow::Result<Self> {
         ensure!(
             raw.jwt_leeway_seconds <= MAX_LEEWAY_SECONDS,
             "jwt_leeway_seconds is {}; it may be at most {MAX_LEEWAY_SECONDS}",
@@ -240,6 +263,11 @@ impl Config {
             );
         }
         let secret = raw.secret(redis.is_some())?;
+        let previous = raw.previous_secret()?;
+        raw.given.insert("jwt_secret".to_owned(), secret.clone());
+        if let Some(RedisSettings::Tls { trusted, .. }) = &redis {
+            raw.given.insert("redis_ca_file".to_owned(), SecretString::from(trusted.as_str()));
+        }
         Ok(Self {
             host: raw.host,
             port: raw.port,
@@ -249,6 +277,7 @@ impl Config {
             auto_migrate: raw.auto_migrate,
             jwt: JwtConfig {
                 secret,
+                previous,
                 leeway_seconds: raw.jwt_leeway_seconds,
                 audience: raw.jwt_audience,
                 issuer: raw.jwt_issuer,
@@ -261,6 +290,7 @@ impl Config {
             retention,
             cors_origins: raw.cors_origins,
             shutdown_seconds: raw.shutdown_seconds,
+            given: raw.given,
         })
     }
 }
@@ -279,7 +309,7 @@ impl RawConfig {
                 .build()
                 .and_then(config::Config::try_deserialize)
                 .map_err(|error| broken(&file, &error))?;
-            for secret in ["jwt_secret", "redis_password"] {
+            for secret in ["jwt_secret", "jwt_secret_previous", "redis_password"] {
                 ensure!(
                     !table.contains_key(secret),
                     "{} holds {secret}; secrets come from the environment ({}) or a file ({}_FILE)",
@@ -301,9 +331,13 @@ impl RawConfig {
                 .with_context(|| format!("cannot use the variable for {name}"))?;
         }
         let settings = builder.build().context("the settings cannot be put together")?;
-        settings
+        let values: BTreeMap<String, config::Value> = settings.clone().try_deserialize()?;
+        let mut raw: Self = settings
             .try_deserialize()
-            .context("a setting is not valid (config/default.toml has them all)")
+            .context("a setting is not valid (config/default.toml has them all)")?;
+        let given = |(key, value): (_, config::Value)| (key, SecretString::from(value.to_string()));
+        raw.given = values.into_iter().map(given).collect();
+        Ok(raw)
     }
 
     fn ledger(&self) -> anyhow::Result<LedgerConfig> {
@@ -332,7 +366,12 @@ impl RawConfig {
     fn redis(&self) -> anyhow::Result<Option<RedisSettings>> {
         let settings = match (&self.redis_url, &self.redis_host) {
             (Some(_), Some(_)) => bail!("REDIS_URL and REDIS_HOST are both set; set one of them"),
-            (Some(url), None) => RedisSettings::Url(url.clone()),
+            (Some(url), None) => match &self.redis_ca_file {
+                Some(file) => {
+                    RedisSettings::Tls { url: url.clone(), trusted: certificates_in(file)? }
+                }
+                None => RedisSettings::Url(url.clone()),
+            },
             (None, Some(host)) => RedisSettings::Host {
                 host: host.clone(),
                 port: self.redis_port.unwrap_or(6379),
@@ -343,9 +382,18 @@ impl RawConfig {
                     self.redis_port.is_none() && self.redis_password.is_none(),
                     "REDIS_PORT or REDIS_PASSWORD is set without REDIS_HOST; set REDIS_HOST too"
                 );
+                ensure!(
+                    self.redis_ca_file.is_none(),
+                    "redis_ca_file is set without REDIS_URL; set REDIS_URL=rediss://… too"
+                );
                 return Ok(None);
             }
         };
+        ensure!(
+            self.redis_ca_file.is_none() || matches!(settings, RedisSettings::Tls { .. }),
+            "redis_ca_file is set, but REDIS_HOST is reached without TLS; set REDIS_URL=rediss://… \
+             in its place"
+        );
         settings.check()?;
         Ok(Some(settings))
     }
@@ -382,13 +430,41 @@ impl RawConfig {
             ),
             None => secret_beside(&self.data_dir)?,
         };
-        ensure!(
-            secret.expose_secret().len() >= MIN_SECRET_BYTES,
-            "JWT_SECRET has {} bytes; it must have at least {MIN_SECRET_BYTES}",
-            secret.expose_secret().len()
-        );
+        is_long_enough("JWT_SECRET", &secret)?;
         Ok(secret)
     }
+
+    /// The secret before it. An empty file is none: a variable cannot be unset while we run.
+    fn previous_secret(&self) -> anyhow::Result<Option<SecretString>> {
+        let secret = self.jwt_secret_previous.clone();
+        let secret = secret.filter(|secret| !secret.expose_secret().is_empty());
+        if let Some(secret) = &secret {
+            is_long_enough("JWT_SECRET_PREVIOUS", secret)?;
+        }
+        Ok(secret)
+    }
+}
+
+fn is_long_enough(name: &str, secret: &SecretString) -> anyhow::Result<()> {
+    let bytes = secret.expose_secret().len();
+    ensure!(
+        bytes >= MIN_SECRET_BYTES,
+        "{name} has {bytes} bytes; it must have at least {MIN_SECRET_BYTES}"
+    );
+    Ok(())
+}
+
+/// The certificates in a file, as PEM. Whether they are any is for whoever uses them.
+fn certificates_in(file: &Path) -> anyhow::Result<String> {
+    let text = fs::read_to_string(file).with_context(|| {
+        format!("cannot read the certificates that redis_ca_file names: {}", file.display())
+    })?;
+    ensure!(
+        text.contains("-----BEGIN CERTIFICATE-----"),
+        "redis_ca_file names {}, which holds no certificate (in PEM)",
+        file.display()
+    );
+    Ok(text)
 }
 
 /// Refuses parameters that the driver would ignore, writing them and perhaps a secret into the log:

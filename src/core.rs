@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crate::auth::TokenVerifier;
 use crate::courier::Courier;
 use crate::domain::clock::Clock;
 use crate::domain::decision::Policy;
@@ -40,6 +41,8 @@ pub struct Core {
     pub clock: Clock,
     /// Who may decide.
     pub policy: Policy,
+    /// Who is calling.
+    pub tokens: TokenVerifier,
     /// How much one person may ask for.
     pub limits: Limits,
     /// Room for so many calls at once. Whoever finds none is turned away at once: in a queue they

@@ -12,7 +12,8 @@
 //! 6. The ledger notes that it was sent. Whatever fails from 5 on, [`relay`] does again.
 //!
 //! The other way, an agent waits over HTTP in [`outcomes`], is woken by the [`hub`], and learns of
-//! what [`expiry`] has closed. Long after, [`export`] shows it to auditors and [`retention`] deletes it.
+//! what [`expiry`] has closed. What operators change while all this runs comes in by [`reload`]. Long
+//! after, [`export`] shows it to auditors and [`retention`] deletes it.
 //!
 //! Decided, signalled and acted on are three different facts. SQL knows the first two; only the
 //! agent knows the third.
@@ -40,6 +41,7 @@ pub mod marks;
 pub mod metrics;
 pub mod outcomes;
 pub mod relay;
+pub mod reload;
 pub mod retention;
 pub mod routes;
 pub mod telemetry;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use tokio::runtime::Handle;
@@ -49,9 +50,17 @@ impl TooMany {
     }
 }
 
-/// The limits of this process; cheap to clone.
+/// The limits of this process; cheap to clone, and clones share them.
 #[derive(Clone, Debug)]
-pub struct Limits(Option<Arc<Buckets>>);
+pub struct Limits(Arc<Gate>);
+
+#[derive(Debug)]
+struct Gate {
+    /// None while there are no limits.
+    buckets: ArcSwapOption<Buckets>,
+    courier: Courier,
+    runtime: Handle,
+}
 
 #[derive(Debug)]
 struct Buckets {
@@ -81,7 +90,17 @@ impl Limits {
     /// The limits, or none at all. Only a courier that replicas share is asked about them.
     #[must_use]
     pub fn new(limit: Option<RateLimit>, courier: &Courier, runtime: &Handle) -> Self {
-        Self(limit.map(|limit| {
+        let (buckets, courier, runtime) =
+            (ArcSwapOption::empty(), courier.clone(), runtime.clone());
+        let limits = Self(Arc::new(Gate { buckets, courier, runtime }));
+        limits.set(limit);
+        limits
+    }
+
+    /// From the next call on, these limits hold; in this process everybody begins anew.
+    pub fn set(&self, limit: Option<RateLimit>) {
+        let Gate { buckets, courier, runtime } = &*self.0;
+        buckets.store(limit.map(|limit| {
             let shared = match courier {
                 Courier::Redis(_) => Some(Shared {
                     limit,
@@ -92,7 +111,7 @@ impl Limits {
                 Courier::InProcess(_) => None,
             };
             Arc::new(Buckets { own: bucket(limit), shared, calls: AtomicU32::new(0) })
-        }))
+        }));
     }
 
     /// Counts a call of this person's, unless there have been too many.
@@ -100,7 +119,7 @@ impl Limits {
     /// # Errors
     /// [`TooMany`]; the call must not be answered then.
     pub async fn admit(&self, caller: &Caller) -> Result<(), TooMany> {
-        let Some(buckets) = &self.0 else { return Ok(()) };
+        let Some(buckets) = self.0.buckets.load_full() else { return Ok(()) };
         buckets.forget_the_quiet();
         let key = bucket_key(caller);
         let Some(shared) = &buckets.shared else { return check(&buckets.own, &key) };

@@ -11,7 +11,7 @@ use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::ids::{TenantId, UserId};
 use aura_hitl::retention::{self, Retention};
-use aura_hitl::{api, auth, demo, export, telemetry, traces};
+use aura_hitl::{api, auth, demo, export, reload, telemetry, traces};
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -126,15 +126,19 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn serve(file: Option<&Path>) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     telemetry::start()?;
-    // Before anything starts, so that being asked to stop is never missed.
+    // Before anything starts, so that being asked to stop is never missed, and that being asked to
+    // reload does not end us.
+    let hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let replica = Replica::start(&config, Clock::System).await?;
+    let reloading = Box::pin(reload::on_hangup(hangup, file, config, replica.core.clone()));
     let ended = replica
         .run(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+                never = reloading => match never {},
             }
         })
         .await;

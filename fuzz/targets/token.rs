@@ -19,6 +19,7 @@ const LEEWAY_SECONDS: u64 = 10;
 fn verifier() -> TokenVerifier {
     TokenVerifier::new(&JwtConfig {
         secret: SecretString::from(SECRET),
+        previous: None,
         leeway_seconds: LEEWAY_SECONDS,
         audience: None,
         issuer: None,

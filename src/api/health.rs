@@ -6,6 +6,7 @@ use actix_web::http::header::RETRY_AFTER;
 use actix_web::{HttpResponse, Responder, web};
 use serde::Serialize;
 use tokio::sync::Mutex;
+use tracing::warn;
 use utoipa::ToSchema;
 
 use super::envelope::{Answer, Envelope, ok};
@@ -74,27 +75,38 @@ fn up() -> Answer<HealthView> {
 /// What the stores answered last. They are asked once for all who want to know meanwhile, so that
 /// nobody keeps them busy by asking: nobody needs a token for it.
 #[derive(Debug, Default)]
-pub struct LastAnswer(Mutex<Option<(Instant, [bool; 2])>>);
+pub struct LastAnswer(Mutex<Option<(Instant, [WhyNot; 2])>>);
+
+/// What keeps a store from being ready, if anything does.
+type WhyNot = Option<String>;
 
 impl LastAnswer {
     /// Whether ledger and courier answer, as found after this was asked.
     pub async fn look(&self, core: &Core) -> [bool; 2] {
         let asked_at = Instant::now();
         let mut last = self.0.lock().await;
-        if let Some((found_at, found)) = *last
-            && found_at > asked_at
+        if let Some((found_at, found)) = &*last
+            && *found_at > asked_at
         {
-            return found;
+            return found.each_ref().map(Option::is_none);
         }
         // On the runtime that the connections belong to: on a worker's they would end with it.
         let asking = core.clone();
         let asking = core.runtime.spawn(async move {
             let (ledger, courier) = tokio::join!(asking.ledger.ping(), asking.courier.ping());
-            [ledger.is_ok(), courier.is_ok()]
+            [ledger.err().map(|why| why.to_string()), courier.err().map(|why| why.to_string())]
         });
-        let found = asking.await.unwrap_or_default();
+        let found = asking.await.unwrap_or_else(|panic| [(); 2].map(|()| Some(panic.to_string())));
+        let before = last.take().map(|(_, found)| found).unwrap_or_default();
+        for (error, before) in found.iter().zip(&before) {
+            // Not at every question.
+            if let Some(error) = error.as_ref().filter(|error| before.as_ref() != Some(error)) {
+                warn!(error, "not ready");
+            }
+        }
+        let is_ready = found.each_ref().map(Option::is_none);
         *last = Some((Instant::now(), found));
-        found
+        is_ready
     }
 }
 

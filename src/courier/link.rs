@@ -2,7 +2,8 @@
 //! when it does not serve any more. Every call is bounded, connecting included.
 //!
 //! The library keeps the nodes of a Cluster connected, and nothing else: a server that died, one
-//! that vanished without a word and one that has become a replica are noticed here.
+//! that vanished without a word and one that has become a replica are noticed here. Another way to
+//! log in takes effect here, too.
 
 use std::future::Future;
 use std::io;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use redis::aio::PubSub;
@@ -35,12 +37,24 @@ type Connecting = Shared<BoxFuture<'static, RedisResult<Connection>>>;
 
 /// The connection of this process.
 pub struct Link {
-    topology: Arc<Topology>,
+    topology: ArcSwap<Topology>,
     /// Connections live here: longer than the HTTP workers that first need them.
     runtime: Handle,
     current: Mutex<Connecting>,
     silent_calls: AtomicU32,
     is_renewing: AtomicBool,
+}
+
+/// A way to log in that has been tried.
+pub struct Login {
+    topology: Arc<Topology>,
+    connecting: Connecting,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login").finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Link {
@@ -54,18 +68,38 @@ impl Link {
     pub fn new(topology: Topology) -> Self {
         let (topology, runtime) = (Arc::new(topology), Handle::current());
         let current = Mutex::new(connect(&topology, &runtime));
+        let topology = ArcSwap::new(topology);
         let (silent_calls, is_renewing) = (AtomicU32::new(0), AtomicBool::new(false));
         Self { topology, runtime, current, silent_calls, is_renewing }
     }
 
     /// Whether keys are spread over several servers.
     pub fn is_cluster(&self) -> bool {
-        matches!(*self.topology, Topology::Cluster { .. })
+        matches!(**self.topology.load(), Topology::Cluster { .. })
     }
 
     /// A connection of its own, which hears what is published.
     pub async fn listen(&self) -> RedisResult<PubSub> {
-        self.topology.listen().await
+        self.topology.load_full().listen().await
+    }
+
+    /// Logs in to the same place by other means. Nothing changes until [`Self::adopt`].
+    pub async fn try_login(&self, topology: Topology) -> Result<Login> {
+        if !topology.is_the_same_place_as(&self.topology.load()) {
+            let reason = "it is another server or database, which needs a restart";
+            return Err(Unavailable(reason.to_owned()));
+        }
+        let topology = Arc::new(topology);
+        let connecting = connect(&topology, &self.runtime);
+        let pinged = attempt(&connecting, |mut redis| async move { redis.ping().await }).await;
+        pinged.map_err(|error| Unavailable(error.to_string()))?;
+        Ok(Login { topology, connecting })
+    }
+
+    /// Every connection from now on is made like this one. Calls under way end on the one they have.
+    pub fn adopt(&self, login: Login) {
+        self.topology.store(login.topology);
+        *self.current() = login.connecting;
     }
 
     /// Runs one call and draws no conclusion from its failure.
@@ -112,7 +146,7 @@ impl Link {
     /// Replaces a connection, unless somebody else has. That of a Cluster stays in use, for the nodes
     /// that it serves well, until another reaches the key that it did not.
     fn renew(self: &Arc<Self>, worn: Connecting, key: Option<&str>) {
-        let fresh = connect(&self.topology, &self.runtime);
+        let fresh = connect(&self.topology.load_full(), &self.runtime);
         if !self.is_cluster() || !is_connected(&worn) {
             self.put(&worn, fresh);
         } else if !self.is_renewing.swap(true, Ordering::Relaxed) {

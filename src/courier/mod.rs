@@ -17,6 +17,7 @@ use sqlx::SqlitePool;
 use tracing::Instrument as _;
 
 pub use self::in_process::InProcessEar;
+pub use self::link::Login;
 pub use self::topology::RedisSettings;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{RequestId, SessionId};
@@ -142,6 +143,25 @@ impl Courier {
         match self {
             Self::Redis(_) => "redis",
             Self::InProcess(_) => "in-process",
+        }
+    }
+
+    /// Logs in to the same Redis by other means: another user, password or list of authorities.
+    /// Nothing changes until [`Self::adopt`].
+    ///
+    /// # Errors
+    /// [`Unavailable`] when that Redis does not let us in, or it is another one.
+    pub async fn try_login(&self, settings: Option<&RedisSettings>) -> Result<Login> {
+        match (self, settings) {
+            (Self::Redis(courier), Some(settings)) => bounded(courier.try_login(settings)).await,
+            _ => Err(Unavailable("having Redis or not needs a restart".to_owned())),
+        }
+    }
+
+    /// Every connection from now on is made this way.
+    pub fn adopt(&self, login: Login) {
+        if let Self::Redis(courier) = self {
+            courier.adopt(login);
         }
     }
 

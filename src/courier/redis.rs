@@ -12,7 +12,7 @@ use redis::{
     ServerErrorKind, SetExpiry, SetOptions, ToRedisArgs, Value, cmd, from_redis_value,
 };
 
-use super::link::Link;
+use super::link::{Link, Login};
 use super::topology::RedisSettings;
 use super::{Outgoing, Result, Sent, StoredRequest, Unavailable};
 use crate::domain::request::REQUEST_TTL_SECONDS;
@@ -36,6 +36,15 @@ pub struct RedisCourier {
 impl RedisCourier {
     pub fn new(settings: &RedisSettings) -> anyhow::Result<Self> {
         Ok(Self { link: Arc::new(Link::new(settings.topology()?)) })
+    }
+
+    pub async fn try_login(&self, settings: &RedisSettings) -> Result<Login> {
+        let topology = settings.topology().map_err(|error| Unavailable(format!("{error:#}")))?;
+        self.link.try_login(topology).await
+    }
+
+    pub fn adopt(&self, login: Login) {
+        self.link.adopt(login);
     }
 
     pub async fn ping(&self) -> Result<()> {

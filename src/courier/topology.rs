@@ -7,14 +7,14 @@ use anyhow::{Context as _, bail, ensure};
 use futures_util::FutureExt as _;
 use futures_util::future::select_ok;
 use redis::aio::{ConnectionLike, MultiplexedConnection, PubSub};
-use redis::cluster::ClusterClient;
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
-use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncCommands as _, AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo,
-    IntoConnectionInfo, Pipeline, RedisConnectionInfo, RedisFuture, RedisResult, TlsMode, Value,
-    cmd,
+    IntoConnectionInfo, Pipeline, RedisConnectionInfo, RedisFuture, RedisResult, TlsCertificates,
+    TlsMode, Value, cmd,
 };
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
@@ -38,6 +38,14 @@ pub enum RedisSettings {
     ///
     /// or the same with `rediss` for TLS.
     Url(SecretString),
+    /// One of these with `rediss`, whose servers prove who they are by other certificates than the
+    /// system's.
+    Tls {
+        /// As above.
+        url: SecretString,
+        /// The only authorities to trust, as PEM.
+        trusted: String,
+    },
     /// Host, port and password, as older deployments configure it.
     Host {
         /// Name or address.
@@ -60,10 +68,20 @@ impl RedisSettings {
 
     pub(super) fn topology(&self) -> anyhow::Result<Topology> {
         match self {
-            Self::Url(url) => Topology::read(url.expose_secret()).context(
-                "REDIS_URL must look like redis://host:6379, redis+cluster://host:6379,host:6379 \
-                 or redis+sentinel://host:26379,host:26379/master",
-            ),
+            Self::Url(url) => Topology::read(url.expose_secret(), None).context(FORMS),
+            Self::Tls { url, trusted } => {
+                let url = url.expose_secret();
+                ensure!(
+                    url.starts_with("rediss"),
+                    "redis_ca_file is set, but REDIS_URL does not begin with rediss: nothing would \
+                     be encrypted"
+                );
+                let trusted =
+                    TlsCertificates { client_tls: None, root_cert: Some(trusted.clone().into()) };
+                open("rediss://localhost".into_connection_info()?, Some(&trusted))
+                    .context("a certificate in the file that redis_ca_file names cannot be used")?;
+                Topology::read(url, Some(&trusted)).context(FORMS)
+            }
             Self::Host { host, port, password } => {
                 let password = password.as_ref().map(ExposeSecret::expose_secret);
                 let address = ConnectionAddr::Tcp(host.clone(), *port).into_connection_info()?;
@@ -74,6 +92,10 @@ impl RedisSettings {
     }
 }
 
+/// What a URL that cannot be used should have been.
+const FORMS: &str = "REDIS_URL must look like redis://host:6379, redis+cluster://host:6379,host:6379 \
+                     or redis+sentinel://host:26379,host:26379/master";
+
 /// How Redis is set up.
 #[derive(Debug)]
 pub enum Topology {
@@ -81,28 +103,37 @@ pub enum Topology {
     Cluster {
         client: Box<ClusterClient>,
         /// Those of the URL. Each hears all that is published on any.
-        nodes: Vec<ConnectionInfo>,
+        nodes: Vec<Client>,
     },
     Sentinel {
-        sentinels: Vec<ConnectionInfo>,
+        sentinels: Vec<Client>,
         /// The name under which they know the master.
         master: String,
         /// How to log in to it.
-        node: SentinelNodeConnectionInfo,
+        login: RedisConnectionInfo,
+        /// What it must prove its name by, if not by the system's certificates.
+        trusted: Option<TlsCertificates>,
     },
 }
 
 impl Topology {
     /// Reads a URL. What the library says of it may repeat it, password and all, and is dropped.
-    fn read(url: &str) -> anyhow::Result<Self> {
+    fn read(url: &str, trusted: Option<&TlsCertificates>) -> anyhow::Result<Self> {
         let Some((scheme, rest)) = url.split_once("://") else { bail!("it has no scheme") };
+        ensure!(
+            !url.contains('#'),
+            "it has a #, which a password writes as %23; there is no #insecure: certificates are \
+             always checked"
+        );
         let Some((scheme @ ("redis" | "rediss"), kind @ ("cluster" | "sentinel"))) =
             scheme.split_once('+')
         else {
-            return Ok(Self::Single(Client::open(url).ok().context("it cannot be read")?));
+            let server = url.into_connection_info().ok();
+            let client = server.and_then(|server| open(server, trusted).ok());
+            return Ok(Self::Single(client.context("it cannot be read")?));
         };
         // One URL a host, as the library has them.
-        let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         let (login, hosts) = match authority.rsplit_once('@') {
             Some((login, hosts)) => (format!("{login}@"), hosts),
             None => (String::new(), authority),
@@ -113,14 +144,16 @@ impl Topology {
             url.context("a host in it cannot be read")
         });
         let urls = urls.collect::<anyhow::Result<Vec<_>>>()?;
-        if kind == "cluster" { Self::cluster(urls) } else { Self::sentinel(urls, scheme) }
+        if kind == "cluster" { Self::cluster(urls, trusted) } else { Self::sentinel(urls, trusted) }
     }
 
-    fn cluster(nodes: Vec<Url>) -> anyhow::Result<Self> {
+    fn cluster(nodes: Vec<Url>, trusted: Option<&TlsCertificates>) -> anyhow::Result<Self> {
         let nodes = nodes.into_iter().map(server).collect::<anyhow::Result<Vec<_>>>()?;
         let has_database = nodes.iter().any(|node| node.redis_settings().db() != 0);
         ensure!(!has_database, "a Cluster has no numbered databases");
-        let client = ClusterClient::builder(nodes.clone())
+        let client = ClusterClient::builder(nodes.clone());
+        let client = trusted.cloned().into_iter().fold(client, ClusterClientBuilder::certs);
+        let client = client
             .connection_timeout(NODE_TIMEOUT)
             .response_timeout(STEP_TIMEOUT)
             // Enough to follow a slot to where it has moved.
@@ -128,12 +161,14 @@ impl Topology {
             .min_retry_wait(10)
             .max_retry_wait(100)
             .build();
-        Ok(Self::Cluster { client: Box::new(client.ok().context("it cannot be used")?), nodes })
+        let client = Box::new(client.ok().context("it cannot be used")?);
+        let nodes = nodes.into_iter().map(|node| open(node, trusted));
+        Ok(Self::Cluster { client, nodes: nodes.collect::<RedisResult<_>>()? })
     }
 
     /// Behind the hosts stands the name of the master, perhaps its database, and perhaps how to log
     /// in to the Sentinels; before them, how to log in to the servers.
-    fn sentinel(hosts: Vec<Url>, scheme: &str) -> anyhow::Result<Self> {
+    fn sentinel(hosts: Vec<Url>, trusted: Option<&TlsCertificates>) -> anyhow::Result<Self> {
         let Some(url) = hosts.first() else { bail!("it names no host") };
         let mut path = url.path().trim_matches('/').split('/');
         let master = path.next().unwrap_or_default().to_owned();
@@ -148,8 +183,8 @@ impl Topology {
                 _ => bail!("only sentinel_user and sentinel_password may follow the ?"),
             }
         }
-        let login = login(user.as_deref(), password.as_deref());
-        let (mut sentinels, mut node) = (Vec::new(), SentinelNodeConnectionInfo::default());
+        let theirs = login(user.as_deref(), password.as_deref());
+        let (mut sentinels, mut login) = (Vec::new(), RedisConnectionInfo::default());
         for mut url in hosts {
             url.set_path("");
             url.set_query(None);
@@ -157,13 +192,31 @@ impl Topology {
                 let _has_a_host = url.set_port(Some(SENTINEL_PORT));
             }
             let sentinel = server(url)?;
-            node = node.set_redis_connection_info(sentinel.redis_settings().clone().set_db(db));
-            sentinels.push(sentinel.set_redis_settings(login.clone()));
+            login = sentinel.redis_settings().clone().set_db(db);
+            sentinels.push(open(sentinel.set_redis_settings(theirs.clone()), trusted)?);
         }
-        if scheme == "rediss" {
-            node = node.set_tls_mode(TlsMode::Secure);
+        Ok(Self::Sentinel { sentinels, master, login, trusted: trusted.cloned() })
+    }
+
+    /// Whether it leads to the same data: all but who logs in and which certificates are trusted.
+    pub fn is_the_same_place_as(&self, other: &Self) -> bool {
+        fn addresses(clients: &[Client]) -> Vec<&ConnectionAddr> {
+            clients.iter().map(|client| client.get_connection_info().addr()).collect()
         }
-        Ok(Self::Sentinel { sentinels, master, node })
+        match (self, other) {
+            (Self::Single(one), Self::Single(two)) => {
+                let [one, two] = [one, two].map(Client::get_connection_info);
+                one.addr() == two.addr() && one.redis_settings().db() == two.redis_settings().db()
+            }
+            (Self::Cluster { nodes: one, .. }, Self::Cluster { nodes: two, .. }) => {
+                addresses(one) == addresses(two)
+            }
+            (
+                Self::Sentinel { sentinels: one, master, login, .. },
+                Self::Sentinel { sentinels: two, master: to, login: new, .. },
+            ) => addresses(one) == addresses(two) && master == to && login.db() == new.db(),
+            _ => false,
+        }
     }
 
     /// Connects.
@@ -176,8 +229,8 @@ impl Topology {
             Self::Cluster { client, .. } => {
                 return client.get_async_connection().await.map(Connection::Cluster);
             }
-            Self::Sentinel { sentinels, master, node } => {
-                find_master(sentinels, master, node).await?
+            Self::Sentinel { sentinels, master, login, trusted } => {
+                find_master(sentinels, master, login, trusted.as_ref()).await?
             }
         };
         client.get_multiplexed_async_connection_with_config(&config).await.map(Connection::Single)
@@ -190,12 +243,15 @@ impl Topology {
             Self::Cluster { nodes, .. } => {
                 let connecting = nodes.iter().map(|node| {
                     let node = node.clone();
-                    async move { Client::open(node)?.get_async_pubsub().await }.boxed()
+                    async move { node.get_async_pubsub().await }.boxed()
                 });
                 Ok(select_ok(connecting).await?.0)
             }
-            Self::Sentinel { sentinels, master, node } => {
-                find_master(sentinels, master, node).await?.get_async_pubsub().await
+            Self::Sentinel { sentinels, master, login, trusted } => {
+                find_master(sentinels, master, login, trusted.as_ref())
+                    .await?
+                    .get_async_pubsub()
+                    .await
             }
         }
     }
@@ -204,19 +260,45 @@ impl Topology {
 /// Asks all Sentinels at once, each by itself: the library would wait for the first one named, which
 /// may well have gone down with its master. The master is asked for anew each time.
 async fn find_master(
-    sentinels: &[ConnectionInfo],
+    sentinels: &[Client],
     master: &str,
-    node: &SentinelNodeConnectionInfo,
+    login: &RedisConnectionInfo,
+    trusted: Option<&TlsCertificates>,
 ) -> RedisResult<Client> {
     let asked = sentinels.iter().map(|sentinel| {
-        let (sentinel, node) = (vec![sentinel.clone()], Some(node.clone()));
-        async move {
-            let kind = SentinelServerType::Master;
-            SentinelClient::build(sentinel, master, node, kind)?.async_get_client().await
-        }
-        .boxed()
+        async move { ask(sentinel, master, login, trusted)?.async_get_client().await }.boxed()
     });
     Ok(select_ok(asked).await?.0)
+}
+
+/// How to find the master through one Sentinel.
+fn ask(
+    sentinel: &Client,
+    master: &str,
+    login: &RedisConnectionInfo,
+    trusted: Option<&TlsCertificates>,
+) -> RedisResult<SentinelClient> {
+    type Asking = SentinelClientBuilder;
+    let sentinel = sentinel.get_connection_info();
+    let (address, own) = (sentinel.addr().clone(), sentinel.redis_settings());
+    let tls = matches!(address, ConnectionAddr::TcpTls { .. }).then_some(TlsMode::Secure);
+    let asking = Asking::new([address], master, SentinelServerType::Master)?;
+    let asking = own.username().into_iter().fold(asking, Asking::set_client_to_sentinel_username);
+    let asking = own.password().into_iter().fold(asking, Asking::set_client_to_sentinel_password);
+    let asking = login.username().into_iter().fold(asking, Asking::set_client_to_redis_username);
+    let asking = login.password().into_iter().fold(asking, Asking::set_client_to_redis_password);
+    let asking = tls.into_iter().fold(asking, Asking::set_client_to_redis_tls_mode);
+    let trusted = trusted.cloned().into_iter();
+    let asking = trusted.fold(asking, Asking::set_client_to_redis_certificates);
+    asking.set_client_to_redis_db(login.db()).build()
+}
+
+/// A client of one server, which must prove its name by these certificates, else by the system's.
+fn open(server: ConnectionInfo, trusted: Option<&TlsCertificates>) -> RedisResult<Client> {
+    match trusted {
+        Some(trusted) => Client::build_with_tls(server, trusted.clone()),
+        None => Client::open(server),
+    }
 }
 
 fn server(url: Url) -> anyhow::Result<ConnectionInfo> {
@@ -305,9 +387,65 @@ mod tests {
     }
 
     #[test]
+    fn other_authorities_may_be_trusted_however_redis_is_set_up() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let authority =
+            rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+        let read = |url: &str| {
+            RedisSettings::Tls { url: url.into(), trusted: authority.pem() }.topology().unwrap()
+        };
+        let is_checked = |server: &Client| {
+            let address = server.get_connection_info().addr();
+            let ConnectionAddr::TcpTls { insecure, tls_params, .. } = address else { panic!() };
+            !insecure && format!("{tls_params:?}").contains("(1 roots)")
+        };
+        let Topology::Single(client) = read("rediss://h") else { panic!() };
+        assert!(is_checked(&client));
+        let Topology::Cluster { client, nodes } = read("rediss+cluster://a,b") else { panic!() };
+        assert!(nodes.iter().all(is_checked));
+        let client = format!("{client:?}");
+        assert!(client.contains("Secure") && client.contains("(1 roots)"), "{client}");
+        let Topology::Sentinel { sentinels, master, login, trusted } =
+            read("rediss+sentinel://a/m")
+        else {
+            panic!()
+        };
+        assert!(sentinels.iter().all(is_checked));
+        assert!(ask(&sentinels[0], &master, &login, trusted.as_ref()).is_ok());
+    }
+
+    #[test]
+    fn only_the_login_and_the_authorities_may_differ() {
+        let is_same = |one, two| read(one).unwrap().is_the_same_place_as(&read(two).unwrap());
+        for (one, two) in [
+            ("redis://h", "redis://u:p@h:6379/0"),
+            ("redis+cluster://a,b", "redis+cluster://u:p@a,b"),
+            ("redis+sentinel://a/m", "redis+sentinel://u:p@a/m?sentinel_password=q"),
+        ] {
+            assert!(is_same(one, two), "{one} {two}");
+        }
+        for (one, two) in [
+            ("redis://h", "redis://i"),
+            ("redis://h", "redis://h:1"),
+            ("redis://h", "redis://h/1"),
+            ("redis://h", "rediss://h"),
+            ("redis://h", "redis+cluster://h"),
+            ("redis+cluster://a,b", "redis+cluster://a,c"),
+            ("redis+sentinel://a/m", "redis+sentinel://b/m"),
+            ("redis+sentinel://a/m", "redis+sentinel://a/n"),
+            ("redis+sentinel://a/m", "redis+sentinel://a/m/1"),
+        ] {
+            assert!(!is_same(one, two), "{one} {two}");
+        }
+    }
+
+    #[test]
     fn sentinels_have_their_own_login() {
         let url = "redis+sentinel://u:p@a,b:1/main/3?sentinel_password=q%26&sentinel_user=s";
-        let Topology::Sentinel { sentinels, master, node } = read(url).unwrap() else { panic!() };
+        let Topology::Sentinel { sentinels, master, login, .. } = read(url).unwrap() else {
+            panic!()
+        };
+        let sentinels: Vec<_> = sentinels.iter().map(Client::get_connection_info).collect();
         assert_eq!(master, "main");
         let addresses = sentinels.iter().map(|sentinel| sentinel.addr().to_string());
         assert_eq!(addresses.collect::<Vec<_>>(), ["a:26379", "b:1"]);
@@ -316,8 +454,7 @@ mod tests {
             assert_eq!((login.username(), login.password()), (Some("s"), Some("q&")));
             assert_eq!(login.db(), 0);
         }
-        let node = format!("{node:?}");
-        assert!(node.contains("db: 3") && node.contains("Some(\"u\")"), "{node}");
+        assert_eq!((login.username(), login.password(), login.db()), (Some("u"), Some("p"), 3));
     }
 
     #[test]
@@ -335,6 +472,9 @@ mod tests {
             ("redis+sentinel://:canary@h/main/one", "not a number"),
             ("redis+sentinel://:canary@h/main/1/2", "goes on"),
             ("redis+sentinel://h/main?password=canary", "may follow the ?"),
+            ("rediss://:canary@h/#insecure", "always checked"),
+            ("rediss+cluster://:canary@h#insecure", "always checked"),
+            ("redis://:canary#@h", "always checked"),
         ] {
             let said = format!("{:#}", read(url).unwrap_err());
             assert!(

@@ -22,6 +22,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::SqlitePool;
 use sqlx::migrate::Migrator;
+use sqlx::postgres::PgConnectOptions;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -216,6 +217,20 @@ fn read_only(error: LedgerError) -> LedgerError {
     }
 }
 
+/// In time, or the server's own words, which are what the operator needs.
+async fn logging_in<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
+    tokio::time::timeout(CONNECT_TIMEOUT, work)
+        .await
+        .map_err(|_elapsed| LedgerError::Undone("no answer in time".to_owned()))?
+        .map_err(|error| match error {
+            sqlx::Error::Database(said) => LedgerError::Undone(said.message().to_owned()),
+            sqlx::Error::Configuration(cause) => {
+                LedgerError::Undone(anyhow::Error::from_boxed(cause).root_cause().to_string())
+            }
+            error => error.into(),
+        })
+}
+
 impl Ledger {
     /// Connects to Postgres.
     ///
@@ -224,18 +239,26 @@ impl Ledger {
     pub async fn connect_postgres(url: &SecretString, max_connections: u32) -> Result<Self> {
         let url = url.expose_secret();
         let connecting = PgLedger::connect(url, max_connections, POSTGRES_ACQUIRE_TIMEOUT);
-        let ledger = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
-            .await
-            .map_err(|_elapsed| LedgerError::Undone("no answer in time".to_owned()))?
-            // At start the server's own words are what the operator needs.
-            .map_err(|error| match error {
-                sqlx::Error::Database(said) => LedgerError::Undone(said.message().to_owned()),
-                sqlx::Error::Configuration(cause) => {
-                    LedgerError::Undone(anyhow::Error::from_boxed(cause).root_cause().to_string())
-                }
-                error => error.into(),
-            })?;
-        Ok(Self::Postgres(ledger))
+        Ok(Self::Postgres(logging_in(connecting).await?))
+    }
+
+    /// Logs in to the same Postgres database by other means: another user, password or certificate.
+    /// Nothing changes until [`Self::adopt`].
+    ///
+    /// # Errors
+    /// [`LedgerError`] when that database does not let us in, or it is another one.
+    pub async fn try_login(&self, url: &SecretString) -> Result<PgConnectOptions> {
+        match self {
+            Self::Postgres(ledger) => logging_in(ledger.try_login(url.expose_secret())).await,
+            Self::Sqlite(_) => Err(LedgerError::Undone("Postgres needs a restart".to_owned())),
+        }
+    }
+
+    /// Every connection from now on is made this way.
+    pub fn adopt(&self, login: PgConnectOptions) {
+        if let Self::Postgres(ledger) = self {
+            ledger.adopt(login);
+        }
     }
 
     /// Opens or makes a SQLite file.

@@ -52,18 +52,6 @@ ledger_queries!(PgLedger, Postgres, claim: "FOR UPDATE SKIP LOCKED");
 
 impl PgLedger {
     pub async fn connect(url: &str, max_connections: u32, acquire: Duration) -> sqlx::Result<Self> {
-        let options = PgConnectOptions::from_str(url)?
-            .application_name("aura-hitl")
-            // Just under what the callers wait (`ledger::TIMEOUT`), so that Postgres gives up
-            // first and a caller's time-out does not leave a statement behind.
-            .options([
-                ("statement_timeout", "1500"),
-                ("lock_timeout", "1000"),
-                ("idle_in_transaction_session_timeout", "5000"),
-            ]);
-        // The pool would retry until its time is up and then only say so; one plain connection says
-        // what is wrong.
-        PgConnection::connect_with(&options).await?.close().await?;
         let pool = PgPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(acquire)
@@ -77,8 +65,29 @@ impl PgLedger {
                     Ok(true)
                 })
             })
-            .connect_lazy_with(options);
+            .connect_lazy_with(log_in(url).await?);
         Ok(Self { pool, totals: Totals::default() })
+    }
+
+    /// Logs in to the same database by other means. Nothing changes until [`Self::adopt`].
+    pub async fn try_login(&self, url: &str) -> sqlx::Result<PgConnectOptions> {
+        fn place(options: &PgConnectOptions) -> impl PartialEq {
+            // Without a name it is the one of the user.
+            let database = options.get_database().unwrap_or(options.get_username());
+            (options.get_host(), options.get_port(), options.get_socket(), database)
+        }
+        let current = self.pool.connect_options();
+        if place(&PgConnectOptions::from_str(url)?) != place(&current) {
+            let reason = "it is another server or database, which needs a restart";
+            return Err(sqlx::Error::Configuration(reason.into()));
+        }
+        log_in(url).await
+    }
+
+    /// Every connection from now on is made this way. Those that are open live on, at most half an
+    /// hour (the pool's `max_lifetime`).
+    pub fn adopt(&self, login: PgConnectOptions) {
+        self.pool.set_connect_options(login);
     }
 
     /// A connection without statement time-outs, for migrations: they may take long, and take
@@ -226,6 +235,23 @@ impl PgLedger {
             }
         }
     }
+}
+
+/// How connections are made, after one has been.
+async fn log_in(url: &str) -> sqlx::Result<PgConnectOptions> {
+    let options = PgConnectOptions::from_str(url)?
+        .application_name("aura-hitl")
+        // Just under what the callers wait (`ledger::TIMEOUT`), so that Postgres gives up
+        // first and a caller's time-out does not leave a statement behind.
+        .options([
+            ("statement_timeout", "1500"),
+            ("lock_timeout", "1000"),
+            ("idle_in_transaction_session_timeout", "5000"),
+        ]);
+    // The pool would retry until its time is up and then only say so; one plain connection says
+    // what is wrong.
+    PgConnection::connect_with(&options).await?.close().await?;
+    Ok(options)
 }
 
 /// Whether another outcome of the session took its number at the same moment.

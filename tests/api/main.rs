@@ -28,6 +28,7 @@ mod outcomes;
 mod processes;
 mod registration;
 mod relay;
+mod reload;
 mod retention;
 #[allow(dead_code, reason = "some of it is for `scripts/faults`, which shares it")]
 mod servers;
@@ -35,6 +36,7 @@ mod stores;
 mod strangers;
 mod subscriber;
 mod tasks;
+mod tls;
 mod topologies;
 mod waiting;
 mod watching;

@@ -111,6 +111,7 @@ impl Replicas {
             if click % 4 < 2 { ("approve", "approved") } else { ("reject", "rejected") };
         let config = JwtConfig {
             secret: SecretString::from(SECRET),
+            previous: None,
             leeway_seconds: 0,
             audience: None,
             issuer: None,

@@ -390,7 +390,7 @@ async fn while_postgres_is_away_nothing_is_decided() {
     };
     // A connection that has just served is not asked again first: what is sent over it now would be
     // recorded after the thaw, and is answered so.
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
     postgres.freeze();
     turned_away().await;
     postgres.thaw();

@@ -48,10 +48,10 @@ fn try_kill(signal: &str, pid: &impl std::fmt::Display) -> bool {
 }
 
 /// A server process; killed when dropped, and let go on first if it was frozen.
-struct Server(Child);
+pub struct Server(Child);
 
 impl Server {
-    fn start(command: &mut Command, log: &Path) -> Self {
+    pub fn start(command: &mut Command, log: &Path) -> Self {
         let log = File::options().create(true).append(true).open(log).unwrap();
         let name = command.get_program().to_string_lossy().into_owned();
         let started = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
@@ -156,7 +156,7 @@ impl PrivateRedis {
 /// Longest that a Cluster or Sentinels take to do their part.
 pub const THEIR_PART: Duration = Duration::from_mins(1);
 /// The service logs in, and may do no more than the README says; everybody else need not.
-const SERVICE: [&str; 18] = [
+const SERVICE: [&str; 22] = [
     "--user",
     "service",
     "on",
@@ -164,12 +164,16 @@ const SERVICE: [&str; 18] = [
     "~hitl:*",
     "~{*",
     "&hitl:channel:*",
+    "&hitl:outcomes",
     "+get",
     "+set",
     "+pttl",
     "+exists",
+    "+time",
     "+eval",
     "+publish",
+    "+subscribe",
+    "+unsubscribe",
     "+info",
     "+ping",
     "+role",
@@ -454,6 +458,11 @@ impl PrivatePostgres {
         self.port
     }
 
+    /// Where its data and its settings are.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
@@ -541,13 +550,18 @@ impl Program {
         output
     }
 
-    /// Starts the service and waits until it listens.
-    pub async fn serve(mut self) -> Running {
+    /// Starts the service, and does not wait for anything.
+    pub fn start(mut self) -> Running {
         let run = uuid::Uuid::new_v4().simple();
         let [out, err] = ["out", "err"].map(|name| self.folder.join(format!("{run}.{name}")));
         self.command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
         let child = self.command.spawn().unwrap();
-        let mut running = Running { child, base: String::new(), out, err };
+        Running { child, base: String::new(), out, err }
+    }
+
+    /// Starts the service and waits until it listens.
+    pub async fn serve(self) -> Running {
+        let mut running = self.start();
         running.base = eventually(async || {
             let ended = running.child.try_wait().unwrap();
             assert!(ended.is_none(), "{ended:?}: {}", running.stderr());

@@ -181,6 +181,7 @@ impl People {
     fn new(service: &Running) -> Self {
         let jwt = JwtConfig {
             secret: SecretString::from(SECRET),
+            previous: None,
             leeway_seconds: 0,
             audience: None,
             issuer: None,

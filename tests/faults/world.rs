@@ -461,6 +461,7 @@ pub fn token(user: &str, tenant: &str) -> String {
 fn mint(who: Who<'_>) -> String {
     let config = JwtConfig {
         secret: SecretString::from(SECRET),
+        previous: None,
         leeway_seconds: 0,
         audience: None,
         issuer: None,
