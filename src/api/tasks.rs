@@ -157,7 +157,7 @@ pub struct TaskView {
 pub struct TaskPage {
     /// Newest first.
     content: Vec<TaskView>,
-    /// On all pages together; from 10,000 on, as of at most 5 s ago.
+    /// On all pages together; from 1,000 on, as of at most 5 s ago.
     total_elements: u64,
     total_pages: u64,
     /// Which page this is, from 0.

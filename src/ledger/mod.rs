@@ -679,7 +679,7 @@ impl Ledger {
         })
     }
 
-    /// One page of tasks, newest first, and how many there are in all: from 10,000 on, as of at most
+    /// One page of tasks, newest first, and how many there are in all: from 1,000 on, as of at most
     /// 5 s ago.
     ///
     /// # Errors
