@@ -20,7 +20,13 @@ use clap::{Parser, Subcommand};
 mod helpers;
 #[path = "../api/servers.rs"]
 mod servers;
+mod limits;
+mod load;
+mod report;
+mod speed;
+mod usage;
 mod waiting;
+mod world;
 
 /// Measures the service.
 #[derive(Parser)]
@@ -31,6 +37,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
+    /// Decisions and everything else over HTTP, beside what the machine can do.
+    Speed(speed::Options),
     /// Agents that wait over HTTP, half of them by stream and half by long-poll.
     Waiting(waiting::Options),
 }
@@ -38,6 +46,7 @@ enum What {
 #[tokio::main]
 async fn main() -> ExitCode {
     match Arguments::parse().what {
+        What::Speed(options) => speed::run(&options).await,
         What::Waiting(options) => waiting::run(&options).await,
     }
 }
