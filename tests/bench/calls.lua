@@ -31,8 +31,7 @@ function init(arguments)
 end
 
 function request()
-  place = place + step
-  if place > #starts then place = number end
+  place = (place + step - 1) % #starts + 1
   return starts[place] .. heads[callers[place]] .. ends[place]
 end
 
