@@ -25,6 +25,20 @@ pub struct Run {
     pub cpu: Vec<f64>,
 }
 
+impl Run {
+    /// This and another one that went on beside it. Whose time on a core was whose is not known.
+    pub fn beside(self, other: Self) -> Self {
+        let millis = [0, 1, 2].map(|which| f64::max(self.millis[which], other.millis[which]));
+        Self {
+            calls: self.calls + other.calls,
+            refused: self.refused + other.refused,
+            per_second: self.per_second + other.per_second,
+            millis,
+            cpu: Vec::new(),
+        }
+    }
+}
+
 /// Processes whose time on a core is counted, each with those that it has started.
 #[derive(Clone, Debug, Default)]
 pub struct Watched(pub Vec<u32>);

@@ -47,21 +47,20 @@ impl Report {
         self.cells.entry((name, connections)).or_default().push(run);
     }
 
-    pub fn cell(&self, name: &'static str, connections: usize) -> Option<Cell> {
-        let runs = self.cells.get(&(name, connections))?;
-        Some(Cell {
+    pub fn cell(&self, name: &'static str, connections: usize) -> Cell {
+        let runs = &self.cells[&(name, connections)];
+        let cpu = 0..runs[0].cpu.len();
+        Cell {
             per_second: median(runs.iter().map(|run| run.per_second)),
             millis: [0, 1, 2].map(|which| median(runs.iter().map(|run| run.millis[which]))),
-            cpu: (0..runs[0].cpu.len())
-                .map(|which| median(runs.iter().map(|run| run.cpu[which])))
-                .collect(),
-        })
+            cpu: cpu.map(|which| median(runs.iter().map(|run| run.cpu[which]))).collect(),
+        }
     }
 
     /// Calls a second if each did all of these, one after the other, on the same cores.
-    pub fn composite(&self, names: &[&'static str], connections: usize) -> Option<f64> {
-        let costs = names.iter().map(|name| Some(1.0 / self.cell(name, connections)?.per_second));
-        Some(1.0 / costs.sum::<Option<f64>>()?)
+    pub fn composite(&self, names: &[&'static str], connections: usize) -> f64 {
+        let costs = names.iter().map(|name| 1.0 / self.cell(name, connections).per_second);
+        1.0 / costs.sum::<f64>()
     }
 
     pub fn fact(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
@@ -82,7 +81,7 @@ impl Report {
 
     pub fn json(&self, machine: &Value) -> Value {
         let cells = self.cells.keys().map(|&(name, connections)| {
-            let cell = self.cell(name, connections).unwrap();
+            let cell = self.cell(name, connections);
             json!({
                 "name": name, "connections": connections, "perSecond": cell.per_second,
                 "p50Millis": cell.millis[0], "p99Millis": cell.millis[1],
@@ -111,7 +110,7 @@ impl Report {
             "| what | at once | per second | p50 ms | p99 ms | p99.9 ms | µs of a core per call: client, service, Postgres, Redis |\n|---|---:|---:|---:|---:|---:|---|\n",
         );
         for &(name, connections) in self.cells.keys() {
-            let cell = self.cell(name, connections).unwrap();
+            let cell = self.cell(name, connections);
             let [p50, p99, p999] = cell.millis;
             let cpu = cell.cpu.iter().map(|micros| format!("{micros:.0}")).collect::<Vec<_>>();
             writeln!(

@@ -1,39 +1,48 @@
 //! How fast, beside how fast it could be: the steps of a decision alone, then the service, in turns,
 //! so that what else the machine does meets both alike.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use futures_util::stream::iter;
+use reqwest::Client;
 use serde_json::{Value, json};
-use sqlx::PgConnection;
+use tokio::time::{sleep, sleep_until, timeout};
 
-use crate::helpers::eventually_within;
 use crate::limits;
-use crate::load::{Run, Watched, wrk};
+use crate::load::{median, quantile};
 use crate::report::Report;
-use crate::servers::Running;
-use crate::world::{Asked, Call, Database, World, binary, script};
+use crate::service::{Service, one};
+use crate::start;
+use crate::turns::Turns;
+use crate::world::{ADMIN, Asked, Call, World, binary, production};
 
 /// How many at once.
-pub const AT_ONCE: [usize; 3] = [1, 16, 64];
-/// More decisions than any run makes in a second.
-const MOST_PER_SECOND: u64 = 8000;
+const AT_ONCE: [usize; 3] = [1, 16, 64];
+/// Rows of a ledger that has grown, and of one that has not: enough for a page of anybody's tasks.
+const GROWN: i64 = 1_000_000;
+const SMALL: i64 = 2_000;
 
-pub const STATEMENT: &str = "limit: decision statement";
-pub const GET: &str = "limit: Redis GET";
-pub const SIGNAL: &str = "limit: Redis SET + PUBLISH";
-pub const COURIER: &str = "the courier's steps of a decision";
-pub const AUTHENTICATE: &str = "limit: HTTP, authenticate only";
-pub const CLIENT: &str = "wrk: GET /health/live";
-pub const DECIDE: &str = "decision";
+const STATEMENT: &str = "limit: decision statement";
+const GET: &str = "limit: Redis GET";
+const SIGNAL: &str = "limit: Redis SET + PUBLISH";
+const COURIER: &str = "the courier's steps of a decision";
+const AUTHENTICATE: &str = "limit: HTTP, authenticate only";
+const CLIENT: &str = "wrk alone: GET /health/live";
+const DECIDE: &str = "decision";
+const HIT: &str = "GET signals, there is one";
+const MISS: &str = "GET signals, there is none";
+const READ: &str = "GET requests";
 
 /// What to measure, and for how long.
 #[derive(Args)]
 pub struct Options {
-    /// Only these parts; all by default.
+    /// Only these parts, separated by commas; all by default.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
     /// Seconds for each run.
@@ -48,47 +57,62 @@ pub struct Options {
 }
 
 /// A part of the whole.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Decisions, beside the limits of their steps.
     Decisions,
+    /// Round trips to the stores for a decision.
+    Trips,
+    /// From a click to the agent that has subscribed.
+    Heard,
+    /// Reading signals and requests.
+    Reads,
+    /// Progress and plan steps.
+    Tasks,
+    /// Cold start, idle memory, size.
+    Start,
+    /// A ledger with a million requests and tasks.
+    Growth,
+    /// Two replicas against one.
+    Replicas,
 }
 
 impl Options {
-    pub fn time(&self) -> Duration {
+    fn time(&self) -> Duration {
         Duration::from_secs(self.seconds)
-    }
-
-    pub fn runs(&self) -> usize {
-        self.runs
     }
 }
 
 /// Measures, and says what came of it.
 pub async fn run(options: &Options) -> ExitCode {
-    let wanted: HashSet<Part> = if options.only.is_empty() {
-        Part::value_variants().iter().copied().collect()
-    } else {
-        options.only.iter().copied().collect()
-    };
+    let all = Part::value_variants();
+    let parts = if options.only.is_empty() { all } else { &options.only[..] };
     let mut report = Report::default();
-    if wanted.contains(&Part::Decisions) {
-        decisions(options, &mut report).await;
+    for part in parts {
+        match part {
+            Part::Decisions => decisions(options, &mut report).await,
+            Part::Trips => trips(&mut report).await,
+            Part::Heard => heard(options, &mut report).await,
+            Part::Reads => reads(options, &mut report).await,
+            Part::Tasks => tasks(options, &mut report).await,
+            Part::Start => start::measure(&mut report).await,
+            Part::Growth => growth(options, &mut report).await,
+            Part::Replicas => replicas(options, &mut report).await,
+        }
     }
     println!("{}", report.table());
     let json = serde_json::to_string_pretty(&report.json(&machine())).unwrap();
     std::fs::write(&options.json, json).unwrap();
-    eprintln!("{}", options.json.display());
+    eprintln!("as JSON: {}", options.json.display());
     ExitCode::SUCCESS
 }
 
-/// Decisions and the limits of their steps, in turns.
+/// Decisions and the limits of their steps.
 async fn decisions(options: &Options, report: &mut Report) {
     let world = World::start().await;
     let limit = world.database("steps").await;
-    let mut bench = Bench::start(&world, "service", options.time()).await;
-    bench.warm_up().await;
-    let (time, watched) = (options.time(), bench.watched.clone());
+    let mut service = Service::start(&world, "ledger", options.time()).await;
+    let (time, watched) = (options.time(), service.watched.clone());
     for _run in 0..options.runs {
         for at_once in AT_ONCE {
             let run = limits::statement(&world, &limit, at_once, time, &watched).await;
@@ -97,141 +121,238 @@ async fn decisions(options: &Options, report: &mut Report) {
             report.add(SIGNAL, at_once, limits::signal(&world, at_once, time, &watched).await);
             report.add(COURIER, at_once, limits::courier(&world, at_once, time, &watched).await);
             world.forget().await;
-            report.add(CLIENT, at_once, bench.health(at_once).await);
-            report.add(AUTHENTICATE, at_once, bench.authenticate(at_once).await);
-            report.add(DECIDE, at_once, bench.decide(at_once).await);
+            report.add(CLIENT, at_once, service.health(at_once).await);
+            report.add(AUTHENTICATE, at_once, service.authenticate(at_once).await);
+            report.add(DECIDE, at_once, service.decide(at_once).await);
         }
     }
-    let decide = AT_ONCE.map(|at_once| report.cell(DECIDE, at_once).unwrap());
-    for (at_once, decide) in AT_ONCE.into_iter().zip(&decide) {
-        let composite = report.composite(&[AUTHENTICATE, GET, SIGNAL, STATEMENT], at_once).unwrap();
-        report.fact(format!("composite limit of a decision × {at_once}"), composite, "/s");
-        let part = decide.per_second / composite * 100.0;
+    for at_once in AT_ONCE {
+        let composite = report.composite(&[AUTHENTICATE, GET, SIGNAL, STATEMENT], at_once);
+        report.fact(format!("composite limit of decisions × {at_once}"), composite, "/s");
+        let part = report.cell(DECIDE, at_once).per_second / composite * 100.0;
+        let name = format!("decisions of their composite limit × {at_once}");
         if at_once == 64 {
-            report.at_least("decisions of their composite limit × 64", part, 50.0, "%");
+            report.at_least(name, part, 50.0, "%");
         } else {
-            report.fact(format!("decisions of their composite limit × {at_once}"), part, "%");
+            report.fact(name, part, "%");
         }
     }
-    let p50 = |name| report.cell(name, 1).unwrap().millis[0];
+    let p50 = |name| report.cell(name, 1).millis[0];
     let steps = p50(STATEMENT) + p50(GET) + p50(SIGNAL);
-    report.fact("p50 of the statement + of the Redis steps × 1", steps, "ms");
-    let times = decide[0].millis[0] / steps;
-    report.at_most("a decision's p50 by that of its steps × 1", times, 2.0, "×");
+    let times = p50(DECIDE) / steps;
+    report.fact("p50 of the statement and of both Redis steps × 1", steps, "ms");
+    report.at_most("p50 of a decision by that of its steps × 1", times, 2.0, "times");
 }
 
-/// A service with a database of its own, and what is asked of it.
-pub struct Bench<'a> {
-    pub world: &'a World,
-    pub service: Running,
-    pub database: Database,
-    /// The service, Postgres, Redis.
-    pub watched: Watched,
-    time: Duration,
-}
-
-impl<'a> Bench<'a> {
-    pub async fn start(world: &'a World, name: &str, time: Duration) -> Self {
-        let mut database = world.database(name).await;
-        let service = world.program(&database.url).serve().await;
-        let pids = [service.pid(), postgres_pid(&mut database.connection).await, redis_pid(world).await];
-        Self { world, service, database, watched: Watched(pids.to_vec()), time }
-    }
-
-    /// What runs for the first time is slower.
-    pub async fn warm_up(&mut self) {
-        let time = std::mem::replace(&mut self.time, Duration::from_secs(2));
-        self.authenticate(16).await;
-        self.decide(16).await;
-        self.time = time;
-    }
-
-    /// A script of these calls for wrk.
-    pub fn script(&self, calls: &[Call]) -> PathBuf {
-        let file = self.world.folder.path().join("calls");
-        std::fs::write(&file, script(&self.world.people, calls)).unwrap();
-        file
-    }
-
-    pub async fn play(&self, calls: &[Call], at_once: usize) -> Run {
-        wrk(&self.service.base, &self.script(calls), at_once, self.time, &self.watched).await
-    }
-
-    /// The least that a call can cost: what the client alone takes.
-    pub async fn health(&self, at_once: usize) -> Run {
-        let run = self.play(&[Call::get(0, "/health/live".to_owned())], at_once).await;
-        assert_eq!(run.refused, 0);
-        run
-    }
-
-    /// Says who is calling and is told, with no question to any store, that no task has such an id.
-    pub async fn authenticate(&self, at_once: usize) -> Run {
-        let people = 0..self.world.people.len();
-        let call = |person| Call::get(person, "/api/main/agent/tasks/no%20id".to_owned());
-        let run = self.play(&people.map(call).collect::<Vec<_>>(), at_once).await;
-        assert_eq!(run.refused, run.calls, "not every call was told that the id is none");
-        run
-    }
-
-    /// Approves requests that agents have just written, and makes sure that every one is recorded
-    /// and signalled.
-    pub async fn decide(&mut self, at_once: usize) -> Run {
-        let count = usize::try_from(MOST_PER_SECOND * self.time.as_secs()).unwrap();
-        let asked = Asked::fresh(count);
-        self.world.ask(&asked).await;
-        let calls = asked.iter().map(Asked::approval).collect::<Vec<_>>();
-        let began = aura_hitl::domain::clock::Clock::System.now();
-        let run = self.play(&calls, at_once).await;
-        assert!(run.calls < calls.len() as u64, "too few requests were written");
-        assert_eq!(run.refused, 0, "decisions were refused: {}", self.service.stderr());
-        let decided = eventually_within(Duration::from_secs(20), async || {
-            let (decided, sent): (i64, i64) = sqlx::query_as(
-                "SELECT count(*), count(*) FILTER (WHERE delivery = 'sent') FROM hitl_request
-                  WHERE settled_at >= $1 AND status = 'approved'",
-            )
-            .bind(began)
-            .fetch_one(&mut self.database.connection)
-            .await
-            .unwrap();
-            (decided == sent).then(|| u64::try_from(decided).unwrap())
-        })
-        .await;
-        // What was under way when the client stopped was decided, too.
-        let most = run.calls + at_once as u64;
-        assert!(
-            (run.calls..=most).contains(&decided),
-            "{} answers, and {decided} decisions in the ledger", run.calls
-        );
-        assert_eq!(self.signals(&asked).await, decided, "signals under their keys");
-        self.world.forget().await;
-        run
-    }
-
-    async fn signals(&self, asked: &[Asked]) -> u64 {
-        let (mut connection, mut there) = (self.world.connection.clone(), 0);
-        for some in asked.chunks(1000) {
-            let mut asking = redis::cmd("EXISTS");
-            some.iter().for_each(|one| {
-                asking.arg(format!("hitl:signal:{}", one.session));
-            });
-            there += asking.query_async::<u64>(&mut connection).await.unwrap();
+/// What one decision asks of the stores, before it is answered and after.
+async fn trips(report: &mut Report) {
+    const DECISIONS: usize = 200;
+    /// All that a decision leaves to be done is done by then.
+    const PAUSE: Duration = Duration::from_millis(25);
+    let world = World::start().await;
+    world.database("trips").await;
+    let ledger = Turns::before(world.postgres.port()).await;
+    let redis = Turns::before(world.redis.port()).await;
+    let url = format!("postgres://postgres@{}/trips", ledger.address);
+    let service = production(&world.folder, &url, &format!("redis://{}", redis.address));
+    let service = service.serve().await;
+    let client = Client::new();
+    let asked = Asked::fresh(DECISIONS * 3);
+    world.ask(&asked).await;
+    let (first, measured) = asked.split_at(DECISIONS * 2);
+    // Every connection of the pool has seen the statements then.
+    let decide = async |asked: &Asked| {
+        one(&client, &service.base, &world, &asked.approval()).await;
+    };
+    iter(first.iter().map(|asked| decide(asked))).buffer_unordered(32).collect::<()>().await;
+    sleep(Duration::from_secs(1)).await;
+    let mut counts = [const { Vec::new() }; 4];
+    for asked in measured {
+        let began = Instant::now();
+        decide(asked).await;
+        let answered = Instant::now();
+        sleep(PAUSE).await;
+        let end = Instant::now();
+        for (at, store) in [&ledger, &redis].into_iter().enumerate() {
+            counts[at].push(store.between(began, answered) as f64);
+            counts[at + 2].push(store.between(answered, end) as f64);
         }
-        there
+    }
+    let [ledger_before, redis_before, ledger_after, redis_after] = counts.map(median);
+    report.at_most("round trips to the ledger before the answer", ledger_before, 1.0, "");
+    report.at_most("round trips to Redis before the answer", redis_before, 2.0, "");
+    report.fact("round trips to the ledger after the answer", ledger_after, "");
+    report.fact("round trips to Redis after the answer", redis_after, "");
+}
+
+/// From the click to the agent that has subscribed, while nobody hurries.
+async fn heard(options: &Options, report: &mut Report) {
+    const PER_SECOND: u32 = 100;
+    let world = World::start().await;
+    let service = Service::start(&world, "ledger", options.time()).await;
+    let asked = Asked::fresh(1000);
+    world.ask(&asked).await;
+    let mut ear = world.redis.client().get_async_pubsub().await.unwrap();
+    ear.psubscribe("hitl:channel:*").await.unwrap();
+    let count = asked.len();
+    let hearing = tokio::spawn(async move {
+        let messages = ear.on_message().take(count);
+        let messages =
+            messages.map(|message| (message.get_channel_name().to_owned(), Instant::now()));
+        timeout(Duration::from_secs(60), messages.collect::<Vec<_>>()).await.unwrap()
+    });
+    let (client, began) = (Client::new(), tokio::time::Instant::now());
+    let click = async |number: u32, asked: &Asked| {
+        sleep_until(began + Duration::from_secs(1) / PER_SECOND * number).await;
+        let clicked = Instant::now();
+        one(&client, service.base(), &world, &asked.approval()).await;
+        (format!("hitl:channel:{}", asked.session), clicked, clicked.elapsed())
+    };
+    let clicks = (0..).zip(&asked).map(|(number, asked)| click(number, asked));
+    let clicks = join_all(clicks).await;
+    let mut answered = clicks.iter().map(|&(_, _, taken)| taken).collect::<Vec<_>>();
+    let clicks = clicks.into_iter().map(|(channel, at, _)| (channel, at)).collect::<HashMap<_, _>>();
+    let heard = hearing.await.unwrap().into_iter();
+    let mut heard = heard.map(|(channel, at)| at - clicks[&channel]).collect::<Vec<_>>();
+    heard.sort_unstable();
+    answered.sort_unstable();
+    for (name, sorted) in [("the agent has the signal", &heard), ("the person has the answer", &answered)] {
+        for (which, part) in [("p50", 0.5), ("p99", 0.99)] {
+            let millis = quantile(sorted, part);
+            report.fact(format!("click, at {PER_SECOND}/s: {name}, {which}"), millis, "ms");
+        }
     }
 }
 
-async fn postgres_pid(connection: &mut PgConnection) -> u32 {
-    let file: String = sqlx::query_scalar("SELECT pg_read_file('postmaster.pid')")
-        .fetch_one(connection)
-        .await
-        .unwrap();
-    file.lines().next().unwrap().trim().parse().unwrap()
+/// Signals and requests, as agents and people ask for them.
+async fn reads(options: &Options, report: &mut Report) {
+    let world = World::start().await;
+    let service = Service::start(&world, "ledger", options.time()).await;
+    let (time, watched) = (options.time(), service.watched.clone());
+    let [answered, waiting] = [Asked::fresh(1000), Asked::fresh(1000)];
+    let signals = |asked: &[Asked]| {
+        let path = |one: &Asked| format!("/api/aura/hitl/signals/{}", one.session);
+        asked.iter().map(|one| Call::get(one.person, path(one))).collect::<Vec<_>>()
+    };
+    let path = |one: &Asked| format!("/api/aura/hitl/requests/{}", one.request);
+    let requests = waiting.iter().map(|one| Call::get(one.person, path(one))).collect::<Vec<_>>();
+    for _run in 0..options.runs {
+        // Signals live for five minutes.
+        world.forget().await;
+        world.ask(&answered).await;
+        world.ask(&waiting).await;
+        let approvals = answered.iter().map(Asked::approval).collect::<Vec<_>>();
+        service.each(&approvals).await;
+        for at_once in AT_ONCE {
+            report.add(GET, at_once, limits::get(&world, at_once, time, &watched).await);
+            report.add(AUTHENTICATE, at_once, service.authenticate(at_once).await);
+            report.add(HIT, at_once, service.play_well(&signals(&answered), at_once).await);
+            report.add(MISS, at_once, service.play_well(&signals(&waiting), at_once).await);
+            report.add(READ, at_once, service.play_well(&requests, at_once).await);
+        }
+    }
+    let composite = report.composite(&[AUTHENTICATE, GET], 64);
+    report.fact("composite limit of GET signals × 64", composite, "/s");
+    for (name, is_wished) in [(HIT, true), (MISS, true), (READ, false)] {
+        let part = report.cell(name, 64).per_second / composite * 100.0;
+        let name = format!("{name}: of authenticating and one GET × 64");
+        if is_wished {
+            report.at_least(name, part, 60.0, "%");
+        } else {
+            report.fact(name, part, "%");
+        }
+    }
 }
 
-async fn redis_pid(world: &World) -> u32 {
-    let info: String = world.redis.command(&["INFO", "server"]).await;
-    let pid = info.lines().find_map(|line| line.strip_prefix("process_id:"));
-    pid.unwrap().trim().parse().unwrap()
+/// An agent's progress, and its plan as it grows to twenty steps.
+async fn tasks(options: &Options, report: &mut Report) {
+    const STEPS: usize = 20;
+    let world = World::start().await;
+    let service = Service::start(&world, "ledger", options.time()).await;
+    let create = |person: usize| {
+        let body = json!({
+            "taskType": "mail_summary", "userId": world.people[person].user,
+            "tenantId": world.people[person].tenant, "inputData": { "folder": "inbox" },
+        });
+        let path = "/api/main/agent/tasks".to_owned();
+        Call { person, method: "POST", path, body: body.to_string() }
+    };
+    let tasks = (0..1000).map(|number| create(number % ADMIN)).collect::<Vec<_>>();
+    let created = service.each(&tasks).await;
+    let created = created.iter().map(|task| task["taskId"].as_str().unwrap()).enumerate();
+    let created = created.map(|(number, id)| (number % ADMIN, id)).collect::<Vec<_>>();
+    let call = |method, (person, id): (usize, &str), what: &str, body: Value| {
+        let path = format!("/api/main/agent/tasks/{id}/{what}");
+        Call { person, method, path, body: body.to_string() }
+    };
+    let start = created.iter().map(|&task| call("POST", task, "start", json!({})));
+    service.each(&start.collect::<Vec<_>>()).await;
+    let (mut progress, mut steps) = (Vec::new(), Vec::new());
+    for step in 0..STEPS {
+        for &task in &created {
+            progress.push(call("PATCH", task, "progress", json!({ "progress": step * 5 })));
+            let body = json!({
+                "type": "plan_step", "stepId": format!("step-{step}"), "status": "in_progress",
+                "description": "Read the inbox", "confidence": 0.85, "timestamp": 1_706_152_860,
+            });
+            steps.push(call("POST", task, "plan-steps", body));
+        }
+    }
+    for _run in 0..options.runs {
+        for at_once in AT_ONCE {
+            report.add("PATCH progress", at_once, service.play_well(&progress, at_once).await);
+            report.add("POST plan-steps", at_once, service.play_well(&steps, at_once).await);
+        }
+    }
+}
+
+/// The same with a ledger that has grown, by turns with one that has not.
+async fn growth(options: &Options, report: &mut Report) {
+    const NAMES: [[&str; 2]; 4] = [
+        ["small ledger: decision", "grown ledger: decision"],
+        ["small ledger: own tasks, first page", "grown ledger: own tasks, first page"],
+        ["small ledger: all tasks, first page", "grown ledger: all tasks, first page"],
+        ["small ledger: GET requests", "grown ledger: GET requests"],
+    ];
+    let world = World::start().await;
+    let mut small = Service::start(&world, "small", options.time()).await;
+    let mut grown = Service::start(&world, "grown", options.time()).await;
+    grown.database.refill(GROWN).await;
+    for _run in 0..options.runs {
+        small.database.refill(SMALL).await;
+        for (which, service) in [&mut small, &mut grown].into_iter().enumerate() {
+            let names = NAMES.map(|names| names[which]);
+            report.add(names[0], 64, service.decide(64).await);
+            let requests = service.database.requests_of_tenant0().await;
+            let path = |id: &String| format!("/api/aura/hitl/requests/{id}");
+            let requests = requests.iter().map(|id| Call::get(0, path(id))).collect::<Vec<_>>();
+            let page = |person| [Call::get(person, "/api/main/agent/tasks".to_owned())];
+            report.add(names[1], 1, service.play_well(&page(0), 1).await);
+            report.add(names[2], 1, service.play_well(&page(ADMIN), 1).await);
+            report.add(names[3], 1, service.play_well(&requests, 1).await);
+        }
+    }
+    for (at, [small, grown]) in [64, 1, 1, 1].into_iter().zip(NAMES) {
+        let [before, after] = [small, grown].map(|name| report.cell(name, at).per_second);
+        let times = before / after;
+        report.at_most(format!("{grown}, time by that of a small one × {at}"), times, 1.15, "times");
+    }
+}
+
+/// One process, then two that share the connections.
+async fn replicas(options: &Options, report: &mut Report) {
+    const ONE: &str = "one replica: decision";
+    const TWO: &str = "two replicas: decision";
+    let world = World::start().await;
+    let mut one = Service::start(&world, "one", options.time()).await;
+    let mut two = Service::start(&world, "two", options.time()).await;
+    two.add_replica().await;
+    for _run in 0..options.runs {
+        report.add(ONE, 64, one.decide(64).await);
+        report.add(TWO, 64, two.decide(64).await);
+    }
+    let times = report.cell(TWO, 64).per_second / report.cell(ONE, 64).per_second;
+    report.fact("two replicas by one × 64", times, "times");
 }
 
 /// On what it was measured.
@@ -240,15 +361,15 @@ fn machine() -> Value {
         let output = Command::new(command).args(arguments).output().ok()?.stdout;
         Some(String::from_utf8_lossy(&output).trim().to_owned())
     };
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let value = |line: &str| line.split_once(": ").map(|(_name, value)| value.to_owned());
-    let model = cpuinfo.lines().find(|line| line.starts_with("model name")).and_then(value);
+    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let processor = processor.lines().find(|line| line.starts_with("model name"));
+    let processor = processor.and_then(|line| line.split_once(": "));
     json!({
-        "processor": model,
+        "processor": processor.map(|(_name, model)| model),
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
         "kernel": said("uname", &["-sr"]),
         "disk": said("df", &["--output=fstype,source", "/tmp"]),
-        "postgres": said("pg_config", &["--version"]),
+        "postgres": said("psql", &["--version"]),
         "redis": said("redis-server", &["--version"]),
         "binaryBytes": std::fs::metadata(binary()).map_or(0, |file| file.len()),
     })

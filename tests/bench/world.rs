@@ -189,7 +189,7 @@ impl World {
         Database { url, connection }
     }
 
-    /// The service as config/production.toml has it, with no limit on what one person may ask for.
+    /// The service on these servers.
     pub fn program(&self, database: &str) -> Program {
         production(&self.folder, database, &self.redis.url())
     }
@@ -226,12 +226,26 @@ pub struct Database {
 }
 
 impl Database {
-    pub async fn number(&mut self, statement: &'static str) -> i64 {
-        sqlx::query_scalar(statement).fetch_one(&mut self.connection).await.unwrap()
+    /// Fills it with so many decided requests and their tasks; see fill.sql.
+    pub async fn refill(&mut self, rows: i64) {
+        let fill = include_str!("fill.sql").replace("$rows", &rows.to_string());
+        for statement in [
+            "TRUNCATE hitl_request, agent_task".to_owned(),
+            fill,
+            // As autovacuum would, by and by.
+            "VACUUM ANALYZE hitl_request, agent_task".to_owned(),
+            "CHECKPOINT".to_owned(),
+        ] {
+            let statement = sqlx::AssertSqlSafe(statement);
+            sqlx::raw_sql(statement).execute(&mut self.connection).await.unwrap();
+        }
     }
 
-    pub async fn run(&mut self, statement: &'static str) {
-        sqlx::raw_sql(statement).execute(&mut self.connection).await.unwrap();
+    /// Some requests of the large tenant that were registered over HTTP.
+    pub async fn requests_of_tenant0(&mut self) -> Vec<String> {
+        let some = "SELECT request_id FROM hitl_request
+                     WHERE tenant_id = 'tenant0' AND origin = 'http' ORDER BY request_id LIMIT 500";
+        sqlx::query_scalar(some).fetch_all(&mut self.connection).await.unwrap()
     }
 }
 
