@@ -120,7 +120,8 @@ pub async fn courier(world: &World, tasks: usize, time: Duration, watched: &Watc
             let stored = courier.find_request(&request).await.unwrap().unwrap();
             let pointer = courier.session(&session).await.unwrap();
             let by = aura_hitl::domain::ids::UserId::parse(format!("user{person:02}")).unwrap();
-            let signal = signal_json(&request, &Decision { verdict: Verdict::Approve, by, at: now });
+            let signal =
+                signal_json(&request, &Decision { verdict: Verdict::Approve, by, at: now });
             let seen = Seen { pointer, document: Some(stored.document.clone()) };
             let outgoing = Outgoing {
                 request: &request,

@@ -16,7 +16,7 @@ use crate::usage::{cpu_of_ended, cpu_with_children};
 #[derive(Clone, Debug)]
 pub struct Run {
     pub calls: u64,
-    /// Answered with a status of 400 or more.
+    /// Answered with a status of 400 or more that was not asked for.
     pub refused: u64,
     pub per_second: f64,
     /// Half of the calls, 99 % and 99.9 % took no longer; in milliseconds.
@@ -27,7 +27,7 @@ pub struct Run {
 
 impl Run {
     /// This and another one that went on beside it. Whose time on a core was whose is not known.
-    pub fn beside(self, other: Self) -> Self {
+    pub fn beside(self, other: &Self) -> Self {
         let millis = [0, 1, 2].map(|which| f64::max(self.millis[which], other.millis[which]));
         Self {
             calls: self.calls + other.calls,
@@ -87,9 +87,8 @@ pub async fn wrk(
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().find(|line| line.starts_with('{'));
-    let line = line.unwrap_or_else(|| {
-        panic!("wrk failed: {text}{}", String::from_utf8_lossy(&output.stderr))
-    });
+    let line = line
+        .unwrap_or_else(|| panic!("wrk failed: {text}{}", String::from_utf8_lossy(&output.stderr)));
     let said: Said = serde_json::from_str(line).unwrap();
     assert_eq!(said.broken, 0, "connections broke: {text}");
     assert!(said.calls > 0, "nothing was answered: {text}");
@@ -142,7 +141,11 @@ where
 
 /// Milliseconds that this part of them does not exceed; they are sorted.
 pub fn quantile(sorted: &[Duration], part: f64) -> f64 {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place in a list")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a place in a list"
+    )]
     let place = (sorted.len() as f64 * part).ceil() as usize;
     let found = sorted.get(place.saturating_sub(1));
     found.map_or(f64::NAN, |taken| taken.as_secs_f64() * 1000.0)

@@ -18,11 +18,11 @@ use clap::{Parser, Subcommand};
 #[path = "../api/helpers.rs"]
 #[macro_use]
 mod helpers;
-#[path = "../api/servers.rs"]
-mod servers;
 mod limits;
 mod load;
 mod report;
+#[path = "../api/servers.rs"]
+mod servers;
 mod service;
 mod speed;
 mod start;

@@ -47,6 +47,11 @@ impl Report {
         self.cells.entry((name, connections)).or_default().push(run);
     }
 
+    /// How many calls were refused that should not have been.
+    pub fn refused(&self) -> u64 {
+        self.cells.values().flatten().map(|run| run.refused).sum()
+    }
+
     pub fn cell(&self, name: &'static str, connections: usize) -> Cell {
         let runs = &self.cells[&(name, connections)];
         let cpu = 0..runs[0].cpu.len();
@@ -89,9 +94,10 @@ impl Report {
                 "runs": self.cells[&(name, connections)].iter().map(|run| run.per_second).collect::<Vec<_>>(),
             })
         });
-        let facts = self.facts.iter().map(|(name, value, unit)| {
-            json!({ "name": name, "value": value, "unit": unit })
-        });
+        let facts = self
+            .facts
+            .iter()
+            .map(|(name, value, unit)| json!({ "name": name, "value": value, "unit": unit }));
         let targets = self.targets.iter().map(|target| {
             json!({
                 "name": target.name, "value": target.value, "unit": target.unit,

@@ -1,6 +1,7 @@
 //! What is measured: PostgreSQL and Redis with durable settings, the release binary as production
 //! runs it, and the people, requests and calls that keep it busy.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -205,6 +206,15 @@ impl World {
             }
             writing.exec_async(&mut connection).await.unwrap();
         }
+    }
+
+    /// How often Redis has run which command, those in scripts included.
+    pub async fn commands(&self) -> BTreeMap<String, f64> {
+        let info: String = self.redis.command(&["INFO", "commandstats"]).await;
+        let lines =
+            info.lines().filter_map(|line| line.strip_prefix("cmdstat_")?.split_once(":calls="));
+        let calls = |calls: &str| calls.split(',').next().unwrap().parse().unwrap();
+        lines.map(|(name, rest)| (name.to_owned(), calls(rest))).collect()
     }
 
     /// Empties Redis, and its file.
