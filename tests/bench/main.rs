@@ -18,9 +18,18 @@ use clap::{Parser, Subcommand};
 #[path = "../api/helpers.rs"]
 #[macro_use]
 mod helpers;
+mod limits;
+mod load;
+mod report;
 #[path = "../api/servers.rs"]
 mod servers;
+mod service;
+mod speed;
+mod start;
+mod turns;
+mod usage;
 mod waiting;
+mod world;
 
 /// Measures the service.
 #[derive(Parser)]
@@ -31,6 +40,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
+    /// Decisions and everything else over HTTP, beside what the machine can do.
+    Speed(speed::Options),
     /// Agents that wait over HTTP, half of them by stream and half by long-poll.
     Waiting(waiting::Options),
 }
@@ -38,6 +49,7 @@ enum What {
 #[tokio::main]
 async fn main() -> ExitCode {
     match Arguments::parse().what {
+        What::Speed(options) => speed::run(&options).await,
         What::Waiting(options) => waiting::run(&options).await,
     }
 }

@@ -27,6 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 
 use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running};
+use crate::usage::{cpu, memory};
 
 const SECRET: &str = "a-secret-for-benchmarks-0123456789";
 
@@ -244,20 +245,4 @@ impl Agent {
             }
         }
     }
-}
-
-/// Resident memory in bytes.
-fn memory(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
-}
-
-/// Time on a core until now.
-fn cpu(pid: u32) -> Duration {
-    // proc(5): utime and stime are fields 14 and 15, in ticks of 10 ms; the name may hold spaces.
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let (_name, fields) = stat.rsplit_once(") ").unwrap();
-    let ticks = fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap());
-    Duration::from_millis(ticks.sum::<u64>() * 10)
 }
