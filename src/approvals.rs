@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tracing::{info, warn};
 
 use crate::core::{Core, Undone};
-use crate::courier::{Seen, StoredRequest, Unavailable};
+use crate::courier::{Polled, Seen, StoredRequest, Unavailable};
 use crate::delivery;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{
@@ -18,7 +18,7 @@ use crate::domain::decision::{
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::request::{
     ApprovalRequest, Origin, PATIENCE, REQUEST_TTL_SECONDS, Unreadable, age, closed_document,
-    decided_document,
+    decided_document, is_settled_for,
 };
 use crate::domain::session::{SessionPointer, is_anothers};
 use crate::domain::signal::{signal_json, signal_request};
@@ -524,8 +524,7 @@ pub async fn find_signal(
     session: &SessionId,
     wanted: Option<&RequestId>,
 ) -> Result<Option<String>> {
-    let found = tokio::try_join!(core.courier.session(session), core.courier.signal(session));
-    let (pointer, signal) = match (found, wanted) {
+    let Polled { pointer, signal, answered } = match (core.courier.poll(session).await, wanted) {
         (Ok(found), _) => found,
         // Registered requests do not depend on their session, so the ledger alone can answer.
         (Err(unavailable), Some(wanted)) => {
@@ -546,9 +545,8 @@ pub async fn find_signal(
         && target == in_redis
         && pointer.tenant.as_ref() == Some(&caller.tenant)
         && let Some(id) = target.as_deref().and_then(|id| RequestId::parse(id).ok())
-        && let Some(request) = in_courier(core, &id).await?
-        && !request.is_pending()
-        && request.tenant.as_ref() == Some(&caller.tenant)
+        && let Some(document) = document_of(core, &id, answered).await?
+        && is_settled_for(&id, &caller.tenant, &document)
     {
         return Ok(signal);
     }
@@ -595,10 +593,16 @@ fn answer_of(record: &Record, caller: &Caller, session: &SessionId) -> Option<St
     }
 }
 
-/// The request in Redis, if it can be read.
-async fn in_courier(core: &Core, id: &RequestId) -> Result<Option<ApprovalRequest>> {
-    let stored = core.courier.find_request(id).await?;
-    Ok(stored.and_then(|stored| ApprovalRequest::read(id, stored.document).ok()))
+/// A request's text in Redis: known already if it was the one that was read along with a signal.
+async fn document_of(
+    core: &Core,
+    id: &RequestId,
+    answered: Option<(String, String)>,
+) -> Result<Option<String>> {
+    match answered {
+        Some((guessed, document)) if guessed == id.as_str() => Ok(Some(document)),
+        _ => Ok(core.courier.find_request(id).await?.map(|stored| stored.document)),
+    }
 }
 
 /// Whether an agent whose session names nothing can still be waiting for this answer.

@@ -59,6 +59,17 @@ pub struct Seen {
     pub document: Option<String>,
 }
 
+/// What there is of a session for those who ask for its signal.
+#[derive(Clone, Debug, Default)]
+pub struct Polled {
+    /// What it names.
+    pub pointer: SessionPointer,
+    /// Its signal.
+    pub signal: Option<String>,
+    /// The request that the signal seems to answer, and its text, where all can be read at once.
+    pub answered: Option<(String, String)>,
+}
+
 /// A signal on its way.
 #[derive(Debug)]
 pub struct Outgoing<'a> {
@@ -227,6 +238,21 @@ impl Courier {
         Ok(SessionPointer::read(text))
     }
 
+    /// The signal under `hitl:signal:{sessionId}`, and what `hitl:session:{sessionId}` names.
+    ///
+    /// # Errors
+    /// [`Unavailable`].
+    pub async fn poll(&self, session: &SessionId) -> Result<Polled> {
+        if let Self::Redis(courier) = self
+            && !courier.is_cluster()
+        {
+            let polling = bounded(courier.poll(session));
+            return polling.instrument(traces::step("courier.poll")).await;
+        }
+        let (pointer, signal) = tokio::try_join!(self.session(session), self.signal(session))?;
+        Ok(Polled { pointer, signal, answered: None })
+    }
+
     /// The signal under `hitl:signal:{sessionId}`.
     ///
     /// # Errors
@@ -381,8 +407,11 @@ fn channels(sessions: &[&SessionId]) -> Vec<String> {
     sessions.iter().map(|session| channel(session)).collect()
 }
 
+/// What stands before a request's id in its key (wire contract).
+const REQUEST: &str = "hitl:request:";
+
 fn request_key(id: &RequestId) -> String {
-    format!("hitl:request:{id}")
+    format!("{REQUEST}{id}")
 }
 
 /// What stands before the session in the key of its pointer (wire contract).

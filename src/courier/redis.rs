@@ -14,7 +14,8 @@ use redis::{
 
 use super::link::{Link, Login};
 use super::topology::RedisSettings;
-use super::{Outgoing, Result, Sent, StoredRequest, Unavailable};
+use super::{Outgoing, Polled, Result, Sent, StoredRequest, Unavailable};
+use crate::domain::ids::SessionId;
 use crate::domain::request::REQUEST_TTL_SECONDS;
 use crate::domain::session::SessionPointer;
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
@@ -23,6 +24,7 @@ use crate::limits::RateLimit;
 /// What a value that is not text stands for: no id and no JSON, so it matches nothing.
 const NOT_TEXT: &str = "\u{fffd}";
 const FIND_REQUEST: &str = include_str!("find.lua");
+const POLL: &str = include_str!("poll.lua");
 const SEND_SIGNAL: &str = include_str!("signal.lua");
 const ADMIT: &str = include_str!("admit.lua");
 const REWRITE_REQUEST: &str = include_str!("request.lua");
@@ -45,6 +47,11 @@ impl RedisCourier {
 
     pub fn adopt(&self, login: Login) {
         self.link.adopt(login);
+    }
+
+    /// Whether keys are spread over several servers.
+    pub fn is_cluster(&self) -> bool {
+        self.link.is_cluster()
     }
 
     pub async fn ping(&self) -> Result<()> {
@@ -105,6 +112,16 @@ impl RedisCourier {
                 Ok(Some(StoredRequest { document: String::new(), ttl: None, beside: None }))
             }
         }
+    }
+
+    /// Not for a Cluster.
+    pub async fn poll(&self, session: &SessionId) -> Result<Polled> {
+        type Found = [Option<Vec<u8>>; 4];
+        let keys = vec![super::session_key(session), super::signal_key(session)];
+        let found: Found = self.script(POLL, keys, super::REQUEST).await?;
+        let [pointer, signal, request, document] = found.map(|value| value.map(text));
+        let pointer = SessionPointer::read(pointer);
+        Ok(Polled { pointer, signal, answered: request.zip(document) })
     }
 
     pub async fn text(&self, key: &str) -> Result<Option<String>> {

@@ -149,6 +149,22 @@ impl ApprovalRequest {
     }
 }
 
+/// Whether a document under the key of `id` is a request of this tenant's that is not pending any
+/// more. Reads no more than that: agents ask often.
+#[must_use]
+pub fn is_settled_for(id: &RequestId, tenant: &TenantId, document: &str) -> bool {
+    let Ok(object) = serde_json::from_str::<RawObject>(document) else { return false };
+    let names = |field, expected: &str| match name(&object, field) {
+        Ok(Some(name)) => Some(name == expected),
+        Ok(None) => None,
+        Err(_odd) => Some(false),
+    };
+    let is_settled = matches!(text(&object, "status"), Ok(Some(status)) if status != "pending");
+    is_settled
+        && names("requestId", id.as_str()) != Some(false)
+        && names("tenantId", tenant.as_str()) == Some(true)
+}
+
 /// A user, tenant, session or request name: a string or an integer; null and blank are absent.
 fn name(object: &RawObject, field: &'static str) -> Result<Option<String>, &'static str> {
     let Some(value) = json::present(object, field) else { return Ok(None) };
