@@ -131,7 +131,7 @@ impl Report {
             text += "\n| what else | |\n|---|---:|\n";
         }
         for (name, value, unit) in &self.facts {
-            writeln!(text, "| {name} | {} {unit} |", short(*value)).unwrap();
+            writeln!(text, "| {name} | {} |", short(*value, unit)).unwrap();
         }
         if !self.targets.is_empty() {
             text += "\n| target | wanted | measured | |\n|---|---:|---:|---|\n";
@@ -140,10 +140,10 @@ impl Report {
             let Target { name, value, bar, at_least, unit } = target;
             writeln!(
                 text,
-                "| {name} | {} {} {unit} | {} {unit} | {} |",
+                "| {name} | {} {} | {} | {} |",
                 if *at_least { "≥" } else { "≤" },
-                short(*bar),
-                short(*value),
+                short(*bar, unit),
+                short(*value, unit),
                 if target.is_met() { "met" } else { "**missed**" },
             )
             .unwrap();
@@ -152,6 +152,7 @@ impl Report {
     }
 }
 
-fn short(value: f64) -> String {
-    if value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+fn short(value: f64, unit: &str) -> String {
+    let value = if value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") };
+    format!("{value} {unit}").trim_end().to_owned()
 }
