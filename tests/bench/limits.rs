@@ -43,7 +43,8 @@ pub async fn statement(
         let (ledger, works) = (used.clone(), Arc::clone(&works));
         async move {
             let (candidate, caller, state) = works.get(number).expect("too few requests");
-            let writing = Writing { candidate, state, caller, now, held_for: LEASE };
+            let (held_for, trace_parent) = (LEASE, None);
+            let writing = Writing { candidate, state, caller, now, held_for, trace_parent };
             let recorded = ledger.record_outcome(&writing).await.unwrap();
             assert!(matches!(recorded, Recorded::Won(_)), "{recorded:?}");
         }

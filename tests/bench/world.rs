@@ -48,7 +48,8 @@ pub struct Person {
 impl Person {
     pub fn new(user: &str, tenant: &str, role: Role) -> Self {
         let secret = SecretString::from(SECRET);
-        let jwt = JwtConfig { secret, leeway_seconds: 0, audience: None, issuer: None };
+        let (audience, issuer, previous) = (None, None, None);
+        let jwt = JwtConfig { secret, previous, leeway_seconds: 0, audience, issuer };
         let (id, of) = (UserId::parse(user).unwrap(), TenantId::parse(tenant).unwrap());
         let token = auth::mint(&jwt, &id, &of, role, 7200).unwrap();
         Self { user: user.to_owned(), tenant: tenant.to_owned(), token }
