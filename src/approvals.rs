@@ -514,7 +514,28 @@ pub(crate) async fn open_for(
     }
 }
 
+/// The signal that answers what a session waits for, or what the agent names, if that can be told by
+/// what was read of the session alone: the common case of one that is answered.
+#[must_use]
+pub fn signal_at_hand<'a>(
+    polled: &'a Polled,
+    caller: &Caller,
+    wanted: Option<&RequestId>,
+) -> Option<&'a str> {
+    let named = polled.pointer.request.as_deref()?;
+    let signal = polled.signal.as_deref()?;
+    let (answered, document) = polled.answered.as_ref()?;
+    let is_the_answer = answered == named
+        && wanted.is_none_or(|wanted| wanted.as_str() == named)
+        && signal_request(signal).as_deref() == Some(named)
+        && polled.pointer.tenant.as_ref() == Some(&caller.tenant)
+        && RequestId::parse(named.to_owned())
+            .is_ok_and(|id| is_settled_for(&id, &caller.tenant, document));
+    is_the_answer.then_some(signal)
+}
+
 /// The signal that answers what a session waits for, or what the agent names; never another.
+/// `polled` is what was just read of the session.
 ///
 /// # Errors
 /// [`Problem::Courier`] when Redis is silent and it cannot be told what the session waits for.
@@ -523,9 +544,10 @@ pub async fn find_signal(
     caller: &Caller,
     session: &SessionId,
     wanted: Option<&RequestId>,
+    polled: std::result::Result<Polled, Unavailable>,
 ) -> Result<Option<String>> {
-    let Polled { pointer, signal, answered } = match (core.courier.poll(session).await, wanted) {
-        (Ok(found), _) => found,
+    let polled = match (polled, wanted) {
+        (Ok(polled), _) => polled,
         // Registered requests do not depend on their session, so the ledger alone can answer.
         (Err(unavailable), Some(wanted)) => {
             let record = core.ledger.find_request(wanted).await?;
@@ -535,22 +557,13 @@ pub async fn find_signal(
         }
         (Err(unavailable), None) => return Err(unavailable.into()),
     };
+    if let Some(signal) = signal_at_hand(&polled, caller, wanted) {
+        return Ok(Some(signal.to_owned()));
+    }
+    let Polled { pointer, signal, .. } = polled;
     let named = pointer.request.clone();
     let target = wanted.map(|wanted| wanted.as_str().to_owned()).or_else(|| named.clone());
-
-    // The common case needs no ledger: the key holds the answer to what the session names.
     let in_redis = signal.as_deref().and_then(signal_request);
-    if target.is_some()
-        && target == named
-        && target == in_redis
-        && pointer.tenant.as_ref() == Some(&caller.tenant)
-        && let Some(id) = target.as_deref().and_then(|id| RequestId::parse(id).ok())
-        && let Some(document) = document_of(core, &id, answered).await?
-        && is_settled_for(&id, &caller.tenant, &document)
-    {
-        return Ok(signal);
-    }
-
     let record = match target {
         Some(id) => match RequestId::parse(id) {
             Ok(id) => core.ledger.find_request(&id).await?,
@@ -590,18 +603,6 @@ fn answer_of(record: &Record, caller: &Caller, session: &SessionId) -> Option<St
             Some(signal_json(&record.id, decision))
         }
         _ => None,
-    }
-}
-
-/// A request's text in Redis: known already if it was the one that was read along with a signal.
-async fn document_of(
-    core: &Core,
-    id: &RequestId,
-    answered: Option<(String, String)>,
-) -> Result<Option<String>> {
-    match answered {
-        Some((guessed, document)) if guessed == id.as_str() => Ok(Some(document)),
-        _ => Ok(core.courier.find_request(id).await?.map(|stored| stored.document)),
     }
 }
 

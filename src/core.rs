@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -72,6 +72,14 @@ impl Core {
         self.most_calls.saturating_sub(self.room.available_permits())
     }
 
+    /// Takes up room for a call, until it is dropped.
+    ///
+    /// # Errors
+    /// [`Undone::Busy`].
+    pub fn make_room(&self) -> Result<OwnedSemaphorePermit, Undone> {
+        self.room.clone().try_acquire_owned().map_err(|_full| Undone::Busy)
+    }
+
     /// Runs a call's work to its end, even if whoever waits for it goes away: actix drops a handler
     /// when its client resets the connection, and a write that is cut off half-way is neither done
     /// nor undone. Until that end it takes up room.
@@ -82,7 +90,7 @@ impl Core {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Undone> {
-        let room = self.room.clone().try_acquire_owned().map_err(|_full| Undone::Busy)?;
+        let room = self.make_room()?;
         let work = async move {
             let _room = room;
             work.await

@@ -3,12 +3,18 @@
 //!
 //! A mark that is lost only means that its signal is sent again, which agents bear.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 use tracing::warn;
 
 use crate::core::Core;
 use crate::domain::decision::Mark;
 
+/// How long to collect marks from the first one on: a write of their own for each would keep the next
+/// decision waiting for the disk.
+const COLLECTING: Duration = Duration::from_millis(50);
 /// Most marks to write at once.
 const BATCH: usize = 256;
 
@@ -40,17 +46,26 @@ pub async fn run(core: Core, HandedIn(mut handed_in): HandedIn) {
     loop {
         tokio::select! {
             biased;
-            _some = handed_in.recv_many(&mut batch, BATCH) => {}
+            _first = handed_in.recv_many(&mut batch, 1) => sleep(COLLECTING).await,
             () = core.under_way.wait() => break,
         }
+        while collect(&mut handed_in, &mut batch) {
+            write(&core, &mut batch).await;
+        }
+    }
+    while collect(&mut handed_in, &mut batch) {
         write(&core, &mut batch).await;
     }
-    while let Ok(mark) = handed_in.try_recv() {
+}
+
+/// Adds what is in by now; whether there is anything to write.
+fn collect(handed_in: &mut mpsc::UnboundedReceiver<Mark>, batch: &mut Vec<Mark>) -> bool {
+    while batch.len() < BATCH
+        && let Ok(mark) = handed_in.try_recv()
+    {
         batch.push(mark);
     }
-    if !batch.is_empty() {
-        write(&core, &mut batch).await;
-    }
+    !batch.is_empty()
 }
 
 /// Writes a batch, and empties it.

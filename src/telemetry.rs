@@ -53,21 +53,23 @@ pub fn start() -> anyhow::Result<()> {
 #[derive(Debug)]
 pub struct CallSpan;
 
-/// When a call began.
-struct Began(std::time::Instant);
+/// When a call began, and the pattern of its route: matching once is enough.
+struct Began {
+    at: std::time::Instant,
+    route: String,
+}
 
 impl RootSpanBuilder for CallSpan {
     fn on_request_start(request: &ServiceRequest) -> Span {
         let via = via(request.headers());
         let call_id = request.extensions().get::<RequestId>().map(ToString::to_string);
         let route = request.match_pattern().unwrap_or_else(|| "unknown".to_owned());
-        request.extensions_mut().insert(Began(std::time::Instant::now()));
         let span = tracing::info_span!(
             "call",
             otel.name = Empty,
             otel.kind = Empty,
             method = %request.method(),
-            route = route,
+            route = &*route,
             call_id,
             trace_id = via.trace_id,
             gateway_request_id = via.gateway_request_id,
@@ -78,6 +80,7 @@ impl RootSpanBuilder for CallSpan {
             task_id = Empty,
         );
         traces::join(&span, request.headers(), request.method().as_str(), &route);
+        request.extensions_mut().insert(Began { at: std::time::Instant::now(), route });
         span
     }
 
@@ -87,20 +90,13 @@ impl RootSpanBuilder for CallSpan {
     ) {
         let Ok(response) = outcome else { return };
         let (request, status) = (response.request(), response.status().as_u16());
-        let took = request.extensions().get::<Began>().map(|began| began.0.elapsed());
-        let took = took.unwrap_or_default();
+        let Some(Began { at, route }) = request.extensions_mut().remove::<Began>() else { return };
+        let took = at.elapsed();
         traces::answered(&span, status);
         info!(status, millis = took.as_secs_f64() * 1000.0, "answered");
         let refused = response.response().error().and_then(|error| error.as_error::<ApiError>());
-        let route = request.match_pattern();
-        let route = route.as_deref().unwrap_or("unknown");
-        metrics::answered(
-            request.method().as_str(),
-            route,
-            status,
-            took,
-            refused.map(ApiError::code),
-        );
+        let (method, refused) = (request.method().as_str(), refused.map(ApiError::code));
+        metrics::answered(method, &route, status, took, refused);
     }
 }
 

@@ -28,6 +28,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const RECONNECT: Duration = Duration::from_secs(1);
 /// The contract's words.
 const NO_SIGNAL: &str = "No signal found for session";
+const RETRIEVED: &str = "Signal retrieved";
 
 /// Which signal.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -87,18 +88,34 @@ pub async fn read(
     let query = query.into_inner();
     let wanted = query.request_id.map(|id| request_id(&id)).transpose()?;
     let wait = wait_of(query.wait_seconds.as_deref())?;
-    let ask = || {
+    let ask = |polled: Option<_>| {
         let (core, caller) = (core.get_ref().clone(), caller.clone());
         let (session, wanted) = (session.clone(), wanted.clone());
-        async move { approvals::find_signal(&core, &caller, &session, wanted.as_ref()).await }
+        async move {
+            let polled = match polled {
+                Some(polled) => polled,
+                None => core.courier.poll(&session).await,
+            };
+            approvals::find_signal(&core, &caller, &session, wanted.as_ref(), polled).await
+        }
     };
-    let mut signal = core.run_to_end(ask()).await??;
+    // Most polls end here, and need not be run to their end: they change nothing.
+    let room = core.make_room()?;
+    let polled = core.courier.poll(&session).await;
+    drop(room);
+    if let Ok(polled) = &polled
+        && let Some(signal) = approvals::signal_at_hand(polled, &caller, wanted.as_ref())
+    {
+        return Ok(ok(RETRIEVED, signal.to_owned()));
+    }
+    let mut signal = core.run_to_end(ask(Some(polled))).await??;
     if let Some(wait) = wait.filter(|wait| signal.is_none() && !wait.is_zero()) {
         end_with_client(&request);
+        let ask = || ask(None);
         signal = outcomes::wait(&core, &caller, &session, wait, ask, Option::is_some).await?;
     }
     Ok(match signal {
-        Some(signal) => ok("Signal retrieved", signal),
+        Some(signal) => ok(RETRIEVED, signal),
         None if wait.is_some() => nothing(NO_SIGNAL).with((RETRY_AFTER, "0")),
         None => nothing(NO_SIGNAL),
     })

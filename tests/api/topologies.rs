@@ -222,6 +222,9 @@ mod suite {
         app.approve(ALICE, &unnamed.id).await.assert(200, "");
         is_signalled(app, &unnamed, site.server_of(&format!("hitl:signal:{}", unnamed.session)))
             .await;
+        for asked in [&now, &unnamed] {
+            app.settled(&asked.id).await;
+        }
     }
 
     async fn what_was_left_owing_is_sent_if_it_is_still_waited_for(app: &TestApp, site: &Site) {

@@ -155,9 +155,9 @@ async fn decisions(options: &Options, report: &mut Report) {
 
 /// What one decision asks of the stores, before it is answered and after.
 async fn trips(report: &mut Report) {
-    const DECISIONS: usize = 200;
-    /// All that a decision leaves to be done is done by then.
-    const PAUSE: Duration = Duration::from_millis(25);
+    const DECISIONS: usize = 60;
+    /// By which an answer of a store is held back.
+    const DELAY_MILLIS: u64 = 20;
     let world = World::start().await;
     world.database("trips").await;
     let ledger = Turns::before(world.postgres.port()).await;
@@ -166,39 +166,31 @@ async fn trips(report: &mut Report) {
     let service = production(&world.folder, &url, &format!("redis://{}", redis.address));
     let service = service.serve().await;
     let client = Client::new();
-    let asked = Asked::fresh(DECISIONS * 3);
+    let asked = Asked::fresh(DECISIONS * 4);
     world.ask(&asked).await;
-    let (first, measured) = asked.split_at(DECISIONS * 2);
-    // Every connection of the pool has seen the statements then.
-    let decide = async |asked: &Asked| {
-        one(&client, &service.base, &world, &asked.approval()).await;
-    };
-    iter(first.iter().map(&decide)).buffer_unordered(32).collect::<()>().await;
-    sleep(Duration::from_secs(1)).await;
-    let commands = world.commands().await;
-    let mut counts = [const { [const { Vec::new() }; 2] }; 4];
-    for asked in measured {
-        let began = Instant::now();
-        decide(asked).await;
-        let answered = Instant::now();
-        sleep(PAUSE).await;
-        let end = Instant::now();
-        let (before, after) = ((began, answered), (answered, end));
-        let spans = [(&ledger, before), (&ledger, after), (&redis, before), (&redis, after)];
-        for ((store, (from, to)), counts) in spans.into_iter().zip(&mut counts) {
-            let turns = store.between(from, to);
-            counts.iter_mut().zip(turns).for_each(|(counts, turns)| counts.push(turns));
+    let mut asked = asked.chunks(DECISIONS);
+    let mut p50_millis = async || {
+        let mut took = Vec::new();
+        // One after the other.
+        for asked in asked.next().unwrap() {
+            let began = Instant::now();
+            one(&client, &service.base, &world, &asked.approval()).await;
+            took.push(began.elapsed().as_secs_f64() * 1000.0);
         }
+        median(took)
+    };
+    let _warm = p50_millis().await;
+    let commands = world.commands().await;
+    let near = p50_millis().await;
+    let commands_after = world.commands().await;
+    for (store, turns, most) in [("the ledger", &ledger, 1.0), ("Redis", &redis, 2.0)] {
+        turns.delay(DELAY_MILLIS);
+        let trips = (p50_millis().await - near) / DELAY_MILLIS as f64;
+        turns.delay(0);
+        let name = format!("round trips to {store} before the answer");
+        report.at_most(&name, trips.round(), most, "");
     }
-    let [ledger_before, ledger_after, redis_before, redis_after] =
-        counts.map(|counts| counts.map(median));
-    report.at_most("round trips to the ledger before the answer", ledger_before[0], 1.0, "");
-    report.fact("before the answer, of these the pool's pings", ledger_before[1], "");
-    report.fact("round trips to the ledger after the answer", ledger_after[0], "");
-    report.fact("after the answer, of these the pool's pings", ledger_after[1], "");
-    report.at_most("round trips to Redis before the answer", redis_before[0], 2.0, "");
-    report.fact("round trips to Redis after the answer", redis_after[0], "");
-    for (command, after) in world.commands().await {
+    for (command, after) in commands_after {
         let calls = after - commands.get(&command).copied().unwrap_or(0.0);
         let calls = (calls / DECISIONS as f64).round();
         // Others belong to what goes on in the background.
