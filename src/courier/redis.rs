@@ -2,7 +2,7 @@
 //!
 //! Only absolute writes, so that repeating one after a time-out changes nothing.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -23,11 +23,12 @@ use crate::limits::RateLimit;
 
 /// What a value that is not text stands for: no id and no JSON, so it matches nothing.
 const NOT_TEXT: &str = "\u{fffd}";
-const FIND_REQUEST: &str = include_str!("find.lua");
-const POLL: &str = include_str!("poll.lua");
-const SEND_SIGNAL: &str = include_str!("signal.lua");
-const ADMIT: &str = include_str!("admit.lua");
-const REWRITE_REQUEST: &str = include_str!("request.lua");
+type Script = LazyLock<String>;
+static FIND_REQUEST: Script = LazyLock::new(|| bare(include_str!("find.lua")));
+static POLL: Script = LazyLock::new(|| bare(include_str!("poll.lua")));
+static SEND_SIGNAL: Script = LazyLock::new(|| bare(include_str!("signal.lua")));
+static ADMIT: Script = LazyLock::new(|| bare(include_str!("admit.lua")));
+static REWRITE_REQUEST: Script = LazyLock::new(|| bare(include_str!("request.lua")));
 
 /// The courier over Redis.
 #[derive(Clone, Debug)]
@@ -87,7 +88,7 @@ impl RedisCourier {
         if !self.link.is_cluster() {
             type Found = (Vec<u8>, i64, Option<String>, Option<Vec<u8>>);
             let key = vec![key.to_owned()];
-            let found: Option<Found> = self.script(FIND_REQUEST, key, super::SESSION).await?;
+            let found: Option<Found> = self.script(&FIND_REQUEST, key, super::SESSION).await?;
             return Ok(found.map(|(document, millis, session, pointer)| StoredRequest {
                 document: String::from_utf8(document).unwrap_or_default(),
                 ttl: ttl(millis),
@@ -118,7 +119,7 @@ impl RedisCourier {
     pub async fn poll(&self, session: &SessionId) -> Result<Polled> {
         type Found = [Option<Vec<u8>>; 4];
         let keys = vec![super::session_key(session), super::signal_key(session)];
-        let found: Found = self.script(POLL, keys, super::REQUEST).await?;
+        let found: Found = self.script(&POLL, keys, super::REQUEST).await?;
         let [pointer, signal, request, document] = found.map(|value| value.map(text));
         let pointer = SessionPointer::read(pointer);
         Ok(Polled { pointer, signal, answered: request.zip(document) })
@@ -186,7 +187,7 @@ impl RedisCourier {
             // No script reaches servers of several slots, so what the standalone one does at once
             // is done as close together as can be.
             let rewriting = (seen_request, outgoing.document, REQUEST_TTL_SECONDS);
-            let rewrite = self.script::<bool>(REWRITE_REQUEST, vec![request], rewriting);
+            let rewrite = self.script::<bool>(&REWRITE_REQUEST, vec![request], rewriting);
             let (is_same, pointer) = tokio::try_join!(rewrite, self.text(&session))?;
             if !is_same || pointer.unwrap_or_default() != seen_pointer {
                 return Ok(Sent::Changed);
@@ -199,7 +200,7 @@ impl RedisCourier {
             if outgoing.aloud { &channel } else { "" },
             (seen_pointer, seen_request, outgoing.document, REQUEST_TTL_SECONDS),
         );
-        let sent = self.script::<Option<(i64, String)>>(SEND_SIGNAL, keys, sending).await?;
+        let sent = self.script::<Option<(i64, String)>>(&SEND_SIGNAL, keys, sending).await?;
         let Some((listeners, history)) = sent else { return Ok(Sent::Changed) };
         // A node counts only the subscribers of its own.
         let is_known = outgoing.aloud && (listeners > 0 || !self.link.is_cluster());
@@ -230,7 +231,7 @@ impl RedisCourier {
     /// Counts a call against a shared bucket; otherwise says when there is room again.
     pub async fn admit(&self, bucket: String, limit: RateLimit) -> Result<Option<Duration>> {
         let drain = u64::try_from(limit.drain().as_micros()).unwrap_or(u64::MAX);
-        let wait: u64 = self.script(ADMIT, vec![bucket], (drain, limit.burst.get())).await?;
+        let wait: u64 = self.script(&ADMIT, vec![bucket], (drain, limit.burst.get())).await?;
         Ok((wait > 0).then(|| Duration::from_micros(wait)))
     }
 }
@@ -266,6 +267,13 @@ impl RedisEar {
         let payload = String::from_utf8_lossy(message.get_payload_bytes()).into_owned();
         Ok((message.get_channel_name().to_owned(), payload))
     }
+}
+
+/// A script without what is only for people: it travels with each call.
+fn bare(script: &str) -> String {
+    let lines = script.lines().map(str::trim);
+    let code = lines.filter(|line| !line.is_empty() && !line.starts_with("--"));
+    code.collect::<Vec<_>>().join("\n")
 }
 
 fn text(value: Vec<u8>) -> String {
