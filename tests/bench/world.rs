@@ -241,7 +241,7 @@ impl Database {
     pub async fn refill(&mut self, rows: i64) {
         let fill = include_str!("fill.sql").replace("$rows", &rows.to_string());
         for statement in [
-            "TRUNCATE hitl_request, agent_task".to_owned(),
+            "TRUNCATE hitl_request, agent_task CASCADE".to_owned(),
             fill,
             // As autovacuum would, by and by.
             "VACUUM ANALYZE hitl_request, agent_task".to_owned(),
