@@ -49,11 +49,13 @@ use crate::{expiry, metrics, relay, retention, routes};
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
-/// Files a process may have open beside its connections: listener, Redis, SQLite, workers.
+/// Open connections to the metrics' own address.
+const METRICS_CONNECTIONS: usize = 32;
+/// Files a process may have open beside its connections: listener, Redis, SQLite, workers, metrics.
 const OTHER_FILES: u64 = 100;
 /// Longest that writes under way, the relay's last round and the pool's closing may each take
 /// after the last answer has gone out.
-const LAST_STEPS: Duration = Duration::from_millis(900);
+const LAST_STEPS: Duration = Duration::from_millis(800);
 
 /// One running process of the service; others may run beside it on the same stores.
 #[derive(Debug)]
@@ -88,14 +90,13 @@ impl Replica {
         };
         let runtime = Handle::current();
         let (hub, turnover) = Hub::new(config.max_waits_per_person);
-        let (marks, handed_in) = Marks::new();
         let core = Core {
             tokens: TokenVerifier::new(&config.jwt),
             limits: Limits::new(config.rate_limit, &courier, &runtime),
             room: Arc::new(Semaphore::new(config.max_calls_under_way)),
             most_calls: config.max_calls_under_way,
             turns: Arc::new(Semaphore::new(config.max_calls_under_way.div_ceil(4))),
-            marks,
+            marks: Marks::default(),
             hub,
             ledger,
             courier,
@@ -121,7 +122,7 @@ impl Replica {
         }
         let mut workers = JoinSet::new();
         workers.spawn(relay::run(core.clone()));
-        workers.spawn(marks::run(core.clone(), handed_in));
+        workers.spawn(marks::run(core.clone()));
         workers.spawn(expiry::run(core.clone()));
         workers.spawn(hub::run(core.clone(), turnover));
         workers.spawn(metrics::run(core.clone()));
@@ -370,7 +371,8 @@ fn serve_metrics(
         let app = App::new().app_data(core.clone()).app_data(scrape.clone());
         app.configure(routes::configure_metrics)
     };
-    let server = HttpServer::new(app).workers(1).disable_signals().bind(address);
+    let server = HttpServer::new(app).workers(1).max_connections(METRICS_CONNECTIONS);
+    let server = server.disable_signals().bind(address);
     let server = server.with_context(|| format!("cannot listen on {address} (metrics_address)"))?;
     let server = server.run();
     Ok(async move {

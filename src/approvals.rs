@@ -25,7 +25,7 @@ use crate::domain::signal::{signal_json, signal_request};
 use crate::ledger::{LEASE, LedgerError, Recorded, Registered, Writing};
 use crate::limits::TooMany;
 use crate::metrics::{self, By};
-use crate::{outcomes, traces};
+use crate::{marks, outcomes, traces};
 
 /// How long to ask the ledger what became of a write that it did not confirm.
 const CONFIRMATION: Duration = Duration::from_millis(900);
@@ -235,7 +235,8 @@ impl Attempt<'_> {
                 }
                 Ok(Decided { session: record.session, decision })
             }
-            Recorded::Lost(record) => {
+            Recorded::Lost(mut record) => {
+                self.core.marks.apply(&mut record);
                 let was_sent = !record.is_unsent();
                 let standing = record.clone();
                 let (core, id) = (self.core, self.id);
@@ -376,6 +377,7 @@ async fn send_if_asked_again(core: &Core, id: &RequestId, record: &Record) -> Re
     if asked.request.is_pending()
         && is_same(record, &asked)
         && pointer.allows(id)
+        && marks::write(core).await
         && let Some(record) = core.ledger.owe_again(record, core.clock.now()).await?
     {
         crash_point!("owed-again");
@@ -465,7 +467,10 @@ pub async fn read_request(
 ) -> Result<(String, String)> {
     let (stored, record) =
         tokio::join!(core.courier.find_request(id), core.ledger.find_request(id));
-    let record = record?;
+    let mut record = record?;
+    if let Some(record) = &mut record {
+        core.marks.apply(record);
+    }
     let is_settled = record.as_ref().is_some_and(|record| {
         let is_closed = matches!(record.state, State::Expired | State::Cancelled);
         is_closed || record.origin == Origin::Http || record.is_unsent()
@@ -571,7 +576,8 @@ pub async fn find_signal(
         },
         None => core.ledger.newest_decided(session, &caller.tenant).await?,
     };
-    let Some(record) = record else { return Ok(None) };
+    let Some(mut record) = record else { return Ok(None) };
+    core.marks.apply(&mut record);
     let names_nothing = named.is_none() && wanted.is_none();
     let is_under_the_key = in_redis.as_deref() == Some(record.id.as_str());
     if names_nothing && !is_under_the_key && !still_waits(&record, core.clock.now()) {

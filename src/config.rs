@@ -25,7 +25,7 @@ pub const MIN_SECRET_BYTES: usize = 32;
 /// Most seconds of clock difference that a token is forgiven.
 const MAX_LEEWAY_SECONDS: u64 = 30;
 /// Most seconds to drain: the process must be gone 10 s after SIGTERM.
-const MAX_SHUTDOWN_SECONDS: u64 = 9;
+const MAX_SHUTDOWN_SECONDS: u64 = 7;
 /// Most calls a second for one person: Redis counts them in whole microseconds.
 const MAX_RATE: u32 = 100_000;
 /// Largest burst of one person: at one call a second it drains within two weeks.

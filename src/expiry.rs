@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::core::Core;
 use crate::ledger::LedgerError;
@@ -41,16 +41,23 @@ pub async fn run_once(core: &Core) -> Result<usize, LedgerError> {
     let now = core.clock.now();
     let limit = i64::try_from(BATCH).unwrap_or(0);
     let overdue = core.ledger.overdue(now, limit).await?;
-    let mut closed = 0;
+    let (mut closed, mut failure) = (0, None);
     for id in &overdue {
+        if core.stopping.is_cancelled() {
+            break;
+        }
         match outcomes::expire(core, id, now).await {
             Ok(_) => closed += 1,
-            // One odd row must not keep the others from being closed.
-            Err(LedgerError::Inconsistent(cause)) => {
-                error!(request_id = %id, cause, "a request whose time is over cannot be closed");
+            Err(error @ LedgerError::Unavailable(_)) => return Err(error),
+            // A row that is odd, or that somebody holds locked, must not keep the others open.
+            Err(error) => {
+                warn!(request_id = %id, %error, "a request whose time is over cannot be closed");
+                failure = Some(error);
             }
-            Err(error) => return Err(error),
         }
+    }
+    if let Some(error) = failure.filter(|_error| closed == 0) {
+        return Err(error);
     }
     Ok(closed)
 }

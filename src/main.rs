@@ -124,13 +124,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn serve(file: Option<&Path>) -> anyhow::Result<()> {
-    let config = Config::load(file)?;
-    telemetry::start()?;
-    // Before anything starts, so that being asked to stop is never missed, and that being asked to
-    // reload does not end us.
+    // Before anything else, so that being asked to reload does not end us, and that being asked to
+    // stop is never missed.
     let hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let config = Config::load(file)?;
+    telemetry::start()?;
     let replica = Replica::start(&config, Clock::System).await?;
     let reloading = Box::pin(reload::on_hangup(hangup, file, config, replica.core.clone()));
     let ended = replica

@@ -1,79 +1,125 @@
-//! Marks deliveries as done: whoever has sent a signal hands in a mark and goes on, and all that are
-//! in by then are written at once.
+//! Marks deliveries as done: whoever has sent a signal hands in a mark and goes on. While one batch is
+//! written the next gathers, so that many signals cost few statements.
 //!
-//! A mark that is lost only means that its signal is sent again, which agents bear.
+//! Until it is written a mark is remembered, and tried again: a signal that is taken for unsent goes
+//! out once more, to an agent that may wait for something else by then. So whoever asks in this process
+//! whether a row was sent has to ask here, too.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::warn;
 
 use crate::core::Core;
-use crate::domain::decision::Mark;
+use crate::domain::decision::{Mark, Record};
+use crate::domain::ids::RequestId;
 
-/// How long to collect marks from the first one on: a write of their own for each would keep the next
-/// decision waiting for the disk.
-const COLLECTING: Duration = Duration::from_millis(50);
 /// Most marks to write at once.
 const BATCH: usize = 256;
+/// Pause before what could not be written is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// Takes marks; cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Marks(mpsc::UnboundedSender<Mark>);
-
-/// What [`run`] writes.
-#[derive(Debug)]
-pub struct HandedIn(mpsc::UnboundedReceiver<Mark>);
+#[derive(Clone, Debug, Default)]
+pub struct Marks {
+    unwritten: Arc<Mutex<HashMap<RequestId, Mark>>>,
+    handed_in: Arc<Notify>,
+}
 
 impl Marks {
-    /// Nothing marked yet.
-    #[must_use]
-    pub fn new() -> (Self, HandedIn) {
-        let (marks, handed_in) = mpsc::unbounded_channel();
-        (Self(marks), HandedIn(handed_in))
-    }
-
     /// Hands in a mark.
     pub fn hand_in(&self, mark: Mark) {
-        let _ended = self.0.send(mark);
+        self.unwritten().insert(mark.request.clone(), mark);
+        self.handed_in.notify_one();
+    }
+
+    /// Whether what this row owes was sent already, and only the mark is not written.
+    #[must_use]
+    pub fn hold(&self, record: &Record) -> bool {
+        self.unwritten().get(&record.id).is_some_and(|mark| mark.owed_since == record.owed_since)
+    }
+
+    /// Brings a row that was read up to what is known of its delivery.
+    pub fn apply(&self, record: &mut Record) {
+        if let Some(mark) = self.unwritten().get(&record.id)
+            && mark.owed_since == record.owed_since
+        {
+            record.delivery = mark.settled.delivery;
+            record.listeners = mark.settled.listeners;
+            record.sent_to.clone_from(&mark.settled.sent_to);
+            record.sent_at = Some(mark.at);
+        }
+    }
+
+    fn some(&self) -> Vec<Mark> {
+        self.unwritten().values().take(BATCH).cloned().collect()
+    }
+
+    /// Forgets what is written, but for what was handed in anew meanwhile.
+    fn forget(&self, written: &[Mark]) {
+        let mut unwritten = self.unwritten();
+        for mark in written {
+            if unwritten.get(&mark.request).is_some_and(|now| now.owed_since == mark.owed_since) {
+                unwritten.remove(&mark.request);
+            }
+        }
+    }
+
+    fn unwritten(&self) -> MutexGuard<'_, HashMap<RequestId, Mark>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Writes marks until the process is asked to stop and nothing is under way any more.
-pub async fn run(core: Core, HandedIn(mut handed_in): HandedIn) {
-    let mut batch = Vec::new();
+pub async fn run(core: Core) {
     loop {
         tokio::select! {
             biased;
-            _first = handed_in.recv_many(&mut batch, 1) => sleep(COLLECTING).await,
+            () = core.marks.handed_in.notified() => {}
             () = core.under_way.wait() => break,
         }
-        while collect(&mut handed_in, &mut batch) {
-            write(&core, &mut batch).await;
+        while !write(&core).await {
+            tokio::select! {
+                () = sleep(AGAIN) => {}
+                () = core.under_way.wait() => break,
+            }
         }
     }
-    while collect(&mut handed_in, &mut batch) {
-        write(&core, &mut batch).await;
+    write(&core).await;
+}
+
+/// Writes what is there; whether all of it could be.
+pub async fn write(core: &Core) -> bool {
+    loop {
+        let marks = core.marks.some();
+        if marks.is_empty() {
+            return true;
+        }
+        let written = core.ledger.mark(&marks).await;
+        crash_point!("noted");
+        match written {
+            Ok(()) => core.marks.forget(&marks),
+            Err(error) => {
+                warn!(count = marks.len(), %error, "sent, but not noted yet");
+                return write_each(core, marks).await;
+            }
+        }
     }
 }
 
-/// Adds what is in by now; whether there is anything to write.
-fn collect(handed_in: &mut mpsc::UnboundedReceiver<Mark>, batch: &mut Vec<Mark>) -> bool {
-    while batch.len() < BATCH
-        && let Ok(mark) = handed_in.try_recv()
-    {
-        batch.push(mark);
+/// Writes one by one, so that a row that somebody holds locked costs only itself.
+async fn write_each(core: &Core, marks: Vec<Mark>) -> bool {
+    let mut all = true;
+    for mark in marks {
+        let mark = [mark];
+        if core.ledger.mark(&mark).await.is_ok() {
+            core.marks.forget(&mark);
+        } else {
+            all = false;
+        }
     }
-    !batch.is_empty()
-}
-
-/// Writes a batch, and empties it.
-pub async fn write(core: &Core, batch: &mut Vec<Mark>) {
-    let marks = std::mem::take(batch);
-    let written = core.ledger.mark(&marks).await;
-    crash_point!("noted");
-    if let Err(error) = written {
-        warn!(count = marks.len(), %error, "sent, but not noted: it will be sent again");
-    }
+    all
 }

@@ -292,8 +292,12 @@ impl Scrape {
                 gauge!(PENDING).set(count(pending));
                 gauge!(OLDEST_PENDING).set(age(pending_since));
             }
-            // They stay as they were.
-            Ok(Err(error)) => warn!(%error, "cannot tell what is owed"),
+            // An age that stands still would speak for those that still know.
+            Ok(Err(error)) => {
+                warn!(%error, "cannot tell what is owed");
+                gauge!(OLDEST_OWED).set(0);
+                gauge!(OLDEST_PENDING).set(0);
+            }
             Err(_panic) => {}
         }
         *looked_at = Some(Instant::now());

@@ -51,7 +51,10 @@ pub async fn run(core: Core) {
             warn!(%error, "the relay cannot owe again what Redis has lost");
         }
         match round {
-            Ok(round) if round.sent + round.superseded == usize::try_from(BATCH).unwrap_or(0) => {
+            Ok(round)
+                if round.sent + round.superseded == usize::try_from(BATCH).unwrap_or(0)
+                    && !core.stopping.is_cancelled() =>
+            {
                 continue;
             }
             Ok(_) => {}
@@ -110,26 +113,29 @@ pub async fn run_once(core: &Core) -> Result<Round, LedgerError> {
     if !due.is_empty() {
         crash_point!("relay-claimed");
     }
+    // What this process has sent and not noted yet needs no more than the note.
+    let (noted_later, due): (Vec<_>, Vec<_>) =
+        due.into_iter().partition(|record| core.marks.hold(record));
     let claimed = due.len();
-    let mut marks = futures_util::stream::iter(due)
+    let delivered = futures_util::stream::iter(due)
         .map(|record| send_one(core.clone(), record))
         .buffer_unordered(AT_ONCE)
         .filter_map(std::future::ready)
         .collect::<Vec<_>>()
         .await;
-    let count = |which| marks.iter().filter(|mark| mark.settled.delivery == which).count();
+    let count = |which| delivered.iter().filter(|delivery| **delivery == which).count();
     let round = Round {
         sent: count(Delivery::Sent),
         superseded: count(Delivery::Superseded),
-        failed: claimed - marks.len(),
+        failed: claimed - delivered.len(),
     };
-    if !marks.is_empty() {
-        marks::write(core, &mut marks).await;
+    if !(delivered.is_empty() && noted_later.is_empty()) {
+        marks::write(core).await;
     }
     Ok(round)
 }
 
-async fn send_one(core: Core, record: Record) -> Option<Mark> {
+async fn send_one(core: Core, record: Record) -> Option<Delivery> {
     let now = core.clock.now();
     let span = if traces::are_on() {
         // Without it, it is still a trace.
@@ -150,7 +156,8 @@ async fn send_one(core: Core, record: Record) -> Option<Mark> {
                 warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
                 return None;
             }
-            Some(Mark::of(&record, settled, now))
+            core.marks.hand_in(Mark::of(&record, settled, now));
+            Some(delivery)
         }
         Err(error) => {
             warn!(request_id = %record.id, %error, "a signal is still owed");

@@ -16,10 +16,11 @@ use crate::metrics;
 
 /// How often to look for what is old enough.
 const INTERVAL: Duration = Duration::from_hours(1);
-/// Rows to delete in one statement; if there were as many, the next one follows after a breath.
-const BATCH: u64 = 1000;
+/// Rows to delete in one statement, which has to end in time even if each is as large as may be; if
+/// there were as many, the next one follows after a breath.
+const BATCH: u64 = 100;
 /// Leaves the ledger to the others between two batches.
-const BREATH: Duration = Duration::from_millis(50);
+const BREATH: Duration = Duration::from_millis(10);
 /// Youngest that may be deleted. No request, and no signal of one, lives longer than this: whatever
 /// is older, nobody waits for.
 const YOUNGEST: TimeDelta = TimeDelta::days(1);

@@ -29,7 +29,7 @@ use url::Url;
 /// The target of spans that are no matter for the log.
 pub const STEPS: &str = "aura_hitl::steps";
 /// Longest to wait for the collector at the end.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_WORDS: Duration = Duration::from_millis(300);
 /// The SDK's variables that name a collector.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 
@@ -54,7 +54,12 @@ pub fn layer<S: Subscriber + for<'span> LookupSpan<'span>>() -> anyhow::Result<O
             is_on = true;
         }
     }
-    if !is_on {
+    let says = |name: &str, word: &str| {
+        std::env::var(name).is_ok_and(|value| value.trim().eq_ignore_ascii_case(word))
+    };
+    // Of these two the SDK knows nothing.
+    let is_off = says("OTEL_SDK_DISABLED", "true") || says("OTEL_TRACES_EXPORTER", "none");
+    if !is_on || is_off {
         return Ok(None);
     }
     let exporter = SpanExporter::builder().with_http().build();

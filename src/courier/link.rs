@@ -206,9 +206,11 @@ fn too_late() -> RedisError {
     io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into()
 }
 
-/// A key of another type: somebody else's data, not a failure of Redis.
+/// A key of another type, or with something that cannot be read: somebody else's data, not a failure
+/// of Redis.
 fn is_about_the_key(error: &RedisError) -> bool {
-    error.code() == Some("WRONGTYPE") || error.kind() == ErrorKind::UnexpectedReturnType
+    error.code() == Some("WRONGTYPE")
+        || matches!(error.kind(), ErrorKind::UnexpectedReturnType | ErrorKind::Parse)
 }
 
 /// The server's own answer; but one that has become a replica is the wrong server.

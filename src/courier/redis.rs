@@ -86,13 +86,15 @@ impl RedisCourier {
     pub async fn find_request(&self, key: &str) -> Result<Option<StoredRequest>> {
         let ttl = |millis: i64| u64::try_from(millis).ok().map(Duration::from_millis);
         if !self.link.is_cluster() {
-            type Found = (Vec<u8>, i64, Option<String>, Option<Vec<u8>>);
+            type Found = (Vec<u8>, i64, Option<Vec<u8>>, Option<Vec<u8>>);
             let key = vec![key.to_owned()];
             let found: Option<Found> = self.script(&FIND_REQUEST, key, super::SESSION).await?;
             return Ok(found.map(|(document, millis, session, pointer)| StoredRequest {
                 document: String::from_utf8(document).unwrap_or_default(),
                 ttl: ttl(millis),
-                beside: session.map(|session| (session, SessionPointer::read(pointer.map(text)))),
+                beside: session
+                    .and_then(|session| String::from_utf8(session).ok())
+                    .map(|session| (session, SessionPointer::read(pointer.map(text)))),
             }));
         }
         let answers = self

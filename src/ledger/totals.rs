@@ -20,16 +20,10 @@ type Which = (TenantId, Option<UserId>, Option<TaskStatus>);
 pub struct Totals(Arc<Mutex<HashMap<Which, (i64, Instant)>>>);
 
 impl Totals {
-    /// What was counted lately. Of those who find it too old, the first has to count again; the
-    /// others get it once more.
+    /// What was counted lately.
     pub fn find(&self, filter: &TaskFilter) -> Option<i64> {
-        let mut totals = self.lock();
-        let (total, counted_at) = totals.get_mut(&which(filter))?;
-        if counted_at.elapsed() < AGE {
-            return Some(*total);
-        }
-        *counted_at = Instant::now();
-        None
+        let (total, counted_at) = *self.lock().get(&which(filter))?;
+        (counted_at.elapsed() < AGE).then_some(total)
     }
 
     /// Remembers a total if it is large.

@@ -190,12 +190,12 @@ both_modes! {
     async fn a_purge_goes_in_batches_and_two_at_once_share_the_work(app: TestApp) {
         app.sql(MANY).await;
         let retention = keeping(Some(90), None);
-        assert_eq!(purge(&app, retention, 0).await, (1000, 0));
-        assert_eq!(number(&app, "SELECT COUNT(*) FROM hitl_request").await, 1500);
+        assert_eq!(purge(&app, retention, 0).await, (100, 0));
+        assert_eq!(number(&app, "SELECT COUNT(*) FROM hitl_request").await, 2400);
         let now = Clock::System.now();
         let all = || retention::purge(&app.core.ledger, retention, now);
         let (one, two) = tokio::join!(all(), all());
-        assert_eq!(one.unwrap().requests + two.unwrap().requests, 1500);
+        assert_eq!(one.unwrap().requests + two.unwrap().requests, 2400);
         assert_eq!(number(&app, "SELECT COUNT(*) FROM hitl_request").await, 0);
         assert_eq!(number(&app, "SELECT COUNT(*) FROM owned_task").await, 0, "no agent_task, no owner");
     }

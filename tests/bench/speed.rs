@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
-use futures_util::stream::iter;
 use reqwest::Client;
 use serde_json::{Value, json};
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 
 use crate::limits;
 use crate::load::{median, quantile};
