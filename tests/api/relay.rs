@@ -7,7 +7,7 @@ use aura_hitl::app::{self, Replica};
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::core::Core;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Delivery, State, Verdict};
+use aura_hitl::domain::decision::{Delivery, Mark, Settled, State, Verdict};
 use aura_hitl::domain::ids::RequestId;
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::signal::signal_json;
@@ -17,13 +17,14 @@ use aura_hitl::relay;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
+use sqlx::PgPool;
 use tempfile::TempDir;
 
 use crate::helpers::{
-    ALICE, Answer, Asked, Mode, TestApp, Who, config, decide_on_ledger, eventually, fresh_database,
-    unique,
+    ALICE, Answer, Asked, Ear, Mode, TestApp, Who, config, decide_on_ledger, eventually,
+    fresh_database, redis, unique,
 };
 use crate::servers::{PrivatePostgres, PrivateRedis};
 
@@ -411,4 +412,74 @@ async fn while_postgres_is_away_nothing_is_decided() {
         app.approve(bob, &one.id).await.assert(200, "");
         signalled(&app, one).await;
     }
+}
+
+/// A row that somebody holds locked keeps its own mark waiting, and nobody else's; and what was sent
+/// is not sent again meanwhile, to an agent that may wait for something else by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_locked_row_makes_nobody_hear_twice() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let LedgerConfig::Postgres { url, .. } = &app.config.ledger else { panic!("no Postgres") };
+    let pool = PgPool::connect(url.expose_secret()).await.unwrap();
+    let asked = [(); 3].map(|()| Asked::new());
+    let mut marks = Vec::new();
+    for one in &asked {
+        app.ask(one).await;
+        app.approve(ALICE, &one.id).await.assert(200, "");
+        let record = app.settled(&one.id).await;
+        marks.push(Mark::of(
+            &record,
+            Settled { sent_to: record.sent_to.clone(), ..Settled::SENT },
+            Utc::now(),
+        ));
+    }
+    let mut ears = Vec::new();
+    for one in &asked {
+        ears.push(Ear::on(&app, &one.session).await);
+    }
+    // As after sending and before noting; the leases are over.
+    sqlx::query(
+        "UPDATE hitl_request SET delivery = 'owed', sent_to = NULL, sent_at = NULL, due_at = now()",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM hitl_request WHERE request_id = $1 FOR UPDATE")
+        .bind(&asked[0].id)
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    for mark in marks {
+        app.core.marks.hand_in(mark);
+    }
+    for one in &asked[1..] {
+        app.settled(&one.id).await;
+    }
+    assert_eq!(app.record(&asked[0].id).await.delivery, Delivery::Owed);
+    lock.rollback().await.unwrap();
+    app.settled(&asked[0].id).await;
+    for mut ear in ears {
+        assert!(ear.heard().await.is_empty());
+    }
+}
+
+/// A request that is no text is a request that cannot be read, not a Redis that is away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_are_no_text_are_not_an_outage() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let (registered, written) = (Asked::new(), Asked::new());
+    app.register(ALICE, &registered).await.assert(201, "");
+    app.settled(&registered.id).await;
+    let mut redis = redis().await;
+    for one in [&registered, &written] {
+        let mut bytes = one.document.to_string().into_bytes();
+        let at = one.document.to_string().find(&one.session).unwrap();
+        bytes[at] = 0xff;
+        let key = format!("hitl:request:{}", one.id);
+        let () = redis::cmd("SET").arg(key).arg(bytes).query_async(&mut redis).await.unwrap();
+        app.approve(ALICE, &one.id).await.assert(409, "E3002");
+    }
+    assert_eq!(app.record(&registered.id).await.state, State::Pending);
+    assert!(app.is_unrecorded(&written.id).await);
 }
