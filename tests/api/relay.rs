@@ -430,7 +430,7 @@ async fn a_locked_row_makes_nobody_hear_twice() {
         marks.push(Mark::of(
             &record,
             Settled { sent_to: record.sent_to.clone(), ..Settled::SENT },
-            Utc::now(),
+            app.core.clock.now(),
         ));
     }
     let mut ears = Vec::new();
