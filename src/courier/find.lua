@@ -1,3 +1,6 @@
+#!lua flags=no-writes
+-- Says above that it only reads: else Redis holds it up whenever writes are paused (Redis 7).
+--
 -- Reads a request, and along with it what its session names, in one round trip. Where the request
 -- says which session that is, is guessed from its text: whoever parses it must not rely on the guess.
 --

@@ -1,3 +1,6 @@
+#!lua flags=no-writes
+-- Says above that it only reads: else Redis holds it up whenever writes are paused (Redis 7).
+--
 -- Reads, in one round trip, what a session names, its signal, and the request which that answers.
 -- Which one that is, is guessed from the signal's text: whoever parses it must not rely on the guess.
 --
