@@ -374,12 +374,14 @@ async fn send_if_asked_again(core: &Core, id: &RequestId, record: &Record) -> Re
     let Ok((asked, pointer)) = open(core, id, stored, core.clock.now()).await else {
         return Ok(());
     };
-    if asked.request.is_pending()
-        && is_same(record, &asked)
-        && pointer.allows(id)
-        && marks::write(core).await
-        && let Some(record) = core.ledger.owe_again(record, core.clock.now()).await?
-    {
+    if !(asked.request.is_pending() && is_same(record, &asked) && pointer.allows(id)) {
+        return Ok(());
+    }
+    // What is owed anew must have been noted as sent.
+    if let Some(mark) = core.marks.of(record) {
+        marks::write_one(core, mark).await?;
+    }
+    if let Some(record) = core.ledger.owe_again(record, core.clock.now()).await? {
         crash_point!("owed-again");
         info!(request_id = %id, "the agent asked again; it is told again");
         let document = Some(asked.request.document);

@@ -16,6 +16,7 @@ use tracing::warn;
 use crate::core::Core;
 use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::RequestId;
+use crate::ledger::LedgerError;
 
 /// Most marks to write at once.
 const BATCH: usize = 256;
@@ -36,20 +37,19 @@ impl Marks {
         self.handed_in.notify_one();
     }
 
-    /// Whether what this row owes was sent already, and only the mark is not written.
+    /// The mark for what this row owes, if that was sent already and only the mark is not written.
     #[must_use]
-    pub fn hold(&self, record: &Record) -> bool {
-        self.unwritten().get(&record.id).is_some_and(|mark| mark.owed_since == record.owed_since)
+    pub fn of(&self, record: &Record) -> Option<Mark> {
+        let unwritten = self.unwritten();
+        unwritten.get(&record.id).filter(|mark| mark.owed_since == record.owed_since).cloned()
     }
 
     /// Brings a row that was read up to what is known of its delivery.
     pub fn apply(&self, record: &mut Record) {
-        if let Some(mark) = self.unwritten().get(&record.id)
-            && mark.owed_since == record.owed_since
-        {
+        if let Some(mark) = self.of(record) {
             record.delivery = mark.settled.delivery;
             record.listeners = mark.settled.listeners;
-            record.sent_to.clone_from(&mark.settled.sent_to);
+            record.sent_to = mark.settled.sent_to;
             record.sent_at = Some(mark.at);
         }
     }
@@ -110,16 +110,27 @@ pub async fn write(core: &Core) -> bool {
     }
 }
 
-/// Writes one by one, so that a row that somebody holds locked costs only itself.
+/// Writes one by one, so that a row that somebody holds locked costs only itself. A ledger that does
+/// not answer ends it.
 async fn write_each(core: &Core, marks: Vec<Mark>) -> bool {
     let mut all = true;
     for mark in marks {
-        let mark = [mark];
-        if core.ledger.mark(&mark).await.is_ok() {
-            core.marks.forget(&mark);
-        } else {
-            all = false;
+        match write_one(core, mark).await {
+            Ok(()) => {}
+            Err(LedgerError::Unavailable(_)) => return false,
+            Err(_in_the_way) => all = false,
         }
     }
     all
+}
+
+/// Writes a mark now, for whoever must not wait for the others.
+///
+/// # Errors
+/// [`LedgerError`]; it is tried again.
+pub async fn write_one(core: &Core, mark: Mark) -> Result<(), LedgerError> {
+    let mark = [mark];
+    core.ledger.mark(&mark).await?;
+    core.marks.forget(&mark);
+    Ok(())
 }

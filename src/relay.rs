@@ -115,7 +115,7 @@ pub async fn run_once(core: &Core) -> Result<Round, LedgerError> {
     }
     // What this process has sent and not noted yet needs no more than the note.
     let (noted_later, due): (Vec<_>, Vec<_>) =
-        due.into_iter().partition(|record| core.marks.hold(record));
+        due.into_iter().partition(|record| core.marks.of(record).is_some());
     let claimed = due.len();
     let delivered = futures_util::stream::iter(due)
         .map(|record| send_one(core.clone(), record))

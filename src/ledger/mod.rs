@@ -531,16 +531,12 @@ impl Ledger {
         Ok(rows.into_iter().filter_map(readable).collect())
     }
 
-    /// Notes what became of deliveries, but for those of rows that have been owed anew since. Once
-    /// more if others were in the way.
+    /// Notes what became of deliveries, but for those of rows that have been owed anew since.
     ///
     /// # Errors
-    /// [`LedgerError`]; the deliveries are then repeated, which agents bear.
+    /// [`LedgerError`]; noting it again is safe.
     pub async fn mark(&self, marks: &[Mark]) -> Result<()> {
-        match on_engine!(self, ledger => ledger.mark(marks)) {
-            Err(LedgerError::Undone(_)) => on_engine!(self, ledger => ledger.mark(marks)),
-            marked => marked,
-        }
+        on_engine!(self, ledger => ledger.mark(marks))
     }
 
     /// Owes again up to [`LOST_AT_ONCE`] signals that Redis may have lost, the newest first: those

@@ -483,3 +483,48 @@ async fn bytes_that_are_no_text_are_not_an_outage() {
     assert_eq!(app.record(&registered.id).await.state, State::Pending);
     assert!(app.is_unrecorded(&written.id).await);
 }
+
+/// An agent that asks again before it is noted that it was told: a poll does not find the earlier
+/// answer, and the same decision tells it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_again_before_the_note_is_told_again() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let LedgerConfig::Postgres { url, .. } = &app.config.ledger else { panic!("no Postgres") };
+    let pool = PgPool::connect(url.expose_secret()).await.unwrap();
+    let [locked, asked] = [(); 2].map(|()| Asked::new());
+    let mut marks = Vec::new();
+    for one in [&locked, &asked] {
+        app.ask(one).await;
+        app.approve(ALICE, &one.id).await.assert(200, "");
+        let record = app.settled(&one.id).await;
+        let settled = Settled { sent_to: record.sent_to.clone(), ..Settled::SENT };
+        marks.push(Mark::of(&record, settled, app.core.clock.now()));
+    }
+    // As after sending and before noting, with the leases running.
+    let before = "UPDATE hitl_request SET delivery = 'owed', sent_to = NULL, sent_at = NULL,
+                         due_at = now() + interval '1 hour'";
+    sqlx::query(before).execute(&pool).await.unwrap();
+    let mut lock = pool.begin().await.unwrap();
+    let row = "SELECT 1 FROM hitl_request WHERE request_id = $1 FOR UPDATE";
+    sqlx::query(row).bind(&locked.id).execute(&mut *lock).await.unwrap();
+    let asked_mark = marks.pop().unwrap();
+    app.core.marks.hand_in(marks.pop().unwrap());
+    // Whoever writes marks waits for the lock, and the other mark for them.
+    eventually(async || {
+        let waiting = "SELECT COUNT(*) FROM pg_stat_activity
+                        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&pool).await.unwrap();
+        (waiting > 0).then_some(())
+    })
+    .await;
+    app.core.marks.hand_in(asked_mark);
+    let mut ear = Ear::on(&app, &asked.session).await;
+    app.ask(&asked).await;
+    assert_eq!(app.poll(ALICE, &asked.session, None).await, None);
+    app.approve(ALICE, &asked.id).await.assert(200, "");
+    assert_eq!(ear.heard().await.len(), 1);
+    lock.rollback().await.unwrap();
+    for one in [&locked, &asked] {
+        app.settled(&one.id).await;
+    }
+}

@@ -227,6 +227,31 @@ both_modes! {
 }
 
 both_modes! {
+    /// Which session a request is of, its parsed document says, and not the first one that its text
+    /// speaks of.
+    async fn a_session_that_a_request_speaks_of_is_not_its_own(app: TestApp) {
+        let (late, now) = (Asked::new(), Asked::new());
+        let own = now.session.clone();
+        let quiet = unique("quiet");
+        for spoken_of in [
+            format!(r#"{{"context":{{"sessionId":"{quiet}"}},"sessionId":"{own}","#),
+            format!(r#"{{"sessionId":"{quiet}","sessionId":"{own}","#),
+        ] {
+            let document = format!(
+                r#"{spoken_of}"requestId":"{}","userId":"user123","tenantId":"tenant1","actionType":"send","status":"pending"}}"#,
+                late.id
+            );
+            app.put(&late.id, &document).await;
+            // Its own session waits for something else by now; the other one names nothing.
+            app.point(&own, &now.id).await;
+            app.approve(ALICE, &late.id).await.assert(410, "E3007");
+            assert!(app.is_unrecorded(&late.id).await);
+            assert_eq!(app.signal(&own).await, None);
+        }
+    }
+}
+
+both_modes! {
     async fn an_agent_that_asks_again_for_something_else_is_not_told(app: TestApp) {
         let asked = Asked::new();
         app.ask(&asked).await;
