@@ -84,6 +84,7 @@ pub fn of(operation: &str) -> Option<Example> {
         ),
         "tasks_read" => example(none, "Task retrieved", task("IN_PROGRESS", 40)),
         "tasks_start" => example(none, "Task started", task("IN_PROGRESS", 0)),
+        "tasks_execute" => example(none, "Task execution started", json!(TASK)),
         "tasks_progress" => example(
             json!({ "progress": 40, "description": "Summarise the inbox" }),
             "Task progress updated",
@@ -108,6 +109,7 @@ pub fn of(operation: &str) -> Option<Example> {
             "Service is up",
             json!({ "status": "UP", "service": "aura-hitl", "version": "0.1.0" }),
         ),
+        "health_info" => example(none, "OK", json!({ "name": "aura-hitl", "version": "0.1.0" })),
         "health_ready" => example(
             none,
             "Service is ready",

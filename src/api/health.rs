@@ -61,6 +61,23 @@ pub async fn main_health() -> Answer<HealthView> {
     up()
 }
 
+/// Which program answers here, and which release.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct InfoView {
+    /// Which program.
+    #[schema(example = "aura-hitl")]
+    name: &'static str,
+    /// Which release.
+    version: &'static str,
+}
+
+/// Name and release.
+#[utoipa::path(get, path = "/main/info", tag = "health",
+    responses((status = 200, description = "Name and release", body = super::envelope::Envelope<InfoView>)))]
+pub async fn info() -> Answer<InfoView> {
+    ok("OK", InfoView { name: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION") })
+}
+
 fn up() -> Answer<HealthView> {
     ok(
         "Service is up",

@@ -334,6 +334,24 @@ pub async fn start(
     change(&core, caller, &id, TaskStep::Start, "Task started").await
 }
 
+/// Begin a task, under the name that the platform's own clients call.
+///
+/// # Errors
+/// Those of [`start`].
+#[utoipa::path(
+    post, path = "/main/agent/tasks/{taskId}/execute", tag = "tasks",
+    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
+    responses((status = 200, description = "The task's id", body = super::envelope::Envelope<String>))
+)]
+pub async fn execute(
+    CallerOf(caller): CallerOf,
+    core: web::Data<Core>,
+    id: web::Path<String>,
+) -> Result<Answer<String>, ApiError> {
+    change(&core, caller, &id, TaskStep::Start, "Task execution started").await?;
+    Ok(ok("Task execution started", id.into_inner()))
+}
+
 /// Report progress.
 ///
 /// # Errors

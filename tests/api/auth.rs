@@ -18,7 +18,8 @@ use crate::helpers::{
 };
 
 /// What anybody may call. Nothing else answers without a token.
-const OPEN: [&str; 4] = ["/health/live", "/health/ready", "/main/health", "/v3/api-docs"];
+const OPEN: [&str; 5] =
+    ["/health/live", "/health/ready", "/main/health", "/main/info", "/v3/api-docs"];
 
 fn secured() -> impl Iterator<Item = Operation> {
     operations().into_iter().filter(|operation| !operation.is_open())

@@ -108,6 +108,35 @@ both_modes! {
 }
 
 both_modes! {
+    async fn executing_a_task_starts_it_and_answers_its_id(app: TestApp) {
+        for prefix in PREFIXES {
+            let made = make(&app, ALICE).await;
+            let path = format!("{prefix}{}", made.strip_prefix("/api").unwrap());
+            let task = path.rsplit('/').next().unwrap();
+            for _twice in 0..2 {
+                let executed = post(&app, &format!("{path}/execute"), "").await;
+                assert_eq!(*executed.assert(200, "").data(), json!(task));
+            }
+            assert_eq!(app.get(ALICE, &path).await.data()["status"], "IN_PROGRESS");
+            post(&app, &format!("{path}/fail"), "").await.assert(200, "");
+            post(&app, &format!("{path}/execute"), "").await.assert(409, "E3002");
+        }
+        post(&app, "/main/agent/tasks/none/execute", "").await.assert(404, "E1004");
+    }
+}
+
+both_modes! {
+    async fn anybody_may_ask_which_release_this_is(app: TestApp) {
+        for prefix in PREFIXES {
+            let answer = app.client.get(format!("{}{prefix}/main/info", app.base)).send().await.unwrap();
+            let answer = Answer::of(answer).await;
+            let version = env!("CARGO_PKG_VERSION");
+            assert_eq!(*answer.assert(200, "").data(), json!({ "name": "aura-hitl", "version": version }));
+        }
+    }
+}
+
+both_modes! {
     async fn any_json_or_none_is_kept_as_the_result(app: TestApp) {
         for (body, kept) in [
             ("", "null"), ("  ", "null"), ("null", "null"), ("true", "true"), ("[]", "[]"), ("\"됨\"", "\"됨\""), ("{}", "{}"),
