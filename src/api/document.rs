@@ -93,16 +93,13 @@ impl Modify for Common {
                     (!is_open, &[ErrorCode::Forbidden, ErrorCode::WrongTenant]),
                     (has_id && !path.contains("/signals/"), &[ErrorCode::NotFound]),
                     (true, &[ErrorCode::MethodNotAllowed]),
-                    (decides, &[ErrorCode::WrongState, ErrorCode::AlreadyDecided]),
+                    (decides || withdraws, &[ErrorCode::AlreadyDecided]),
                     (decides, &[ErrorCode::Changed]),
-                    (withdraws, &[ErrorCode::AlreadyDecided]),
-                    (
-                        !decides
-                            && !withdraws
-                            && (changes && (has_id || path.contains("/requests"))
-                                || path.contains("/requests/")),
-                        &[ErrorCode::WrongState],
-                    ),
+                    (decides, &[ErrorCode::Unconditional]),
+                    (path.ends_with("/requests"), &[ErrorCode::Conflict, ErrorCode::WrongState]),
+                    (path.ends_with("/ack"), &[ErrorCode::Conflict]),
+                    (changes && path.contains("/tasks/"), &[ErrorCode::WrongState]),
+                    (decides || path.contains("/requests/"), &[ErrorCode::Unprocessable]),
                     (decides || withdraws, &[ErrorCode::Gone]),
                     (has_body, &[ErrorCode::TooLarge]),
                     (has_body, &[ErrorCode::NotJson]),

@@ -50,7 +50,9 @@ pub enum ErrorCode {
     WrongState,
     /// Decided otherwise.
     AlreadyDecided,
-    /// Expired, or its agent has moved on.
+    /// The id stands for another request, or there is nothing to acknowledge yet.
+    Conflict,
+    /// Expired or withdrawn undecided, or its agent has moved on.
     Gone,
     /// Validation failed.
     Invalid,
@@ -60,6 +62,10 @@ pub enum ErrorCode {
     TooLarge,
     /// Not the content that the person looked at.
     Changed,
+    /// `If-Match` is required.
+    Unconditional,
+    /// The request in Redis cannot be read, or is not the one that the ledger knows.
+    Unprocessable,
     /// Not JSON.
     NotJson,
     /// Too many calls by one person.
@@ -70,7 +76,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::Internal,
         Self::MethodNotAllowed,
         Self::NotFound,
@@ -83,11 +89,14 @@ impl ErrorCode {
         Self::WrongState,
         Self::AlreadyDecided,
         Self::Gone,
+        Self::Conflict,
         Self::Invalid,
         Self::BadHeader,
         Self::Changed,
         Self::TooLarge,
         Self::NotJson,
+        Self::Unprocessable,
+        Self::Unconditional,
         Self::TooMany,
         Self::Unavailable,
     ];
@@ -108,11 +117,14 @@ impl ErrorCode {
             Self::WrongState => "E3002",
             Self::AlreadyDecided => "E3006",
             Self::Gone => "E3007",
+            Self::Conflict => "E3008",
             Self::Invalid => "E4000",
             Self::BadHeader => "E4001",
             Self::Changed => "E4120",
             Self::TooLarge => "E4130",
             Self::NotJson => "E4150",
+            Self::Unprocessable => "E4220",
+            Self::Unconditional => "E4280",
             Self::TooMany => "E4290",
             Self::Unavailable => "E5000",
         }
@@ -134,11 +146,14 @@ impl ErrorCode {
             Self::WrongState => "wrong_state",
             Self::AlreadyDecided => "already_decided",
             Self::Gone => "gone",
+            Self::Conflict => "conflict",
             Self::Invalid => "invalid",
             Self::BadHeader => "bad_header",
             Self::TooLarge => "too_large",
             Self::Changed => "changed",
             Self::NotJson => "not_json",
+            Self::Unprocessable => "unprocessable",
+            Self::Unconditional => "unconditional",
             Self::TooMany => "too_many",
             Self::Unavailable => "unavailable",
         }
@@ -154,11 +169,13 @@ impl ErrorCode {
             Self::NoToken | Self::TokenExpired | Self::TokenInvalid => StatusCode::UNAUTHORIZED,
             Self::Forbidden | Self::WrongTenant => StatusCode::FORBIDDEN,
             Self::NoTenant | Self::Invalid | Self::BadHeader => StatusCode::BAD_REQUEST,
-            Self::WrongState | Self::AlreadyDecided => StatusCode::CONFLICT,
+            Self::WrongState | Self::AlreadyDecided | Self::Conflict => StatusCode::CONFLICT,
             Self::Gone => StatusCode::GONE,
             Self::Changed => StatusCode::PRECONDITION_FAILED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Unprocessable => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Unconditional => StatusCode::PRECONDITION_REQUIRED,
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -425,7 +442,7 @@ impl ApiError {
     #[must_use]
     pub fn id_taken() -> Self {
         Self::new(
-            ErrorCode::WrongState,
+            ErrorCode::Conflict,
             "This request id is already used for another request. Register it under a new id.",
             "이미 다른 요청에 사용된 요청 ID입니다. 새 ID로 등록해 주세요.",
         )
@@ -506,8 +523,8 @@ impl From<Refusal> for ApiError {
                 "결정되기 전에 만료된 요청입니다.",
             ),
             Refusal::Cancelled { id, session } => Self::new(
-                ErrorCode::AlreadyDecided,
-                "The agent withdrew the request; nothing can be decided any more.",
+                ErrorCode::Gone,
+                "The agent withdrew it; nobody can decide this request any more.",
                 "에이전트가 철회한 요청이므로 더 이상 결정할 수 없습니다.",
             )
             .with_data(json!({
@@ -515,7 +532,7 @@ impl From<Refusal> for ApiError {
             })),
             Refusal::AlreadyDecided(standing) => Self::already_decided(&standing),
             Refusal::SessionTaken => Self::new(
-                ErrorCode::WrongState,
+                ErrorCode::Conflict,
                 "This session id is in use by another agent. Register under a session id of your own.",
                 "다른 에이전트가 사용 중인 세션 ID입니다. 자신의 세션 ID로 등록해 주세요.",
             ),
@@ -525,14 +542,14 @@ impl From<Refusal> for ApiError {
                 "확인하신 이후 요청 내용이 변경되어 아무것도 결정되지 않았습니다. 다시 확인해 주세요.",
             ),
             Refusal::Undecided => Self::new(
-                ErrorCode::WrongState,
+                ErrorCode::Conflict,
                 "Nobody has decided this request yet, so there is nothing to acknowledge.",
                 "아직 결정되지 않은 요청이므로 확인 처리할 수 없습니다.",
             ),
             Refusal::Altered => Self::new(
-                ErrorCode::WrongState,
-                "The request is not the one that was registered under this id; nothing was decided.",
-                "이 ID로 등록된 요청과 내용이 다릅니다. 아무것도 결정되지 않았습니다.",
+                ErrorCode::Unprocessable,
+                "The request differs from the one that this id stands for; nothing was decided.",
+                "이 ID로 등록되거나 결정된 요청과 내용이 다릅니다. 아무것도 결정되지 않았습니다.",
             ),
         }
     }
@@ -543,16 +560,17 @@ impl From<Problem> for ApiError {
         match problem {
             Problem::Refused(refusal) => refusal.into(),
             Problem::Unreadable(what) => Self::new(
-                ErrorCode::WrongState,
+                ErrorCode::Unprocessable,
                 format!(
                     "The request in Redis {what}, so nobody can decide it. The agent must ask again."
                 ),
                 "저장된 요청을 읽을 수 없어 결정할 수 없습니다. 에이전트가 다시 요청해야 합니다.",
             ),
             Problem::DecidedElsewhere(status) => Self::new(
-                ErrorCode::AlreadyDecided,
-                "The request is no longer pending; it was settled by another program.",
-                "다른 프로그램에서 이미 처리된 요청입니다.",
+                ErrorCode::Unprocessable,
+                "Nobody decided this request here, but Redis says that it is no longer pending. \
+                 The agent must ask again.",
+                "이 서비스에서 결정되지 않았지만 Redis에는 처리된 것으로 표시되어 있습니다. 에이전트가 다시 요청해야 합니다.",
             )
             .with_data(json!({ "status": status })),
             Problem::Courier(unavailable) => Self::unavailable(&unavailable.to_string()),

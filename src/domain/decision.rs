@@ -377,7 +377,9 @@ pub fn decide(
 ///
 /// # Errors
 /// The [`Refusal`], unless the standing decision is the caller's own, the same, and about the
-/// same content; then it is returned and the caller is told of success.
+/// same content; then it is returned and the caller is told of success. [`Refusal::Altered`] for
+/// other content, even under a decided id: a person who reads "already decided" would take it for
+/// this content.
 pub fn settle(
     record: &Record,
     is_altered: bool,
@@ -389,9 +391,10 @@ pub fn settle(
         return Err(Refusal::NotFound);
     }
     match &record.state {
+        State::Decided(_) if is_altered => Err(Refusal::Altered),
         State::Decided(standing) => {
             let same = standing.by == caller.user && standing.verdict.status() == verdict.status();
-            if same && !is_altered {
+            if same {
                 return Ok(standing.clone());
             }
             Err(Refusal::AlreadyDecided(Standing {
@@ -626,10 +629,11 @@ mod tests {
             };
             let is_repeat = standing.by == caller.user
                 && matches!(&standing.verdict, Verdict::Approve) == matches!(verdict, Verdict::Approve);
-            prop_assert_eq!(told, match (is_mine, is_repeat && !is_altered) {
-                (false, _) => Err(Refusal::NotFound),
-                (true, true) => Ok(standing.clone()),
-                (true, false) => Err(Refusal::AlreadyDecided(Standing {
+            prop_assert_eq!(told, match (is_mine, is_altered, is_repeat) {
+                (false, ..) => Err(Refusal::NotFound),
+                (true, true, _) => Err(Refusal::Altered),
+                (true, false, true) => Ok(standing.clone()),
+                (true, false, false) => Err(Refusal::AlreadyDecided(Standing {
                     id: record.id.clone(),
                     session: record.session.clone(),
                     decision: standing.clone(),

@@ -529,7 +529,7 @@ async fn a_decided_request_lives_1800_seconds_again_and_its_signal_300() {
 }
 
 both_modes! {
-    async fn a_request_that_cannot_be_read_is_a_conflict_and_stays_undecided(app: TestApp) {
+    async fn a_request_that_cannot_be_read_is_422_and_stays_undecided(app: TestApp) {
         for document in [
             "", "nonsense", "[1]", "\"text\"", "null", "{", "{}", r#"{"status":"pending"}"#,
             r#"{"sessionId":null}"#, r#"{"sessionId":"a b"}"#, r#"{"sessionId":"s","userId":[]}"#,
@@ -538,7 +538,7 @@ both_modes! {
             let id = unique("req");
             app.put(&id, document).await;
             for answer in [app.approve(ALICE, &id).await, app.reject(ALICE, &id, None).await] {
-                assert!(answer.assert(409, "E3002").text.contains("ask again"), "{document}");
+                assert!(answer.assert(422, "E4220").text.contains("ask again"), "{document}");
             }
             assert!(app.is_unrecorded(&id).await, "{document}");
             assert_eq!(app.stored(&id).await.document, document);
@@ -548,7 +548,7 @@ both_modes! {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_key_that_holds_no_text_is_a_conflict_and_left_alone() {
+async fn a_request_key_that_holds_no_text_is_422_and_left_alone() {
     let app = TestApp::spawn(Mode::Production).await;
     let mut redis = redis().await;
     let (list, bytes) = (unique("req"), unique("req"));
@@ -556,9 +556,9 @@ async fn a_request_key_that_holds_no_text_is_a_conflict_and_left_alone() {
     let not_utf8 = b"{\"sessionId\":\"s\",\"x\":\"\xff\xfe\"}".as_slice();
     redis.set::<_, _, ()>(format!("hitl:request:{bytes}"), not_utf8).await.unwrap();
     for id in [&list, &bytes] {
-        app.approve(ALICE, id).await.assert(409, "E3002");
-        app.reject(ALICE, id, None).await.assert(409, "E3002");
-        app.get(ALICE, &format!("/aura/hitl/requests/{id}")).await.assert(409, "E3002");
+        app.approve(ALICE, id).await.assert(422, "E4220");
+        app.reject(ALICE, id, None).await.assert(422, "E4220");
+        app.get(ALICE, &format!("/aura/hitl/requests/{id}")).await.assert(422, "E4220");
         assert!(app.is_unrecorded(id).await);
     }
     assert_eq!(redis.llen::<_, i64>(format!("hitl:request:{list}")).await.unwrap(), 1);

@@ -256,7 +256,7 @@ both_modes! {
             assert_eq!(answer.assert(200, "").data(), &json!({ "requestId": id, "sessionId": session, "status": "cancelled" }));
         }
         let late = app.approve(ALICE, &id).await;
-        assert_eq!(late.assert(409, "E3006").data()["status"], "cancelled");
+        assert_eq!(late.assert(410, "E3007").data()["status"], "cancelled");
         let request = app.get(ALICE, &format!("{HITL}/requests/{id}")).await;
         let document: Value = serde_json::from_str(request.assert(200, "").data().as_str().unwrap()).unwrap();
         assert_eq!(document["status"], "cancelled");
@@ -268,7 +268,7 @@ both_modes! {
         let asked = Asked::new();
         app.ask(&asked).await;
         close(&app, ALICE, &asked.id, "cancel").await.assert(200, "");
-        app.approve(ALICE, &asked.id).await.assert(409, "E3006");
+        app.approve(ALICE, &asked.id).await.assert(410, "E3007");
         assert_eq!(decision(&app, ALICE, &asked.id, 0).await.data()["status"], "cancelled");
         let request = app.get(ALICE, &format!("{HITL}/requests/{}", asked.id)).await;
         assert!(request.data().as_str().unwrap().contains(r#""status":"cancelled""#), "{}", request.text);
@@ -330,7 +330,7 @@ async fn requests_expire_by_themselves_production() {
 both_modes! {
     async fn acting_on_an_outcome_is_noted_once(app: TestApp) {
         let (id, _) = register(&app, &unique("session"), json!(1)).await;
-        close(&app, ALICE, &id, "ack").await.assert(409, "E3002");
+        close(&app, ALICE, &id, "ack").await.assert(409, "E3008");
         close(&app, MALLORY, &id, "ack").await.assert(404, "E1004");
         close(&app, ALICE, &unique("req"), "ack").await.assert(404, "E1004");
         approve(&app, &id).await;

@@ -84,10 +84,10 @@ both_modes! {
             ] {
                 let mut other = body.clone();
                 other[field] = value;
-                app.post(ALICE, &path, other).await.assert(409, "E3002");
+                app.post(ALICE, &path, other).await.assert(409, "E3008");
             }
             for stranger in [BOB, MALLORY] {
-                app.post(stranger, &path, body.clone()).await.assert(409, "E3002");
+                app.post(stranger, &path, body.clone()).await.assert(409, "E3008");
             }
             let (document, _ttl) = in_courier(&app, text(&body, "requestId")).await;
             assert_eq!((&document["context"], &document["userId"]), (&json!({ "to": "a@b.c" }), &json!("user123")));
@@ -105,7 +105,7 @@ both_modes! {
         ] {
             let mut other = body.clone();
             other[field] = value;
-            register(&app, ALICE, &other).await.assert(409, "E3002");
+            register(&app, ALICE, &other).await.assert(409, "E3008");
         }
         let mut same = body.clone();
         same["userId"] = "user123".into();
@@ -368,7 +368,7 @@ both_modes! {
             app.core.courier.put_request(&id, &document.to_string(), false).await.unwrap();
             for who in [ALICE, BOB] {
                 let answer = app.approve(who, id.as_str()).await;
-                assert_eq!((answer.status.as_u16(), answer.code()), (409, "E3002"), "{field}: {}", answer.text);
+                assert_eq!((answer.status.as_u16(), answer.code()), (422, "E4220"), "{field}: {}", answer.text);
                 // Whoever reads it is shown what was registered.
                 let read = app.get(who, &format!("{REQUESTS}/{id}")).await;
                 let read: Value = serde_json::from_str(read.assert(200, "").data().as_str().unwrap()).unwrap();
@@ -384,7 +384,7 @@ both_modes! {
             register(&app, ALICE, &body).await.assert(201, "");
             let id = RequestId::parse(text(&body, "requestId")).unwrap();
             app.core.courier.put_request(&id, broken, false).await.unwrap();
-            app.approve(ALICE, id.as_str()).await.assert(409, "E3002");
+            app.approve(ALICE, id.as_str()).await.assert(422, "E4220");
             app.approve(MALLORY, id.as_str()).await.assert(404, "E1004");
             assert_eq!(app.record(id.as_str()).await.state, State::Pending, "{broken}");
         }

@@ -478,7 +478,7 @@ async fn bytes_that_are_no_text_are_not_an_outage() {
         bytes[at] = 0xff;
         let key = format!("hitl:request:{}", one.id);
         let () = redis::cmd("SET").arg(key).arg(bytes).query_async(&mut redis).await.unwrap();
-        app.approve(ALICE, &one.id).await.assert(409, "E3002");
+        app.approve(ALICE, &one.id).await.assert(422, "E4220");
     }
     assert_eq!(app.record(&registered.id).await.state, State::Pending);
     assert!(app.is_unrecorded(&written.id).await);

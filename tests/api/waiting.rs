@@ -266,7 +266,7 @@ both_modes! {
             let mut other = again(&asked).with(field, value);
             other.session = other.document["sessionId"].as_str().unwrap().to_owned();
             let mut agent = NaiveAgent::ask(&app, &other).await;
-            app.approve(ALICE, &asked.id).await.assert(409, "E3006");
+            app.approve(ALICE, &asked.id).await.assert(422, "E4220");
             assert!(agent.heard_nothing().await, "{field}");
             assert_eq!(app.poll(ALICE, &other.session, None).await, None, "{field}");
             assert_eq!(app.stored(&asked.id).await.document, other.document.to_string());
@@ -392,7 +392,7 @@ both_modes! {
                     assert!(app.poll(who, &asked.session, Some(&id)).await.is_some());
                 } else {
                     let body = json!({ "sessionId": asked.session, "actionType": "a" });
-                    app.post(who, "/aura/hitl/requests", body).await.assert(409, "E3002");
+                    app.post(who, "/aura/hitl/requests", body).await.assert(409, "E3008");
                 }
                 assert!(agent.heard_nothing().await, "{} {is_first}", who.user);
                 assert_eq!(app.poll(ALICE, &asked.session, None).await, None);
@@ -410,7 +410,7 @@ both_modes! {
         let mut ear = Ear::on(&app, &session).await;
         for who in [MALLORY, BOB] {
             let body = json!({ "sessionId": session, "actionType": "a" });
-            app.post(who, "/aura/hitl/requests", body).await.assert(409, "E3002");
+            app.post(who, "/aura/hitl/requests", body).await.assert(409, "E3008");
         }
         app.approve(ALICE, &ours).await.assert(200, "");
         let heard = ear.heard().await;
@@ -428,7 +428,7 @@ both_modes! {
             let body = json!({
                 "requestId": asked.id, "sessionId": unique("session"), "actionType": "a",
             });
-            app.post(who, "/aura/hitl/requests", body).await.assert(409, "E3002");
+            app.post(who, "/aura/hitl/requests", body).await.assert(409, "E3008");
         }
         assert_eq!(app.stored(&asked.id).await.document, asked.document.to_string());
         app.approve(ALICE, &asked.id).await.assert(200, "");
@@ -451,10 +451,10 @@ both_modes! {
             let mut altered = copy.clone();
             altered[field] = value;
             app.put(&id, &altered.to_string()).await;
-            app.approve(ALICE, &id).await.assert(409, "E3002");
+            app.approve(ALICE, &id).await.assert(422, "E4220");
         }
         app.put(&id, "nonsense").await;
-        app.approve(ALICE, &id).await.assert(409, "E3002");
+        app.approve(ALICE, &id).await.assert(422, "E4220");
         let mut theirs = copy.clone();
         theirs["tenantId"] = "tenant2".into();
         app.put(&id, &theirs.to_string()).await;
@@ -629,7 +629,7 @@ both_modes! {
                 let other = other_requests(&asked).swap_remove(other);
                 app.put(&asked.id, &other).await;
                 assert_eq!(app.poll(ALICE, &asked.session, None).await, None, "{other:.200}");
-                app.approve(ALICE, &asked.id).await.assert(409, "E3006");
+                app.approve(ALICE, &asked.id).await.assert(422, "E4220");
                 assert_eq!(app.stored(&asked.id).await.document, other);
             }
         }

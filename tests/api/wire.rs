@@ -308,10 +308,13 @@ fn the_document_has_every_status_header_and_example() {
             expected.extend(["413", "415"]);
         }
         if operation.decides() {
-            expected.insert("410");
+            expected.extend(["410", "412", "428"]);
         }
         let makes_a_task =
             operation.method == Method::POST && operation.pattern.ends_with("/tasks");
+        if operation.decides() || operation.pattern.contains("/requests/") {
+            expected.insert("422");
+        }
         if !operation.is_open() && operation.method != Method::GET && !makes_a_task {
             expected.insert("409");
         }

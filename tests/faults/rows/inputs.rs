@@ -327,7 +327,7 @@ async fn use_it(world: &World, found: &Found, place: usize) -> Vec<String> {
         let says_why = || answer.code() != "" && answer.body["message"] != "";
         let is_clear = match answer.status.as_u16() {
             200 => true,
-            404 | 409 | 410 => says_why(),
+            404 | 410 | 422 => says_why(),
             _ => false,
         };
         if !is_clear {
