@@ -1,8 +1,8 @@
 //! The reference agent: Aura's side of the wire contract, scripted instead of a model.
 //!
 //! `POST /aura/test/stream` `{"prompt","context"}` is answered with `text/event-stream`: each event
-//! has `id: n`, `event: type`, `data: {…,"type","timestamp"}`, and the stream ends with
-//! `data: [DONE]` whatever happens. The prompt chooses the script; the first of these that it holds:
+//! has `id: n`, `event: type`, `data: {…,"type","timestamp"}` (`aura_agent/events.schema.json`), and
+//! the stream ends with `data: [DONE]` whatever happens. The prompt chooses the script; the first of these that it holds:
 //!
 //! | the prompt holds | what happens |
 //! |---|---|
@@ -54,8 +54,6 @@ use work::SCRIPTS;
 #[path = "aura_agent/work.rs"]
 mod work;
 
-/// A comment on a silent stream: keeps proxies from giving it up, and shows us who is gone.
-const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Longest wait for one answer of Redis or of the service.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a run's events are kept after its end.
@@ -85,6 +83,10 @@ struct Settings {
     /// Seconds to wait for a person.
     #[arg(long, env = "AURA_PATIENCE_SECONDS", default_value_t = 300)]
     patience_seconds: u64,
+    /// Seconds between comments on a silent stream, which keep proxies from giving it up and show us
+    /// who is gone. 0: none, as the real agent has it.
+    #[arg(long, env = "AURA_HEARTBEAT_SECONDS", default_value_t = 15)]
+    heartbeat_seconds: u64,
     /// Milliseconds that a step of a script takes.
     #[arg(long, env = "AURA_PACE_MILLIS", default_value_t = 300)]
     pace_millis: u64,
@@ -162,6 +164,7 @@ async fn main() -> anyhow::Result<()> {
 /// The one route.
 async fn stream(agent: Data<Agent>, request: HttpRequest, body: Bytes) -> HttpResponse {
     let headers = request.headers();
+    let heartbeat = agent.heartbeat();
     let last = headers.get("Last-Event-ID").map(|id| id.to_str().unwrap_or("").parse());
     let after = last.clone().and_then(Result::ok).unwrap_or(0);
     let found = match (agent.identify(headers), serde_json::from_slice(&body), last) {
@@ -181,9 +184,10 @@ async fn stream(agent: Data<Agent>, request: HttpRequest, body: Bytes) -> HttpRe
         reply
     };
     match found {
-        Ok(run) => open(HttpResponse::Ok()).streaming(follow(&run, after)),
+        Ok(run) => open(HttpResponse::Ok()).streaming(follow(&run, after, heartbeat)),
         Err((reply, why)) => {
-            open(reply).body(event(after + 1, "error", json!({ "error": why })) + DONE)
+            let content = event(after + 1, "content", json!({ "content": why }));
+            open(reply).body(content + &event(after + 2, "error", json!({ "error": why })) + DONE)
         }
     }
 }
@@ -201,8 +205,12 @@ fn unix_seconds() -> u64 {
 }
 
 /// A run's events above an id as they come, and the end.
-fn follow(run: &Run, after: usize) -> impl Stream<Item = Result<Bytes, Infallible>> + use<> {
-    stream::unfold((run.log.subscribe(), after, false), |(mut log, sent, done)| async move {
+fn follow(
+    run: &Run,
+    after: usize,
+    heartbeat: Duration,
+) -> impl Stream<Item = Result<Bytes, Infallible>> + use<> {
+    stream::unfold((run.log.subscribe(), after, false), move |(mut log, sent, done)| async move {
         if done {
             return None;
         }
@@ -215,7 +223,7 @@ fn follow(run: &Run, after: usize) -> impl Stream<Item = Result<Bytes, Infallibl
                 let chunk = Bytes::from(news.concat() + if over { DONE } else { "" });
                 return Some((Ok(chunk), (log, sent + news.len(), over)));
             }
-            if timeout(HEARTBEAT, log.changed()).await.is_err() {
+            if timeout(heartbeat, log.changed()).await.is_err() {
                 return Some((Ok(Bytes::from_static(b": waiting\n\n")), (log, sent, false)));
             }
         }
@@ -231,7 +239,11 @@ impl Run {
         });
     }
 
+    /// Ends with this event; before a failure, the frontend is told why as content, which people read.
     fn end(&self, kind: &str, data: Value) {
+        if let Some(why) = data.get("error") {
+            self.emit("content", json!({ "content": why }));
+        }
         self.emit(kind, data);
         self.log.send_modify(|log| log.over = true);
     }
@@ -241,6 +253,11 @@ impl Agent {
     /// Poisoned or not: nothing is left half done in this map.
     fn runs(&self) -> MutexGuard<'_, HashMap<String, Arc<Run>>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn heartbeat(&self) -> Duration {
+        let seconds = Some(self.settings.heartbeat_seconds).filter(|seconds| *seconds != 0);
+        seconds.map_or(Duration::MAX, Duration::from_secs)
     }
 
     /// The token's person, unless a header says otherwise.

@@ -392,8 +392,11 @@ fn bad_input(field: &str, error: &dyn std::fmt::Display) -> actix_web::Error {
 fn cors(origins: &[String]) -> Cors {
     let cors = Cors::default()
         .block_on_origin_mismatch(false)
-        .allowed_methods(["GET", "POST", "PUT", "PATCH"])
+        .allowed_methods(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
         .allow_any_header()
+        .expose_headers(["ETag", "Retry-After"])
+        // The web application sends its calls with credentials, although only the token counts.
+        .supports_credentials()
         .max_age(3600);
     origins.iter().fold(cors, |cors, origin| cors.allowed_origin(origin))
 }

@@ -17,6 +17,8 @@ const POLL_LISTENING: Duration = Duration::from_secs(10);
 const POLL_ALONE: Duration = Duration::from_secs(1);
 /// How often a call of the service is tried.
 const ATTEMPTS: u32 = 5;
+/// How sure the agent is of an action that needs a person's leave.
+const CONFIDENCE_WITH_LEAVE: f64 = 0.75;
 const TASKS: [&str; 3] = ["main", "agent", "tasks"];
 
 /// Words of the prompt, what they do, the plan, and what is said in the end.
@@ -58,7 +60,9 @@ impl Run {
     }
 
     fn use_tool(&self, Step(_, tool, gated, _): &Step, status: &str) {
-        let data = json!({ "toolName": tool, "status": status, "requiresApproval": gated });
+        let data = json!({
+            "toolName": tool, "tool": tool, "status": status, "requiresApproval": gated,
+        });
         self.emit("tool_execution", data);
     }
 }
@@ -162,10 +166,17 @@ impl Agent {
             set.arg(key).arg(value).arg("EX").arg(seconds).query_async::<()>(&mut link).await?;
         }
         let question = format!("May I {}?", action.replace('_', " "));
-        let asked = json!({
-            "requestId": id, "sessionId": session, "actionType": action, "message": question,
-            "context": context,
+        let mut asked = json!({
+            "requestId": id, "id": id, "sessionId": session, "actionType": action, "action": action,
+            "message": question, "context": context, "params": context,
+            "confidence": CONFIDENCE_WITH_LEAVE,
         });
+        let nested = asked.clone();
+        if let Value::Object(asked) = &mut asked {
+            asked.insert("version".to_owned(), "1.0".into());
+            asked.insert("event".to_owned(), "hitl_request".into());
+            asked.insert("data".to_owned(), nested);
+        }
         run.emit("hitl", asked);
         let waiting = async {
             loop {
@@ -282,9 +293,12 @@ impl Agent {
 
 /// A step as frontend and task are shown it. What needs leave is less certain.
 fn shown(at: usize, Step(description, _, gated, _): &Step, status: &str) -> Value {
-    let confidence = if *gated { 0.75 } else { 0.95 };
+    let confidence = if *gated { CONFIDENCE_WITH_LEAVE } else { 0.95 };
     let id = format!("step-{}", at + 1);
-    json!({ "stepId": id, "description": description, "status": status, "confidence": confidence })
+    json!({
+        "stepId": id, "id": id, "description": description, "title": description,
+        "status": status, "confidence": confidence,
+    })
 }
 
 impl Stop {

@@ -191,7 +191,7 @@ impl FromRequest for ExpectedContent {
     post, path = "/aura/hitl/approve/{requestId}", tag = "approvals",
     params(
         ("requestId" = String, Path, example = "req-12345"),
-        ("If-Match" = Option<String>, Header, description = "Decide only what still has this ETag; several, and *, are taken, too.", example = "\"867fde4fc583e15bf89001ed3d7d15494603a334605ab747d88130cf7ed58894\""),
+        ("If-Match" = Option<String>, Header, description = "Decide only what still has this ETag; several, and *, are taken, too."),
     ),
     request_body = ApproveBody,
     responses((status = 200, description = "Approved, and the agent is told", body = super::envelope::Envelope<DecisionView>))
@@ -216,7 +216,7 @@ pub async fn approve(
     post, path = "/aura/hitl/reject/{requestId}", tag = "approvals",
     params(
         ("requestId" = String, Path, example = "req-12345"),
-        ("If-Match" = Option<String>, Header, description = "Decide only what still has this ETag; several, and *, are taken, too.", example = "\"867fde4fc583e15bf89001ed3d7d15494603a334605ab747d88130cf7ed58894\""),
+        ("If-Match" = Option<String>, Header, description = "Decide only what still has this ETag; several, and *, are taken, too."),
     ),
     request_body = RejectBody,
     responses((status = 200, description = "Rejected, and the agent is told", body = super::envelope::Envelope<DecisionView>))

@@ -179,11 +179,14 @@ fn add_examples(operation: &mut Operation) {
             let mut answer = error_example(ErrorCode::Unavailable);
             if let (Some(answer), Some(data)) = (answer.as_object_mut(), success.get("data")) {
                 let mut data = data.clone();
-                if let Some(ready) = data.get_mut("ready") {
-                    *ready = false.into();
-                }
-                if let Some(ready) = data.pointer_mut("/courier/ready") {
-                    *ready = false.into();
+                for (field, value) in [
+                    ("/status", json!("DOWN")),
+                    ("/ready", false.into()),
+                    ("/courier/ready", false.into()),
+                ] {
+                    if let Some(field) = data.pointer_mut(field) {
+                        *field = value;
+                    }
                 }
                 answer.insert("data".to_owned(), data);
             }
@@ -209,43 +212,35 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operati
     .filter_map(|(method, operation)| Some((method, operation?)))
 }
 
+/// Only required headers have an example: Swagger UI fills every example into "Try it out", and an
+/// `If-Match` or a language that nobody chose would be sent along.
 fn add_headers(operation: &mut Operation, decides: bool) {
     operation.security = Some(vec![SecurityRequirement::new("bearer", Vec::<String>::new())]);
-    let header = |name: &str, required: bool, description: &str, example: &str| {
+    let header = |name: &str, description: &str, example: Option<&str>| {
+        let required = if example.is_some() { Required::True } else { Required::False };
         ParameterBuilder::new()
             .name(name)
             .parameter_in(ParameterIn::Header)
-            .required(if required { Required::True } else { Required::False })
+            .required(required)
             .description(Some(description))
             .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
-            .example(Some(json!(example)))
+            .example(example.map(Value::from))
             .build()
     };
     let parameters = operation.parameters.get_or_insert_default();
-    parameters.push(header("X-Tenant-ID", true, "The token's tenant_id.", "tenant1").into());
-    parameters.push(header("X-User-ID", decides, "The token's sub.", "user123").into());
-    parameters.push(
-        header("X-DWP-Source", false, "FRONTEND, AURA, INTERNAL or BATCH.", "FRONTEND").into(),
-    );
-    parameters.push(
-        header("X-DWP-Caller-Type", false, "USER, AGENT or SYSTEM. Agents never decide.", "USER")
-            .into(),
-    );
     for (name, description, example) in [
-        ("X-Agent-ID", "Which agent calls; recorded with a decision.", "agent-1"),
-        ("X-Trace-Id", "Repeated as traceId.", "trace-1"),
-        (
-            "traceparent",
-            "W3C trace context; its trace id stands in for X-Trace-Id.",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        ),
-        ("X-Gateway-Request-Id", "Repeated as gatewayRequestId.", "gw-1"),
+        ("X-Tenant-ID", "The token's tenant_id.", Some("tenant1")),
+        ("X-User-ID", "The token's sub.", decides.then_some("user123")),
+        ("X-DWP-Source", "FRONTEND, AURA, INTERNAL or BATCH.", None),
+        ("X-DWP-Caller-Type", "USER, AGENT or SYSTEM. Agents never decide.", None),
+        ("X-Agent-ID", "Which agent calls; recorded with a decision.", None),
+        ("X-Trace-Id", "Repeated as traceId.", None),
+        ("traceparent", "W3C trace context; its trace id stands in for X-Trace-Id.", None),
+        ("X-Gateway-Request-Id", "Repeated as gatewayRequestId.", None),
+        ("Accept-Language", "Sentences in Korean (ko) or English.", None),
     ] {
-        parameters.push(header(name, false, description, example).into());
+        parameters.push(header(name, description, example).into());
     }
-    parameters.push(
-        header("Accept-Language", false, "Sentences in Korean (ko) or English.", "ko").into(),
-    );
 }
 
 /// One status and the codes that come with it, each with an example.

@@ -104,7 +104,8 @@ pub fn of(operation: &str) -> Option<Example> {
             "Plan updated",
             task("IN_PROGRESS", 40),
         ),
-        "health_live" | "health_main_health" => example(
+        "health_main_health" => example(none, "OK", json!("Main Service is running")),
+        "health_live" => example(
             none,
             "Service is up",
             json!({ "status": "UP", "service": "aura-hitl", "version": "0.1.0" }),
@@ -114,6 +115,7 @@ pub fn of(operation: &str) -> Option<Example> {
             none,
             "Service is ready",
             json!({
+                "status": "UP", "service": "aura-hitl", "version": "0.1.0",
                 "ready": true, "ledger": { "engine": "postgres", "ready": true },
                 "courier": { "engine": "redis", "ready": true },
             }),

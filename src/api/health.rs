@@ -29,6 +29,14 @@ pub struct HealthView {
 /// Whether decisions can be taken and signalled.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ReadinessView {
+    /// `UP`, or `DOWN` while the service is not ready.
+    #[schema(example = "UP")]
+    status: &'static str,
+    /// Which program.
+    #[schema(example = "aura-hitl")]
+    service: &'static str,
+    /// Which release.
+    version: &'static str,
     /// Both stores answer and the process is not stopping.
     ready: bool,
     /// Where decisions are recorded.
@@ -51,14 +59,21 @@ pub struct StoreView {
 #[utoipa::path(get, path = "/health/live", tag = "health",
     responses((status = 200, description = "It lives", body = super::envelope::Envelope<HealthView>)))]
 pub async fn live() -> Answer<HealthView> {
-    up()
+    ok(
+        "Service is up",
+        HealthView {
+            status: "UP",
+            service: env!("CARGO_PKG_NAME"),
+            version: env!("CARGO_PKG_VERSION"),
+        },
+    )
 }
 
-/// The same, where the Gateway's clients look for it.
+/// The process lives. `data` is a string: the platform's web application shows it as text.
 #[utoipa::path(get, path = "/main/health", tag = "health",
-    responses((status = 200, description = "It lives", body = super::envelope::Envelope<HealthView>)))]
-pub async fn main_health() -> Answer<HealthView> {
-    up()
+    responses((status = 200, description = "It lives", body = super::envelope::Envelope<String>)))]
+pub async fn main_health() -> Answer<&'static str> {
+    ok("OK", "Main Service is running")
 }
 
 /// Which program answers here, and which release.
@@ -76,17 +91,6 @@ pub struct InfoView {
     responses((status = 200, description = "Name and release", body = super::envelope::Envelope<InfoView>)))]
 pub async fn info() -> Answer<InfoView> {
     ok("OK", InfoView { name: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION") })
-}
-
-fn up() -> Answer<HealthView> {
-    ok(
-        "Service is up",
-        HealthView {
-            status: "UP",
-            service: env!("CARGO_PKG_NAME"),
-            version: env!("CARGO_PKG_VERSION"),
-        },
-    )
 }
 
 /// What the stores answered last. They are asked once for all who want to know meanwhile, so that
@@ -135,8 +139,12 @@ impl LastAnswer {
     ))]
 pub async fn ready(core: web::Data<Core>, last: web::Data<LastAnswer>) -> impl Responder {
     let [ledger, courier] = last.look(&core).await;
+    let ready = ledger && courier && !core.stopping.is_cancelled();
     let view = ReadinessView {
-        ready: ledger && courier && !core.stopping.is_cancelled(),
+        status: if ready { "UP" } else { "DOWN" },
+        service: env!("CARGO_PKG_NAME"),
+        version: env!("CARGO_PKG_VERSION"),
+        ready,
         ledger: StoreView { engine: core.ledger.engine(), ready: ledger },
         courier: StoreView { engine: core.courier.engine(), ready: courier },
     };

@@ -131,7 +131,7 @@ pub async fn read(
     get, path = "/aura/hitl/signals/{sessionId}/stream", tag = "signals",
     params(
         ("sessionId" = String, Path, example = "session_user123_1706149260"), StreamQuery,
-        ("Last-Event-ID" = Option<String>, Header, example = "7"),
+        ("Last-Event-ID" = Option<String>, Header),
     ),
     responses((status = 200, description = "Events `approval`, `rejection`, `expired` and `cancelled`", body = String, content_type = "text/event-stream"))
 )]

@@ -356,7 +356,14 @@ async fn allowed_origins(app: &TestApp, origin: &str) -> [Option<String>; 2] {
                 allowed.contains("x-tenant-id") && allowed.contains("authorization"),
                 "{allowed}"
             );
+            let methods = answer.headers["Access-Control-Allow-Methods"].to_str().unwrap();
+            for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
+                assert!(methods.contains(method), "{method} is not in {methods}");
+            }
         }
+        // Without an origin beside it, it says nothing to a browser.
+        let credentials = answer.headers.get("Access-Control-Allow-Credentials");
+        assert!(found.is_none() || credentials.is_some_and(|value| value == "true"));
     }
     found
 }

@@ -182,6 +182,9 @@ async fn readiness_names_the_store_that_is_away() {
     let app = app_on(Mode::Production, &redis).await;
     let expected = |ready: bool, courier: bool| {
         serde_json::json!({
+            "status": if ready { "UP" } else { "DOWN" },
+            "service": "aura-hitl",
+            "version": env!("CARGO_PKG_VERSION"),
             "ready": ready,
             "ledger": { "engine": "postgres", "ready": true },
             "courier": { "engine": "redis", "ready": courier },

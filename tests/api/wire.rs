@@ -359,6 +359,34 @@ fn the_document_has_every_status_header_and_example() {
                 assert!(named(header).is_some(), "{at} {header}");
             }
         }
+        // Swagger UI would send what it finds here, chosen or not.
+        for parameter in &parameters {
+            if parameter["in"] == "header" && parameter["required"] == false {
+                assert_eq!(parameter.get("example"), None, "{at} {parameter}");
+                assert_eq!(parameter["schema"].get("example"), None, "{at} {parameter}");
+                assert_eq!(parameter.get("examples"), None, "{at} {parameter}");
+            }
+        }
+    }
+}
+
+both_modes! {
+    /// The platform's web application renders `data` of `/main/health` as text.
+    async fn health_is_a_sentence_and_readiness_an_object(app: TestApp) {
+        for prefix in ["", "/api"] {
+            let health = app.client.get(format!("{}{prefix}/main/health", app.base));
+            let health = Answer::of(health.send().await.unwrap()).await;
+            assert_eq!(*health.assert(200, "").data(), json!("Main Service is running"));
+            assert_eq!(health.body["message"], "OK");
+            for path in ["live", "ready"] {
+                let path = format!("{}{prefix}/health/{path}", app.base);
+                let health = Answer::of(app.client.get(&path).send().await.unwrap()).await;
+                let data = health.assert(200, "").data().clone();
+                let release = (&data["status"], &data["service"], &data["version"]);
+                let expected = ("UP".into(), "aura-hitl".into(), env!("CARGO_PKG_VERSION").into());
+                assert_eq!(release, (&expected.0, &expected.1, &expected.2), "{path}");
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 """Reads answers as the frontend does, for scripts/e2e.
 
     frontend.py json FILE PATH          a value of a JSON answer: data.requestId, content.0.status
-    frontend.py check FILE [FIRST]      every event as the contract has it, ids from FIRST (1) up
+    frontend.py check FILE [FIRST]      every event as its JSON Schema has it, ids from FIRST (1) up
                                         without a gap, and [DONE] at the end; else says what is not
     frontend.py types FILE              the events' types in order
     frontend.py ids FILE                the events' ids in order
@@ -12,25 +12,11 @@ A value that is not there is an empty line.
 """
 
 import json
+import pathlib
 import sys
 import time
 
-STATUSES = {"pending", "in_progress", "waiting", "completed", "failed", "skipped"}
-THOUGHTS = {"analysis", "planning", "reasoning", "decision", "reflection"}
-TEXT, OBJECT = (str,), (dict,)
-PLAN = {"stepId": TEXT, "description": TEXT, "status": TEXT, "confidence": (int, float)}
-FIELDS = {
-    "thought": {"thoughtType": TEXT, "content": TEXT},
-    "plan_step": PLAN,
-    "plan_step_update": PLAN,
-    "tool_execution": {"toolName": TEXT, "status": TEXT, "requiresApproval": (bool,)},
-    "hitl": {"requestId": TEXT, "sessionId": TEXT, "actionType": TEXT, "message": TEXT, "context": OBJECT},
-    "content": {"content": TEXT},
-    "start": {"message": TEXT},
-    "end": {"message": TEXT},
-    "failed": {"error": TEXT},
-    "error": {"error": TEXT},
-}
+SCHEMA = pathlib.Path(__file__).parents[2] / "examples/aura_agent/events.schema.json"
 
 
 def blocks(path):
@@ -51,8 +37,16 @@ def events(path):
 
 
 def check(path, first=1):
+    # Only here: it takes longer to load than all the rest.
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
     found = list(blocks(path))
     assert found and found[-1] == [("data", "[DONE]")], "does not end with [DONE]"
+    before = None
     for number, block in enumerate(found[:-1], int(first)):
         assert [name for name, *_ in block] == ["id", "event", "data"], f"not id, event, data: {block}"
         (_, id_), (_, kind), (_, data) = block
@@ -61,12 +55,15 @@ def check(path, first=1):
         assert data["type"] == kind, f"{kind} says {data['type']}"
         stamp = data["timestamp"]
         assert type(stamp) is int and abs(stamp - time.time()) < 600, f"timestamp {stamp}"
-        for name, types in FIELDS[kind].items():
-            assert type(data.get(name)) in types, f"{kind}.{name} is {data.get(name)!r}"
-        if kind == "thought":
-            assert data["thoughtType"] in THOUGHTS, data
-        if kind.startswith("plan_step"):
-            assert data["status"] in STATUSES and 0 <= data["confidence"] <= 1, data
+        problem = best_match(validator.iter_errors(data))
+        assert problem is None, f"{kind}: {problem.json_path}: {problem.message}"
+        if kind == "hitl":
+            for question in (data, data["data"]):
+                same = [question["id"], question["action"], question["params"]]
+                assert same == [data["requestId"], data["actionType"], data["context"]], question
+        if kind in ("error", "failed") and before:
+            assert before.get("content") == data["error"], f"{kind} without content before it"
+        before = data
     last = json.loads(dict(found[-2])["data"])["type"]
     assert last in ("end", "failed", "error"), f"ends with {last}"
 
