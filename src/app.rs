@@ -89,7 +89,7 @@ impl Replica {
             (None, None) => bail!("a shared ledger needs Redis; set REDIS_URL"),
         };
         let runtime = Handle::current();
-        let (hub, turnover) = Hub::new(config.max_waits_per_person);
+        let hub = Hub::new(config.max_waits_per_person);
         let core = Core {
             tokens: TokenVerifier::new(&config.jwt),
             limits: Limits::new(config.rate_limit, &courier, &runtime),
@@ -124,7 +124,7 @@ impl Replica {
         workers.spawn(relay::run(core.clone()));
         workers.spawn(marks::run(core.clone()));
         workers.spawn(expiry::run(core.clone()));
-        workers.spawn(hub::run(core.clone(), turnover));
+        workers.spawn(hub::run(core.clone()));
         workers.spawn(metrics::run(core.clone()));
         if let Some(address) = config.metrics_address {
             workers.spawn(serve_metrics(&core, address)?);

@@ -1,5 +1,6 @@
-//! The hub: tells whoever waits over HTTP that their session may have news. One per process, with
-//! one Pub/Sub connection however many wait, and one subscription per session that is waited for.
+//! The hub: wakes those who wait over HTTP when their session may have news. One per process, with
+//! one Pub/Sub connection that hears every session by one pattern, however many wait. A pattern,
+//! so that `PUBSUB NUMSUB` of a session's channel counts agents and never us.
 //!
 //! It carries no answers. Whoever is woken reads them anew, from Redis and the ledger, under the
 //! same rules as everybody else: a message that is lost, forged or repeated changes nothing but when
@@ -10,28 +11,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
 use crate::core::Core;
-use crate::courier::Ear;
+use crate::courier::{Heard, Subscription, Unavailable};
 use crate::domain::approver::Caller;
 use crate::domain::ids::{SessionId, TenantId, UserId};
 use crate::limits::TooMany;
 
-/// Longest to wait until a subscription is acknowledged; then the ledger alone has to do.
-const SUBSCRIBING: Duration = Duration::from_secs(1);
 /// Pause before connecting again.
-const RECONNECTING: Duration = Duration::from_millis(500);
+const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 /// How often to make sure that the connection still answers.
-const PING: Duration = Duration::from_secs(5);
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How often to look for news that no message told of.
-const LOOKING: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How far back to look: longer than a write takes, and than clocks differ.
-const LOOKING_BACK: TimeDelta = TimeDelta::seconds(10);
-/// Most sessions to subscribe to in one command.
-const AT_ONCE: usize = 1000;
+const LOOK_BACK: TimeDelta = TimeDelta::seconds(10);
 
 /// Who waits for which session; cheap to clone.
 #[derive(Clone, Debug)]
@@ -41,21 +38,15 @@ pub struct Hub {
     /// person must not hold them all.
     people: Arc<Mutex<HashMap<Person, usize>>>,
     most: usize,
-    /// Sessions that somebody has begun or ceased to wait for.
-    turnover: mpsc::UnboundedSender<SessionId>,
 }
 
 type Person = (TenantId, UserId);
-
-/// What [`run`] hears of: sessions that somebody has begun or ceased to wait for.
-#[derive(Debug)]
-pub struct Turnover(mpsc::UnboundedReceiver<SessionId>);
 
 /// A session that somebody waits for.
 #[derive(Debug)]
 struct Watched {
     waiters: usize,
-    /// Counts the news; 0 until the first subscription is acknowledged.
+    /// Counts the news.
     news: watch::Sender<u64>,
 }
 
@@ -71,17 +62,16 @@ pub struct Waiter {
 impl Hub {
     /// A hub that nobody waits at, and at which each person may wait so many times at once.
     #[must_use]
-    pub fn new(most: usize) -> (Self, Turnover) {
-        let (turnover, heard) = mpsc::unbounded_channel();
-        let (sessions, people) = (Arc::default(), Arc::default());
-        (Self { sessions, people, most, turnover }, Turnover(heard))
+    pub fn new(most: usize) -> Self {
+        Self { sessions: Arc::default(), people: Arc::default(), most }
     }
 
-    /// Begins to wait for news of a session. Whatever happens once this has returned is news.
+    /// Begins to wait for news of a session. Whatever happens once this has returned is news; while
+    /// Redis is away, the ledger tells it.
     ///
     /// # Errors
     /// [`TooMany`] when this person waits too often already.
-    pub async fn watch(&self, session: &SessionId, caller: &Caller) -> Result<Waiter, TooMany> {
+    pub fn watch(&self, session: &SessionId, caller: &Caller) -> Result<Waiter, TooMany> {
         let person = (caller.tenant.clone(), caller.user.clone());
         {
             let mut people = lock(&self.people);
@@ -93,18 +83,13 @@ impl Hub {
         }
         let news = {
             let mut sessions = self.sessions();
-            let watched = sessions.entry(session.clone()).or_insert_with(|| {
-                let _ended = self.turnover.send(session.clone());
-                Watched { waiters: 0, news: watch::Sender::new(0) }
-            });
+            let watched = sessions
+                .entry(session.clone())
+                .or_insert_with(|| Watched { waiters: 0, news: watch::Sender::new(0) });
             watched.waiters += 1;
             watched.news.subscribe()
         };
-        let mut waiter = Waiter { hub: self.clone(), session: session.clone(), person, news };
-        let subscribed = waiter.news.wait_for(|news| *news > 0);
-        // Without Redis there is the ledger.
-        drop(timeout(SUBSCRIBING, subscribed).await);
-        Ok(waiter)
+        Ok(Waiter { hub: self.clone(), session: session.clone(), person, news })
     }
 
     /// Wakes everybody who waits for a session.
@@ -124,12 +109,11 @@ impl Hub {
         lock(&self.sessions)
     }
 
-    fn is_watched(&self, session: &SessionId) -> bool {
-        self.sessions().contains_key(session)
-    }
-
-    fn watched(&self) -> Vec<SessionId> {
-        self.sessions().keys().cloned().collect()
+    /// Wakes everybody: they may have missed something.
+    fn tell_all(&self) {
+        for watched in self.sessions().values() {
+            watched.news.send_modify(|count| *count += 1);
+        }
     }
 }
 
@@ -156,7 +140,6 @@ impl Drop for Waiter {
         watched.waiters -= 1;
         if watched.waiters == 0 {
             sessions.remove(&self.session);
-            let _ended = self.hub.turnover.send(self.session.clone());
         }
     }
 }
@@ -166,18 +149,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Listens for those who wait, until the process is asked to stop.
-pub async fn run(core: Core, mut turnover: Turnover) {
+pub async fn run(core: Core) {
+    let mut last_error = None;
     let listening = async {
         loop {
             match core.courier.listen().await {
-                Ok(ear) => {
-                    if let Err(error) = listen(&core.hub, ear, &mut turnover).await {
+                Ok(Some(subscription)) => {
+                    last_error = None;
+                    if let Err(error) = listen(&core, subscription).await {
                         warn!(%error, "the hub hears nothing; whoever waits is told a little later");
                     }
                 }
-                Err(error) => tracing::debug!(%error, "the hub does not reach Redis"),
+                // Nobody else publishes anything.
+                Ok(None) => std::future::pending().await,
+                Err(error) if last_error.as_ref() == Some(&error.0) => {}
+                Err(error) => {
+                    warn!(%error, "the hub cannot listen; whoever waits is told a little later");
+                    last_error = Some(error.0);
+                }
             }
-            sleep(RECONNECTING).await;
+            sleep(RECONNECT_PAUSE).await;
         }
     };
     tokio::select! {
@@ -187,45 +178,25 @@ pub async fn run(core: Core, mut turnover: Turnover) {
     }
 }
 
-/// Keeps the subscriptions of one connection and passes on what it hears, until it is lost.
-async fn listen(
-    hub: &Hub,
-    mut ear: Ear,
-    turnover: &mut Turnover,
-) -> Result<(), crate::courier::Unavailable> {
-    let mut subscribed = HashSet::new();
-    let mut pings = interval(PING);
+/// Passes on what one connection hears, until it is lost.
+async fn listen(core: &Core, mut subscription: Subscription) -> Result<(), Unavailable> {
+    info!("the hub listens");
+    // From now on nobody misses anything; what they have missed, they read.
+    core.hub.tell_all();
+    let mut pings = interval(PING_INTERVAL);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut changed = hub.watched();
-    if !changed.is_empty() {
-        info!(sessions = changed.len(), "the hub subscribes anew");
-    }
     loop {
-        let (wanted, unwanted): (Vec<_>, Vec<_>) =
-            changed.drain(..).partition(|session| hub.is_watched(session));
-        let fresh = wanted.iter().filter(|session| !subscribed.contains(*session)).cloned();
-        let fresh = fresh.collect::<HashSet<_>>();
-        for some in fresh.iter().collect::<Vec<_>>().chunks(AT_ONCE) {
-            ear.subscribe(some).await?;
-        }
-        subscribed.extend(fresh);
-        // From now on they miss nothing; what they have missed, they read.
-        for session in &wanted {
-            hub.tell(session);
-        }
-        let gone = unwanted.into_iter().filter(|session| subscribed.remove(session));
-        let gone = gone.collect::<Vec<_>>();
-        if !gone.is_empty() {
-            ear.unsubscribe(&gone.iter().collect::<Vec<_>>()).await?;
-        }
         tokio::select! {
-            heard = ear.next() => {
-                if let Some(session) = heard? {
-                    hub.tell(&session);
+            heard = subscription.next() => match heard? {
+                Heard::Outcome(session) => core.hub.tell(&session),
+                Heard::Message(message) => {
+                    if let Some(session) = message.session() {
+                        core.hub.tell(&session);
+                    }
                 }
-            }
-            _ended = turnover.0.recv_many(&mut changed, AT_ONCE) => {}
-            _now = pings.tick() => ear.ping().await?,
+                Heard::Other => {}
+            },
+            _now = pings.tick() => subscription.ping().await?,
         }
     }
 }
@@ -233,7 +204,7 @@ async fn listen(
 /// Looks for news that no message told of: those of other replicas while Redis is away, and what
 /// Pub/Sub loses.
 async fn look(core: &Core) {
-    let mut looks = interval(LOOKING);
+    let mut looks = interval(LOOK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut known = HashSet::new();
     loop {
@@ -242,7 +213,7 @@ async fn look(core: &Core) {
             known.clear();
             continue;
         }
-        let since = core.clock.now() - LOOKING_BACK;
+        let since = core.clock.now() - LOOK_BACK;
         // If the ledger is away, nothing is settled.
         let Ok(settled) = core.ledger.settled_since(since).await else { continue };
         let settled = settled.into_iter().collect::<HashSet<_>>();

@@ -171,7 +171,7 @@ where
     Asking: Future<Output = Result<T>> + Send + 'static,
 {
     let until = Instant::now() + wait;
-    let mut waiter = core.hub.watch(session, caller).await?;
+    let mut waiter = core.hub.watch(session, caller)?;
     loop {
         let answer = core.ask_in_turn(ask()).await;
         if answer.as_ref().is_ok_and(&is_answer) {
@@ -218,7 +218,7 @@ impl Outcomes {
     ) -> Result<Self> {
         let lifetime = TimeDelta::seconds(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
         let mut outcomes = Self {
-            waiter: core.hub.watch(&session, caller).await?,
+            waiter: core.hub.watch(&session, caller)?,
             core: core.clone(),
             tenant: caller.tenant.clone(),
             session,

@@ -26,7 +26,7 @@ use crate::limits::RateLimit;
 use crate::traces;
 
 use self::in_process::InProcessCourier;
-use self::redis::{RedisCourier, RedisEar};
+use self::redis::{RedisCourier, RedisSubscription};
 
 /// Longest any call to the courier takes, reconnecting included.
 pub const TIMEOUT: Duration = Duration::from_secs(1);
@@ -94,8 +94,8 @@ pub struct Outgoing<'a> {
 pub enum Sent {
     /// It is under its key and was published.
     Published {
-        /// Subscribers of the channel at that moment, where they are known: a Cluster's node knows
-        /// only its own. Zero does not mean that the signal is lost.
+        /// Agents that were subscribed to the channel at that moment, as `PUBSUB NUMSUB` counts
+        /// them; `None` when it was not published, or a node of a Cluster did not say.
         listeners: Option<i64>,
         /// The history of data that it is part of now; see [`Courier::histories`].
         history: Option<String>,
@@ -307,22 +307,30 @@ impl Courier {
         }
     }
 
-    /// Begins to listen: to the replicas, and to the sessions that are subscribed to.
+    /// Begins to listen to the replicas, and to the channels of all sessions. `None` in-process,
+    /// where nobody publishes but this process.
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn listen(&self) -> Result<Ear> {
-        bounded(async {
-            Ok(match self {
-                Self::Redis(courier) => Ear::Redis(Box::new(courier.listen(OUTCOMES).await?)),
-                Self::InProcess(courier) => {
-                    let mut ear = courier.listen();
-                    ear.subscribe(&[OUTCOMES.to_owned()]);
-                    Ear::InProcess(ear)
-                }
-            })
-        })
-        .await
+    pub async fn listen(&self) -> Result<Option<Subscription>> {
+        match self {
+            Self::Redis(courier) => {
+                let channels = (&*format!("{CHANNEL}*"), OUTCOMES);
+                Ok(Some(Subscription(bounded(courier.listen(channels)).await?)))
+            }
+            Self::InProcess(_) => Ok(None),
+        }
+    }
+
+    /// How many agents are subscribed to the channel of each of these sessions, in their order.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; on a Cluster also when one node did not say.
+    pub async fn listeners(&self, sessions: &[SessionId]) -> Result<Vec<i64>> {
+        match self {
+            Self::Redis(courier) => bounded(courier.listeners(sessions)).await,
+            Self::InProcess(_) => Ok(vec![0; sessions.len()]),
+        }
     }
 
     /// Counts a call against a bucket that all replicas share; if it is full, how long to wait
@@ -338,57 +346,50 @@ impl Courier {
     }
 }
 
-/// Hears of sessions with news: through Redis' Pub/Sub, or within this process.
+/// Something that was heard.
 #[derive(Debug)]
-pub enum Ear {
-    /// A Pub/Sub connection of its own.
-    Redis(Box<RedisEar>),
-    /// What is published in this process.
-    InProcess(InProcessEar),
+pub enum Heard {
+    /// Another replica says that something was settled in this session.
+    Outcome(SessionId),
+    /// A message on a session's channel, which anybody may have published.
+    Message(Message),
+    /// Nothing of ours.
+    Other,
 }
 
-impl Ear {
-    /// Begins to hear of sessions; from the return on nothing is missed.
-    ///
-    /// # Errors
-    /// [`Unavailable`]: this ear hears nothing any more.
-    pub async fn subscribe(&mut self, sessions: &[&SessionId]) -> Result<()> {
-        match self {
-            Self::Redis(ear) => ear.subscribe(&channels(sessions)).await,
-            Self::InProcess(ear) => {
-                ear.subscribe(&channels(sessions));
-                Ok(())
-            }
-        }
-    }
+/// A message on the channel of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// What follows `hitl:channel:` in the name of the channel: a session's id, if it is valid.
+    pub channel: String,
+    /// What was published; of text that is not UTF-8, something that no signal is.
+    pub payload: String,
+}
 
-    /// Ceases to hear of sessions.
-    ///
-    /// # Errors
-    /// [`Unavailable`]: this ear hears nothing any more.
-    pub async fn unsubscribe(&mut self, sessions: &[&SessionId]) -> Result<()> {
-        match self {
-            Self::Redis(ear) => ear.unsubscribe(&channels(sessions)).await,
-            Self::InProcess(ear) => {
-                ear.unsubscribe(&channels(sessions));
-                Ok(())
-            }
-        }
+impl Message {
+    /// The session whose channel it is.
+    #[must_use]
+    pub fn session(&self) -> Option<SessionId> {
+        SessionId::parse(self.channel.clone()).ok()
     }
+}
 
-    /// The next session that may have news; `None` when that was none. Can be dropped and called
-    /// again.
+/// Hears what is published, over a connection of its own.
+#[derive(Debug)]
+pub struct Subscription(RedisSubscription);
+
+impl Subscription {
+    /// The next message. Can be dropped and called again.
     ///
     /// # Errors
-    /// [`Unavailable`]: this ear hears nothing any more.
-    pub async fn next(&mut self) -> Result<Option<SessionId>> {
-        let (channel, payload) = match self {
-            Self::Redis(ear) => ear.next().await?,
-            Self::InProcess(ear) => ear.next().await?,
-        };
-        let session =
-            if channel == OUTCOMES { Some(&*payload) } else { channel.strip_prefix(CHANNEL) };
-        Ok(session.and_then(|session| SessionId::parse(session.to_owned()).ok()))
+    /// [`Unavailable`]: this connection hears nothing any more.
+    pub async fn next(&mut self) -> Result<Heard> {
+        let (channel, payload) = self.0.next().await?;
+        if let Some(channel) = channel.strip_prefix(CHANNEL) {
+            return Ok(Heard::Message(Message { channel: channel.to_owned(), payload }));
+        }
+        let session = (channel == OUTCOMES).then(|| SessionId::parse(payload).ok()).flatten();
+        Ok(session.map_or(Heard::Other, Heard::Outcome))
     }
 
     /// Makes sure that it still hears.
@@ -396,15 +397,8 @@ impl Ear {
     /// # Errors
     /// [`Unavailable`]: it does not.
     pub async fn ping(&mut self) -> Result<()> {
-        match self {
-            Self::Redis(ear) => ear.ping().await,
-            Self::InProcess(_) => Ok(()),
-        }
+        self.0.ping().await
     }
-}
-
-fn channels(sessions: &[&SessionId]) -> Vec<String> {
-    sessions.iter().map(|session| channel(session)).collect()
 }
 
 /// What stands before a request's id in its key (wire contract).

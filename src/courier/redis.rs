@@ -13,7 +13,7 @@ use redis::{
 };
 
 use super::link::{Link, Login};
-use super::topology::RedisSettings;
+use super::topology::{Connection, RedisSettings};
 use super::{Outgoing, Polled, Result, Sent, StoredRequest, Unavailable};
 use crate::domain::ids::SessionId;
 use crate::domain::request::REQUEST_TTL_SECONDS;
@@ -23,6 +23,8 @@ use crate::limits::RateLimit;
 
 /// What a value that is not text stands for: no id and no JSON, so it matches nothing.
 const NOT_TEXT: &str = "\u{fffd}";
+/// Longest to wait until every node of a Cluster has said how many listen there.
+const COUNT_TIMEOUT: Duration = Duration::from_millis(200);
 type Script = LazyLock<String>;
 static FIND_REQUEST: Script = LazyLock::new(|| bare(include_str!("find.lua")));
 static POLL: Script = LazyLock::new(|| bare(include_str!("poll.lua")));
@@ -169,12 +171,31 @@ impl RedisCourier {
             .map_err(|error| unexpected(&error))
     }
 
-    /// Begins to listen to one channel.
-    pub async fn listen(&self, channel: &str) -> Result<RedisEar> {
-        let (sink, messages) = in_time(self.link.listen()).await?.split();
-        let mut ear = RedisEar { sink, messages };
-        ear.subscribe(&[channel.to_owned()]).await?;
-        Ok(ear)
+    /// Begins to listen to the channels of a pattern, and to one more.
+    pub async fn listen(&self, (pattern, channel): (&str, &str)) -> Result<RedisSubscription> {
+        let (mut sink, messages) = in_time(self.link.listen()).await?.split();
+        in_time(sink.psubscribe(pattern)).await?;
+        in_time(sink.subscribe(channel)).await?;
+        Ok(RedisSubscription { sink, messages })
+    }
+
+    /// How many are subscribed to each channel: not by a pattern, as we are.
+    pub async fn listeners(&self, sessions: &[SessionId]) -> Result<Vec<i64>> {
+        if sessions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut count = cmd("PUBSUB");
+        count.arg("NUMSUB").arg(sessions.iter().map(super::channel).collect::<Vec<_>>());
+        // Of every node, so that it tells nothing about the connection when one is away.
+        let counting = |redis: Connection| async move { redis.on_every_node(count).await };
+        let nodes = self.link.attempt(counting).await.map_err(|error| unexpected(&error))?;
+        let mut all = vec![0; sessions.len()];
+        for node in nodes {
+            let counts: Vec<(Value, i64)> =
+                from_redis_value(node).map_err(|error| unexpected(&error.into()))?;
+            all.iter_mut().zip(counts).for_each(|(all, (_channel, count))| *all += count);
+        }
+        Ok(all)
     }
 
     pub async fn send(&self, outgoing: &Outgoing<'_>) -> Result<Sent> {
@@ -185,7 +206,14 @@ impl RedisCourier {
         let seen_pointer = seen.pointer.text.as_deref().unwrap_or_default();
         let seen_request = seen.document.as_deref().unwrap_or_default();
         let mut keys = vec![super::signal_key(outgoing.session), super::rank_key(outgoing.session)];
+        let mut counted = None;
         if self.link.is_cluster() {
+            // Before the session is looked at: whoever subscribes later may wait for something else.
+            if outgoing.aloud {
+                let counting = self.listeners(std::slice::from_ref(outgoing.session));
+                let counts = tokio::time::timeout(COUNT_TIMEOUT, counting).await;
+                counted = counts.ok().and_then(|counts| counts.ok()?.first().copied());
+            }
             // No script reaches servers of several slots, so what the standalone one does at once
             // is done as close together as can be.
             let rewriting = (seen_request, outgoing.document, REQUEST_TTL_SECONDS);
@@ -202,12 +230,11 @@ impl RedisCourier {
             if outgoing.aloud { &channel } else { "" },
             (seen_pointer, seen_request, outgoing.document, REQUEST_TTL_SECONDS),
         );
-        let sent = self.script::<Option<(i64, String)>>(&SEND_SIGNAL, keys, sending).await?;
+        let sent =
+            self.script::<Option<(Option<i64>, String)>>(&SEND_SIGNAL, keys, sending).await?;
         let Some((listeners, history)) = sent else { return Ok(Sent::Changed) };
-        // A node counts only the subscribers of its own.
-        let is_known = outgoing.aloud && (listeners > 0 || !self.link.is_cluster());
         Ok(Sent::Published {
-            listeners: is_known.then_some(listeners),
+            listeners: listeners.or(counted),
             history: Some(history).filter(|history| !history.is_empty()),
         })
     }
@@ -239,26 +266,18 @@ impl RedisCourier {
 }
 
 /// Hears what is published, over a connection of its own.
-pub struct RedisEar {
+pub struct RedisSubscription {
     sink: PubSubSink,
     messages: PubSubStream,
 }
 
-impl std::fmt::Debug for RedisEar {
+impl std::fmt::Debug for RedisSubscription {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisEar").finish_non_exhaustive()
+        f.debug_struct("RedisSubscription").finish_non_exhaustive()
     }
 }
 
-impl RedisEar {
-    pub async fn subscribe(&mut self, channels: &[String]) -> Result<()> {
-        in_time(self.sink.subscribe(channels)).await
-    }
-
-    pub async fn unsubscribe(&mut self, channels: &[String]) -> Result<()> {
-        in_time(self.sink.unsubscribe(channels)).await
-    }
-
+impl RedisSubscription {
     pub async fn ping(&mut self) -> Result<()> {
         in_time(self.sink.ping::<Value>()).await.map(drop)
     }

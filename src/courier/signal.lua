@@ -7,8 +7,9 @@
 -- ARGV  1 signal JSON · 2 its time to live in seconds · 3 its rank · 4 the channel, '' to say
 --       nothing · 5 the pointer the sender saw, '' for none · 6 the request the sender saw, '' for
 --       none · 7 the request as decided · 8 its time to live in seconds
--- Returns how many subscribers of this server the message reached, and of which history of data it
--- is part now; nothing if something is another by now.
+-- Returns how many are subscribed to the channel (nothing on a Cluster, whose nodes count only their
+-- own, nor if nothing was said or we may not ask), and of which history of data the signal is part now; nothing at all
+-- if something is another by now.
 local function text(key)
   local value = redis.pcall('GET', key)
   return type(value) == 'string' and value or ''
@@ -21,7 +22,13 @@ if (tonumber(text(KEYS[2])) or 0) <= tonumber(ARGV[3]) then
   redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
   redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[2])
 end
-local listeners = ARGV[4] ~= '' and redis.call('PUBLISH', ARGV[4], ARGV[1]) or 0
+local listeners = false
+if ARGV[4] ~= '' then
+  -- What PUBLISH answers counts our own patterns, too.
+  local counted = KEYS[4] and redis.pcall('PUBSUB', 'NUMSUB', ARGV[4])
+  listeners = counted and not counted.err and counted[2] or false
+  redis.call('PUBLISH', ARGV[4], ARGV[1])
+end
 if KEYS[4] then
   redis.call('SET', KEYS[4], ARGV[7], 'EX', ARGV[8])
 end

@@ -333,6 +333,20 @@ impl Connection {
             }
         }
     }
+
+    /// What each node answers to a command.
+    pub async fn on_every_node(self, command: Cmd) -> RedisResult<Vec<Value>> {
+        match self {
+            Self::Single(mut connection) => Ok(vec![command.query_async(&mut connection).await?]),
+            Self::Cluster(mut connection) => {
+                let to = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllNodes, None));
+                Ok(match connection.route_command(command, to).await? {
+                    Value::Map(nodes) => nodes.into_iter().map(|(_node, answer)| answer).collect(),
+                    answer => vec![answer],
+                })
+            }
+        }
+    }
 }
 
 impl ConnectionLike for Connection {

@@ -156,7 +156,7 @@ impl PrivateRedis {
 /// Longest that a Cluster or Sentinels take to do their part.
 pub const THEIR_PART: Duration = Duration::from_mins(1);
 /// The service logs in, and may do no more than the README says; everybody else need not.
-const SERVICE: [&str; 22] = [
+const SERVICE: [&str; 24] = [
     "--user",
     "service",
     "on",
@@ -164,6 +164,7 @@ const SERVICE: [&str; 22] = [
     "~hitl:*",
     "~{*",
     "&hitl:channel:*",
+    "&hitl:decision:*",
     "&hitl:outcomes",
     "+get",
     "+set",
@@ -173,7 +174,8 @@ const SERVICE: [&str; 22] = [
     "+eval",
     "+publish",
     "+subscribe",
-    "+unsubscribe",
+    "+psubscribe",
+    "+pubsub|numsub",
     "+info",
     "+ping",
     "+role",

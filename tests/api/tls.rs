@@ -28,8 +28,8 @@ use crate::servers::{
 
 pub const SECRET: &str = "canary-secret-0123456789abcdef0123456789abcdef";
 /// The service's rights in Redis: those of the README, and none for a Cluster or Sentinels.
-pub const RIGHTS: &str = "~hitl:* ~{* &hitl:channel:* &hitl:outcomes +get +set +pttl +time +eval +publish \
-                          +subscribe +unsubscribe +info +ping";
+pub const RIGHTS: &str = "~hitl:* ~{* &hitl:channel:* &hitl:decision:* &hitl:outcomes +get +set +pttl \
+                          +time +eval +publish +pubsub|numsub +subscribe +psubscribe +info +ping";
 /// What the servers of these tests are called, to those who trust their certificates.
 const HOST: &str = "127.0.0.1";
 
@@ -199,10 +199,9 @@ async fn decides_and_wakes(app: &TestApp, redis: &PrivateRedis) {
         registered.session, registered.id
     );
     let (signal, ()) = tokio::join!(app.get(ALICE, &path), async {
-        let channel = format!("hitl:channel:{}", registered.session);
         eventually(async || {
-            let (_, count): (String, i64) = redis.command(&["PUBSUB", "NUMSUB", &channel]).await;
-            (count == 1).then_some(())
+            let patterns: i64 = redis.command(&["PUBSUB", "NUMPAT"]).await;
+            (patterns == 1 && app.core.hub.waiters() == 1).then_some(())
         })
         .await;
         app.reject(ALICE, &registered.id, None).await.assert(200, "");
