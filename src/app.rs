@@ -30,6 +30,7 @@ use crate::api::envelope::with_call;
 use crate::api::error::ApiError;
 use crate::api::health::LastAnswer;
 use crate::api::text::Text;
+use crate::audit::AuditSender;
 use crate::auth::TokenVerifier;
 use crate::config::{Config, LedgerConfig, make_private_folder};
 use crate::connection::{CLOSING, Connection, take_turns};
@@ -102,6 +103,7 @@ impl Replica {
             courier,
             clock,
             policy: config.policy,
+            feeds_audit: config.audit_url.is_some(),
             stopping: CancellationToken::new(),
             under_way: TaskTracker::new(),
             runtime,
@@ -128,6 +130,10 @@ impl Replica {
         workers.spawn(metrics::run(core.clone()));
         if let Some(address) = config.metrics_address {
             workers.spawn(serve_metrics(&core, address)?);
+        }
+        if let Some(url) = &config.audit_url {
+            let sender = AuditSender::new(url).context("cannot feed the audit log")?;
+            workers.spawn(sender.run(core.clone()));
         }
         workers.spawn(retention::run(core.clone(), config.retention));
         Ok(Self {

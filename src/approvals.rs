@@ -215,7 +215,8 @@ impl Attempt<'_> {
         let (caller, now) = (self.caller, self.now);
         let state = &State::Decided(decision.clone());
         let trace_parent = traces::here();
-        let writing = Writing { candidate, state, caller, now, held_for, trace_parent };
+        let audit = self.core.audit_entry(candidate, state, caller, now);
+        let writing = Writing { candidate, state, caller, now, held_for, trace_parent, audit };
         crash_point!("deciding");
         let recorded = match self.core.ledger.record_outcome(&writing).await {
             Err(error @ LedgerError::Unavailable(_)) => self.confirm(&decision, error).await?,
@@ -402,7 +403,8 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
     }
     let now = core.clock.now();
     let (state, trace_parent) = (&State::Pending, traces::here());
-    let writing = Writing { candidate, state, caller, now, held_for: LEASE, trace_parent };
+    let audit = core.audit_entry(candidate, state, caller, now);
+    let writing = Writing { candidate, state, caller, now, held_for: LEASE, trace_parent, audit };
     match core.ledger.register(&writing).await? {
         Registered::New(record) => {
             crash_point!("registered");

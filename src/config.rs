@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use url::Url;
 
 use crate::courier::RedisSettings;
 use crate::domain::decision::{Approvers, Policy, UnscopedRequests};
@@ -95,6 +96,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Waits and streams that one person may have open at once.
     pub max_waits_per_person: usize,
+    /// The Auth server whose audit log is fed.
+    pub audit_url: Option<Url>,
     /// How long what is over is kept.
     pub retention: Retention,
     /// Origins that browsers may call from.
@@ -166,6 +169,7 @@ struct RawConfig {
     max_calls_under_way: usize,
     max_connections: usize,
     max_waits_per_person: usize,
+    audit_url: Option<String>,
     purge_requests_after_days: u32,
     purge_tasks_after_days: u32,
     cors_origins: Vec<String>,
@@ -253,6 +257,7 @@ impl Config {
             tasks: days("purge_tasks_after_days", raw.purge_tasks_after_days)?,
         };
         let rate_limit = raw.rate_limit()?;
+        let audit_url = raw.audit_url.as_deref().map(audit_url).transpose()?;
         let redis = raw.redis()?;
         let ledger = raw.ledger()?;
         if matches!(ledger, LedgerConfig::Postgres { .. }) && redis.is_none() {
@@ -287,12 +292,25 @@ impl Config {
             max_calls_under_way: raw.max_calls_under_way,
             max_connections: raw.max_connections,
             max_waits_per_person: raw.max_waits_per_person,
+            audit_url,
             retention,
             cors_origins: raw.cors_origins,
             shutdown_seconds: raw.shutdown_seconds,
             given: raw.given,
         })
     }
+}
+
+/// The Auth server's address. It is no secret, so it holds none.
+fn audit_url(text: &str) -> anyhow::Result<Url> {
+    let url = Url::parse(text).ok().filter(|url| {
+        ["http", "https"].contains(&url.scheme())
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none()
+    });
+    url.context("audit_url is not an address like http://auth.internal:8001")
 }
 
 impl RawConfig {

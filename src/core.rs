@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -12,8 +13,10 @@ use tracing::Instrument;
 
 use crate::auth::TokenVerifier;
 use crate::courier::Courier;
+use crate::domain::approver::Caller;
+use crate::domain::audit::AuditEntry;
 use crate::domain::clock::Clock;
-use crate::domain::decision::Policy;
+use crate::domain::decision::{Candidate, Policy, State};
 use crate::hub::Hub;
 use crate::ledger::Ledger;
 use crate::limits::Limits;
@@ -57,6 +60,8 @@ pub struct Core {
     pub marks: Marks,
     /// Wakes those who wait over HTTP.
     pub hub: Hub,
+    /// Whether the Auth server's audit log is fed.
+    pub feeds_audit: bool,
     /// Set when the process is asked to stop.
     pub stopping: CancellationToken,
     /// Everything under way that must be finished before the process ends.
@@ -66,6 +71,22 @@ pub struct Core {
 }
 
 impl Core {
+    /// What the audit log is to be told of a write, if it is fed.
+    #[must_use]
+    pub fn audit_entry(
+        &self,
+        candidate: &Candidate,
+        state: &State,
+        caller: &Caller,
+        now: DateTime<Utc>,
+    ) -> AuditEntry {
+        if self.feeds_audit {
+            AuditEntry::of(candidate, state, caller, now)
+        } else {
+            AuditEntry::None
+        }
+    }
+
     /// Calls that are at work.
     #[must_use]
     pub fn calls_under_way(&self) -> usize {

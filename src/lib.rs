@@ -24,6 +24,7 @@ mod crash;
 pub mod api;
 pub mod app;
 pub mod approvals;
+pub mod audit;
 pub mod auth;
 pub mod config;
 pub mod connection;

@@ -20,7 +20,7 @@ use crate::api::health::LastAnswer;
 use crate::core::Core;
 use crate::domain::decision::{Delivery, Record, State};
 use crate::domain::request::Origin;
-use crate::ledger::Backlog;
+use crate::ledger::{Backlog, OutboxKind};
 
 const BUILD: &str = "aura_hitl_build_info";
 const DECISIONS: &str = "aura_hitl_decisions_total";
@@ -44,6 +44,8 @@ const MAX_CALLS: &str = "aura_hitl_calls_max";
 const CLIENTS: &str = "aura_hitl_connections";
 const MAX_CLIENTS: &str = "aura_hitl_connections_max";
 const WAITERS: &str = "aura_hitl_waiters";
+const AUDITED: &str = "aura_hitl_audit_entries_total";
+const OLDEST_AUDIT: &str = "aura_hitl_oldest_audit_entry_seconds";
 const PURGED: &str = "aura_hitl_purged_total";
 
 /// Seconds that calls take: from a click that nobody notices to a long-poll.
@@ -84,6 +86,10 @@ pub fn start(core: &Core, most_clients: usize) -> anyhow::Result<()> {
     for outcome in ["expired", "cancelled"] {
         counter!(OUTCOMES, "outcome" => outcome).absolute(0);
     }
+    for result in [AuditResult::Sent, AuditResult::Failed, AuditResult::Unsendable] {
+        audit_entries(result).absolute(0);
+    }
+    gauge!(OLDEST_AUDIT).set(0);
     for by in [By::Decider, By::Relay] {
         for result in ["sent", "superseded", "failed"] {
             signals(by, result).absolute(0);
@@ -125,6 +131,11 @@ fn describe() {
     describe_gauge!(CLIENTS, "Open connections of clients.");
     describe_gauge!(MAX_CLIENTS, "Connections of clients that may be open at once.");
     describe_gauge!(WAITERS, "Agents waiting over HTTP.");
+    describe_counter!(
+        AUDITED,
+        "Entries for the Auth server's audit log; a failed one is sent again."
+    );
+    describe_gauge!(OLDEST_AUDIT, "Age of the oldest entry that was not taken yet; else 0.");
     describe_counter!(PURGED, "Rows deleted here because their time was over.");
     Collector::default().describe();
 }
@@ -238,6 +249,31 @@ pub fn redis_connected() {
     counter!(REDIS_CONNECTS).increment(1);
 }
 
+/// What became of an entry for the Auth server's audit log.
+#[derive(Clone, Copy, Debug)]
+pub enum AuditResult {
+    /// The server took it.
+    Sent,
+    /// The server did not; it is sent again.
+    Failed,
+    /// It is never sent: the server takes tenants that are integers.
+    Unsendable,
+}
+
+/// An entry for the Auth server's audit log was sent, or not.
+pub fn audited(result: AuditResult) {
+    audit_entries(result).increment(1);
+}
+
+fn audit_entries(result: AuditResult) -> ::metrics::Counter {
+    let result = match result {
+        AuditResult::Sent => "sent",
+        AuditResult::Failed => "failed",
+        AuditResult::Unsendable => "unsendable",
+    };
+    counter!(AUDITED, "result" => result)
+}
+
 /// Rows of a table were deleted because their time was over.
 pub fn purged(table: &'static str, rows: u64) {
     counter!(PURGED, "table" => table).increment(rows);
@@ -300,7 +336,19 @@ impl Scrape {
             }
             Err(_panic) => {}
         }
+        self.look_at_outbox(core).await;
         *looked_at = Some(Instant::now());
+    }
+
+    async fn look_at_outbox(&self, core: &Core) {
+        if !core.feeds_audit {
+            return;
+        }
+        let asking = core.clone();
+        let asking = async move { asking.ledger.oldest_in_outbox(OutboxKind::Audit).await };
+        let oldest = core.runtime.spawn(asking).await.ok().and_then(Result::ok).flatten();
+        let age = oldest.map(|oldest| core.clock.now() - oldest).unwrap_or_default();
+        gauge!(OLDEST_AUDIT).set(age.to_std().unwrap_or_default().as_secs_f64());
     }
 }
 

@@ -14,6 +14,7 @@ use tracing::{debug, info};
 use crate::approvals::{self, Problem};
 use crate::core::Core;
 use crate::domain::approver::Caller;
+use crate::domain::audit::AuditEntry;
 use crate::domain::decision::{Candidate, Record, Refusal, Standing, State, Verdict, decide};
 use crate::domain::ids::{RequestId, SessionId, TenantId};
 use crate::domain::request::REQUEST_TTL_SECONDS;
@@ -90,7 +91,9 @@ pub async fn cancel(core: &Core, caller: &Caller, id: &RequestId) -> Result<Reco
     decide(&candidate, &pointer, caller, Verdict::Approve, now, core.policy)?;
     let (state, held_for) = (&State::Cancelled, TimeDelta::zero());
     let trace_parent = traces::here();
-    let writing = Writing { candidate: &candidate, state, caller, now, held_for, trace_parent };
+    let audit = AuditEntry::None;
+    let writing =
+        Writing { candidate: &candidate, state, caller, now, held_for, trace_parent, audit };
     match core.ledger.record_outcome(&writing).await? {
         Recorded::Won(record) => {
             info!(request_id = %id, session_id = %record.session, "withdrawn by its agent");

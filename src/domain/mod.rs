@@ -4,6 +4,7 @@
 //! stranger's data (Redis, request bodies) ends in one of these types or in an error.
 
 pub mod approver;
+pub mod audit;
 pub mod clock;
 pub mod decision;
 pub mod ids;

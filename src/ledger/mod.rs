@@ -9,6 +9,7 @@ mod sql;
 #[macro_use]
 mod queries;
 mod export;
+mod outbox;
 mod postgres;
 mod sqlite;
 mod totals;
@@ -27,15 +28,18 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 pub use self::export::{Exported, Span};
+pub use self::outbox::{OutboxKind, OutboxRow};
 use self::postgres::PgLedger;
 use self::sqlite::SqliteLedger;
 use crate::domain::approver::Caller;
+use crate::domain::audit::AuditEntry;
 use crate::domain::clock::Clock;
 use crate::domain::decision::{Candidate, Decision, Delivery, Mark, Record, State, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::request::Origin;
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
 use crate::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
+use crate::metrics::{self, AuditResult};
 use crate::traces;
 
 /// Longest any call to the ledger takes, waiting for a connection included.
@@ -126,12 +130,21 @@ pub struct Writing<'a> {
     pub held_for: TimeDelta,
     /// Where in a trace it happens; see [`traces::here`].
     pub trace_parent: Option<String>,
+    /// What the Auth server's audit log is to be told of it.
+    pub audit: AuditEntry,
 }
 
 impl Writing<'_> {
     /// A request that belongs to no tenant belongs to the decider's from then on.
     fn tenant(&self) -> &TenantId {
         self.candidate.tenant.as_ref().unwrap_or(&self.caller.tenant)
+    }
+
+    /// Counts an audit entry that cannot be sent, once the write is known to have won.
+    fn count_unsendable(&self) {
+        if self.audit == AuditEntry::Unsendable {
+            metrics::audited(AuditResult::Unsendable);
+        }
     }
 }
 
@@ -370,6 +383,7 @@ impl Ledger {
         if let Some(row) = on_engine!(self, ledger => ledger.record_outcome(writing))? {
             let waits = row.task_status.as_deref() == Some(TaskStatus::WaitingApproval.as_str());
             let record = row.into_record()?;
+            writing.count_unsendable();
             if waits {
                 crash_point!("task-waits");
                 // The task has other requests. If one of them was decided at this very moment,
@@ -398,6 +412,7 @@ impl Ledger {
     /// [`LedgerError`]; registering the same request again is safe.
     pub async fn register(&self, writing: &Writing<'_>) -> Result<Registered> {
         if let Some(row) = on_engine!(self, ledger => ledger.register(writing))? {
+            writing.count_unsendable();
             return Ok(Registered::New(row.into_record()?));
         }
         let known = self.find_request(&writing.candidate.request.id).await?;
@@ -514,6 +529,44 @@ impl Ledger {
     pub async fn owe_again(&self, seen: &Record, now: DateTime<Utc>) -> Result<Option<Record>> {
         let row = on_engine!(self, ledger => ledger.owe_again(seen, now, now + LEASE))?;
         row.map(RequestRow::into_record).transpose()
+    }
+
+    /// Takes the lease of up to `limit` rows of the outbox that are due, until then.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn claim_outbox(
+        &self,
+        kind: OutboxKind,
+        now: DateTime<Utc>,
+        until: DateTime<Utc>,
+        limit: i64,
+    ) -> Result<Vec<OutboxRow>> {
+        on_engine!(self, ledger => ledger.claim_outbox(kind, now, until, limit))
+    }
+
+    /// Gives a lease back: the row of the outbox is due again at `due_at`.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; the lease then runs out by itself.
+    pub async fn postpone_outbox(&self, id: i64, due_at: DateTime<Utc>) -> Result<()> {
+        on_engine!(self, ledger => ledger.postpone_outbox(id, due_at))
+    }
+
+    /// Deletes rows of the outbox whose receivers have taken them.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; the rows are then sent again once their leases are over.
+    pub async fn delete_outbox(&self, ids: &[i64]) -> Result<()> {
+        on_engine!(self, ledger => ledger.delete_outbox(ids))
+    }
+
+    /// When the oldest row of a kind in the outbox was written.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn oldest_in_outbox(&self, kind: OutboxKind) -> Result<Option<DateTime<Utc>>> {
+        on_engine!(self, ledger => ledger.oldest_in_outbox(kind)).map_err(read_only)
     }
 
     /// Takes the lease of up to `limit` rows whose delivery is due, for [`LEASE`].

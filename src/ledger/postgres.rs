@@ -12,6 +12,7 @@ use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPool, PgPoolOptions};
 use sqlx::{Connection, PgConnection, Postgres};
 
 use super::export::hand_over;
+use super::outbox::{OutboxKind, OutboxRow};
 use super::totals::Totals;
 use super::{Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
 use crate::domain::decision::{Mark, Record};
@@ -42,6 +43,8 @@ macro_rules! in_one_statement {
             write_task!("written AS d WHERE true"),
             " RETURNING status), traced AS (",
             write_trace!("written AS d WHERE true"),
+            "), audited AS (",
+            write_audit!("written AS d WHERE true"),
             ")
              SELECT written.*, touched.status AS task_status FROM written, touched"
         )
@@ -212,6 +215,14 @@ impl PgLedger {
         .execute(&self.pool)
         .await
         .map(drop)
+    }
+
+    pub async fn delete_outbox(&self, ids: &[i64]) -> sqlx::Result<()> {
+        sqlx::query("DELETE FROM hitl_outbox WHERE outbox_id = ANY($1)")
+            .bind(ids)
+            .execute(&self.pool)
+            .await
+            .map(drop)
     }
 
     pub async fn expire(

@@ -164,6 +164,47 @@ macro_rules! ledger_queries {
                     .await
             }
 
+            pub async fn claim_outbox(
+                &self,
+                kind: OutboxKind,
+                now: DateTime<Utc>,
+                until: DateTime<Utc>,
+                limit: i64,
+            ) -> sqlx::Result<Vec<OutboxRow>> {
+                sqlx::query_as(claim_outbox!($locking))
+                    .bind(kind.as_str())
+                    .bind(now)
+                    .bind(until)
+                    .bind(limit)
+                    .fetch_all(&self.pool)
+                    .await
+            }
+
+            pub async fn postpone_outbox(
+                &self,
+                id: i64,
+                due_at: DateTime<Utc>,
+            ) -> sqlx::Result<()> {
+                sqlx::query("UPDATE hitl_outbox SET due_at = $2 WHERE outbox_id = $1")
+                    .bind(id)
+                    .bind(due_at)
+                    .execute(&self.pool)
+                    .await
+                    .map(drop)
+            }
+
+            pub async fn oldest_in_outbox(
+                &self,
+                kind: OutboxKind,
+            ) -> sqlx::Result<Option<DateTime<Utc>>> {
+                sqlx::query_scalar(
+                    "SELECT created_at FROM hitl_outbox WHERE kind = $1 ORDER BY outbox_id LIMIT 1",
+                )
+                .bind(kind.as_str())
+                .fetch_optional(&self.pool)
+                .await
+            }
+
             pub async fn owe_again(
                 &self,
                 seen: &Record,
@@ -413,6 +454,7 @@ macro_rules! ledger_queries {
                 .bind(own(writing.caller.user.as_str()))
                 .bind(own(&request.content_hash))
                 .bind(writing.trace_parent.clone())
+                .bind(writing.audit.body().map(own))
         }
     };
 }

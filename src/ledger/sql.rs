@@ -9,7 +9,8 @@
 //! 8 document · 9 the task the request names · 10 id for a new task · 11 `created_at` ·
 //! 12 `expires_at` · 13 status · 14 `decided_by` · 15 `decided_at` · 16 reason · 17 source ·
 //! 18 caller type · 19 agent id · 20 trace id · 21 gateway request id · 22 now · 23 `due_at` ·
-//! 24 context · 25 message · 26 plan steps · 27 the caller · 28 content hash · 29 trace parent.
+//! 24 context · 25 message · 26 plan steps · 27 the caller · 28 content hash · 29 trace parent ·
+//! 30 audit entry.
 
 /// The columns of a request that are read back, and those that its task follows. Never `*`: that
 /// fails in statements that are prepared while a later release adds a column.
@@ -184,6 +185,36 @@ macro_rules! write_trace {
             $from,
             " AND $29 IS NOT NULL
              ON CONFLICT (request_id) DO UPDATE SET trace_parent = excluded.trace_parent"
+        )
+    };
+}
+
+/// Leaves the entry for the Auth server's audit log in the outbox, if there is one.
+macro_rules! write_audit {
+    ($from:literal) => {
+        concat!(
+            "INSERT INTO hitl_outbox (
+                kind, target, tenant_id, request_id, payload, created_at, due_at
+             )
+             SELECT 'audit', 'auth', d.tenant_id, d.request_id, $30, $22, $22 FROM ",
+            $from,
+            " AND $30 IS NOT NULL"
+        )
+    };
+}
+
+/// Takes the lease of what is due in the outbox, the earliest first. $1 kind · $2 now ·
+/// $3 the lease's end · $4 how many at most.
+macro_rules! claim_outbox {
+    ($locking:literal) => {
+        concat!(
+            "UPDATE hitl_outbox SET due_at = $3, attempts = attempts + 1
+              WHERE outbox_id IN (
+                  SELECT outbox_id FROM hitl_outbox
+                   WHERE kind = $1 AND due_at <= $2
+                   ORDER BY due_at LIMIT $4 ",
+            $locking,
+            ") RETURNING outbox_id AS id, payload, attempts"
         )
     };
 }

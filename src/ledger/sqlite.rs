@@ -13,6 +13,7 @@ use sqlx::sqlite::{
 };
 
 use super::export::hand_over;
+use super::outbox::{OutboxKind, OutboxRow};
 use super::totals::Totals;
 use super::{Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
 use crate::domain::decision::{Mark, Record};
@@ -83,6 +84,12 @@ impl SqliteLedger {
                     .fetch_optional(&mut *transaction)
                     .await?;
             }
+            if writing.audit.body().is_some() {
+                let write_audit = write_audit!("hitl_request AS d WHERE d.request_id = $1");
+                bind_writing(sqlx::query_as(write_audit), writing)
+                    .fetch_optional(&mut *transaction)
+                    .await?;
+            }
         }
         transaction.commit().await?;
         Ok(row)
@@ -104,6 +111,17 @@ impl SqliteLedger {
             .bind(settled.sent_to.as_deref())
             .execute(&mut *transaction)
             .await?;
+        }
+        transaction.commit().await
+    }
+
+    pub async fn delete_outbox(&self, ids: &[i64]) -> sqlx::Result<()> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        for id in ids {
+            sqlx::query("DELETE FROM hitl_outbox WHERE outbox_id = $1")
+                .bind(id)
+                .execute(&mut *transaction)
+                .await?;
         }
         transaction.commit().await
     }

@@ -13,6 +13,7 @@ use aura_hitl::config::{Config, LedgerConfig};
 use aura_hitl::core::Core;
 use aura_hitl::courier::{Courier, InProcessEar, RedisSettings, Sent, StoredRequest};
 use aura_hitl::domain::approver::{Caller, Role, Via};
+use aura_hitl::domain::audit::AuditEntry;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Candidate, Decision, Delivery, Record, State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
@@ -781,7 +782,15 @@ pub async fn decide_on_ledger(
     let (candidate, caller) = (asked.candidate(origin, now), who.caller());
     let state = &State::Decided(who.decides(verdict, now));
     let (held_for, trace_parent) = (LEASE, None);
-    let writing =
-        Writing { candidate: &candidate, state, caller: &caller, now, held_for, trace_parent };
+    let audit = AuditEntry::None;
+    let writing = Writing {
+        candidate: &candidate,
+        state,
+        caller: &caller,
+        now,
+        held_for,
+        trace_parent,
+        audit,
+    };
     ledger.record_outcome(&writing).await.unwrap()
 }

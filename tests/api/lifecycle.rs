@@ -475,6 +475,8 @@ async fn nonsense_in_the_environment_is_refused_in_one_line_without_secrets() {
         (&[("AURA_HITL_PURGE_REQUESTS_AFTER_DAYS", "36501")], "purge_requests_after_days is 36501"),
         (&[("AURA_HITL_PURGE_TASKS_AFTER_DAYS", "36501")], "purge_tasks_after_days is 36501"),
         (&[("AURA_HITL_PURGE_TASKS_AFTER_DAYS", "a year")], "purge_tasks_after_days"),
+        (&[("AURA_HITL_AUDIT_URL", "auth:8001")], "audit_url"),
+        (&[("AURA_HITL_AUDIT_URL", "http://u:canary@auth:8001")], "audit_url"),
         (&[("AURA_HITL_APPROVERS", "everybody")], "approvers"),
         (&[("AURA_HITL_AUTO_MIGRATE", "perhaps")], "auto_migrate"),
         (&[("AURA_HITL_CORS_ORIGINS", "example.com")], "cors_origins"),

@@ -11,6 +11,7 @@
 #[macro_use]
 mod helpers;
 mod approvals;
+mod audit;
 mod auth;
 mod belongings;
 mod connections;

@@ -5,6 +5,7 @@
 use aura_hitl::app;
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::courier::{Courier, Outgoing, Seen, Sent};
+use aura_hitl::domain::audit::AuditEntry;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Delivery, Mark, Record, Settled, State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
@@ -118,6 +119,7 @@ impl Stores {
             now,
             held_for: LEASE,
             trace_parent: None,
+            audit: AuditEntry::None,
         };
         self.ledger.register(&writing).await.unwrap()
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aura_hitl::courier::{Courier, Outgoing, Seen};
+use aura_hitl::domain::audit::AuditEntry;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Candidate, Decision, State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TenantId};
@@ -44,7 +45,8 @@ pub async fn statement(
         async move {
             let (candidate, caller, state) = works.get(number).expect("too few requests");
             let (held_for, trace_parent) = (LEASE, None);
-            let writing = Writing { candidate, state, caller, now, held_for, trace_parent };
+            let audit = AuditEntry::None;
+            let writing = Writing { candidate, state, caller, now, held_for, trace_parent, audit };
             let recorded = ledger.record_outcome(&writing).await.unwrap();
             assert!(matches!(recorded, Recorded::Won(_)), "{recorded:?}");
         }
