@@ -17,21 +17,24 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::Utc;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use percent_encoding::percent_decode;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::api::error::ApiError;
-use crate::config::JwtConfig;
+use crate::config::{ClaimValue, JwtConfig};
 use crate::core::Core;
 use crate::domain::approver::{Caller, Role};
 use crate::domain::ids::{TenantId, UserId};
 use crate::domain::json::RawObject;
+use crate::revocations::Revocations;
 use crate::telemetry;
 
-/// A later `exp` is a mistake (milliseconds, or no expiry at all): the end of the year 9999.
-const LATEST_EXPIRY: u64 = 253_402_300_799;
 /// Longest bearer token that is looked at.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
+/// Values of the headers that name the kind of caller (wire contract) with which nobody decides.
+const MACHINES: [&[u8]; 5] = [b"AGENT", b"SYSTEM", b"AURA", b"INTERNAL", b"BATCH"];
 
 /// The caller of a route, as the token and the tenant header agree.
 #[derive(Clone, Debug)]
@@ -51,6 +54,10 @@ struct Checks {
     /// The key before it, while tokens signed with that are about.
     previous: Option<DecodingKey>,
     validation: Validation,
+    max_lifetime_seconds: u64,
+    agent_claim: Option<ClaimValue>,
+    person_claim: Option<ClaimValue>,
+    revocations: Revocations,
 }
 
 impl std::fmt::Debug for TokenVerifier {
@@ -82,9 +89,10 @@ struct Claims {
     sub: String,
     tenant_id: TenantClaim,
     exp: u64,
-    #[expect(dead_code, reason = "read only so that a token without an integer iat is refused")]
     iat: i64,
     role: Option<String>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 impl TokenVerifier {
@@ -126,7 +134,15 @@ impl Checks {
         validation.set_required_spec_claims(&required);
         let key =
             |secret: &SecretString| DecodingKey::from_secret(secret.expose_secret().as_bytes());
-        Self { key: key(&config.secret), previous: config.previous.as_ref().map(key), validation }
+        Self {
+            key: key(&config.secret),
+            previous: config.previous.as_ref().map(key),
+            validation,
+            max_lifetime_seconds: config.max_lifetime_seconds,
+            agent_claim: config.agent_claim.clone(),
+            person_claim: config.person_claim.clone(),
+            revocations: config.revocations.clone(),
+        }
     }
 
     fn verify(&self, token: &str) -> Result<Bearer, TokenProblem> {
@@ -150,7 +166,8 @@ impl Checks {
             _ => TokenProblem::Invalid,
         })?;
         let claims = claims.claims;
-        if claims.exp > LATEST_EXPIRY {
+        // Also milliseconds in place of seconds, and no expiry at all.
+        if claims.exp > now().saturating_add(self.max_lifetime_seconds + self.validation.leeway) {
             return Err(TokenProblem::Invalid);
         }
         let tenant = match claims.tenant_id {
@@ -159,14 +176,55 @@ impl Checks {
             TenantClaim::LargeNumber(number) => number.to_string(),
         };
         let role = if claims.role.as_deref() == Some("admin") { Role::Admin } else { Role::User };
-        match (UserId::parse(claims.sub), TenantId::parse(tenant)) {
-            (Ok(user), Ok(tenant)) => {
-                let until = claims.exp.saturating_add(self.validation.leeway);
-                Ok(Bearer { user, tenant, role, until })
-            }
-            _ => Err(TokenProblem::Invalid),
+        let (Ok(user), Ok(tenant)) = (UserId::parse(claims.sub), TenantId::parse(tenant)) else {
+            return Err(TokenProblem::Invalid);
+        };
+        let id = claims.others.get("jti").and_then(Value::as_str);
+        if self.revocations.revoke(id, &tenant, &user, claims.iat) {
+            return Err(TokenProblem::Invalid);
+        }
+        // The rules for names are those of what every store and log can keep.
+        let id = id.filter(|id| UserId::parse(*id).is_ok()).map(ToOwned::to_owned);
+        let until = claims.exp.saturating_add(self.validation.leeway);
+        Ok(Bearer { user, tenant, role, id, actor: self.actor(&claims.others), until })
+    }
+
+    /// Who acts with a token, as its claims say.
+    fn actor(&self, claims: &Map<String, Value>) -> Actor {
+        let says = |claim: &ClaimValue| claims.get(&claim.name).is_some_and(|is| claim.is_in(is));
+        // RFC 8693 § 4.1: whoever `act` names acts for the token's subject.
+        let is_delegated = claims.get("act").is_some_and(|act| !act.is_null());
+        if is_delegated || self.agent_claim.as_ref().is_some_and(says) {
+            Actor::Agent
+        } else if self.person_claim.as_ref().is_none_or(says) {
+            Actor::Person
+        } else {
+            Actor::Unproven
         }
     }
+}
+
+impl ClaimValue {
+    /// Whether a claim has this value: as text, a number or a truth value, or in a list.
+    fn is_in(&self, claim: &Value) -> bool {
+        match claim {
+            Value::String(text) => *text == self.value,
+            Value::Array(values) => values.iter().any(|value| self.is_in(value)),
+            Value::Number(_) | Value::Bool(_) => claim.to_string() == self.value,
+            Value::Null | Value::Object(_) => false,
+        }
+    }
+}
+
+/// Who acts with a token, as far as the token says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// The person whom it names: it says nothing else, or what `person_claim` asks for.
+    Person,
+    /// An agent.
+    Agent,
+    /// It lacks what `person_claim` asks for.
+    Unproven,
 }
 
 /// Whom a token stands for.
@@ -178,8 +236,18 @@ pub struct Bearer {
     pub tenant: TenantId,
     /// `role`.
     pub role: Role,
+    /// See [`Caller::token_id`].
+    pub id: Option<String>,
+    /// Who acts with it.
+    pub actor: Actor,
     /// Until when, in Unix seconds: `exp` and the forgiven difference.
     pub until: u64,
+}
+
+/// The present time in Unix seconds.
+#[expect(clippy::disallowed_methods, reason = "tokens are checked against the machine's clock")]
+fn now() -> u64 {
+    u64::try_from(Utc::now().timestamp()).unwrap_or(u64::MAX)
 }
 
 /// Until when the caller of a call is who they are, in Unix seconds.
@@ -187,11 +255,9 @@ struct Until(u64);
 
 /// For how long the caller's token is still good: an answer that takes longer must end with it.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "tokens are checked against the machine's clock")]
 pub fn rest_of_token(request: &HttpRequest) -> Duration {
     let until = request.extensions().get::<Until>().map_or(0, |until| until.0);
-    let now = u64::try_from(Utc::now().timestamp()).unwrap_or(u64::MAX);
-    Duration::from_secs(until.saturating_sub(now))
+    Duration::from_secs(until.saturating_sub(now()))
 }
 
 /// RFC 7515 § 4.1.11: whoever does not know what `crit` lists must refuse the token. We know no
@@ -205,7 +271,7 @@ fn names_critical_extensions(token: &str) -> bool {
 /// Makes a token as the Auth server would, with the current key; for development and the demo.
 ///
 /// # Errors
-/// What the JWT library says, if it cannot sign.
+/// When the token would live longer than tokens may; what the JWT library says, if it cannot sign.
 #[expect(clippy::disallowed_methods, reason = "tokens are checked against the machine's clock")]
 pub fn mint(
     config: &JwtConfig,
@@ -226,6 +292,11 @@ pub fn mint(
         #[serde(skip_serializing_if = "Option::is_none")]
         iss: Option<&'a str>,
     }
+    let longest = i64::try_from(config.max_lifetime_seconds).unwrap_or(i64::MAX);
+    anyhow::ensure!(
+        ttl_seconds <= longest,
+        "a token may live {longest} seconds (jwt_max_lifetime_seconds), not {ttl_seconds}"
+    );
     let now = Utc::now().timestamp();
     let claims = Minted {
         sub: user.as_str(),
@@ -248,7 +319,7 @@ impl FromRequest for CallerOf {
 
     fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
         let request = request.clone();
-        Box::pin(async move { admit(&request).await.map(Self) })
+        Box::pin(async move { admit(&request).await.map(|(caller, _actor)| Self(caller)) })
     }
 }
 
@@ -259,28 +330,33 @@ impl FromRequest for ApproverOf {
     fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
         let request = request.clone();
         Box::pin(async move {
-            let caller = admit(&request).await?;
-            if sole_header(request.headers(), "X-User-ID")?.is_none() {
+            let (caller, actor) = admit(&request).await?;
+            if !request.headers().contains_key("X-User-ID") {
                 return Err(ApiError::missing_header("X-User-ID"));
             }
-            if says_it_is_an_agent(request.headers()) {
-                return Err(ApiError::agents_do_not_decide());
+            check_headers_of_a_person(request.headers())?;
+            match actor {
+                Actor::Person => Ok(Self(caller)),
+                Actor::Agent => Err(ApiError::agents_do_not_decide()),
+                Actor::Unproven => Err(ApiError::not_proven_a_person()),
             }
-            Ok(Self(caller))
         })
     }
 }
 
 /// Whoever is calling, if they have not called too often.
-async fn admit(request: &HttpRequest) -> Result<Caller, ApiError> {
+async fn admit(request: &HttpRequest) -> Result<(Caller, Actor), ApiError> {
     let core = request.app_data::<web::Data<Core>>();
     let core = core.ok_or_else(|| ApiError::internal("no core is configured"))?;
-    let caller = authenticate(request, &core.tokens)?;
+    let (caller, actor) = authenticate(request, &core.tokens)?;
     core.limits.admit(&caller).await?;
-    Ok(caller)
+    Ok((caller, actor))
 }
 
-fn authenticate(request: &HttpRequest, tokens: &TokenVerifier) -> Result<Caller, ApiError> {
+fn authenticate(
+    request: &HttpRequest,
+    tokens: &TokenVerifier,
+) -> Result<(Caller, Actor), ApiError> {
     let headers = request.headers();
     if headers.get_all(AUTHORIZATION).nth(1).is_some() {
         return Err(ApiError::bad_header("Authorization"));
@@ -289,20 +365,21 @@ fn authenticate(request: &HttpRequest, tokens: &TokenVerifier) -> Result<Caller,
     let token = token.and_then(bearer).ok_or_else(ApiError::no_token)?;
     let bearer = tokens.verify(token).map_err(ApiError::bad_token)?;
     request.extensions_mut().insert(Until(bearer.until));
-    let Bearer { user, tenant, role, .. } = bearer;
+    let Bearer { user, tenant, role, id: token_id, actor, .. } = bearer;
 
-    let asked_tenant = sole_header(headers, "X-Tenant-ID")?.ok_or_else(ApiError::no_tenant)?;
-    let asked_user = sole_header(headers, "X-User-ID")?;
-    if asked_tenant != tenant.as_str() {
+    let is_tenant = names(headers, "X-Tenant-ID", tenant.as_str())?;
+    let is_user = names(headers, "X-User-ID", user.as_str())?;
+    if !is_tenant.ok_or_else(ApiError::no_tenant)? {
         return Err(ApiError::wrong_tenant());
     }
-    if asked_user.is_some_and(|asked| asked != user.as_str()) {
+    if is_user == Some(false) {
         return Err(ApiError::wrong_user());
     }
     let span = tracing::Span::current();
     span.record("user", user.as_str());
     span.record("tenant", tenant.as_str());
-    Ok(Caller { user, tenant, role, via: telemetry::via(headers) })
+    let via = telemetry::via(headers);
+    Ok((Caller { user, tenant, role, token_id, via }, actor))
 }
 
 /// RFC 6750 § 2.1: the scheme, in any case, and one token.
@@ -312,28 +389,123 @@ fn bearer(value: &str) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
-/// An identity header: absent, or there once with something in it. A list is a header sent twice
-/// that a proxy has joined.
-fn sole_header<'a>(
-    headers: &'a HeaderMap,
-    name: &'static str,
-) -> Result<Option<&'a str>, ApiError> {
+/// Whether an identity header names whom the token names; `None` without the header. What is not
+/// equal and holds a comma is a header sent twice that a proxy has joined.
+fn names(headers: &HeaderMap, name: &'static str, claim: &str) -> Result<Option<bool>, ApiError> {
     let mut values = headers.get_all(name);
     let Some(value) = values.next() else { return Ok(None) };
-    let text = std::str::from_utf8(value.as_bytes()).map(str::trim).unwrap_or_default();
-    if text.is_empty() || text.contains(',') || values.next().is_some() {
+    let value = value.as_bytes().trim_ascii();
+    if value.is_empty() || values.next().is_some() {
         return Err(ApiError::bad_header(name));
     }
-    Ok(Some(text))
+    let is_equal = spells(value, claim);
+    if !is_equal && value.contains(&b',') {
+        return Err(ApiError::bad_header(name));
+    }
+    Ok(Some(is_equal))
 }
 
-/// Whether any of the headers that name the kind of caller names an agent.
-fn says_it_is_an_agent(headers: &HeaderMap) -> bool {
-    [("X-DWP-Caller-Type", "AGENT"), ("X-DWP-Source", "AURA")].into_iter().any(|(name, agent)| {
-        // However it is quoted, listed or followed by parameters.
+/// Whether a header's value is a claim: its UTF-8 bytes, its percent-encoded UTF-8 (Java), or its
+/// Latin-1 bytes (fetch in browsers).
+fn spells(value: &[u8], claim: &str) -> bool {
+    value == claim.as_bytes()
+        || percent_decode(value).eq(claim.bytes())
+        || claim.chars().map(|letter| u8::try_from(letter).ok()).eq(value.iter().copied().map(Some))
+}
+
+/// Checks the headers that name the kind of caller: a person's, or none.
+fn check_headers_of_a_person(headers: &HeaderMap) -> Result<(), ApiError> {
+    for (name, person) in [("X-DWP-Caller-Type", "USER"), ("X-DWP-Source", "FRONTEND")] {
+        let mut values = headers.get_all(name);
+        let Some(value) = values.next() else { continue };
+        if values.next().is_some() {
+            return Err(ApiError::bad_header(name));
+        }
+        let is = |word: &[u8]| value.as_bytes().trim_ascii().eq_ignore_ascii_case(word);
+        if MACHINES.into_iter().any(is) {
+            return Err(ApiError::agents_do_not_decide());
+        }
+        if !is(person.as_bytes()) {
+            return Err(ApiError::bad_caller_kind(name, person));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Each form in which a header may carry a claim.
+    fn forms(claim: &str) -> Vec<Vec<u8>> {
+        let mut forms = vec![
+            claim.as_bytes().to_vec(),
+            utf8_percent_encode(claim, NON_ALPHANUMERIC).to_string().into_bytes(),
+        ];
+        forms.extend(claim.chars().map(|letter| u8::try_from(letter).ok()).collect::<Option<_>>());
+        forms
+    }
+
+    fn header(value: &[u8]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let name = actix_web::http::header::HeaderName::from_static("x-user-id");
+        headers.append(name, actix_web::http::header::HeaderValue::from_bytes(value).unwrap());
         headers
-            .get_all(name)
-            .flat_map(|value| value.as_bytes().split(|byte| !byte.is_ascii_alphanumeric()))
-            .any(|word| word.eq_ignore_ascii_case(agent.as_bytes()))
-    })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn a_header_names_a_claim_in_each_form_and_nobody_else(
+            claim in "[aé김%,4]{1,4}", other in "[aé김%,4]{1,4}",
+        ) {
+            for form in forms(&claim) {
+                prop_assert_eq!(names(&header(&form), "X-User-ID", &claim).unwrap(), Some(true));
+                // Another claim may have the same form only if that form spells it, too.
+                let is_others = forms(&other).contains(&form)
+                    || percent_decode(&form).eq(other.bytes());
+                let named = names(&header(&form), "X-User-ID", &other);
+                if is_others {
+                    prop_assert_eq!(named.unwrap(), Some(true));
+                } else if form.contains(&b',') {
+                    prop_assert!(named.is_err());
+                } else {
+                    prop_assert_eq!(named.unwrap(), Some(false));
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_equal_different_or_refused(value in any::<Vec<u8>>(), claim in "\\PC{1,8}") {
+            if spells(&value, &claim) {
+                let latin1: Option<Vec<u8>> = claim.chars().map(|c| u8::try_from(c).ok()).collect();
+                prop_assert!(
+                    value == claim.as_bytes()
+                        || percent_decode(&value).collect::<Vec<_>>() == claim.as_bytes()
+                        || latin1.is_some_and(|latin1| latin1 == value)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn claims_have_a_value_as_text_or_in_a_list() {
+        let agent = ClaimValue { name: "kind".to_owned(), value: "agent".to_owned() };
+        for (claim, is_in) in [
+            (serde_json::json!("agent"), true),
+            (serde_json::json!(["user", "agent"]), true),
+            (serde_json::json!("Agent"), false),
+            (serde_json::json!("agent user"), false),
+            (serde_json::json!({ "agent": true }), false),
+            (serde_json::json!(null), false),
+        ] {
+            assert_eq!(agent.is_in(&claim), is_in, "{claim}");
+        }
+        let yes = ClaimValue { name: "bot".to_owned(), value: "true".to_owned() };
+        assert!(yes.is_in(&serde_json::json!(true)));
+    }
 }

@@ -18,6 +18,7 @@ use crate::courier::RedisSettings;
 use crate::domain::decision::{Approvers, Policy, UnscopedRequests};
 use crate::limits::RateLimit;
 use crate::retention::{Retention, days};
+use crate::revocations::Revocations;
 
 /// The settings that hold when nothing is configured.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -25,6 +26,8 @@ pub const DEFAULTS: &str = include_str!("../config/default.toml");
 pub const MIN_SECRET_BYTES: usize = 32;
 /// Most seconds of clock difference that a token is forgiven.
 const MAX_LEEWAY_SECONDS: u64 = 30;
+/// Longest `jwt_max_lifetime_seconds`: ten years.
+const MAX_LIFETIME_SECONDS: u64 = 10 * 366 * 24 * 3600;
 /// Most seconds to drain: the process must be gone 10 s after SIGTERM.
 const MAX_SHUTDOWN_SECONDS: u64 = 7;
 /// Most calls a second for one person: Redis counts them in whole microseconds.
@@ -140,6 +143,53 @@ pub struct JwtConfig {
     pub audience: Option<String>,
     /// Required `iss`.
     pub issuer: Option<String>,
+    /// A token whose `exp` is further away is refused.
+    pub max_lifetime_seconds: u64,
+    /// Says that an agent acts with the token, as the claim `act` does.
+    pub agent_claim: Option<ClaimValue>,
+    /// Has to say that a person acts with the token, before it can decide.
+    pub person_claim: Option<ClaimValue>,
+    /// Tokens that count no more.
+    pub revocations: Revocations,
+}
+
+impl JwtConfig {
+    /// Tokens signed with this secret that live 30 days at most; nothing else is asked of them.
+    #[must_use]
+    pub fn with_secret(secret: SecretString) -> Self {
+        Self {
+            secret,
+            previous: None,
+            leeway_seconds: 0,
+            audience: None,
+            issuer: None,
+            max_lifetime_seconds: 30 * 24 * 3600,
+            agent_claim: None,
+            person_claim: None,
+            revocations: Revocations::default(),
+        }
+    }
+}
+
+/// A claim, and the value that it has to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimValue {
+    /// The claim's name.
+    pub name: String,
+    /// Its value as text, or one of its values if it is a list.
+    pub value: String,
+}
+
+impl ClaimValue {
+    fn parse(setting: &str, text: Option<String>) -> anyhow::Result<Option<Self>> {
+        let Some(text) = text else { return Ok(None) };
+        let parts = text.split_once('=').map(|(name, value)| (name.trim(), value.trim()));
+        let parts = parts.filter(|(name, value)| !name.is_empty() && !value.is_empty());
+        let (name, value) = parts.with_context(|| {
+            format!("{setting} is {text:?}; it looks like client_type=agent: a claim and its value")
+        })?;
+        Ok(Some(Self { name: name.to_owned(), value: value.to_owned() }))
+    }
 }
 
 #[derive(Deserialize)]
@@ -162,6 +212,10 @@ struct RawConfig {
     jwt_leeway_seconds: u64,
     jwt_audience: Option<String>,
     jwt_issuer: Option<String>,
+    jwt_max_lifetime_seconds: u64,
+    agent_claim: Option<String>,
+    person_claim: Option<String>,
+    revocations_file: Option<PathBuf>,
     approvers: Approvers,
     unscoped_requests: UnscopedRequests,
     rate_limit_per_second: u32,
@@ -226,6 +280,11 @@ impl Config {
             raw.jwt_leeway_seconds
         );
         ensure!(
+            (1..=MAX_LIFETIME_SECONDS).contains(&raw.jwt_max_lifetime_seconds),
+            "jwt_max_lifetime_seconds is {}; it must be from 1 to {MAX_LIFETIME_SECONDS}",
+            raw.jwt_max_lifetime_seconds
+        );
+        ensure!(
             (1..=MAX_SHUTDOWN_SECONDS).contains(&raw.shutdown_seconds),
             "shutdown_seconds is {}; it must be from 1 to {MAX_SHUTDOWN_SECONDS}",
             raw.shutdown_seconds
@@ -269,6 +328,7 @@ impl Config {
         }
         let secret = raw.secret(redis.is_some())?;
         let previous = raw.previous_secret()?;
+        let revocations = raw.revocations()?;
         raw.given.insert("jwt_secret".to_owned(), secret.clone());
         if let Some(RedisSettings::Tls { trusted, .. }) = &redis {
             raw.given.insert("redis_ca_file".to_owned(), SecretString::from(trusted.as_str()));
@@ -286,6 +346,10 @@ impl Config {
                 leeway_seconds: raw.jwt_leeway_seconds,
                 audience: raw.jwt_audience,
                 issuer: raw.jwt_issuer,
+                max_lifetime_seconds: raw.jwt_max_lifetime_seconds,
+                agent_claim: ClaimValue::parse("agent_claim", raw.agent_claim)?,
+                person_claim: ClaimValue::parse("person_claim", raw.person_claim)?,
+                revocations,
             },
             policy: Policy { approvers: raw.approvers, unscoped_requests: raw.unscoped_requests },
             rate_limit,
@@ -460,6 +524,19 @@ impl RawConfig {
             is_long_enough("JWT_SECRET_PREVIOUS", secret)?;
         }
         Ok(secret)
+    }
+}
+
+impl RawConfig {
+    /// The list of revoked tokens. What has changed on a reload is its text, not its name.
+    fn revocations(&mut self) -> anyhow::Result<Revocations> {
+        let Some(file) = &self.revocations_file else { return Ok(Revocations::default()) };
+        let text = fs::read_to_string(file).with_context(|| {
+            format!("cannot read the list that revocations_file names: {}", file.display())
+        })?;
+        let revocations = Revocations::read(file, &text)?;
+        self.given.insert("revocations_file".to_owned(), SecretString::from(text));
+        Ok(revocations)
     }
 }
 

@@ -44,6 +44,7 @@ pub mod outcomes;
 pub mod relay;
 pub mod reload;
 pub mod retention;
+pub mod revocations;
 pub mod routes;
 pub mod telemetry;
 pub mod traces;

@@ -225,6 +225,7 @@ mod tests {
                 user: UserId::parse(user).unwrap(),
                 tenant: TenantId::parse(tenant).unwrap(),
                 role: Role::User,
+                token_id: None,
                 via: Via::default(),
             })
         });

@@ -18,12 +18,16 @@ use crate::core::Core;
 
 /// The settings that can change while the service runs; of the URLs only who logs in, and how the
 /// server proves its name. A setting is added here together with what applies it, below.
-const WHILE_RUNNING: [&str; 11] = [
+const WHILE_RUNNING: [&str; 15] = [
     "jwt_secret",
     "jwt_secret_previous",
     "jwt_leeway_seconds",
     "jwt_audience",
     "jwt_issuer",
+    "jwt_max_lifetime_seconds",
+    "agent_claim",
+    "person_claim",
+    "revocations_file",
     "rate_limit_per_second",
     "rate_limit_burst",
     "database_url",
@@ -85,7 +89,7 @@ async fn reload(file: Option<&Path>, config: &mut Config, core: &Core) -> anyhow
     if let Some(login) = courier {
         core.courier.adopt(login);
     }
-    if has_changed("jwt_") {
+    if ["jwt_", "agent_claim", "person_claim", "revocations_file"].into_iter().any(has_changed) {
         core.tokens.set(&new.jwt);
     }
     if has_changed("rate_limit_") {

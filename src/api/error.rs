@@ -348,6 +348,26 @@ impl ApiError {
         )
     }
 
+    /// The token lacks what says that a person acts.
+    #[must_use]
+    pub fn not_proven_a_person() -> Self {
+        Self::new(
+            ErrorCode::Forbidden,
+            "Only a person can approve or reject; this token does not say that a person uses it.",
+            "승인과 거절은 사람만 할 수 있습니다. 이 토큰으로는 사람이 보낸 요청임을 확인할 수 없습니다.",
+        )
+    }
+
+    /// A header that names the kind of caller has a value that is none.
+    #[must_use]
+    pub fn bad_caller_kind(name: &'static str, person: &str) -> Self {
+        Self::new(
+            ErrorCode::BadHeader,
+            format!("The {name} header of a person is {person}, or is left out."),
+            format!("사람이 보내는 {name} 헤더의 값은 {person}이거나 없어야 합니다."),
+        )
+    }
+
     /// Other people's tasks are for admins.
     #[must_use]
     pub fn admins_only() -> Self {

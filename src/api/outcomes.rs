@@ -11,7 +11,7 @@ use super::envelope::{Answer, ok, wire_time};
 use super::error::ApiError;
 use super::request_id;
 use super::text::Text;
-use crate::auth::CallerOf;
+use crate::auth::{CallerOf, rest_of_token};
 use crate::connection::end_with_client;
 use crate::core::Core;
 use crate::domain::decision::{Delivery, Record, State};
@@ -100,18 +100,18 @@ pub struct ClosedView {
     acted_at: Option<String>,
 }
 
-/// A wait as it was asked for.
+/// A wait as it was asked for, but none that outlives the caller's token.
 ///
 /// # Errors
 /// When it is no number, or more than [`LONGEST_WAIT_SECONDS`].
-pub fn wait_of(seconds: Option<&str>) -> Result<Option<Duration>, ApiError> {
+pub fn wait_of(seconds: Option<&str>, request: &HttpRequest) -> Result<Option<Duration>, ApiError> {
     let Some(text) = seconds else { return Ok(None) };
     let seconds = text.parse().ok().filter(|seconds| *seconds <= LONGEST_WAIT_SECONDS);
     let seconds = seconds.ok_or_else(|| {
         let text = Text::new("must be from 0 to 55", "0에서 55 사이여야 합니다");
         ApiError::invalid_field("waitSeconds", text)
     })?;
-    Ok(Some(Duration::from_secs(seconds)))
+    Ok(Some(Duration::from_secs(seconds).min(rest_of_token(request))))
 }
 
 /// Read where a request stands, and wait for its outcome if asked to. Answered from the ledger, at
@@ -132,7 +132,7 @@ pub async fn read(
     request: HttpRequest,
 ) -> Result<Answer<OutcomeView>, ApiError> {
     let id = request_id(&id)?;
-    let wait = wait_of(query.wait_seconds.as_deref())?;
+    let wait = wait_of(query.wait_seconds.as_deref(), &request)?;
     let ask = || {
         let (core, caller, id) = (core.get_ref().clone(), caller.clone(), id.clone());
         async move { outcomes::find(&core, &caller, &id).await }

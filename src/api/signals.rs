@@ -87,7 +87,7 @@ pub async fn read(
     let session = session_id(&session)?;
     let query = query.into_inner();
     let wanted = query.request_id.map(|id| request_id(&id)).transpose()?;
-    let wait = wait_of(query.wait_seconds.as_deref())?;
+    let wait = wait_of(query.wait_seconds.as_deref(), &request)?;
     let ask = |polled: Option<_>| {
         let (core, caller) = (core.get_ref().clone(), caller.clone());
         let (session, wanted) = (session.clone(), wanted.clone());

@@ -20,6 +20,8 @@ pub struct Caller {
     pub tenant: TenantId,
     /// The token's `role`.
     pub role: Role,
+    /// The token's `jti`, if it is usable text: at most 256 bytes without control characters.
+    pub token_id: Option<String>,
     /// How the call came in; recorded with a decision.
     pub via: Via,
 }

@@ -470,7 +470,7 @@ mod tests {
 
     prop_compose! {
         fn a_caller()(user in a_user(), tenant in a_tenant()) -> Caller {
-            Caller { user, tenant, role: Role::User, via: Via::default() }
+            Caller { user, tenant, role: Role::User, token_id: None, via: Via::default() }
         }
     }
 

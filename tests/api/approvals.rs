@@ -275,10 +275,10 @@ both_modes! {
                 ("X-DWP-Caller-Type", "AGENT"),
                 ("X-DWP-Caller-Type", "agent"),
                 ("X-DWP-Source", "AURA"),
-                ("X-DWP-Source", "FRONTEND, AURA"),
             ] {
                 with(verb, name, value).await.assert(403, "E2001");
             }
+            with(verb, "X-DWP-Source", "FRONTEND, AURA").await.assert(400, "E4001");
         }
         assert!(app.is_unrecorded(&id).await);
         assert_eq!(app.signal(&session).await, None);

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use aura_hitl::config::ClaimValue;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::State;
+use aura_hitl::revocations::Revocations;
 use aura_hitl::routes::Access;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
@@ -14,7 +16,8 @@ use serde_json::{Value, json};
 use crate::forged::{self, Forged, claims, now};
 use crate::harmful::{BODY, odd_identities};
 use crate::helpers::{
-    ALICE, Answer, Asked, MALLORY, Mode, Operation, PREFIXES, TestApp, Who, framed, operations,
+    ALICE, Answer, Asked, MALLORY, Mode, Operation, PREFIXES, TestApp, Who, eventually, framed,
+    operations,
 };
 
 /// What anybody may call. Nothing else answers without a token.
@@ -155,7 +158,7 @@ both_modes! {
             }
             let mut unreadable = headers(&[(auth, &genuine), (user, "user123")]);
             unreadable.insert(tenant, HeaderValue::from_bytes(b"\xfftenant1").unwrap());
-            call(&app, &operation.method, &path, unreadable).await.assert(400, "E4001");
+            call(&app, &operation.method, &path, unreadable).await.assert(403, "E2007");
         }
     }
 }
@@ -205,17 +208,20 @@ both_modes! {
         let (kind, source) = ("X-DWP-Caller-Type", "X-DWP-Source");
         let asked = Asked::new();
         app.ask(&asked).await;
-        let agents: &[Pairs<'_>] = &[
-            &[(kind, "AGENT")], &[(kind, "agent")], &[(kind, " Agent ")], &[(source, "AURA")],
-            &[(source, "aura")], &[(source, "Aura"), (kind, "USER")], &[(kind, "USER"), (kind, "AGENT")],
-            &[(kind, "USER, agent")], &[(source, "FRONTEND,AURA")],
-            &[("x-dwp-caller-type", "AGENT"), (source, "FRONTEND")],
+        let agents: &[(Pairs<'_>, u16)] = &[
+            (&[(kind, "AGENT")], 403), (&[(kind, "agent")], 403), (&[(kind, " Agent ")], 403), (&[(kind, "SYSTEM")], 403),
+            (&[(source, "AURA")], 403), (&[(source, "aura")], 403), (&[(source, "INTERNAL")], 403), (&[(source, "BATCH")], 403),
+            (&[(source, "Aura"), (kind, "USER")], 403), (&[("x-dwp-caller-type", "AGENT"), (source, "FRONTEND")], 403),
+            (&[(kind, "AGENTS")], 400), (&[(kind, "")], 400), (&[(kind, "USER;AGENT")], 400), (&[(kind, "\"USER\"")], 400),
+            (&[(kind, "USER"), (kind, "AGENT")], 400), (&[(kind, "USER"), (kind, "USER")], 400), (&[(kind, "USER, agent")], 400),
+            (&[(source, "FRONTEND,AURA")], 400), (&[(source, "FRONTEND"), (source, "FRONTEND")], 400),
+            (&[(kind, "FRONTEND")], 400), (&[(source, "USER")], 400), (&[(kind, "USER"), (source, "BACKEND")], 400),
         ];
         for (operation, path) in calls() {
             // What an agent has withdrawn nobody can decide.
             let withdraws = path.ends_with("/cancel");
             let path = if withdraws { path } else { path.replace("x-1", &asked.id) };
-            for agent in agents {
+            for (agent, status) in agents {
                 let mut pairs = vec![
                     ("Authorization", genuine.as_str()), ("X-Tenant-ID", "tenant1"), ("X-User-ID", "user123"),
                 ];
@@ -224,7 +230,8 @@ both_modes! {
                 let request = request.headers(headers(&pairs)).json(&json!({ "userId": "user123" }));
                 let answer = Answer::of(request.send().await.unwrap()).await;
                 if operation.decides() {
-                    answer.assert(403, "E2001");
+                    let code = if *status == 403 { "E2001" } else { "E4001" };
+                    assert_eq!((answer.status.as_u16(), answer.code()), (*status, code), "{path} {agent:?}: {}", answer.text);
                 } else {
                     assert_ne!(answer.status, StatusCode::FORBIDDEN, "{path} {agent:?}: {}", answer.text);
                 }
@@ -237,6 +244,171 @@ both_modes! {
         answer.assert(200, "");
         assert!(matches!(app.record(&asked.id).await.state, State::Decided(_)));
     }
+}
+
+/// A call that approves, with a token of these claims and these headers beside it.
+async fn approve_with(app: &TestApp, id: &str, changes: &Value, more: &[(&str, &[u8])]) -> Answer {
+    let token = token(app, &claims(changes));
+    let sub = changes["sub"].as_str().unwrap_or("user123");
+    let path = format!("{}/aura/hitl/approve/{id}", app.base);
+    let mut request = app.client.post(path).bearer_auth(token).json(&json!({ "userId": sub }));
+    for (name, value) in more {
+        request = request.header(*name, HeaderValue::from_bytes(value).unwrap());
+    }
+    Answer::of(request.send().await.unwrap()).await
+}
+
+const PLAIN: [(&str, &[u8]); 2] = [("X-Tenant-ID", b"tenant1"), ("X-User-ID", b"user123")];
+
+both_modes! {
+    /// Browsers send Latin-1, Java percent-encoded UTF-8, curl raw UTF-8.
+    async fn identity_headers_beyond_ascii_are_equal_in_each_form_that_clients_send(app: TestApp) {
+        let forms: [(&str, &[&[u8]]); 4] = [
+            ("José", &["José".as_bytes(), b"Jos%C3%A9", b"Jos%c3%a9", b"Jos\xe9", b"%4A%6F%73%C3%A9"]),
+            ("김철수", &["김철수".as_bytes(), b"%EA%B9%80%EC%B2%A0%EC%88%98"]),
+            ("Doe, Jane", &[b"Doe, Jane", b"Doe%2C%20Jane"]),
+            ("50%25", &[b"50%25", b"50%2525"]),
+        ];
+        for (name, spellings) in forms {
+            let named = json!({ "sub": name, "tenant_id": name });
+            for spelling in spellings {
+                for verdict in ["approve", "reject"] {
+                    let asked = Asked::new().with("userId", json!(name)).with("tenantId", json!(name));
+                    app.ask(&asked).await;
+                    let path = format!("{}/aura/hitl/{verdict}/{}", app.base, asked.id);
+                    let call = app.client.post(path).bearer_auth(token(&app, &claims(&named)));
+                    let call = call.header("X-Tenant-ID", HeaderValue::from_bytes(spelling).unwrap());
+                    let call = call.header("X-User-ID", HeaderValue::from_bytes(spelling).unwrap());
+                    let answer = Answer::of(call.json(&json!({ "userId": name })).send().await.unwrap()).await;
+                    assert_eq!(answer.status, 200, "{name} {spelling:?}: {}", answer.text);
+                    let State::Decided(decision) = app.record(&asked.id).await.state else { panic!() };
+                    assert_eq!(decision.by.as_str(), name);
+                }
+            }
+            // Two spellings are two headers, and other names are other people's.
+            let asked = Asked::new().with("userId", json!(name)).with("tenantId", json!(name));
+            app.ask(&asked).await;
+            let tenant = ("X-Tenant-ID", name.as_bytes());
+            let encoded = spellings.last().unwrap();
+            let twice = approve_with(&app, &asked.id, &named, &[tenant, ("X-User-ID", name.as_bytes()), ("X-User-ID", encoded)]).await;
+            twice.assert(400, "E4001");
+            let joined = [encoded, b",".as_slice(), encoded].concat();
+            approve_with(&app, &asked.id, &named, &[tenant, ("X-User-ID", &joined)]).await.assert(400, "E4001");
+            for other in [b"Jos?".as_slice(), b"???", b"%", b"%EA%B9%80", b"Jos\xe8", b"Doe", b"50", "Jose\u{301}".as_bytes()] {
+                approve_with(&app, &asked.id, &named, &[tenant, ("X-User-ID", other)]).await.assert(403, "E2001");
+                approve_with(&app, &asked.id, &named, &[("X-Tenant-ID", other), ("X-User-ID", encoded)]).await.assert(403, "E2007");
+            }
+            assert!(app.is_unrecorded(&asked.id).await);
+        }
+    }
+}
+
+both_modes! {
+    /// RFC 8693: whoever `act` names acts for the subject. An agent's own id header proves nothing.
+    async fn a_token_with_which_an_agent_acts_decides_nothing(app: TestApp) {
+        let asked = Asked::new();
+        app.ask(&asked).await;
+        for act in [json!({ "sub": "agent-7" }), json!({}), json!("agent-7"), json!(false)] {
+            approve_with(&app, &asked.id, &json!({ "act": act }), &PLAIN).await.assert(403, "E2001");
+        }
+        assert!(app.is_unrecorded(&asked.id).await);
+        let browser = [PLAIN[0], PLAIN[1], ("X-Agent-ID", b"agent-7".as_slice())];
+        approve_with(&app, &asked.id, &json!({ "act": null, "jti": "token-1" }), &browser).await.assert(200, "");
+    }
+}
+
+async fn waiting_with_a_short_token(mode: Mode) {
+    let no_leeway = |config: &mut aura_hitl::config::Config| config.jwt.leeway_seconds = 0;
+    let app = TestApp::spawn_with(mode, Clock::System, no_leeway).await;
+    let asked = Asked::new();
+    app.ask(&asked).await;
+    for path in [format!("requests/{}/decision", asked.id), format!("signals/{}", asked.session)] {
+        let bearer = format!("Bearer {}", token(&app, &claims(&json!({ "exp": now() + 2 }))));
+        let headers = || headers(&[("Authorization", &bearer), ("X-Tenant-ID", "tenant1")]);
+        let path = format!("/aura/hitl/{path}?waitSeconds=55");
+        // Long before the 55 seconds are over.
+        let ended = call(&app, &Method::GET, &path, headers());
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(30), ended).await.unwrap();
+        assert_eq!(ended.assert(200, "").headers["Retry-After"], "0");
+        eventually(async || {
+            let next = call(&app, &Method::GET, "/main/agent/tasks", headers()).await;
+            (next.code() == "E2002").then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_ends_with_its_token() {
+    tokio::join!(
+        waiting_with_a_short_token(Mode::Embedded),
+        waiting_with_a_short_token(Mode::Production)
+    );
+}
+
+async fn with_claims(mode: Mode) {
+    let app = TestApp::spawn_with(mode, Clock::System, |config| {
+        let claim = |value: &str| {
+            Some(ClaimValue { name: "client_type".to_owned(), value: value.to_owned() })
+        };
+        config.jwt.agent_claim = claim("agent");
+        config.jwt.person_claim = claim("person");
+    })
+    .await;
+    let asked = Asked::new();
+    app.ask(&asked).await;
+    for (changes, says) in [
+        (json!({ "client_type": "agent" }), "an agent"),
+        (json!({ "client_type": ["person", "agent"] }), "an agent"),
+        (json!({ "client_type": "person", "act": { "sub": "a" } }), "an agent"),
+        (json!({}), "does not say"),
+        (json!({ "client_type": "persons" }), "does not say"),
+        (json!({ "client_type": { "person": true } }), "does not say"),
+    ] {
+        let answer = approve_with(&app, &asked.id, &changes, &PLAIN).await;
+        assert!(answer.assert(403, "E2001").text.contains(says), "{changes}: {}", answer.text);
+    }
+    assert!(app.is_unrecorded(&asked.id).await);
+    let person = json!({ "client_type": ["staff", "person"] });
+    approve_with(&app, &asked.id, &person, &PLAIN).await.assert(200, "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_say_who_is_an_agent_and_who_is_a_person() {
+    with_claims(Mode::Embedded).await;
+    with_claims(Mode::Production).await;
+}
+
+async fn with_revocations(mode: Mode) {
+    let app = TestApp::spawn_with(mode, Clock::System, |config| {
+        config.jwt.max_lifetime_seconds = 3600;
+        let list = "jti = [\"stolen\"]\n[[not_before]]\ntenant = \"tenant1\"\nuser = \"bob\"\ntime = \"2026-01-16T12:00:00Z\"";
+        config.jwt.revocations = Revocations::read("revoked.toml".as_ref(), list).unwrap();
+    })
+    .await;
+    for (changes, status) in [
+        (json!({ "jti": "stolen" }), 401),
+        (json!({ "jti": "Stolen" }), 200),
+        (json!({ "sub": "bob", "iat": 1_768_564_799 }), 401),
+        (json!({ "sub": "bob", "iat": 1_768_564_800 }), 200),
+        (json!({ "sub": "bob", "tenant_id": "tenant2", "iat": 1_768_564_799 }), 200),
+        (json!({ "exp": now() + 3600 }), 200),
+        (json!({ "exp": now() + 3700 }), 401),
+        (json!({ "exp": (now() + 600) * 1000 }), 401),
+    ] {
+        let claims = claims(&changes);
+        let bearer = format!("Bearer {}", token(&app, &claims));
+        let tenant = claims["tenant_id"].as_str().unwrap();
+        let headers = headers(&[("Authorization", &bearer), ("X-Tenant-ID", tenant)]);
+        let answer = call(&app, &Method::GET, "/main/agent/tasks", headers).await;
+        answer.assert(status, if status == 200 { "" } else { "E2003" });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revoked_tokens_and_those_that_live_too_long_are_refused() {
+    with_revocations(Mode::Embedded).await;
+    with_revocations(Mode::Production).await;
 }
 
 both_modes! {

@@ -364,6 +364,7 @@ impl Who<'_> {
             user: UserId::parse(self.user).unwrap(),
             tenant: TenantId::parse(self.tenant).unwrap(),
             role: self.role,
+            token_id: None,
             via: Via::default(),
         }
     }

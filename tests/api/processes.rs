@@ -109,13 +109,7 @@ impl Replicas {
         let user = format!("user{}", click % 7);
         let (verb, verdict) =
             if click % 4 < 2 { ("approve", "approved") } else { ("reject", "rejected") };
-        let config = JwtConfig {
-            secret: SecretString::from(SECRET),
-            previous: None,
-            leeway_seconds: 0,
-            audience: None,
-            issuer: None,
-        };
+        let config = JwtConfig::with_secret(SecretString::from(SECRET));
         let (sub, tenant) =
             (UserId::parse(user.as_str()).unwrap(), TenantId::parse(ALICE.tenant).unwrap());
         let token = auth::mint(&config, &sub, &tenant, ALICE.role, 600).unwrap();

@@ -204,11 +204,9 @@ async fn a_key_is_replaced_under_calls_of_which_none_fails() {
 #[test]
 fn a_token_of_the_previous_key_is_judged_like_any_other() {
     let jwt = JwtConfig {
-        secret: SecretString::from(NEW),
         previous: Some(SecretString::from(OLD)),
-        leeway_seconds: 0,
         audience: Some("aura".to_owned()),
-        issuer: None,
+        ..JwtConfig::with_secret(SecretString::from(NEW))
     };
     let verifier = TokenVerifier::new(&jwt);
     let judged = |secret: &str, changes: Value| {
@@ -270,6 +268,40 @@ async fn what_is_wrong_or_needs_a_restart_changes_nothing() {
     site.reload_refused("cannot read the file JWT_SECRET_PREVIOUS_FILE").await;
     assert!(site.service.is_alive());
     site.kept_its_secrets();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_are_revoked_by_a_list_that_holds_as_a_whole_or_not_at_all() {
+    let program = |folder: &TempDir| {
+        std::fs::write(folder.path().join("revoked.toml"), "").unwrap();
+        Program::new(folder, &[]).with("AURA_HITL_REVOCATIONS_FILE", "revoked.toml")
+    };
+    let mut site = Site::start(program, &[("JWT_SECRET_FILE", OLD)]).await;
+    let with_id = forged::token(OLD.as_bytes(), &claims(&json!({ "jti": "token-1" })));
+    let (named, other) = (site.caller(&with_id), site.caller(&token(OLD)));
+    named.tasks().await.assert(200, "");
+
+    let not_before = "[[not_before]]\ntenant = \"tenant1\"\nuser = \"user123\"\n";
+    for wrong in
+        ["jti = [\"token-1\", 7, []]\n".to_owned(), format!("jti = [\"token-1\"]\n{not_before}")]
+    {
+        site.write("revoked.toml", &wrong);
+        site.reload_refused("revoked.toml").await;
+        named.tasks().await.assert(200, "");
+    }
+    site.write("revoked.toml", "jti = [\"token-1\"]\n");
+    site.reloaded("revocations_file").await;
+    named.tasks().await.assert(401, "E2003");
+    other.tasks().await.assert(200, "");
+    site.write("revoked.toml", &format!("{not_before}time = \"2999-01-01T00:00:00Z\"\n"));
+    site.reloaded("revocations_file").await;
+    other.tasks().await.assert(401, "E2003");
+    site.write("revoked.toml", "");
+    site.reloaded("revocations_file").await;
+    named.tasks().await.assert(200, "");
+    std::fs::remove_file(site.file("revoked.toml")).unwrap();
+    site.reload_refused("revocations_file").await;
+    named.tasks().await.assert(200, "");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -180,13 +180,7 @@ struct People {
 
 impl People {
     fn new(service: &Running) -> Self {
-        let jwt = JwtConfig {
-            secret: SecretString::from(SECRET),
-            previous: None,
-            leeway_seconds: 0,
-            audience: None,
-            issuer: None,
-        };
+        let jwt = JwtConfig::with_secret(SecretString::from(SECRET));
         let (user, tenant) =
             (UserId::parse("user123").unwrap(), TenantId::parse("tenant1").unwrap());
         let token = auth::mint(&jwt, &user, &tenant, Role::User, 7200).unwrap();

@@ -47,9 +47,7 @@ pub struct Person {
 
 impl Person {
     pub fn new(user: &str, tenant: &str, role: Role) -> Self {
-        let secret = SecretString::from(SECRET);
-        let (audience, issuer, previous) = (None, None, None);
-        let jwt = JwtConfig { secret, previous, leeway_seconds: 0, audience, issuer };
+        let jwt = JwtConfig::with_secret(SecretString::from(SECRET));
         let (id, of) = (UserId::parse(user).unwrap(), TenantId::parse(tenant).unwrap());
         let token = auth::mint(&jwt, &id, &of, role, 7200).unwrap();
         Self { user: user.to_owned(), tenant: tenant.to_owned(), token }
@@ -61,6 +59,7 @@ impl Person {
             user: UserId::parse(&*self.user).unwrap(),
             tenant: TenantId::parse(&*self.tenant).unwrap(),
             role: Role::User,
+            token_id: None,
             via: Via::default(),
         }
     }

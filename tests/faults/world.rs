@@ -459,13 +459,7 @@ pub fn token(user: &str, tenant: &str) -> String {
 }
 
 fn mint(who: Who<'_>) -> String {
-    let config = JwtConfig {
-        secret: SecretString::from(SECRET),
-        previous: None,
-        leeway_seconds: 0,
-        audience: None,
-        issuer: None,
-    };
+    let config = JwtConfig::with_secret(SecretString::from(SECRET));
     let (user, tenant) = (UserId::parse(who.user).unwrap(), TenantId::parse(who.tenant).unwrap());
     auth::mint(&config, &user, &tenant, who.role, 7200).unwrap()
 }

@@ -1,0 +1,146 @@
+//! Tokens that count no more before they expire: by their id (`jti`), or all of a person's that
+//! were issued before a moment.
+//!
+//! The list is a file, read as a whole at start and on SIGHUP: one entry that cannot be read refuses
+//! all of it, since a list that is half in force is worse than an old one.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+
+use crate::domain::ids::{TenantId, UserId};
+
+/// The tokens that are revoked.
+#[derive(Clone, Debug, Default)]
+pub struct Revocations {
+    ids: HashSet<String>,
+    /// By tenant and user: tokens issued before then, in Unix seconds, are revoked.
+    not_before: HashMap<(String, String), i64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRevocations {
+    #[serde(default)]
+    jti: Vec<String>,
+    #[serde(default)]
+    not_before: Vec<RawNotBefore>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNotBefore {
+    tenant: String,
+    user: String,
+    time: String,
+}
+
+impl Revocations {
+    /// Reads the list in a file's text (TOML).
+    ///
+    /// # Errors
+    /// One sentence: which entry is wrong, and what it should be.
+    pub fn read(file: &Path, text: &str) -> anyhow::Result<Self> {
+        let name = || format!("revocations_file names {}", file.display());
+        let raw: RawRevocations = config::Config::builder()
+            .add_source(config::File::from_str(text, config::FileFormat::Toml))
+            .build()
+            .and_then(config::Config::try_deserialize)
+            .map_err(|error| anyhow::anyhow!("{}", first_line(&error.to_string())))
+            .with_context(|| format!("{}, which cannot be read", name()))?;
+        let mut not_before = HashMap::new();
+        for RawNotBefore { tenant, user, time } in raw.not_before {
+            let instant = DateTime::parse_from_rfc3339(&time).ok().with_context(|| {
+                format!("{}: {time:?} is not a time like 2026-01-16T12:00:00Z", name())
+            })?;
+            ensure!(
+                TenantId::parse(tenant.as_str()).is_ok() && UserId::parse(user.as_str()).is_ok(),
+                "{}: {tenant:?} and {user:?} are not a tenant and a user",
+                name()
+            );
+            // A part of a second counts as a whole one: `iat` has whole seconds.
+            let from = instant.with_timezone(&Utc).timestamp_millis().saturating_add(999) / 1000;
+            let latest = not_before.entry((tenant, user)).or_insert(from);
+            *latest = (*latest).max(from);
+        }
+        ensure!(
+            raw.jti.iter().all(|id| !id.trim().is_empty()),
+            "{}: a jti is blank, which would revoke nothing",
+            name()
+        );
+        Ok(Self { ids: raw.jti.into_iter().collect(), not_before })
+    }
+
+    /// Whether a token of this id, issued at `iat` (Unix seconds), is revoked.
+    #[must_use]
+    pub fn revoke(&self, id: Option<&str>, tenant: &TenantId, user: &UserId, iat: i64) -> bool {
+        if id.is_some_and(|id| self.ids.contains(id)) {
+            return true;
+        }
+        if self.not_before.is_empty() {
+            return false;
+        }
+        let person = (tenant.as_str().to_owned(), user.as_str().to_owned());
+        self.not_before.get(&person).is_some_and(|not_before| iat < *not_before)
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> anyhow::Result<Revocations> {
+        Revocations::read(Path::new("revoked.toml"), text)
+    }
+
+    #[test]
+    fn a_token_is_revoked_by_its_id_or_by_when_it_was_issued() {
+        let revocations = read(
+            r#"
+            jti = ["a", "b"]
+            [[not_before]]
+            tenant = "t1"
+            user = "alice"
+            time = "1970-01-01T00:01:40Z"
+            [[not_before]]
+            tenant = "t1"
+            user = "alice"
+            time = "1970-01-01T00:00:40.5+00:00"
+            "#,
+        )
+        .unwrap();
+        let is_revoked = |id, tenant: &str, user: &str, iat| {
+            let (tenant, user) = (TenantId::parse(tenant).unwrap(), UserId::parse(user).unwrap());
+            revocations.revoke(id, &tenant, &user, iat)
+        };
+        assert!(is_revoked(Some("a"), "t2", "bob", 500));
+        assert!(is_revoked(None, "t1", "alice", 99));
+        assert!(is_revoked(Some("c"), "t1", "alice", 99));
+        assert!(!is_revoked(Some("c"), "t1", "alice", 100));
+        assert!(!is_revoked(None, "t2", "alice", 99));
+        assert!(!is_revoked(None, "t1", "bob", 99));
+    }
+
+    #[test]
+    fn one_wrong_entry_refuses_the_list_in_one_line() {
+        for wrong in [
+            "jti = 7",
+            "jti = [\"\"]",
+            "jti = [",
+            "ids = []",
+            "[[not_before]]\ntenant = \"t\"\nuser = \"u\"\ntime = \"yesterday\"",
+            "[[not_before]]\ntenant = \"t\"\ntime = \"2026-01-16T12:00:00Z\"",
+            "[[not_before]]\ntenant = \"\"\nuser = \"u\"\ntime = \"2026-01-16T12:00:00Z\"",
+        ] {
+            let error = format!("{:#}", read(wrong).unwrap_err());
+            assert!(error.contains("revoked.toml") && !error.contains('\n'), "{wrong}: {error}");
+        }
+    }
+}
