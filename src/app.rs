@@ -43,6 +43,7 @@ use crate::limits::Limits;
 use crate::marks::{self, Marks};
 use crate::metrics::Scrape;
 use crate::telemetry::CallSpan;
+use crate::watcher::{self, Watcher};
 use crate::{expiry, metrics, relay, retention, routes};
 
 /// How long an idle connection stays open. Longer than nginx keeps one to us (60 s), so that the
@@ -91,6 +92,7 @@ impl Replica {
         };
         let runtime = Handle::current();
         let hub = Hub::new(config.max_waits_per_person);
+        let (watcher, unchecked) = Watcher::new();
         let core = Core {
             tokens: TokenVerifier::new(&config.jwt),
             limits: Limits::new(config.rate_limit, &courier, &runtime),
@@ -99,6 +101,7 @@ impl Replica {
             turns: Arc::new(Semaphore::new(config.max_calls_under_way.div_ceil(4))),
             marks: Marks::default(),
             hub,
+            watcher,
             ledger,
             courier,
             clock,
@@ -127,6 +130,7 @@ impl Replica {
         workers.spawn(marks::run(core.clone()));
         workers.spawn(expiry::run(core.clone()));
         workers.spawn(hub::run(core.clone()));
+        workers.spawn(watcher::run(core.clone(), unchecked));
         workers.spawn(metrics::run(core.clone()));
         if let Some(address) = config.metrics_address {
             workers.spawn(serve_metrics(&core, address)?);

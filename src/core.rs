@@ -21,6 +21,7 @@ use crate::hub::Hub;
 use crate::ledger::Ledger;
 use crate::limits::Limits;
 use crate::marks::Marks;
+use crate::watcher::Watcher;
 
 /// Why work has no result.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -62,6 +63,8 @@ pub struct Core {
     pub hub: Hub,
     /// Whether the Auth server's audit log is fed.
     pub feeds_audit: bool,
+    /// Compares what is published with the ledger.
+    pub watcher: Watcher,
     /// Set when the process is asked to stop.
     pub stopping: CancellationToken,
     /// Everything under way that must be finished before the process ends.

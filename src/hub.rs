@@ -4,7 +4,8 @@
 //!
 //! It carries no answers. Whoever is woken reads them anew, from Redis and the ledger, under the
 //! same rules as everybody else: a message that is lost, forged or repeated changes nothing but when
-//! that happens. What Pub/Sub loses, a look into the ledger finds a little later.
+//! that happens. What Pub/Sub loses, a look into the ledger finds a little later. Each
+//! message also goes to the [`watcher`](crate::watcher), which reports those that are not ours.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -193,6 +194,7 @@ async fn listen(core: &Core, mut subscription: Subscription) -> Result<(), Unava
                     if let Some(session) = message.session() {
                         core.hub.tell(&session);
                     }
+                    core.watcher.heard(message);
                 }
                 Heard::Other => {}
             },

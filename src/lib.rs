@@ -48,3 +48,4 @@ pub mod revocations;
 pub mod routes;
 pub mod telemetry;
 pub mod traces;
+pub mod watcher;

@@ -47,6 +47,8 @@ const WAITERS: &str = "aura_hitl_waiters";
 const AUDITED: &str = "aura_hitl_audit_entries_total";
 const OLDEST_AUDIT: &str = "aura_hitl_oldest_audit_entry_seconds";
 const PURGED: &str = "aura_hitl_purged_total";
+const FORGERIES: &str = "aura_hitl_forgeries_total";
+const UNCHECKED_MESSAGES: &str = "aura_hitl_unchecked_messages_total";
 
 /// Seconds that calls take: from a click that nobody notices to a long-poll.
 const CALL_BUCKETS: [f64; 15] =
@@ -102,7 +104,10 @@ pub fn start(core: &Core, most_clients: usize) -> anyhow::Result<()> {
     for table in ["hitl_request", "agent_task"] {
         counter!(PURGED, "table" => table).absolute(0);
     }
-    for name in [CONFLICTS, REDIS_CONNECTS] {
+    for forgery in [Forgery::Message, Forgery::Signal, Forgery::Request] {
+        forgeries(forgery).absolute(0);
+    }
+    for name in [CONFLICTS, REDIS_CONNECTS, UNCHECKED_MESSAGES] {
         counter!(name).absolute(0);
     }
     Ok(())
@@ -137,6 +142,8 @@ fn describe() {
     );
     describe_gauge!(OLDEST_AUDIT, "Age of the oldest entry that was not taken yet; else 0.");
     describe_counter!(PURGED, "Rows deleted here because their time was over.");
+    describe_counter!(FORGERIES, "Answers found in Redis that the ledger does not know.");
+    describe_counter!(UNCHECKED_MESSAGES, "Messages on sessions' channels that nobody checked.");
     Collector::default().describe();
 }
 
@@ -277,6 +284,38 @@ fn audit_entries(result: AuditResult) -> ::metrics::Counter {
 /// Rows of a table were deleted because their time was over.
 pub fn purged(table: &'static str, rows: u64) {
     counter!(PURGED, "table" => table).increment(rows);
+}
+
+/// Where an answer was found that the ledger does not know: forged by a writer of Redis, or lost by a
+/// failover of the database after it was sent.
+#[derive(Clone, Copy, Debug)]
+pub enum Forgery {
+    /// Published on a session's channel. Every replica hears it and counts it.
+    Message,
+    /// Under `hitl:signal:{sessionId}`.
+    Signal,
+    /// The status of a `hitl:request:{requestId}`.
+    Request,
+}
+
+/// An answer was found that the ledger does not know. Whoever counts it logs it as well, with
+/// `security = true`.
+pub fn forged(forgery: Forgery) {
+    forgeries(forgery).increment(1);
+}
+
+fn forgeries(forgery: Forgery) -> ::metrics::Counter {
+    let kind = match forgery {
+        Forgery::Message => "message",
+        Forgery::Signal => "signal",
+        Forgery::Request => "request",
+    };
+    counter!(FORGERIES, "kind" => kind)
+}
+
+/// A message was dropped that nobody had compared with the ledger.
+pub fn message_unchecked() {
+    counter!(UNCHECKED_MESSAGES).increment(1);
 }
 
 /// What a scrape is answered.

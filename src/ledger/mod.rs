@@ -428,6 +428,32 @@ impl Ledger {
         row.map(RequestRow::into_record).transpose()
     }
 
+    /// What was decided of these requests, each with its session; those that nobody has
+    /// decided are left out.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn decisions_of(
+        &self,
+        ids: &[RequestId],
+    ) -> Result<Vec<(RequestId, SessionId, Decision)>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = on_engine!(self, ledger => ledger.decisions_of(ids)).map_err(read_only)?;
+        let readable = |(id, session, status, by, at, reason): DecisionRow| {
+            let verdict = match (&*status, reason) {
+                ("approved", None) => Verdict::Approve,
+                ("rejected", Some(reason)) => Verdict::Reject { reason },
+                _ => return None,
+            };
+            let by = UserId::parse(by).ok()?;
+            let (id, session) = (RequestId::parse(id).ok()?, SessionId::parse(session).ok()?);
+            Some((id, session, Decision { verdict, by, at }))
+        };
+        Ok(rows.into_iter().filter_map(readable).collect())
+    }
+
     /// Closes a pending request whose time is over and fails its task: no decision that is still
     /// under way can be recorded from then on. `None` when it was not pending, or not over.
     ///
@@ -767,6 +793,9 @@ fn delivery_str(delivery: Delivery) -> &'static str {
         Delivery::Superseded => "superseded",
     }
 }
+
+/// Request, session, status, by whom, when and why: see [`Ledger::decisions_of`].
+type DecisionRow = (String, String, String, String, DateTime<Utc>, Option<String>);
 
 /// A row of `hitl_request`, as far as it is read back.
 #[derive(Debug, sqlx::FromRow)]

@@ -14,7 +14,7 @@ use sqlx::{Connection, PgConnection, Postgres};
 use super::export::hand_over;
 use super::outbox::{OutboxKind, OutboxRow};
 use super::totals::Totals;
-use super::{Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
+use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
 use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};
@@ -223,6 +223,11 @@ impl PgLedger {
             .execute(&self.pool)
             .await
             .map(drop)
+    }
+
+    pub async fn decisions_of(&self, ids: &[RequestId]) -> sqlx::Result<Vec<DecisionRow>> {
+        let ids = ids.iter().map(|id| id.as_str().to_owned()).collect::<Vec<_>>();
+        sqlx::query_as(decisions_of!("= ANY($1)")).bind(ids).fetch_all(&self.pool).await
     }
 
     pub async fn expire(

@@ -376,3 +376,15 @@ macro_rules! outcomes_between {
           ORDER BY COALESCE(decided_at, settled_at), request_id"
     };
 }
+
+/// What was decided of requests; `$which` picks them by their ids.
+macro_rules! decisions_of {
+    ($which:literal) => {
+        concat!(
+            "SELECT request_id, session_id, status, decided_by, decided_at, reason FROM hitl_request
+              WHERE request_id ",
+            $which,
+            " AND decided_at IS NOT NULL"
+        )
+    };
+}

@@ -15,7 +15,7 @@ use sqlx::sqlite::{
 use super::export::hand_over;
 use super::outbox::{OutboxKind, OutboxRow};
 use super::totals::Totals;
-use super::{Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
+use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
 use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};
@@ -124,6 +124,13 @@ impl SqliteLedger {
                 .await?;
         }
         transaction.commit().await
+    }
+
+    pub async fn decisions_of(&self, ids: &[RequestId]) -> sqlx::Result<Vec<DecisionRow>> {
+        let ids = ids.iter().map(RequestId::as_str).collect::<Vec<_>>();
+        let ids = serde_json::Value::from(ids).to_string();
+        let query = decisions_of!("IN (SELECT value FROM json_each($1))");
+        sqlx::query_as(query).bind(ids).fetch_all(&self.pool).await
     }
 
     pub async fn expire(

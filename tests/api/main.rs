@@ -16,6 +16,7 @@ mod auth;
 mod belongings;
 mod connections;
 mod forged;
+mod forgeries;
 mod framing;
 mod harmful;
 #[allow(dead_code, reason = "the checker of `scripts/faults`, here only for its own tests")]

@@ -1,0 +1,132 @@
+//! The watcher: compares every message on a session's channel with the ledger, and reports those that
+//! the ledger does not know. An agent has acted on such a message by then: the protocol cannot keep
+//! anybody who may publish from waking an agent, so the watcher makes it known.
+//!
+//! A signal is published after its decision was committed, so the ledger knows every genuine one. What
+//! this process sent is known without asking; what other replicas sent is looked up in batches. While
+//! the ledger is away nothing is reported: messages wait, and are counted if there are too many.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::sync::Cache;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tracing::warn;
+
+use crate::core::Core;
+use crate::courier::Message;
+use crate::domain::ids::{RequestId, SessionId};
+use crate::domain::signal::{signal_json, signal_request};
+use crate::ledger::LedgerError;
+use crate::metrics::{self, Forgery};
+
+/// Messages that may wait for the ledger.
+const QUEUE_LENGTH: usize = 10_000;
+/// Messages to look up in one statement.
+const BATCH_SIZE: usize = 256;
+/// How long messages gather before they are looked up.
+const BATCH_INTERVAL: Duration = Duration::from_millis(100);
+/// Pause before a ledger that did not answer is asked again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Genuine messages to remember; each takes about 300 bytes.
+const REMEMBERED: u64 = 10_000;
+/// Characters of a forged message that reach the log.
+const LOGGED_CHARACTERS: usize = 200;
+
+/// Takes messages that were heard; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Watcher {
+    queue: mpsc::Sender<Message>,
+    /// What the ledger has confirmed, or this process has sent.
+    genuine: Cache<Arc<Message>, ()>,
+}
+
+/// The messages that [`run`] compares with the ledger.
+#[derive(Debug)]
+pub struct Unchecked(mpsc::Receiver<Message>);
+
+impl Watcher {
+    /// A watcher that has heard nothing.
+    #[must_use]
+    pub fn new() -> (Self, Unchecked) {
+        let (queue, unchecked) = mpsc::channel(QUEUE_LENGTH);
+        (Self { queue, genuine: Cache::new(REMEMBERED) }, Unchecked(unchecked))
+    }
+
+    /// This process is about to publish a signal whose decision is committed.
+    pub fn sends(&self, session: &SessionId, signal: &str) {
+        let (channel, payload) = (session.as_str().to_owned(), signal.to_owned());
+        self.genuine.insert(Arc::new(Message { channel, payload }), ());
+    }
+
+    /// Takes a message. Never waits: one that finds the queue full is counted and dropped.
+    pub fn heard(&self, message: Message) {
+        if !self.genuine.contains_key(&message) && self.queue.try_send(message).is_err() {
+            metrics::message_unchecked();
+        }
+    }
+}
+
+/// Compares messages with the ledger until the process is asked to stop.
+pub async fn run(core: Core, mut unchecked: Unchecked) {
+    let checking = async {
+        let mut messages = Vec::with_capacity(BATCH_SIZE);
+        while unchecked.0.recv_many(&mut messages, BATCH_SIZE).await > 0 {
+            while let Err(error) = check(&core, &messages).await {
+                tracing::debug!(%error, "the watcher waits for the ledger");
+                sleep(RETRY_INTERVAL).await;
+            }
+            messages.clear();
+            sleep(BATCH_INTERVAL).await;
+        }
+    };
+    tokio::select! {
+        () = checking => {}
+        () = core.stopping.cancelled() => {}
+    }
+}
+
+async fn check(core: &Core, messages: &[Message]) -> Result<(), LedgerError> {
+    let requests = messages.iter().map(request_of).collect::<Vec<_>>();
+    let ids = requests.iter().flatten().cloned().collect::<Vec<_>>();
+    let decisions = core.ledger.decisions_of(&ids).await?;
+    let signals = decisions
+        .into_iter()
+        .map(|(id, session, decision)| {
+            let payload = signal_json(&id, &decision);
+            (id, Message { channel: session.as_str().to_owned(), payload })
+        })
+        .collect::<HashMap<_, _>>();
+    for (message, request) in messages.iter().zip(requests) {
+        let signal = request.as_ref().and_then(|request| signals.get(request));
+        if signal == Some(message) {
+            core.watcher.genuine.insert(Arc::new(message.clone()), ());
+        } else {
+            report(message, request.as_ref());
+        }
+    }
+    Ok(())
+}
+
+fn request_of(message: &Message) -> Option<RequestId> {
+    signal_request(&message.payload).and_then(|id| RequestId::parse(id).ok())
+}
+
+fn report(message: &Message, request: Option<&RequestId>) {
+    metrics::forged(Forgery::Message);
+    warn!(
+        security = true,
+        session_id = printable(&message.channel),
+        request_id = request.map(RequestId::as_str),
+        published = printable(&message.payload),
+        "a message on a session's channel that the ledger does not know: somebody else published it, \
+         or a failover of the database lost its decision"
+    );
+}
+
+/// The beginning of a stranger's text, without characters that would rearrange a log.
+fn printable(text: &str) -> String {
+    text.chars().take(LOGGED_CHARACTERS).flat_map(char::escape_debug).collect()
+}
