@@ -42,6 +42,7 @@ use crate::ledger::Ledger;
 use crate::limits::Limits;
 use crate::marks::{self, Marks};
 use crate::metrics::Scrape;
+use crate::refused_attempts::{self, RefusedAttempts};
 use crate::telemetry::CallSpan;
 use crate::watcher::{self, Watcher};
 use crate::{expiry, metrics, relay, retention, routes};
@@ -93,6 +94,7 @@ impl Replica {
         let runtime = Handle::current();
         let hub = Hub::new(config.max_waits_per_person);
         let (watcher, unchecked) = Watcher::new();
+        let (refused_attempts, attempts_to_write) = RefusedAttempts::new();
         let core = Core {
             tokens: TokenVerifier::new(&config.jwt),
             limits: Limits::new(config.rate_limit, &courier, &runtime),
@@ -106,6 +108,7 @@ impl Replica {
             courier,
             clock,
             policy: config.policy,
+            refused_attempts,
             feeds_audit: config.audit_url.is_some(),
             stopping: CancellationToken::new(),
             under_way: TaskTracker::new(),
@@ -135,6 +138,7 @@ impl Replica {
         if let Some(address) = config.metrics_address {
             workers.spawn(serve_metrics(&core, address)?);
         }
+        workers.spawn(refused_attempts::run(core.clone(), attempts_to_write));
         if let Some(url) = &config.audit_url {
             let sender = AuditSender::new(url).context("cannot feed the audit log")?;
             workers.spawn(sender.run(core.clone()));

@@ -366,9 +366,12 @@ fn authenticate(
     let bearer = tokens.verify(token).map_err(ApiError::bad_token)?;
     request.extensions_mut().insert(Until(bearer.until));
     let Bearer { user, tenant, role, id: token_id, actor, .. } = bearer;
+    let caller = Caller { user, tenant, role, token_id, via: telemetry::via(headers) };
+    // Known from here on, even if the call is refused.
+    request.extensions_mut().insert(caller.clone());
 
-    let is_tenant = names(headers, "X-Tenant-ID", tenant.as_str())?;
-    let is_user = names(headers, "X-User-ID", user.as_str())?;
+    let is_tenant = names(headers, "X-Tenant-ID", caller.tenant.as_str())?;
+    let is_user = names(headers, "X-User-ID", caller.user.as_str())?;
     if !is_tenant.ok_or_else(ApiError::no_tenant)? {
         return Err(ApiError::wrong_tenant());
     }
@@ -376,10 +379,9 @@ fn authenticate(
         return Err(ApiError::wrong_user());
     }
     let span = tracing::Span::current();
-    span.record("user", user.as_str());
-    span.record("tenant", tenant.as_str());
-    let via = telemetry::via(headers);
-    Ok((Caller { user, tenant, role, token_id, via }, actor))
+    span.record("user", caller.user.as_str());
+    span.record("tenant", caller.tenant.as_str());
+    Ok((caller, actor))
 }
 
 /// RFC 6750 § 2.1: the scheme, in any case, and one token.

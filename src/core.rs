@@ -21,6 +21,7 @@ use crate::hub::Hub;
 use crate::ledger::Ledger;
 use crate::limits::Limits;
 use crate::marks::Marks;
+use crate::refused_attempts::RefusedAttempts;
 use crate::watcher::Watcher;
 
 /// Why work has no result.
@@ -61,6 +62,8 @@ pub struct Core {
     pub marks: Marks,
     /// Wakes those who wait over HTTP.
     pub hub: Hub,
+    /// Takes note of refused attempts to decide.
+    pub refused_attempts: RefusedAttempts,
     /// Whether the Auth server's audit log is fed.
     pub feeds_audit: bool,
     /// Compares what is published with the ledger.

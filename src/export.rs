@@ -1,12 +1,14 @@
-//! The export for auditors: decisions as JSON Lines on standard output, one row at a time, so that
-//! memory does not grow with their number. What each line says is [`crate::ledger::Exported`]'s.
+//! The export for auditors: JSON Lines on standard output, one row at a time, so that memory does not
+//! grow with their number. What each line says is [`crate::ledger::Exported`]'s for decisions, and
+//! [`crate::ledger::ExportedAttempt`]'s for attempts that were refused.
 
 use std::io::{self, BufWriter, ErrorKind, Write};
 
 use anyhow::{Context as _, ensure};
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
+use serde::Serialize;
 
-use crate::ledger::{Exported, Ledger, Span};
+use crate::ledger::{Ledger, Span};
 
 /// A span as operators write it, `from` inclusive and `to` exclusive: dates, which are their
 /// midnight in UTC, or RFC 3339 instants.
@@ -38,18 +40,47 @@ fn instant(name: &str, text: &str) -> anyhow::Result<DateTime<Utc>> {
 ///
 /// # Errors
 /// One sentence, when the ledger cannot be read or the lines cannot be written.
-pub async fn run(ledger: &Ledger, span: &Span, output: impl Write) -> anyhow::Result<()> {
-    let mut output = BufWriter::with_capacity(64 * 1024, output);
-    let write = |row: &Exported| {
-        serde_json::to_writer(&mut output, row).map_err(io::Error::from)?;
-        output.write_all(b"\n")
-    };
-    let exported = match ledger.export(span, write).await.context("cannot read the decisions")? {
-        Ok(()) => output.flush(),
-        broken => broken,
-    };
-    match exported {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        exported => exported.context("cannot write the decisions"),
+pub async fn decisions(ledger: &Ledger, span: &Span, output: impl Write) -> anyhow::Result<()> {
+    let mut lines = Lines::on(output);
+    let exported = ledger.export(span, |row| lines.write(row)).await;
+    lines.end(exported)
+}
+
+/// Writes which attempts to decide were refused in a span of time, likewise.
+///
+/// # Errors
+/// Those of [`decisions`].
+pub async fn refused_attempts(
+    ledger: &Ledger,
+    span: &Span,
+    output: impl Write,
+) -> anyhow::Result<()> {
+    let mut lines = Lines::on(output);
+    let exported = ledger.export_refused_attempts(span, |row| lines.write(row)).await;
+    lines.end(exported)
+}
+
+/// JSON Lines on their way out.
+struct Lines<W: Write>(BufWriter<W>);
+
+impl<W: Write> Lines<W> {
+    fn on(output: W) -> Self {
+        Self(BufWriter::with_capacity(64 * 1024, output))
+    }
+
+    fn write(&mut self, row: &impl Serialize) -> io::Result<()> {
+        serde_json::to_writer(&mut self.0, row).map_err(io::Error::from)?;
+        self.0.write_all(b"\n")
+    }
+
+    fn end(mut self, exported: sqlx::Result<io::Result<()>>) -> anyhow::Result<()> {
+        let written = match exported.context("cannot read the ledger")? {
+            Ok(()) => self.0.flush(),
+            broken => broken,
+        };
+        match written {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            written => written.context("cannot write the lines"),
+        }
     }
 }

@@ -74,8 +74,11 @@ enum Command {
         #[arg(long, value_name = "TIME")]
         to: Option<String>,
         /// Also what expired or was withdrawn undecided, by when that was.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "refused")]
         all: bool,
+        /// In place of decisions: the attempts to decide that were refused.
+        #[arg(long)]
+        refused: bool,
     },
     /// Print the OpenAPI document.
     Openapi,
@@ -114,7 +117,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Purge { older_than, tasks_older_than, dry_run } => {
             purge(file, &older_than, tasks_older_than.as_deref(), dry_run).await
         }
-        Command::Export { from, to, all } => export(file, &from, to.as_deref(), all).await,
+        Command::Export { from, to, all, refused } => {
+            export(file, &from, to.as_deref(), all, refused).await
+        }
         Command::Openapi => {
             println!("{}", api::document::document().to_pretty_json()?);
             Ok(())
@@ -195,10 +200,16 @@ async fn export(
     from: &str,
     to: Option<&str>,
     all: bool,
+    refused: bool,
 ) -> anyhow::Result<()> {
     let span = export::span(from, to, all, Clock::System.now())?;
     let ledger = app::open_existing_ledger(&Config::load(file)?).await?;
-    export::run(&ledger, &span, std::io::stdout().lock()).await
+    let output = std::io::stdout().lock();
+    if refused {
+        export::refused_attempts(&ledger, &span, output).await
+    } else {
+        export::decisions(&ledger, &span, output).await
+    }
 }
 
 async fn healthcheck(file: Option<&Path>) -> anyhow::Result<()> {

@@ -44,6 +44,7 @@ const MAX_CALLS: &str = "aura_hitl_calls_max";
 const CLIENTS: &str = "aura_hitl_connections";
 const MAX_CLIENTS: &str = "aura_hitl_connections_max";
 const WAITERS: &str = "aura_hitl_waiters";
+const DROPPED_ATTEMPTS: &str = "aura_hitl_refused_attempts_dropped_total";
 const AUDITED: &str = "aura_hitl_audit_entries_total";
 const OLDEST_AUDIT: &str = "aura_hitl_oldest_audit_entry_seconds";
 const PURGED: &str = "aura_hitl_purged_total";
@@ -92,6 +93,7 @@ pub fn start(core: &Core, most_clients: usize) -> anyhow::Result<()> {
         audit_entries(result).absolute(0);
     }
     gauge!(OLDEST_AUDIT).set(0);
+    counter!(DROPPED_ATTEMPTS).absolute(0);
     for by in [By::Decider, By::Relay] {
         for result in ["sent", "superseded", "failed"] {
             signals(by, result).absolute(0);
@@ -140,6 +142,7 @@ fn describe() {
         AUDITED,
         "Entries for the Auth server's audit log; a failed one is sent again."
     );
+    describe_counter!(DROPPED_ATTEMPTS, "Refused attempts to decide that left no row.");
     describe_gauge!(OLDEST_AUDIT, "Age of the oldest entry that was not taken yet; else 0.");
     describe_counter!(PURGED, "Rows deleted here because their time was over.");
     describe_counter!(FORGERIES, "Answers found in Redis that the ledger does not know.");
@@ -254,6 +257,11 @@ pub fn client_left() {
 /// A connection to Redis was made.
 pub fn redis_connected() {
     counter!(REDIS_CONNECTS).increment(1);
+}
+
+/// A refused attempt to decide left no row: there were too many, or the ledger was away.
+pub fn refused_attempt_dropped() {
+    counter!(DROPPED_ATTEMPTS).increment(1);
 }
 
 /// What became of an entry for the Auth server's audit log.

@@ -30,7 +30,7 @@ const MAX_DAYS: u32 = 36_500;
 /// How long what is over is kept; `None` is for ever.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Retention {
-    /// Settled requests, from their end on.
+    /// Settled requests, from their end on, and refused attempts to decide.
     pub requests: Option<TimeDelta>,
     /// Completed and failed tasks, from their last change on.
     pub tasks: Option<TimeDelta>,
@@ -43,20 +43,26 @@ pub struct Purged {
     pub requests: u64,
     /// Of `agent_task`.
     pub tasks: u64,
+    /// Of `hitl_refused_attempt`.
+    pub attempts: u64,
 }
 
 impl Purged {
     /// Whether there may be more to delete.
     #[must_use]
     pub fn is_full(self) -> bool {
-        self.requests == BATCH || self.tasks == BATCH
+        [self.requests, self.tasks, self.attempts].contains(&BATCH)
     }
 }
 
 impl fmt::Display for Purged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { requests, tasks } = self;
-        write!(f, "{requests} rows of hitl_request, {tasks} rows of agent_task")
+        let Self { requests, tasks, attempts } = self;
+        write!(
+            f,
+            "{requests} rows of hitl_request, {tasks} rows of agent_task, \
+             {attempts} rows of hitl_refused_attempt"
+        )
     }
 }
 
@@ -98,7 +104,8 @@ pub async fn run(core: Core, retention: Retention) {
         let pause = match run_once(&core.ledger, retention, core.clock.now()).await {
             Ok(purged) => {
                 if purged != Purged::default() {
-                    info!(requests = purged.requests, tasks = purged.tasks, "purged");
+                    let Purged { requests, tasks, attempts } = purged;
+                    info!(requests, tasks, attempts, "purged");
                 }
                 if purged.is_full() { BREATH } else { INTERVAL }
             }
@@ -128,6 +135,8 @@ pub async fn run_once(
     if let Some(age) = retention.requests {
         purged.requests = ledger.purge_requests(now - age, limit).await?;
         metrics::purged("hitl_request", purged.requests);
+        purged.attempts = ledger.purge_refused_attempts(now - age, limit).await?;
+        metrics::purged("hitl_refused_attempt", purged.attempts);
     }
     if let Some(age) = retention.tasks {
         purged.tasks = ledger.purge_tasks(now - age, limit).await?;
@@ -152,6 +161,7 @@ pub async fn purge(
             .with_context(|| format!("purged {all}; run it again for the rest"))?;
         all.requests += purged.requests;
         all.tasks += purged.tasks;
+        all.attempts += purged.attempts;
         if !purged.is_full() {
             return Ok(all);
         }
@@ -170,6 +180,6 @@ pub async fn count(
 ) -> anyhow::Result<Purged> {
     let before = |age: Option<TimeDelta>| age.map(|age| now - age);
     let counting = ledger.count_old(before(retention.requests), before(retention.tasks));
-    let (requests, tasks) = counting.await.context("cannot count what is old enough")?;
-    Ok(Purged { requests, tasks })
+    let [requests, attempts, tasks] = counting.await.context("cannot count what is old enough")?;
+    Ok(Purged { requests, tasks, attempts })
 }

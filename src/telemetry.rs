@@ -18,7 +18,7 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::api::error::ApiError;
 use crate::domain::approver::Via;
-use crate::{metrics, traces};
+use crate::{metrics, refused_attempts, traces};
 
 /// Longest header value that is repeated in a log, an answer or the ledger.
 const MAX_HEADER_CHARS: usize = 256;
@@ -95,18 +95,25 @@ impl RootSpanBuilder for CallSpan {
         traces::answered(&span, status);
         info!(status, millis = took.as_secs_f64() * 1000.0, "answered");
         let refused = response.response().error().and_then(|error| error.as_error::<ApiError>());
-        let (method, refused) = (request.method().as_str(), refused.map(ApiError::code));
-        metrics::answered(method, &route, status, took, refused);
+        let method = request.method().as_str();
+        metrics::answered(method, &route, status, took, refused.map(ApiError::code));
+        if let Some(error) = refused {
+            refused_attempts::note(request, &route, error);
+        }
     }
+}
+
+/// A header's value, if it is plain printable text that is not too long to be kept.
+#[must_use]
+pub fn header_text(headers: &HeaderMap, name: &str) -> Option<String> {
+    let value = headers.get(name)?.to_str().ok()?.trim();
+    (!value.is_empty() && value.len() <= MAX_HEADER_CHARS).then(|| value.to_owned())
 }
 
 /// The Gateway's descriptive headers. What is not plain printable text is left out.
 #[must_use]
 pub fn via(headers: &HeaderMap) -> Via {
-    let text = |name: &str| {
-        let value = headers.get(name)?.to_str().ok()?.trim();
-        (!value.is_empty() && value.len() <= MAX_HEADER_CHARS).then(|| value.to_owned())
-    };
+    let text = |name: &str| header_text(headers, name);
     // https://www.w3.org/TR/trace-context/#traceparent-header: version-traceid-parentid-flags
     let trace_parent = || {
         let parent = text("traceparent")?;

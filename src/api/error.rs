@@ -212,6 +212,12 @@ impl ApiError {
         self.code
     }
 
+    /// What it says, in English.
+    #[must_use]
+    pub fn english(&self) -> &str {
+        self.text.english()
+    }
+
     fn with_data(mut self, data: Value) -> Self {
         self.data = Some(data);
         self

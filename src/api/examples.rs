@@ -20,6 +20,7 @@ const STEPS: &str =
     r#"[{"stepId":"step-1","description":"Read the inbox","status":"in_progress"}]"#;
 
 /// The example of an operation, by its id.
+#[expect(clippy::too_many_lines, reason = "one example for each operation")]
 pub fn of(operation: &str) -> Option<Example> {
     let example = |body: Value, message, data| {
         Some(Example { body: (!body.is_null()).then_some(body), message, data })

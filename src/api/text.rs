@@ -17,6 +17,12 @@ impl Text {
         Self { en: en.into(), ko: ko.into() }
     }
 
+    /// The English sentence.
+    #[must_use]
+    pub fn english(&self) -> &str {
+        &self.en
+    }
+
     /// The sentence in the caller's language.
     #[must_use]
     pub fn in_language(self, language: Language) -> String {

@@ -11,6 +11,17 @@ pub enum Role {
     Admin,
 }
 
+impl Role {
+    /// `user` or `admin`, as in the token.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Admin => "admin",
+        }
+    }
+}
+
 /// An authenticated caller: the token is genuine and its tenant is the one the call is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {

@@ -64,7 +64,10 @@ pub struct Exported {
     document: String,
 }
 
-fn instant<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn instant<S: Serializer>(
+    time: &DateTime<Utc>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true))
 }
 
@@ -80,9 +83,9 @@ fn instant_or_null<S: Serializer>(
 }
 
 /// Hands over row after row; none is kept. Ends early with what `write` says when it fails.
-pub async fn hand_over(
-    mut rows: BoxStream<'_, sqlx::Result<Exported>>,
-    mut write: impl FnMut(&Exported) -> io::Result<()>,
+pub async fn hand_over<Row>(
+    mut rows: BoxStream<'_, sqlx::Result<Row>>,
+    mut write: impl FnMut(&Row) -> io::Result<()>,
 ) -> sqlx::Result<io::Result<()>> {
     while let Some(row) = rows.try_next().await? {
         if let Err(error) = write(&row) {

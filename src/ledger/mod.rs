@@ -11,6 +11,7 @@ mod queries;
 mod export;
 mod outbox;
 mod postgres;
+mod refused;
 mod sqlite;
 mod totals;
 
@@ -30,6 +31,7 @@ use uuid::Uuid;
 pub use self::export::{Exported, Span};
 pub use self::outbox::{OutboxKind, OutboxRow};
 use self::postgres::PgLedger;
+pub use self::refused::{ExportedAttempt, RefusedAttempt};
 use self::sqlite::SqliteLedger;
 use crate::domain::approver::Caller;
 use crate::domain::audit::AuditEntry;
@@ -649,6 +651,37 @@ impl Ledger {
         Ok(u64::try_from(purged).unwrap_or(0))
     }
 
+    /// Records refused attempts to decide.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; recording them again may record them twice.
+    pub async fn insert_refused_attempts(&self, attempts: &[RefusedAttempt]) -> Result<()> {
+        on_engine!(self, ledger => ledger.insert_refused_attempts(attempts))
+    }
+
+    /// Deletes up to `limit` refused attempts from before then; says how many.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer; purging again is safe.
+    pub async fn purge_refused_attempts(&self, before: DateTime<Utc>, limit: i64) -> Result<u64> {
+        on_engine!(self, ledger => ledger.purge_refused_attempts(before, limit))
+    }
+
+    /// Hands over the refused attempts of a span of time, as [`Self::export`] does decisions.
+    ///
+    /// # Errors
+    /// [`sqlx::Error`], for whoever operates the service.
+    pub async fn export_refused_attempts(
+        &self,
+        span: &Span,
+        write: impl FnMut(&ExportedAttempt) -> io::Result<()>,
+    ) -> sqlx::Result<io::Result<()>> {
+        match self {
+            Self::Postgres(ledger) => ledger.export_refused_attempts(span, write).await,
+            Self::Sqlite(ledger) => ledger.export_refused_attempts(span, write).await,
+        }
+    }
+
     /// Deletes up to `limit` completed and failed tasks that nobody has touched since then and whose
     /// requests are neither pending nor owed; says how many.
     ///
@@ -659,7 +692,7 @@ impl Ledger {
         Ok(u64::try_from(purged).unwrap_or(0))
     }
 
-    /// How many requests and how many tasks the two purges would delete in all, without a limit.
+    /// How many requests, refused attempts and tasks the purges would delete in all, without a limit.
     ///
     /// # Errors
     /// [`sqlx::Error`], for whoever operates the service.
@@ -667,12 +700,12 @@ impl Ledger {
         &self,
         requests: Option<DateTime<Utc>>,
         tasks: Option<DateTime<Utc>>,
-    ) -> sqlx::Result<(u64, u64)> {
-        let (requests, tasks) = match self {
+    ) -> sqlx::Result<[u64; 3]> {
+        let counts = match self {
             Self::Postgres(ledger) => ledger.count_old(requests, tasks).await?,
             Self::Sqlite(ledger) => ledger.count_old(requests, tasks).await?,
         };
-        Ok((u64::try_from(requests).unwrap_or(0), u64::try_from(tasks).unwrap_or(0)))
+        Ok(counts.map(|count| u64::try_from(count).unwrap_or(0)))
     }
 
     /// Hands over what was decided in a span of time, row by row, in the order of the decisions; as

@@ -13,8 +13,10 @@ use sqlx::{Connection, PgConnection, Postgres};
 
 use super::export::hand_over;
 use super::outbox::{OutboxKind, OutboxRow};
+use super::refused::{ExportedAttempt, RefusedAttempt};
 use super::totals::Totals;
 use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
+use crate::domain::approver::Caller;
 use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};
@@ -115,14 +117,24 @@ impl PgLedger {
         hand_over(outcomes_between(&mut self.reader().await?, span), write).await
     }
 
+    pub async fn export_refused_attempts(
+        &self,
+        span: &Span,
+        write: impl FnMut(&ExportedAttempt) -> io::Result<()>,
+    ) -> sqlx::Result<io::Result<()>> {
+        hand_over(refused_attempts_between(&mut self.reader().await?, span), write).await
+    }
+
     pub async fn count_old(
         &self,
         requests: Option<DateTime<Utc>>,
         tasks: Option<DateTime<Utc>>,
-    ) -> sqlx::Result<(i64, i64)> {
+    ) -> sqlx::Result<[i64; 3]> {
         let mut reader = self.reader().await?;
+        let attempts = count_old(&mut reader, count!(old_refused_attempts!("")), requests).await?;
         let requests = count_old(&mut reader, count!(old_requests!("")), requests).await?;
-        Ok((requests, count_old(&mut reader, count!(old_tasks!("")), tasks).await?))
+        let tasks = count_old(&mut reader, count!(old_tasks!("")), tasks).await?;
+        Ok([requests, attempts, tasks])
     }
 
     /// Replicas that purge at once take other rows each.

@@ -205,6 +205,55 @@ macro_rules! ledger_queries {
                 .await
             }
 
+            pub async fn insert_refused_attempts(
+                &self,
+                attempts: &[RefusedAttempt],
+            ) -> sqlx::Result<()> {
+                let mut insert = sqlx::QueryBuilder::<$database>::new(
+                    "INSERT INTO hitl_refused_attempt (
+                        attempted_at, tenant_id, user_id, role, token_id, request_id, verdict,
+                        error_code, reason, if_match, caller_source, caller_type, agent_id,
+                        trace_id, gateway_request_id
+                     ) ",
+                );
+                insert.push_values(attempts, |mut row, attempt| {
+                    let Caller { user, tenant, role, token_id, via } = &attempt.caller;
+                    row.push_bind(attempt.at)
+                        .push_bind(tenant.as_str())
+                        .push_bind(user.as_str())
+                        .push_bind(role.as_str())
+                        .push_bind(token_id.as_deref())
+                        .push_bind(attempt.request.as_str())
+                        .push_bind(attempt.verdict)
+                        .push_bind(attempt.error_code)
+                        .push_bind(&attempt.reason)
+                        .push_bind(attempt.if_match.as_deref())
+                        .push_bind(via.source.as_deref())
+                        .push_bind(via.caller_type.as_deref())
+                        .push_bind(via.agent_id.as_deref())
+                        .push_bind(via.trace_id.as_deref())
+                        .push_bind(via.gateway_request_id.as_deref());
+                });
+                insert.build().execute(&self.pool).await.map(drop)
+            }
+
+            pub async fn purge_refused_attempts(
+                &self,
+                before: DateTime<Utc>,
+                limit: i64,
+            ) -> sqlx::Result<u64> {
+                sqlx::query(concat!(
+                    "DELETE FROM hitl_refused_attempt WHERE attempt_id IN (",
+                    old_refused_attempts!($locking),
+                    ")"
+                ))
+                .bind(before)
+                .bind(limit)
+                .execute(&self.pool)
+                .await
+                .map(|done| done.rows_affected())
+            }
+
             pub async fn owe_again(
                 &self,
                 seen: &Record,
@@ -403,6 +452,21 @@ macro_rules! ledger_queries {
                 .bind(span.to)
                 .bind(span.undecided)
                 .fetch(executor)
+        }
+
+        /// The refused attempts of a span of time, row by row as they are read.
+        fn refused_attempts_between<'c>(
+            executor: impl sqlx::Executor<'c, Database = $database> + 'c,
+            span: &Span,
+        ) -> BoxStream<'c, sqlx::Result<ExportedAttempt>> {
+            sqlx::query_as(
+                "SELECT * FROM hitl_refused_attempt
+                  WHERE attempted_at >= $1 AND attempted_at < $2
+                  ORDER BY attempted_at, attempt_id",
+            )
+            .bind(span.from)
+            .bind(span.to)
+            .fetch(executor)
         }
 
         /// Binds the parameters of `write_request` and `write_task`, in their order.

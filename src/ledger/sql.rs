@@ -316,6 +316,17 @@ macro_rules! old_requests {
     };
 }
 
+/// Refused attempts from before $1, a batch of $2.
+macro_rules! old_refused_attempts {
+    ($locking:literal) => {
+        concat!(
+            "SELECT attempt_id FROM hitl_refused_attempt WHERE attempted_at < $1
+              ORDER BY attempted_at, attempt_id LIMIT $2 ",
+            $locking
+        )
+    };
+}
+
 /// Completed and failed tasks that nobody has touched since $1, a batch of $2; but for those whose
 /// requests are still under way.
 macro_rules! old_tasks {

@@ -14,8 +14,10 @@ use sqlx::sqlite::{
 
 use super::export::hand_over;
 use super::outbox::{OutboxKind, OutboxRow};
+use super::refused::{ExportedAttempt, RefusedAttempt};
 use super::totals::Totals;
 use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
+use crate::domain::approver::Caller;
 use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};
@@ -164,13 +166,23 @@ impl SqliteLedger {
         hand_over(outcomes_between(&self.pool, span), write).await
     }
 
+    pub async fn export_refused_attempts(
+        &self,
+        span: &Span,
+        write: impl FnMut(&ExportedAttempt) -> io::Result<()>,
+    ) -> sqlx::Result<io::Result<()>> {
+        hand_over(refused_attempts_between(&self.pool, span), write).await
+    }
+
     pub async fn count_old(
         &self,
         requests: Option<DateTime<Utc>>,
         tasks: Option<DateTime<Utc>>,
-    ) -> sqlx::Result<(i64, i64)> {
+    ) -> sqlx::Result<[i64; 3]> {
+        let attempts = count_old(&self.pool, count!(old_refused_attempts!("")), requests).await?;
         let requests = count_old(&self.pool, count!(old_requests!("")), requests).await?;
-        Ok((requests, count_old(&self.pool, count!(old_tasks!("")), tasks).await?))
+        let tasks = count_old(&self.pool, count!(old_tasks!("")), tasks).await?;
+        Ok([requests, attempts, tasks])
     }
 
     pub async fn purge_requests(&self, before: DateTime<Utc>, limit: i64) -> sqlx::Result<i64> {

@@ -15,6 +15,7 @@ mod audit;
 mod auth;
 mod belongings;
 mod connections;
+mod evidence;
 mod forged;
 mod forgeries;
 mod framing;

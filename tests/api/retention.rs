@@ -52,13 +52,13 @@ fn keeping(requests: Option<i64>, tasks: Option<i64>) -> Retention {
 /// One round, some days from now.
 async fn purge(app: &TestApp, retention: Retention, in_days: i64) -> (u64, u64) {
     let then = Clock::System.now() + TimeDelta::days(in_days);
-    let Purged { requests, tasks } =
+    let Purged { requests, tasks, .. } =
         retention::run_once(&app.core.ledger, retention, then).await.unwrap();
     (requests, tasks)
 }
 
 /// The one number that a query answers.
-async fn number(app: &TestApp, query: &'static str) -> i64 {
+pub async fn number(app: &TestApp, query: &'static str) -> i64 {
     let query = sqlx::AssertSqlSafe(query);
     match (&app.config.ledger, app.core.ledger.sqlite_pool()) {
         (LedgerConfig::Postgres { url, .. }, _) => {
@@ -125,7 +125,7 @@ fn printed(output: &Output) -> String {
 
 /// The lines of an export.
 #[track_caller]
-fn exported(app: &TestApp, arguments: &[&str]) -> Vec<Value> {
+pub fn exported(app: &TestApp, arguments: &[&str]) -> Vec<Value> {
     let text = printed(&run(app, &[&["export"], arguments].concat()));
     assert!(text.is_empty() || text.ends_with('\n'), "{text}");
     text.split_terminator('\n').map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -338,14 +338,14 @@ both_modes! {
         rejected(&app, &turned_down, "no").await;
         app.sql("UPDATE agent_task SET updated_at = '2020-01-31T23:00:00+00:00'").await;
         let output = run(&app, &["purge", "--older-than", "90d", "--dry-run"]);
-        assert_eq!(printed(&output), "would purge 2500 rows of hitl_request, 0 rows of agent_task\n");
+        assert_eq!(printed(&output), "would purge 2500 rows of hitl_request, 0 rows of agent_task, 0 rows of hitl_refused_attempt\n");
         let output = run(&app, &["purge", "--older-than", "90d"]);
-        assert_eq!(printed(&output), "purged 2500 rows of hitl_request, 0 rows of agent_task\n");
+        assert_eq!(printed(&output), "purged 2500 rows of hitl_request, 0 rows of agent_task, 0 rows of hitl_refused_attempt\n");
         let both = ["purge", "--older-than", "90d", "--tasks-older-than", "1y"];
         let output = run(&app, &[&both[..], &["--dry-run"]].concat());
-        assert_eq!(printed(&output), "would purge 0 rows of hitl_request, 1 rows of agent_task\n");
+        assert_eq!(printed(&output), "would purge 0 rows of hitl_request, 1 rows of agent_task, 0 rows of hitl_refused_attempt\n");
         let output = run(&app, &both);
-        assert_eq!(printed(&output), "purged 0 rows of hitl_request, 1 rows of agent_task\n");
+        assert_eq!(printed(&output), "purged 0 rows of hitl_request, 1 rows of agent_task, 0 rows of hitl_refused_attempt\n");
         assert!(!app.is_unrecorded(&kept).await && !app.is_unrecorded(&turned_down.id).await);
     }
 }
