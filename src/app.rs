@@ -211,8 +211,8 @@ impl Replica {
 /// One sentence on what is wrong with it.
 pub async fn open_ledger(config: &Config, lock: bool) -> anyhow::Result<(Ledger, Option<File>)> {
     match &config.ledger {
-        LedgerConfig::Postgres { url, max_connections } => {
-            let ledger = Ledger::connect_postgres(url, *max_connections)
+        LedgerConfig::Postgres { url, pooler, max_connections } => {
+            let ledger = Ledger::connect_postgres(url, *pooler, *max_connections)
                 .await
                 .context("cannot use Postgres (check DATABASE_URL)")?;
             Ok((ledger, None))

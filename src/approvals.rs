@@ -219,7 +219,7 @@ impl Attempt<'_> {
         let writing = Writing { candidate, state, caller, now, held_for, trace_parent, audit };
         crash_point!("deciding");
         let recorded = match self.core.ledger.record_outcome(&writing).await {
-            Err(error @ LedgerError::Unavailable(_)) => self.confirm(&decision, error).await?,
+            Err(error @ LedgerError::OutcomeUnknown(_)) => self.confirm(&decision, error).await?,
             recorded => recorded?,
         };
         match recorded {

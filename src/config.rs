@@ -16,6 +16,7 @@ use url::Url;
 
 use crate::courier::RedisSettings;
 use crate::domain::decision::{Approvers, Policy, UnscopedRequests};
+use crate::ledger::Pooler;
 use crate::limits::RateLimit;
 use crate::retention::{Retention, days};
 use crate::revocations::Revocations;
@@ -120,6 +121,8 @@ pub enum LedgerConfig {
     Postgres {
         /// `postgres://…`
         url: SecretString,
+        /// What stands between us and it.
+        pooler: Pooler,
         /// Connections per process.
         max_connections: u32,
     },
@@ -200,6 +203,7 @@ struct RawConfig {
     metrics_address: Option<String>,
     data_dir: PathBuf,
     database_url: Option<SecretString>,
+    database_pooler: Pooler,
     database_max_connections: u32,
     redis_url: Option<SecretString>,
     redis_host: Option<String>,
@@ -428,9 +432,9 @@ impl RawConfig {
         };
         let text = url.expose_secret();
         if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-            let max_connections = self.database_max_connections;
+            let (pooler, max_connections) = (self.database_pooler, self.database_max_connections);
             check_postgres_parameters(text)?;
-            return Ok(LedgerConfig::Postgres { url: url.clone(), max_connections });
+            return Ok(LedgerConfig::Postgres { url: url.clone(), pooler, max_connections });
         }
         let Some(file) = text.strip_prefix("sqlite:") else {
             bail!(

@@ -48,7 +48,9 @@ pub async fn run_once(core: &Core) -> Result<usize, LedgerError> {
         }
         match outcomes::expire(core, id, now).await {
             Ok(_) => closed += 1,
-            Err(error @ LedgerError::Unavailable(_)) => return Err(error),
+            Err(error @ (LedgerError::NotExecuted(_) | LedgerError::OutcomeUnknown(_))) => {
+                return Err(error);
+            }
             // A row that is odd, or that somebody holds locked, must not keep the others open.
             Err(error) => {
                 warn!(request_id = %id, %error, "a request whose time is over cannot be closed");

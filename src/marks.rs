@@ -117,8 +117,8 @@ async fn write_each(core: &Core, marks: Vec<Mark>) -> bool {
     for mark in marks {
         match write_one(core, mark).await {
             Ok(()) => {}
-            Err(LedgerError::Unavailable(_)) => return false,
-            Err(_in_the_way) => all = false,
+            Err(LedgerError::Locked(_) | LedgerError::Inconsistent(_)) => all = false,
+            Err(LedgerError::NotExecuted(_) | LedgerError::OutcomeUnknown(_)) => return false,
         }
     }
     all

@@ -632,8 +632,10 @@ impl From<TooMany> for ApiError {
 impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
         match error {
-            LedgerError::Undone(cause) => Self::unavailable(&cause),
-            LedgerError::Unavailable(cause) => Self::unconfirmed(&cause),
+            LedgerError::NotExecuted(cause) | LedgerError::Locked(cause) => {
+                Self::unavailable(&cause)
+            }
+            LedgerError::OutcomeUnknown(cause) => Self::unconfirmed(&cause),
             LedgerError::Inconsistent(cause) => Self::internal(&cause),
         }
     }

@@ -114,7 +114,8 @@ impl LastAnswer {
         // On the runtime that the connections belong to: on a worker's they would end with it.
         let asking = core.clone();
         let asking = core.runtime.spawn(async move {
-            let (ledger, courier) = tokio::join!(asking.ledger.ping(), asking.courier.ping());
+            let (ledger, courier) =
+                tokio::join!(asking.ledger.check_writable(), asking.courier.ping());
             [ledger.err().map(|why| why.to_string()), courier.err().map(|why| why.to_string())]
         });
         let found = asking.await.unwrap_or_else(|panic| [(); 2].map(|()| Some(panic.to_string())));

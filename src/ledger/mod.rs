@@ -8,12 +8,15 @@
 mod sql;
 #[macro_use]
 mod queries;
+mod connections;
 mod export;
+mod migrations;
 mod outbox;
 mod postgres;
 mod refused;
 mod sqlite;
 mod totals;
+mod writes;
 
 use std::future::Future;
 use std::io;
@@ -24,10 +27,12 @@ use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::SqlitePool;
 use sqlx::migrate::Migrator;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use self::connections::NotSent;
+pub use self::connections::Pooler;
 pub use self::export::{Exported, Span};
 pub use self::outbox::{OutboxKind, OutboxRow};
 use self::postgres::PgLedger;
@@ -44,14 +49,12 @@ use crate::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
 use crate::metrics::{self, AuditResult};
 use crate::traces;
 
-/// Longest any call to the ledger takes, waiting for a connection included.
-pub const TIMEOUT: Duration = Duration::from_millis(1900);
+/// Longest any call to the ledger takes: up to 1.9 s for a connection that has to be made, and what
+/// is left for its statements.
+pub const TIMEOUT: Duration = Duration::from_millis(2900);
 /// Longest to wait for Postgres at start.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest to wait for a free connection to Postgres. With Postgres' `lock_timeout` it makes the
-/// longest that a call can take in an overload: 1.6 s.
-const POSTGRES_ACQUIRE_TIMEOUT: Duration = Duration::from_millis(600);
-/// The same for SQLite, where everybody queues for the only connection.
+/// Longest to wait for SQLite's only connection, for which everybody queues.
 const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long whoever decides or claims a row has to send its signal before a relay may try. Longer
 /// than any call to Redis, short enough that a killed replica's work is picked up at once.
@@ -63,15 +66,19 @@ pub const LOST_AT_ONCE: u32 = 1000;
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// Why the ledger did not answer. The last is told apart because it is not worth a retry.
+/// Why the ledger did not do what it was asked, by what the caller can conclude.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// Nothing happened: no connection was to be had, or the ledger gave up and said so.
-    #[error("the ledger did nothing: {0}")]
-    Undone(String),
-    /// Lost or too slow while it was asked. A write may or may not have happened.
+    /// Nothing was executed: no connection was to be had, or the database refused.
+    #[error("the ledger executed nothing: {0}")]
+    NotExecuted(String),
+    /// Nothing was executed: somebody else holds this row, for too long. Other rows may be free.
+    #[error("the ledger executed nothing: {0}")]
+    Locked(String),
+    /// The connection was lost, or was silent for too long, after the statement had been sent. A
+    /// write may or may not have happened.
     #[error("the ledger did not answer: {0}")]
-    Unavailable(String),
+    OutcomeUnknown(String),
     /// It answered something that cannot be: a bug of ours or a hand-edited row.
     #[error("the ledger is inconsistent: {0}")]
     Inconsistent(String),
@@ -79,39 +86,49 @@ pub enum LedgerError {
 
 impl From<sqlx::Error> for LedgerError {
     fn from(error: sqlx::Error) -> Self {
-        // What was given up and rolled back: waiting for a lock (55P03), a statement out of time
-        // (57014), deadlocks and conflicts (40001, 40P01). Of these Postgres says so itself.
-        let is_rolled_back = error
-            .as_database_error()
-            .and_then(sqlx::error::DatabaseError::code)
-            .is_some_and(|code| ["55P03", "57014", "40001", "40P01"].contains(&&*code));
-        if is_rolled_back || matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) {
-            return Self::Undone(error.to_string());
-        }
-        // Connection trouble (08), resources (53), object in use (55), operator intervention and
-        // time-outs (57), system errors (58), rollbacks (40), read-only after a fail-over (25006):
-        // https://www.postgresql.org/docs/current/errcodes-appendix.html. SQLite: BUSY (5),
-        // LOCKED (6), IOERR (10), FULL (13): https://www.sqlite.org/rescode.html.
-        let passing = match &error {
+        let text = error.to_string();
+        match &error {
+            sqlx::Error::AnyDriverError(cause) if cause.is::<NotSent>() => Self::NotExecuted(text),
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => Self::NotExecuted(text),
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::Protocol(_)
-            | sqlx::Error::WorkerCrashed => true,
-            sqlx::Error::Database(database) => database.code().is_some_and(|code| {
-                code == "25006"
-                    || (code.len() == 5
-                        && ["08", "53", "55", "57", "58", "40"].iter().any(|c| code.starts_with(c)))
-                    || code
-                        .parse::<u32>()
-                        .is_ok_and(|n| [5, 6, 10, 13].contains(&(n & 0xff)) && code.len() < 5)
-            }),
-            _ => false,
-        };
-        if passing {
-            Self::Unavailable(error.to_string())
-        } else {
-            Self::Inconsistent(error.to_string())
+            | sqlx::Error::WorkerCrashed => Self::OutcomeUnknown(text),
+            sqlx::Error::Database(said) => match said.try_downcast_ref::<PgDatabaseError>() {
+                Some(said) => from_postgres(said, text),
+                None => from_sqlite(said.code().and_then(|code| code.parse().ok()), text),
+            },
+            _ => Self::Inconsistent(text),
         }
+    }
+}
+
+/// An ERROR undoes its statement; after a FATAL the statement may have been done. The codes:
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+fn from_postgres(said: &PgDatabaseError, text: String) -> LedgerError {
+    let code = said.code();
+    if connections::ends_session(said) {
+        return LedgerError::OutcomeUnknown(text);
+    }
+    // Waiting for a lock (55P03), out of time (57014), conflicts (40001) and deadlocks (40P01).
+    if ["55P03", "57014", "40001", "40P01"].contains(&code) {
+        return LedgerError::Locked(text);
+    }
+    // Connection trouble (08), read-only (25006), rolled back (40), resources (53), objects in use
+    // (55), operators (57), the system (58).
+    let is_passing = code == "25006"
+        || ["08", "40", "53", "55", "57", "58"].iter().any(|class| code.starts_with(class));
+    if is_passing { LedgerError::NotExecuted(text) } else { LedgerError::Inconsistent(text) }
+}
+
+/// By the primary code, the lower byte: <https://www.sqlite.org/rescode.html>.
+fn from_sqlite(code: Option<u32>, text: String) -> LedgerError {
+    match code.map(|code| code & 0xff) {
+        // PERM, BUSY, LOCKED, NOMEM, READONLY, FULL, CANTOPEN.
+        Some(3 | 5 | 6 | 7 | 8 | 13 | 14) => LedgerError::NotExecuted(text),
+        // IOERR: perhaps what failed was only the last flush.
+        Some(10) => LedgerError::OutcomeUnknown(text),
+        _ => LedgerError::Inconsistent(text),
     }
 }
 
@@ -208,8 +225,8 @@ macro_rules! on_engine {
     ($self:ident, $ledger:ident => $call:expr) => {
         bounded(async {
             match $self {
-                Ledger::Postgres($ledger) => $call.await,
-                Ledger::Sqlite($ledger) => $call.await,
+                Ledger::Postgres($ledger) => $ledger.note($call.await),
+                Ledger::Sqlite($ledger) => $ledger.note($call.await),
             }
         })
         .instrument(traces::step(stringify!($call)))
@@ -220,14 +237,14 @@ macro_rules! on_engine {
 async fn bounded<T>(call: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
     match tokio::time::timeout(TIMEOUT, call).await {
         Ok(answer) => Ok(answer?),
-        Err(_elapsed) => Err(LedgerError::Unavailable("no answer in time".to_owned())),
+        Err(_elapsed) => Err(LedgerError::OutcomeUnknown("no answer in time".to_owned())),
     }
 }
 
 /// A question that was not answered has changed nothing.
 fn read_only(error: LedgerError) -> LedgerError {
     match error {
-        LedgerError::Unavailable(cause) => LedgerError::Undone(cause),
+        LedgerError::OutcomeUnknown(cause) => LedgerError::NotExecuted(cause),
         error => error,
     }
 }
@@ -236,11 +253,11 @@ fn read_only(error: LedgerError) -> LedgerError {
 async fn logging_in<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
     tokio::time::timeout(CONNECT_TIMEOUT, work)
         .await
-        .map_err(|_elapsed| LedgerError::Undone("no answer in time".to_owned()))?
+        .map_err(|_elapsed| LedgerError::NotExecuted("no answer in time".to_owned()))?
         .map_err(|error| match error {
-            sqlx::Error::Database(said) => LedgerError::Undone(said.message().to_owned()),
+            sqlx::Error::Database(said) => LedgerError::NotExecuted(said.message().to_owned()),
             sqlx::Error::Configuration(cause) => {
-                LedgerError::Undone(anyhow::Error::from_boxed(cause).root_cause().to_string())
+                LedgerError::NotExecuted(anyhow::Error::from_boxed(cause).root_cause().to_string())
             }
             error => error.into(),
         })
@@ -251,9 +268,12 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError`] when it cannot be reached or does not let us in.
-    pub async fn connect_postgres(url: &SecretString, max_connections: u32) -> Result<Self> {
-        let url = url.expose_secret();
-        let connecting = PgLedger::connect(url, max_connections, POSTGRES_ACQUIRE_TIMEOUT);
+    pub async fn connect_postgres(
+        url: &SecretString,
+        pooler: Pooler,
+        max_connections: u32,
+    ) -> Result<Self> {
+        let connecting = PgLedger::connect(url.expose_secret(), pooler, max_connections);
         Ok(Self::Postgres(logging_in(connecting).await?))
     }
 
@@ -265,7 +285,7 @@ impl Ledger {
     pub async fn try_login(&self, url: &SecretString) -> Result<PgConnectOptions> {
         match self {
             Self::Postgres(ledger) => logging_in(ledger.try_login(url.expose_secret())).await,
-            Self::Sqlite(_) => Err(LedgerError::Undone("Postgres needs a restart".to_owned())),
+            Self::Sqlite(_) => Err(LedgerError::NotExecuted("Postgres needs a restart".to_owned())),
         }
     }
 
@@ -302,21 +322,25 @@ impl Ledger {
         }
     }
 
-    /// Brings the schema up to date, one process at a time. Migrations that a newer release has
-    /// applied are left alone, so that an old replica can still start.
+    /// Brings the schema up to date, one process at a time. With nothing to do it only reads.
+    /// Migrations that a newer release has applied are left alone, so that an old replica can still
+    /// start.
     ///
     /// # Errors
-    /// What the migrator says, as text for whoever operates the service.
+    /// What the database says, as text for whoever operates the service.
     pub async fn migrate(&self, postgres_url: Option<&SecretString>) -> anyhow::Result<()> {
+        if self.is_migrated().await? {
+            return Ok(());
+        }
         match (self, postgres_url) {
             (Self::Postgres(_), Some(url)) => {
-                let mut connection = PgLedger::migration_connection(url.expose_secret()).await?;
-                migrator(&POSTGRES_MIGRATIONS).run(&mut connection).await?;
+                migrations::run_postgres(url.expose_secret(), &POSTGRES_MIGRATIONS).await
             }
             (Self::Postgres(_), None) => anyhow::bail!("migrating Postgres needs its URL"),
-            (Self::Sqlite(ledger), _) => migrator(&SQLITE_MIGRATIONS).run(&ledger.pool()).await?,
+            (Self::Sqlite(ledger), _) => {
+                migrations::run_sqlite(&ledger.pool(), &SQLITE_MIGRATIONS).await
+            }
         }
-        Ok(())
     }
 
     /// Whether every migration of this release has been applied.
@@ -324,26 +348,28 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn is_migrated(&self) -> Result<bool> {
-        // A database that was never migrated has no such table, which is an answer too.
-        const LATEST: &str = "SELECT COALESCE(MAX(version), 0) FROM _sqlx_migrations WHERE success";
-        let (latest, ours) = match self {
-            Self::Postgres(ledger) => (ledger.scalar(LATEST).await, &POSTGRES_MIGRATIONS),
-            Self::Sqlite(ledger) => (ledger.scalar(LATEST).await, &SQLITE_MIGRATIONS),
+        let applied = match self {
+            Self::Postgres(ledger) => ledger.applied_migrations().await,
+            Self::Sqlite(ledger) => ledger.applied_migrations().await,
         };
-        let wanted = ours.iter().map(|migration| migration.version).max().unwrap_or(0);
-        match latest.map_err(LedgerError::from) {
-            Ok(version) => Ok(version >= wanted),
+        let ours = match self {
+            Self::Postgres(_) => &POSTGRES_MIGRATIONS,
+            Self::Sqlite(_) => &SQLITE_MIGRATIONS,
+        };
+        match applied.map_err(LedgerError::from) {
+            Ok(applied) => Ok(ours.iter().all(|one| applied.contains(&one.version))),
+            // A database that was never migrated has no such table, which is an answer too.
             Err(LedgerError::Inconsistent(_)) => Ok(false),
-            Err(error @ (LedgerError::Undone(_) | LedgerError::Unavailable(_))) => Err(error),
+            Err(error) => Err(error),
         }
     }
 
-    /// Whether it answers.
+    /// Whether rows can be written. Writes none, unless a write failed since.
     ///
     /// # Errors
-    /// [`LedgerError`] when it does not.
-    pub async fn ping(&self) -> Result<()> {
-        on_engine!(self, ledger => ledger.ping())
+    /// [`LedgerError`] when they cannot.
+    pub async fn check_writable(&self) -> Result<()> {
+        on_engine!(self, ledger => ledger.check_writable())
     }
 
     /// Connections in use, idle ones, and how many there may be.
@@ -380,7 +406,7 @@ impl Ledger {
     /// for [`LEASE`].
     ///
     /// # Errors
-    /// [`LedgerError::Unavailable`] leaves open whether it was recorded; ask again by reading.
+    /// [`LedgerError::OutcomeUnknown`] leaves open whether it was recorded; ask again by reading.
     pub async fn record_outcome(&self, writing: &Writing<'_>) -> Result<Recorded> {
         if let Some(row) = on_engine!(self, ledger => ledger.record_outcome(writing))? {
             let waits = row.task_status.as_deref() == Some(TaskStatus::WaitingApproval.as_str());
@@ -782,9 +808,9 @@ impl Ledger {
             }
             Ok(TaskChange::NotFound)
         };
-        tokio::time::timeout(TIMEOUT, attempts).await.unwrap_or_else(|_elapsed| {
-            Err(LedgerError::Unavailable("the task is too busy".to_owned()))
-        })
+        tokio::time::timeout(TIMEOUT, attempts)
+            .await
+            .unwrap_or_else(|_elapsed| Err(LedgerError::Locked("the task is too busy".to_owned())))
     }
 
     /// One page of tasks, newest first, and how many there are in all: from 1,000 on, as of at most
@@ -798,12 +824,6 @@ impl Ledger {
         let tasks = rows.into_iter().map(TaskRow::into_task).collect::<Result<_>>()?;
         Ok((tasks, u64::try_from(total).unwrap_or(0)))
     }
-}
-
-fn migrator(migrations: &Migrator) -> Migrator {
-    let mut migrator = Migrator { migrations: migrations.migrations.clone(), ..Migrator::DEFAULT };
-    migrator.set_ignore_missing(true);
-    migrator
 }
 
 /// An id for a task of ours: `task_` and 32 hex digits.

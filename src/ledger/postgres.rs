@@ -1,34 +1,32 @@
-//! The ledger on Postgres. Every change is one autocommit statement, so a client that vanishes
-//! can leave no transaction behind; the settings below are the second line of defence.
+//! The ledger on Postgres. Every change is one statement that commits by itself, so a client that
+//! vanishes can leave no transaction behind.
 
 use std::io;
 use std::str::FromStr;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
 use sqlx::error::DatabaseError;
-use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPool, PgPoolOptions};
-use sqlx::{Connection, PgConnection, Postgres};
+use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
+use sqlx::{Connection as _, PgConnection, Postgres, Row as _, raw_sql};
 
+use super::connections::{self, Connections, Pooler, Unpooled};
 use super::export::hand_over;
 use super::outbox::{OutboxKind, OutboxRow};
 use super::refused::{ExportedAttempt, RefusedAttempt};
 use super::totals::Totals;
+use super::writes::Writes;
 use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
 use crate::domain::approver::Caller;
 use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};
 
-/// How long a connection is taken for a good one after its last use, and not asked: under load a
-/// decision costs one round trip. Shorter than any restart of Postgres takes.
-const FRESH: Duration = Duration::from_millis(100);
-
 /// The ledger on Postgres.
 #[derive(Clone, Debug)]
 pub struct PgLedger {
-    pool: PgPool,
+    pool: Connections,
+    writes: Writes,
     totals: Totals,
 }
 
@@ -56,22 +54,10 @@ macro_rules! in_one_statement {
 ledger_queries!(PgLedger, Postgres, claim: "FOR UPDATE SKIP LOCKED");
 
 impl PgLedger {
-    pub async fn connect(url: &str, max_connections: u32, acquire: Duration) -> sqlx::Result<Self> {
-        let pool = PgPoolOptions::new()
-            .max_connections(max_connections)
-            .acquire_timeout(acquire)
-            // The library would ask each time whether the connection still serves.
-            .test_before_acquire(false)
-            .before_acquire(|connection, about| {
-                Box::pin(async move {
-                    if about.idle_for > FRESH {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_lazy_with(log_in(url).await?);
-        Ok(Self { pool, totals: Totals::default() })
+    pub async fn connect(url: &str, pooler: Pooler, max_connections: u32) -> sqlx::Result<Self> {
+        let options = reach(url, pooler).await?;
+        let pool = Connections::new(options, pooler, max_connections)?;
+        Ok(Self { pool, writes: Writes::default(), totals: Totals::default() })
     }
 
     /// Logs in to the same database by other means. Nothing changes until [`Self::adopt`].
@@ -81,31 +67,58 @@ impl PgLedger {
             let database = options.get_database().unwrap_or(options.get_username());
             (options.get_host(), options.get_port(), options.get_socket(), database)
         }
-        let current = self.pool.connect_options();
-        if place(&PgConnectOptions::from_str(url)?) != place(&current) {
+        let (new, current) = (PgConnectOptions::from_str(url)?, self.pool.options());
+        if place(&new) != place(&current) {
             let reason = "it is another server or database, which needs a restart";
             return Err(sqlx::Error::Configuration(reason.into()));
         }
-        log_in(url).await
+        reach(url, self.pool.pooler()).await
     }
 
     /// Every connection from now on is made this way. Those that are open live on, at most half an
-    /// hour (the pool's `max_lifetime`).
+    /// hour.
     pub fn adopt(&self, login: PgConnectOptions) {
-        self.pool.set_connect_options(login);
+        self.pool.set_options(login);
     }
 
-    /// A connection without statement time-outs, for migrations: they may take long, and take
-    /// turns by an advisory lock.
-    pub async fn migration_connection(url: &str) -> sqlx::Result<PgConnection> {
-        PgConnection::connect_with(&PgConnectOptions::from_str(url)?).await
+    /// Whether rows can be written. Asking costs no write, unless a write failed since the last one
+    /// that is known to have succeeded: then rows are written and rolled back, as many bytes as a
+    /// full disk has no room for.
+    pub async fn check_writable(&self) -> sqlx::Result<()> {
+        self.pool.check_writable().await?;
+        if self.writes.have_failed() {
+            self.pool
+                .run_raw(
+                    "BEGIN;
+                     INSERT INTO owned_task (task_id)
+                     SELECT n || repeat(md5(random()::text), 32) FROM generate_series(1, 16) AS n;
+                     ROLLBACK",
+                )
+                .await?;
+            self.writes.succeeded();
+        }
+        Ok(())
     }
 
-    /// A connection that may only read, and take its time.
+    /// What a call says about whether rows can be written.
+    pub fn note<T>(&self, answer: sqlx::Result<T>) -> sqlx::Result<T> {
+        answer.inspect_err(|error| {
+            // Read-only (25006), and out of disk, memory or other resources (53).
+            let code = error.as_database_error().and_then(DatabaseError::code);
+            if code.is_some_and(|code| code == "25006" || code.starts_with("53")) {
+                self.writes.failed();
+            }
+        })
+    }
+
+    /// A connection that may only read, and take its time: in a transaction, which a pooler keeps on
+    /// one server.
     async fn reader(&self) -> sqlx::Result<PgConnection> {
-        let options = PgConnectOptions::clone(&self.pool.connect_options())
-            .options([("statement_timeout", "0"), ("default_transaction_read_only", "on")]);
-        PgConnection::connect_with(&options).await
+        let mut reader = PgConnection::connect_with(&self.pool.options()).await?;
+        let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = 0; \
+                     SET LOCAL idle_in_transaction_session_timeout = 0";
+        raw_sql(begin).execute(&mut reader).await?;
+        Ok(reader)
     }
 
     /// Reads all of it in one statement, which sees one moment of the ledger.
@@ -114,7 +127,7 @@ impl PgLedger {
         span: &Span,
         write: impl FnMut(&Exported) -> io::Result<()>,
     ) -> sqlx::Result<io::Result<()>> {
-        hand_over(outcomes_between(&mut self.reader().await?, span), write).await
+        hand_over(outcomes_between(Unpooled(&mut self.reader().await?), span), write).await
     }
 
     pub async fn export_refused_attempts(
@@ -122,7 +135,7 @@ impl PgLedger {
         span: &Span,
         write: impl FnMut(&ExportedAttempt) -> io::Result<()>,
     ) -> sqlx::Result<io::Result<()>> {
-        hand_over(refused_attempts_between(&mut self.reader().await?, span), write).await
+        hand_over(refused_attempts_between(Unpooled(&mut self.reader().await?), span), write).await
     }
 
     pub async fn count_old(
@@ -131,9 +144,11 @@ impl PgLedger {
         tasks: Option<DateTime<Utc>>,
     ) -> sqlx::Result<[i64; 3]> {
         let mut reader = self.reader().await?;
-        let attempts = count_old(&mut reader, count!(old_refused_attempts!("")), requests).await?;
-        let requests = count_old(&mut reader, count!(old_requests!("")), requests).await?;
-        let tasks = count_old(&mut reader, count!(old_tasks!("")), tasks).await?;
+        let attempts =
+            count_old(Unpooled(&mut reader), count!(old_refused_attempts!("")), requests).await?;
+        let requests =
+            count_old(Unpooled(&mut reader), count!(old_requests!("")), requests).await?;
+        let tasks = count_old(Unpooled(&mut reader), count!(old_tasks!("")), tasks).await?;
         Ok([requests, attempts, tasks])
     }
 
@@ -167,6 +182,11 @@ impl PgLedger {
             ) SELECT COUNT(*) FROM gone"
         );
         sqlx::query_scalar(purge).bind(before).bind(limit).fetch_one(&self.pool).await
+    }
+
+    /// Open connections, idle ones, and most.
+    pub fn connections(&self) -> (u32, usize, u32) {
+        self.pool.count()
     }
 
     pub async fn close(&self) {
@@ -265,21 +285,27 @@ impl PgLedger {
     }
 }
 
-/// How connections are made, after one has been.
-async fn log_in(url: &str) -> sqlx::Result<PgConnectOptions> {
-    let options = PgConnectOptions::from_str(url)?
-        .application_name("aura-hitl")
-        // Just under what the callers wait (`ledger::TIMEOUT`), so that Postgres gives up
-        // first and a caller's time-out does not leave a statement behind.
-        .options([
-            ("statement_timeout", "1500"),
-            ("lock_timeout", "1000"),
-            ("idle_in_transaction_session_timeout", "5000"),
-        ]);
-    // The pool would retry until its time is up and then only say so; one plain connection says
-    // what is wrong.
-    PgConnection::connect_with(&options).await?.close().await?;
+/// How connections are made, after one has been: it says what is wrong.
+async fn reach(url: &str, pooler: Pooler) -> sqlx::Result<PgConnectOptions> {
+    let options = options(url)?;
+    let mut connection = connections::log_in(&options, pooler).await?;
+    let encoding = raw_sql("SHOW server_encoding").fetch_one(&mut connection).await?;
+    let encoding: String = encoding.try_get(0)?;
+    if encoding != "UTF8" {
+        let reason = format!(
+            "the database's encoding is {encoding}, which cannot hold every text; create it with \
+             ENCODING 'UTF8' TEMPLATE template0"
+        );
+        return Err(sqlx::Error::Configuration(reason.into()));
+    }
+    connection.close().await?;
     Ok(options)
+}
+
+/// Without start-up parameters that PgBouncer refuses: `options` and `extra_float_digits`.
+fn options(url: &str) -> sqlx::Result<PgConnectOptions> {
+    let options = PgConnectOptions::from_str(url)?;
+    Ok(options.application_name("aura-hitl").extra_float_digits(None))
 }
 
 /// Whether another outcome of the session took its number at the same moment.

@@ -6,19 +6,11 @@
 macro_rules! ledger_queries {
     ($ledger:ident, $database:ty, claim: $locking:literal) => {
         impl $ledger {
-            pub async fn ping(&self) -> sqlx::Result<()> {
-                sqlx::query("SELECT 1").execute(&self.pool).await.map(drop)
-            }
-
-            /// The one number that a statement without parameters answers.
-            pub async fn scalar(&self, statement: &'static str) -> sqlx::Result<i64> {
-                sqlx::query_scalar(statement).fetch_one(&self.pool).await
-            }
-
-            /// Open connections, idle ones, and most.
-            pub fn connections(&self) -> (u32, usize, u32) {
-                let most = self.pool.options().get_max_connections();
-                (self.pool.size(), self.pool.num_idle(), most)
+            /// The versions of all migrations that were applied.
+            pub async fn applied_migrations(&self) -> sqlx::Result<Vec<i64>> {
+                sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
+                    .fetch_all(&self.pool)
+                    .await
             }
 
             pub async fn backlog(

@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
-use sqlx::Sqlite;
+use sqlx::error::DatabaseError;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
+use sqlx::{Connection as _, Sqlite};
 
 use super::export::hand_over;
 use super::outbox::{OutboxKind, OutboxRow};
 use super::refused::{ExportedAttempt, RefusedAttempt};
 use super::totals::Totals;
+use super::writes::Writes;
 use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
 use crate::domain::approver::Caller;
 use crate::domain::decision::{Mark, Record};
@@ -26,6 +28,7 @@ use crate::domain::task::{Task, TaskFilter};
 #[derive(Clone, Debug)]
 pub struct SqliteLedger {
     pool: SqlitePool,
+    writes: Writes,
     totals: Totals,
 }
 
@@ -44,9 +47,55 @@ impl SqliteLedger {
             .idle_timeout(None)
             .max_lifetime(None)
             .acquire_timeout(acquire)
+            // SQLite rolls back by itself when the disk is full. sqlx does not notice, and could
+            // begin no transaction on this connection again.
+            .after_release(|connection, _| {
+                Box::pin(async move {
+                    // What is queued before it, a rollback too, has run when this is answered.
+                    connection.ping().await?;
+                    Ok(!connection.is_in_transaction())
+                })
+            })
             .connect_with(options)
             .await?;
-        Ok(Self { pool, totals: Totals::default() })
+        let ledger = Self { pool, writes: Writes::default(), totals: Totals::default() };
+        // SQLite opens a file that it may not write, for reading.
+        ledger.write_header().await?;
+        Ok(ledger)
+    }
+
+    /// Whether rows can be written. Taking the write lock tells whether the file may be written, and
+    /// writes nothing; whether its disk has room is asked only after a write has failed.
+    pub async fn check_writable(&self) -> sqlx::Result<()> {
+        self.pool.begin_with("BEGIN IMMEDIATE").await?.rollback().await?;
+        if self.writes.have_failed() {
+            self.write_header().await?;
+            self.writes.succeeded();
+        }
+        Ok(())
+    }
+
+    /// Writes the header's page as it was: the smallest write that reaches the disk. The page has a
+    /// field for applications, which nobody reads here.
+    async fn write_header(&self) -> sqlx::Result<()> {
+        sqlx::query("PRAGMA user_version = 0").execute(&self.pool).await.map(drop)
+    }
+
+    /// What a call says about whether rows can be written.
+    pub fn note<T>(&self, answer: sqlx::Result<T>) -> sqlx::Result<T> {
+        answer.inspect_err(|error| {
+            let code = error.as_database_error().and_then(DatabaseError::code);
+            let code = code.and_then(|code| code.parse::<u32>().ok());
+            // READONLY, IOERR, FULL, CANTOPEN.
+            if code.is_some_and(|code| [8, 10, 13, 14].contains(&(code & 0xff))) {
+                self.writes.failed();
+            }
+        })
+    }
+
+    /// Open connections, idle ones, and most.
+    pub fn connections(&self) -> (u32, usize, u32) {
+        (self.pool.size(), self.pool.num_idle(), 1)
     }
 
     /// The same database, for the in-process courier's values.

@@ -19,7 +19,7 @@ use aura_hitl::domain::decision::{Candidate, Decision, Delivery, Record, State, 
 use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
 use aura_hitl::domain::request::{ApprovalRequest, Origin};
 use aura_hitl::domain::task::{Task, TaskFilter};
-use aura_hitl::ledger::{LEASE, Ledger, Recorded, Writing};
+use aura_hitl::ledger::{LEASE, Ledger, Pooler, Recorded, Writing};
 use aura_hitl::routes::{Access, Entry};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -96,6 +96,7 @@ pub async fn config(mode: Mode, folder: &TempDir) -> Config {
     if mode == Mode::Production {
         config.ledger = LedgerConfig::Postgres {
             url: SecretString::from(fresh_database().await),
+            pooler: Pooler::None,
             max_connections: 10,
         };
         config.redis =

@@ -169,7 +169,10 @@ async fn sigterm_amid_many_decisions_loses_none_that_was_acknowledged() {
     assert!(acknowledged.contains(&true));
     assert_success(service.ended().await);
 
-    let ledger = Ledger::connect_postgres(&SecretString::from(database), 2).await.unwrap();
+    let ledger =
+        Ledger::connect_postgres(&SecretString::from(database), aura_hitl::ledger::Pooler::None, 2)
+            .await
+            .unwrap();
     for (id, acknowledged) in ids.iter().zip(acknowledged) {
         let id = RequestId::parse(id.as_str()).unwrap();
         let record = ledger.find_request(&id).await.unwrap().unwrap();

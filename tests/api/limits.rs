@@ -297,6 +297,7 @@ async fn while_postgres_is_stuck_further_calls_are_turned_away_at_once() {
     let postgres = PrivatePostgres::start().await;
     let app = TestApp::spawn_with(Mode::Production, Clock::System, |config| {
         config.ledger = aura_hitl::config::LedgerConfig::Postgres {
+            pooler: aura_hitl::ledger::Pooler::None,
             url: postgres.url().into(),
             max_connections: 2,
         };

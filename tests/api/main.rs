@@ -24,11 +24,15 @@ mod harmful;
 #[path = "../faults/history.rs"]
 mod history;
 mod hostile;
+mod infrastructure;
 mod lifecycle;
 mod limits;
 mod losses;
 mod outcomes;
 mod processes;
+#[allow(dead_code, reason = "some of it is for `scripts/faults`, which shares it")]
+#[path = "../faults/proxy.rs"]
+mod proxy;
 mod registration;
 mod relay;
 mod reload;

@@ -82,7 +82,13 @@ impl Replicas {
         let settings = RedisSettings::Url(SecretString::from(test_variable("TEST_REDIS_URL")));
         let replicas = Self {
             processes,
-            ledger: Ledger::connect_postgres(&SecretString::from(database), 2).await.unwrap(),
+            ledger: Ledger::connect_postgres(
+                &SecretString::from(database),
+                aura_hitl::ledger::Pooler::None,
+                2,
+            )
+            .await
+            .unwrap(),
             courier: Courier::redis(&settings).unwrap(),
             client: Client::new(),
         };

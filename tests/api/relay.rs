@@ -12,7 +12,7 @@ use aura_hitl::domain::ids::RequestId;
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::signal::signal_json;
 use aura_hitl::domain::task::TaskStatus;
-use aura_hitl::ledger::{LEASE, Recorded};
+use aura_hitl::ledger::{LEASE, Pooler, Recorded};
 use aura_hitl::relay;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt as _;
@@ -253,7 +253,11 @@ async fn two_replicas_send_each_owed_signal_once() {
     let redis = PrivateRedis::start().await;
     let database = SecretString::from(fresh_database().await);
     let replica = || {
-        let ledger = LedgerConfig::Postgres { url: database.clone(), max_connections: 10 };
+        let ledger = LedgerConfig::Postgres {
+            url: database.clone(),
+            pooler: Pooler::None,
+            max_connections: 10,
+        };
         let settings = redis.settings();
         TestApp::spawn_with(Mode::Embedded, Clock::System, |config| {
             (config.ledger, config.redis) = (ledger, Some(settings));
@@ -360,7 +364,7 @@ async fn while_postgres_is_away_nothing_is_decided() {
     let redis = PrivateRedis::start().await;
     let url = SecretString::from(postgres.url());
     let app = TestApp::spawn_with(Mode::Embedded, Clock::System, |config| {
-        config.ledger = LedgerConfig::Postgres { url, max_connections: 10 };
+        config.ledger = LedgerConfig::Postgres { url, pooler: Pooler::None, max_connections: 10 };
         config.redis = Some(redis.settings());
     })
     .await;

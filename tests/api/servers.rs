@@ -399,21 +399,7 @@ impl PrivatePostgres {
     /// Its programs refuse to run as root.
     fn program(&self, name: &str) -> Command {
         let program = self.bin.join(name);
-        let is_root =
-            std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap());
-        if is_root != 0 {
-            return Command::new(program);
-        }
-        let id = |option, user| {
-            let id = Command::new("id").args([option, user]).output().unwrap().stdout;
-            String::from_utf8(id).unwrap().trim().parse::<u32>().ok()
-        };
-        let name = if id("-u", "postgres").is_some() { "postgres" } else { "nobody" };
-        let (user, group) = (id("-u", name).unwrap(), id("-g", name).unwrap());
-        std::os::unix::fs::chown(self.folder.path(), Some(user), Some(group)).unwrap();
-        let mut command = Command::new(program);
-        command.uid(user).gid(group).current_dir("/");
-        command
+        as_other_user(program, self.folder.path())
     }
 
     /// Starts it with the data it had, on the port it had.
@@ -481,6 +467,119 @@ impl Drop for PrivatePostgres {
     }
 }
 
+fn is_root() -> bool {
+    std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) == 0
+}
+
+/// A program that refuses to run as root, and the folder that it works in.
+fn as_other_user(program: impl AsRef<std::ffi::OsStr>, folder: &Path) -> Command {
+    let mut command = Command::new(program);
+    if is_root() {
+        let id = |option, user| {
+            let id = Command::new("id").args([option, user]).output().unwrap().stdout;
+            String::from_utf8(id).unwrap().trim().parse::<u32>().ok()
+        };
+        let name = if id("-u", "postgres").is_some() { "postgres" } else { "nobody" };
+        let (user, group) = (id("-u", name).unwrap(), id("-g", name).unwrap());
+        std::os::unix::fs::chown(folder, Some(user), Some(group)).unwrap();
+        command.uid(user).gid(group).current_dir("/");
+    }
+    command
+}
+
+/// A PgBouncer of one's own, as Debian packages it, in front of a Postgres.
+pub struct PgBouncer {
+    port: u16,
+    server: Option<Server>,
+    folder: TempDir,
+}
+
+impl PgBouncer {
+    pub async fn start(postgres: u16, mode: &str) -> Self {
+        let mut bouncer = Self { port: free_port(), server: None, folder: TempDir::new().unwrap() };
+        let settings = format!(
+            "[databases]\n* = host=127.0.0.1 port={postgres}\n[pgbouncer]\n\
+             listen_addr = 127.0.0.1\nlisten_port = {}\nunix_socket_dir =\nauth_type = trust\n\
+             auth_file = {}\n\
+             pool_mode = {mode}\nmax_client_conn = 200\ndefault_pool_size = 10\n\
+             server_login_retry = 1\n",
+            bouncer.port,
+            bouncer.folder.path().join("users").display()
+        );
+        std::fs::write(bouncer.folder.path().join("users"), "\"postgres\" \"\"\n").unwrap();
+        std::fs::write(bouncer.folder.path().join("pgbouncer.ini"), settings).unwrap();
+        bouncer.start_again().await;
+        bouncer
+    }
+
+    pub async fn start_again(&mut self) {
+        assert!(self.server.is_none(), "it is running");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let program = std::env::split_paths(&path)
+            .chain(["/usr/sbin".into()])
+            .map(|folder| folder.join("pgbouncer"))
+            .find(|program| program.is_file())
+            .expect("PgBouncer is not installed");
+        let mut command = as_other_user(program, self.folder.path());
+        command.arg(self.folder.path().join("pgbouncer.ini"));
+        self.server = Some(Server::start(&mut command, &self.folder.path().join("log")));
+        eventually(async || {
+            let mut plain =
+                <sqlx::postgres::PgConnectOptions as std::str::FromStr>::from_str(&self.url())
+                    .unwrap();
+            plain = plain.extra_float_digits(None);
+            let connected = <sqlx::PgConnection as sqlx::Connection>::connect_with(&plain).await;
+            connected.ok().map(drop)
+        })
+        .await;
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill(&mut self) {
+        self.server = None;
+    }
+
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+}
+
+/// A small disk of its own, which needs root.
+pub struct Tmpfs(TempDir);
+
+impl Tmpfs {
+    pub fn mount(size: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=777"), "tmpfs"]);
+        let mounted = mount.arg(folder.path()).status().unwrap();
+        assert!(mounted.success(), "mounting a small disk needs root (CAP_SYS_ADMIN)");
+        Self(folder)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Takes up all the room that is left.
+    pub fn fill(&self) {
+        let mut file = File::create(self.path().join("filling")).unwrap();
+        let block = [1; 4096];
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    }
+
+    /// Gives the room back.
+    pub fn empty(&self) {
+        std::fs::remove_file(self.path().join("filling")).unwrap();
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _best_effort = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
 /// The program itself, as an operator runs it, with no environment but what the test gives it.
 pub struct Program {
     command: Command,
@@ -504,6 +603,19 @@ impl Program {
     /// The same of another build.
     pub fn of(binary: &Path, folder: &TempDir, arguments: &[&str]) -> Self {
         let mut command = Command::new(binary);
+        command.args(arguments);
+        Self::run(folder, command)
+    }
+
+    /// The same as a user who may do nothing special.
+    pub fn as_nobody(folder: &TempDir, arguments: &[&str]) -> Self {
+        let binary = Path::new(env!("CARGO_BIN_EXE_aura-hitl"));
+        let mut command = Command::new(binary);
+        if is_root() {
+            command = Command::new("setpriv");
+            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]);
+            command.arg(binary);
+        }
         command.args(arguments);
         Self::run(folder, command)
     }

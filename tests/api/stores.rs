@@ -871,7 +871,7 @@ on_all_stores! {
     }
 
     async fn both_stores_answer(stores: Stores) {
-        stores.ledger.ping().await.unwrap();
+        stores.ledger.check_writable().await.unwrap();
         stores.courier.ping().await.unwrap();
         let engines = (stores.ledger.engine(), stores.courier.engine());
         let expected =

@@ -219,7 +219,11 @@ async fn everything_goes_over_tls_with_no_more_rights_than_are_needed() {
     let mut redis = StrictRedis::start(&authority.identity(), "p@ss", RIGHTS).await;
     let app = TestApp::spawn_with(Mode::Embedded, Clock::System, |config| {
         let url = SecretString::from(postgres.strict_url("service:p_word", &trusted));
-        config.ledger = LedgerConfig::Postgres { url, max_connections: 5 };
+        config.ledger = LedgerConfig::Postgres {
+            url,
+            pooler: aura_hitl::ledger::Pooler::None,
+            max_connections: 5,
+        };
         let url = SecretString::from(redis.url("service:p%40ss"));
         config.redis = Some(RedisSettings::Tls { url, trusted: authority.pem.clone() });
         let [per_second, burst] = [20, 30].map(|number| NonZeroU32::new(number).unwrap());

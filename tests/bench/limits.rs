@@ -30,7 +30,8 @@ pub async fn statement(
     watched: &Watched,
 ) -> Run {
     let url = SecretString::from(database.url.clone());
-    let ledger = Ledger::connect_postgres(&url, POOL).await.unwrap();
+    let ledger =
+        Ledger::connect_postgres(&url, aura_hitl::ledger::Pooler::None, POOL).await.unwrap();
     let count = usize::try_from(MOST_PER_SECOND * time.as_secs()).unwrap();
     let now = Clock::System.now();
     let works = Asked::fresh(count).into_iter().map(|asked| {

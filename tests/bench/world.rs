@@ -183,7 +183,8 @@ impl World {
         sqlx::query(create).execute(&mut connection).await.unwrap();
         let url = format!("postgres://postgres@127.0.0.1:{}/{name}", self.postgres.port());
         let secret = SecretString::from(url.clone());
-        let ledger = Ledger::connect_postgres(&secret, 1).await.unwrap();
+        let ledger =
+            Ledger::connect_postgres(&secret, aura_hitl::ledger::Pooler::None, 1).await.unwrap();
         ledger.migrate(Some(&secret)).await.unwrap();
         ledger.close().await;
         let connection = PgConnection::connect(&url).await.unwrap();

@@ -1,0 +1,438 @@
+//! The connections to Postgres. A connection leads to a server that can write, its session has our
+//! time-outs, and it is used again only while its state is known.
+//!
+//! Making a connection is a task of its own: a caller that stops waiting does not cancel it, and
+//! the next caller finds it made. [`Connections`] is a sqlx executor, so a query reads the same as
+//! on sqlx's own pool. An error before the statement was sent is [`NotSent`]. Must not know tables.
+
+use std::fmt::{self, Debug, Display, Formatter};
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use deadpool::Runtime;
+use deadpool::managed::{
+    Manager, Metrics, Object, Pool, PoolConfig, PoolError, QueueMode, RecycleError, RecycleResult,
+    TimeoutType, Timeouts,
+};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{BoxStream, iter, once};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use serde::Deserialize;
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{
+    PgArguments, PgConnectOptions, PgDatabaseError, PgQueryResult, PgRow, PgSeverity, PgStatement,
+    PgTypeInfo,
+};
+use sqlx::{
+    Connection as _, Describe, Either, Execute, Executor, PgConnection, Postgres, Row as _, SqlStr,
+    raw_sql,
+};
+use tokio::runtime::Handle;
+use tokio::time::{sleep, timeout};
+
+/// Longest to make a connection, log in and check the server. The caller waits less.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest that a caller waits for a connection, whether it is free or has to be made.
+const CALLER_TIMEOUT: Duration = Duration::from_millis(1900);
+/// Longest to wait until one of the connections in use is free. With `lock_timeout` it makes the
+/// longest that a call takes in an overload: 1.6 s.
+const FREE_TIMEOUT: Duration = Duration::from_millis(600);
+/// Longest to wait for the server's answer to a statement. `statement_timeout` is shorter.
+const STATEMENT_TIMEOUT: Duration = Duration::from_millis(1900);
+/// A connection used within this time is not pinged before its next use: under load a decision is
+/// one round trip. Shorter than any restart of Postgres.
+const FRESH: Duration = Duration::from_millis(100);
+/// Longest to wait for the answer to a ping.
+const PING_TIMEOUT: Duration = Duration::from_millis(500);
+/// Age at which a connection is replaced, so that a changed login takes effect.
+const MAX_AGE: Duration = Duration::from_mins(30);
+/// Rest after which a connection is closed.
+const MAX_REST: Duration = Duration::from_mins(10);
+/// How often resting connections are looked for.
+const REST_INTERVAL: Duration = Duration::from_mins(1);
+
+/// What stands between us and Postgres.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pooler {
+    /// Nothing, or a pooler in session mode: a session keeps its settings.
+    #[default]
+    None,
+    /// A pooler that gives each transaction a server connection: nothing outlives a transaction, so
+    /// every statement runs in a transaction that sets its own time-outs.
+    Transaction,
+}
+
+/// Whether the server accepts writes from this session.
+macro_rules! is_read_only {
+    () => {
+        "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"
+    };
+}
+
+/// What a session is set to, and an answer whether it is read-only. The time-outs are just under what
+/// callers wait, so that Postgres gives up first and no statement outlives its caller.
+const SESSION: &str = concat!(
+    "SET statement_timeout = 1500; SET lock_timeout = 1000; \
+     SET idle_in_transaction_session_timeout = 5000; \
+     SET default_transaction_isolation = 'read committed'; ",
+    is_read_only!()
+);
+/// The same for one transaction.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 1500; \
+                     SET LOCAL lock_timeout = 1000; \
+                     SET LOCAL idle_in_transaction_session_timeout = 5000";
+
+/// Nothing was executed: no connection was to be had, or it was lost before a commit was sent.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotSent(String);
+
+fn not_sent(why: impl Display) -> sqlx::Error {
+    sqlx::Error::AnyDriverError(Box::new(NotSent(why.to_string())))
+}
+
+/// Makes connections, and judges them before each use.
+#[derive(Debug)]
+struct Maker {
+    options: ArcSwap<PgConnectOptions>,
+    pooler: Pooler,
+}
+
+impl Manager for Maker {
+    type Type = PgConnection;
+    type Error = sqlx::Error;
+
+    async fn create(&self) -> sqlx::Result<PgConnection> {
+        log_in(&self.options.load_full(), self.pooler).await
+    }
+
+    async fn recycle(
+        &self,
+        connection: &mut PgConnection,
+        metrics: &Metrics,
+    ) -> RecycleResult<sqlx::Error> {
+        if metrics.age() > MAX_AGE {
+            return Err(RecycleError::message("it is too old"));
+        }
+        if metrics.last_used() > FRESH {
+            let pinged = timeout(PING_TIMEOUT, connection.ping()).await;
+            pinged.map_err(|_elapsed| RecycleError::message("it does not answer"))??;
+        }
+        Ok(())
+    }
+}
+
+/// Connects, and refuses a server that is read-only: the address may lead to a standby for a while.
+pub async fn log_in(options: &PgConnectOptions, pooler: Pooler) -> sqlx::Result<PgConnection> {
+    let mut connection = PgConnection::connect_with(options).await?;
+    let statement = match pooler {
+        Pooler::None => SESSION,
+        Pooler::Transaction => is_read_only!(),
+    };
+    check_writable(&raw_sql(statement).fetch_one(&mut connection).await?)?;
+    Ok(connection)
+}
+
+fn check_writable(is_read_only: &PgRow) -> sqlx::Result<()> {
+    if is_read_only.try_get(0)? {
+        return Err(not_sent("the server is read-only: it is a standby, or was set so"));
+    }
+    Ok(())
+}
+
+/// The connections of this process; cheap to clone.
+#[derive(Clone)]
+pub struct Connections {
+    pool: Pool<Maker>,
+    /// Where connections are made and live: it outlives the HTTP workers.
+    runtime: Handle,
+}
+
+impl Debug for Connections {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connections").finish_non_exhaustive()
+    }
+}
+
+/// A connection in use. It goes back to the pool only by [`Lease::give_back`]: a caller that is
+/// dropped half-way leaves a connection of unknown state, which is closed.
+struct Lease(Option<Object<Maker>>);
+
+impl Lease {
+    fn connection(&mut self) -> sqlx::Result<&mut PgConnection> {
+        self.0.as_deref_mut().ok_or_else(|| not_sent("the connection is gone"))
+    }
+
+    fn give_back(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        drop(self.0.take().map(Object::take));
+    }
+}
+
+impl Connections {
+    /// Connections are made when first needed.
+    pub fn new(options: PgConnectOptions, pooler: Pooler, max: u32) -> sqlx::Result<Self> {
+        let maker = Maker { options: ArcSwap::from_pointee(options), pooler };
+        let config = PoolConfig {
+            max_size: usize::try_from(max).unwrap_or(usize::MAX),
+            timeouts: Timeouts {
+                wait: Some(FREE_TIMEOUT),
+                create: Some(CONNECT_TIMEOUT),
+                recycle: None,
+            },
+            queue_mode: QueueMode::Lifo,
+        };
+        let pool = Pool::builder(maker).config(config).runtime(Runtime::Tokio1).build();
+        let pool = pool.map_err(not_sent)?;
+        let runtime = Handle::current();
+        let resting = pool.weak();
+        runtime.spawn(async move {
+            loop {
+                sleep(REST_INTERVAL).await;
+                let Some(pool) = resting.upgrade().filter(|pool| !pool.is_closed()) else { break };
+                close(pool.retain(|_, metrics| metrics.last_used() < MAX_REST).removed).await;
+            }
+        });
+        Ok(Self { pool, runtime })
+    }
+
+    /// How connections are made.
+    pub fn options(&self) -> Arc<PgConnectOptions> {
+        self.pool.manager().options.load_full()
+    }
+
+    /// What stands between us and the server.
+    pub fn pooler(&self) -> Pooler {
+        self.pool.manager().pooler
+    }
+
+    /// Every connection from now on is made this way. Open ones live on, at most [`MAX_AGE`].
+    pub fn set_options(&self, options: PgConnectOptions) {
+        self.pool.manager().options.store(Arc::new(options));
+    }
+
+    /// Open connections, idle ones, and most.
+    pub fn count(&self) -> (u32, usize, u32) {
+        let status = self.pool.status();
+        let number = |count| u32::try_from(count).unwrap_or(u32::MAX);
+        (number(status.size), status.available, number(status.max_size))
+    }
+
+    /// Closes idle connections; those in use are closed when they are given back.
+    pub async fn close(&self) {
+        let idle = self.pool.retain(|_, _| false).removed;
+        self.pool.close();
+        close(idle).await;
+    }
+
+    /// Whether a server that can write is reached. Asks on a pooled connection, and closes one that
+    /// leads to a read-only server.
+    pub async fn check_writable(&self) -> sqlx::Result<()> {
+        let mut lease = self.lease().await?;
+        let asking = raw_sql(is_read_only!()).fetch_one(lease.connection()?);
+        check_writable(&in_time(asking).await?)?;
+        lease.give_back();
+        Ok(())
+    }
+
+    /// Runs statements without parameters as one message; for more than one, a transaction.
+    pub async fn run_raw(&self, statements: &'static str) -> sqlx::Result<()> {
+        let mut lease = self.lease().await?;
+        in_time(raw_sql(statements).execute(lease.connection()?)).await?;
+        lease.give_back();
+        Ok(())
+    }
+
+    async fn lease(&self) -> sqlx::Result<Lease> {
+        let pool = self.pool.clone();
+        let getting = self.runtime.spawn(async move { pool.get().await });
+        match timeout(CALLER_TIMEOUT, getting).await {
+            Ok(Ok(Ok(connection))) => Ok(Lease(Some(connection))),
+            Ok(Ok(Err(PoolError::Timeout(TimeoutType::Wait)))) => {
+                Err(not_sent("every connection to Postgres is in use"))
+            }
+            Ok(Ok(Err(PoolError::Backend(error)))) => Err(not_sent(error)),
+            Ok(Ok(Err(error))) => Err(not_sent(error)),
+            Ok(Err(stopped)) => Err(not_sent(stopped)),
+            Err(_elapsed) => Err(not_sent("no connection to Postgres in time")),
+        }
+    }
+
+    /// Runs one statement and takes all that it answers; no statement here answers much.
+    async fn run<'q>(&self, query: impl Execute<'q, Postgres> + 'q) -> sqlx::Result<Vec<Answer>> {
+        let mut lease = self.lease().await?;
+        let connection = lease.connection()?;
+        let answer = match self.pooler() {
+            Pooler::None => in_time(connection.fetch_many(query).try_collect()).await,
+            Pooler::Transaction => run_in_transaction(connection, query).await,
+        };
+        if answer.as_ref().err().is_none_or(leaves_connection_usable) {
+            lease.give_back();
+        }
+        answer
+    }
+}
+
+/// A row, or the end of a statement.
+type Answer = Either<PgQueryResult, PgRow>;
+
+async fn in_time<T>(work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let too_late = || io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
+    timeout(STATEMENT_TIMEOUT, work).await.unwrap_or_else(|_elapsed| Err(too_late().into()))
+}
+
+/// Nothing is written before the commit, so only a failed commit leaves the outcome open.
+async fn run_in_transaction<'q>(
+    connection: &mut PgConnection,
+    query: impl Execute<'q, Postgres> + 'q,
+) -> sqlx::Result<Vec<Answer>> {
+    let uncommitted = async {
+        raw_sql(BEGIN).execute(&mut *connection).await?;
+        let answer = connection.fetch_many(Unnamed(query)).try_collect().await;
+        if answer.as_ref().err().is_some_and(leaves_connection_usable) {
+            raw_sql("ROLLBACK").execute(&mut *connection).await?;
+        }
+        answer
+    };
+    let answer = in_time(uncommitted).await.map_err(|error| match error {
+        error @ sqlx::Error::Database(_) => error,
+        error => not_sent(error),
+    })?;
+    in_time(raw_sql("COMMIT").execute(connection)).await?;
+    Ok(answer)
+}
+
+/// Whether a connection that answered this is as good as before: only where the server says that it
+/// gave up this one statement. A server that has become read-only, one that no longer knows a
+/// prepared statement, or a lost connection are all left.
+fn leaves_connection_usable(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    // Integrity (23), a value that cannot be (22), rolled back (40), locked (55), cancelled (57014).
+    code.is_some_and(|code| {
+        code == "57014" || ["22", "23", "40", "55"].iter().any(|class| code.starts_with(class))
+    })
+}
+
+/// Whether the server ended the session with this error: what it was doing may have been done.
+pub fn ends_session(error: &PgDatabaseError) -> bool {
+    matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic)
+}
+
+async fn close(connections: Vec<PgConnection>) {
+    for connection in connections {
+        let _best_effort = timeout(PING_TIMEOUT, connection.close()).await;
+    }
+}
+
+impl<'c> Executor<'c> for &'c Connections {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, sqlx::Result<Answer>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let answers = once(self.run(query));
+        answers.map_ok(|answers| iter(answers.into_iter().map(Ok))).try_flatten().boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, sqlx::Result<Option<PgRow>>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let first = async move { Ok(self.run(query).await?.into_iter().find_map(Either::right)) };
+        first.boxed()
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, sqlx::Result<PgStatement>>
+    where
+        'c: 'e,
+    {
+        async move { self.lease().await?.connection()?.prepare_with(sql, parameters).await }.boxed()
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, sqlx::Result<Describe<Postgres>>>
+    where
+        'c: 'e,
+    {
+        async move { self.lease().await?.connection()?.describe(sql).await }.boxed()
+    }
+}
+
+/// A connection behind which every transaction may meet another server connection: statements are
+/// not prepared under a name that the next one would not know.
+#[derive(Debug)]
+pub struct Unpooled<'c>(pub &'c mut PgConnection);
+
+impl<'c> Executor<'c> for Unpooled<'c> {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, sqlx::Result<Answer>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        self.0.fetch_many(Unnamed(query))
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, sqlx::Result<Option<PgRow>>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        self.0.fetch_optional(Unnamed(query))
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, sqlx::Result<PgStatement>>
+    where
+        'c: 'e,
+    {
+        self.0.prepare_with(sql, parameters)
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, sqlx::Result<Describe<Postgres>>>
+    where
+        'c: 'e,
+    {
+        self.0.describe(sql)
+    }
+}
+
+/// A query that is prepared without a name.
+struct Unnamed<E>(E);
+
+impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Unnamed<E> {
+    fn sql(self) -> SqlStr {
+        self.0.sql()
+    }
+
+    fn statement(&self) -> Option<&PgStatement> {
+        self.0.statement()
+    }
+
+    fn take_arguments(&mut self) -> Result<Option<PgArguments>, sqlx::error::BoxDynError> {
+        self.0.take_arguments()
+    }
+
+    fn persistent(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,145 @@
+//! Applies what a database lacks of the migrations: looks first, locks second, and waits for another
+//! process only so long.
+//!
+//! On Postgres the lock is held by a transaction of its own connection: a pooler cannot leave it
+//! behind on a server connection, and a migration that runs outside a transaction (`CREATE INDEX
+//! CONCURRENTLY`) does not wait for those who wait for the lock. Migrations never run on the pool,
+//! whose statements have time-outs.
+
+use std::collections::BTreeMap;
+use std::str::FromStr as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use sqlx::migrate::{Migration, Migrator};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, SqlitePool, raw_sql};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+/// Longest to wait for a connection, or for the other process that migrates.
+const LOCK_TIMEOUT: Duration = Duration::from_mins(1);
+/// How often to ask whether that one has ended.
+const LOCK_INTERVAL: Duration = Duration::from_millis(250);
+/// Longest that a migration waits for a table that somebody uses: everybody else would queue behind.
+const TABLE_TIMEOUT: &str = "10s";
+/// Names the lock: the first bytes of "aura-hitl".
+const LOCK: i64 = i64::from_be_bytes(*b"aura-hit");
+
+/// The table that sqlx's migrator keeps too; releases before this one used it.
+const CREATE_TABLE: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (
+    version BIGINT PRIMARY KEY,
+    description TEXT NOT NULL,
+    installed_on TIMESTAMPTZ NOT NULL DEFAULT now(),
+    success BOOLEAN NOT NULL,
+    checksum BYTEA NOT NULL,
+    execution_time BIGINT NOT NULL
+)";
+
+/// SQLite's file has one process, and its migrator needs no lock.
+pub async fn run_sqlite(pool: &SqlitePool, migrations: &Migrator) -> anyhow::Result<()> {
+    let mut migrator = Migrator { migrations: migrations.migrations.clone(), ..Migrator::DEFAULT };
+    migrator.set_ignore_missing(true);
+    Ok(migrator.run(pool).await?)
+}
+
+/// Connects twice: to hold the lock, and to migrate.
+pub async fn run_postgres(url: &str, migrations: &Migrator) -> anyhow::Result<()> {
+    let options = PgConnectOptions::from_str(url)?
+        .application_name("aura-hitl migrate")
+        .extra_float_digits(None);
+    let mut locking = connect(&options).await?;
+    lock(&mut locking).await?;
+    let mut connection = connect(&options).await?;
+    let applied = applied(&mut connection).await?;
+    let missing = migrations.iter().filter(|one| !applied.contains_key(&one.version));
+    for one in missing {
+        info!(version = one.version, description = %one.description, "migrating");
+        apply(&mut connection, one)
+            .await
+            .with_context(|| format!("migration {} ({})", one.version, one.description))?;
+    }
+    for one in migrations.iter() {
+        let is_ours = applied.get(&one.version).is_none_or(|sum| *sum == hex(&one.checksum));
+        ensure!(is_ours, "migration {} was applied in another wording", one.version);
+    }
+    // The transaction that holds the lock ends with its connection.
+    locking.close().await?;
+    connection.close().await?;
+    Ok(())
+}
+
+/// A pooler accepts a client before it has a server for it, so the first answer is waited for too.
+async fn connect(options: &PgConnectOptions) -> anyhow::Result<PgConnection> {
+    let connecting = async {
+        let mut connection = PgConnection::connect_with(options).await?;
+        raw_sql("SELECT 1").execute(&mut connection).await?;
+        Ok::<_, sqlx::Error>(connection)
+    };
+    let connected = timeout(LOCK_TIMEOUT, connecting).await.ok();
+    let connected = connected.with_context(|| {
+        format!("no connection to Postgres within {} s", LOCK_TIMEOUT.as_secs())
+    })?;
+    Ok(connected?)
+}
+
+/// Asks until the lock is ours; between two questions no snapshot is held.
+async fn lock(connection: &mut PgConnection) -> anyhow::Result<()> {
+    let begin = "BEGIN ISOLATION LEVEL READ COMMITTED; \
+                 SET LOCAL idle_in_transaction_session_timeout = 0";
+    raw_sql(begin).execute(&mut *connection).await?;
+    let ask = format!("SELECT pg_try_advisory_xact_lock({LOCK})");
+    let began = Instant::now();
+    let mut is_told = false;
+    loop {
+        let answer = raw_sql(AssertSqlSafe(ask.clone())).fetch_one(&mut *connection).await?;
+        if answer.try_get(0)? {
+            return Ok(());
+        }
+        if began.elapsed() > LOCK_TIMEOUT {
+            bail!(
+                "another process has been migrating this database for {} s; try again when it has \
+                 ended",
+                LOCK_TIMEOUT.as_secs()
+            );
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            warn!("another process migrates this database: waiting for it");
+        }
+        sleep(LOCK_INTERVAL).await;
+    }
+}
+
+/// What was applied: each version with its checksum in hexadecimal digits.
+async fn applied(connection: &mut PgConnection) -> anyhow::Result<BTreeMap<i64, String>> {
+    raw_sql(CREATE_TABLE).execute(&mut *connection).await?;
+    let read = "SELECT version, encode(checksum, 'hex') FROM _sqlx_migrations WHERE success";
+    let rows = raw_sql(read).fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+/// Applies one and notes it, in one transaction if it runs in one.
+async fn apply(connection: &mut PgConnection, one: &Migration) -> anyhow::Result<()> {
+    let note = format!(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES ({}, '{}', TRUE, '\\x{}', -1)",
+        one.version,
+        one.description.replace('\'', "''"),
+        hex(&one.checksum)
+    );
+    if one.no_tx {
+        raw_sql(one.sql.clone()).execute(&mut *connection).await?;
+        raw_sql(AssertSqlSafe(note)).execute(connection).await?;
+        return Ok(());
+    }
+    let begin = format!("BEGIN; SET LOCAL lock_timeout = '{TABLE_TIMEOUT}'");
+    raw_sql(AssertSqlSafe(begin)).execute(&mut *connection).await?;
+    raw_sql(one.sql.clone()).execute(&mut *connection).await?;
+    raw_sql(AssertSqlSafe(note)).execute(&mut *connection).await?;
+    raw_sql("COMMIT").execute(connection).await?;
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,282 @@
+//! What real infrastructure does to the ledger: servers that become read-only, disks that fill up,
+//! poolers, slow networks, databases of another kind.
+
+use std::process::Command;
+use std::time::Duration;
+
+use aura_hitl::app;
+use aura_hitl::config::LedgerConfig;
+use aura_hitl::domain::clock::Clock;
+use aura_hitl::ledger::{Ledger, Pooler};
+use secrecy::SecretString;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
+use tempfile::TempDir;
+
+use crate::helpers::{ALICE, Asked, BOB, Mode, TestApp, eventually, fresh_database, unique};
+use crate::proxy::Proxy;
+use crate::servers::{PgBouncer, PrivatePostgres, Program, Tmpfs};
+
+fn ledger(url: String, pooler: Pooler) -> LedgerConfig {
+    LedgerConfig::Postgres { url: SecretString::from(url), pooler, max_connections: 4 }
+}
+
+async fn app_on(url: String) -> TestApp {
+    TestApp::spawn_with(Mode::Production, Clock::System, |config| {
+        config.ledger = ledger(url, Pooler::None);
+    })
+    .await
+}
+
+async fn sql(url: &str, statements: &[&str]) {
+    let mut connection = PgConnection::connect(url).await.unwrap();
+    for &statement in statements {
+        connection.execute(AssertSqlSafe(statement.to_owned())).await.unwrap();
+    }
+}
+
+async fn ready(app: &TestApp) -> u16 {
+    let answer = app.client.get(format!("{}/health/ready", app.base)).send().await.unwrap();
+    answer.status().as_u16()
+}
+
+/// A request in the ledger alone.
+async fn registered(app: &TestApp) -> Asked {
+    let asked = Asked::new();
+    app.register(ALICE, &asked).await.assert(201, "");
+    asked
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_cannot_write_is_not_ready_and_recovers() {
+    let postgres = PrivatePostgres::start().await;
+    let app = app_on(postgres.url()).await;
+    let asked = registered(&app).await;
+    assert_eq!(ready(&app).await, 200);
+    let read_only =
+        ["ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"];
+    sql(&postgres.url(), &read_only).await;
+    eventually(async || (ready(&app).await == 503).then_some(())).await;
+    for _again in 0..6 {
+        let answer = app.approve(ALICE, &asked.id).await;
+        answer.assert(503, "E5000");
+        assert!(answer.text.contains("nothing was decided"), "{}", answer.text);
+        assert_eq!(ready(&app).await, 503);
+    }
+    let metrics = app.client.get(format!("{}/metrics", app.base)).send().await.unwrap();
+    assert!(metrics.text().await.unwrap().contains("\naura_hitl_ledger_up 0"));
+    let writable = [
+        "SET default_transaction_read_only = off",
+        "ALTER SYSTEM RESET default_transaction_read_only",
+        "SELECT pg_reload_conf()",
+    ];
+    sql(&postgres.url(), &writable).await;
+    eventually(async || (ready(&app).await == 200).then_some(())).await;
+    app.approve(ALICE, &asked.id).await.assert(200, "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_not_ready_and_the_ledger_recovers_by_itself() {
+    let disk = Tmpfs::mount("3m");
+    let app = TestApp::spawn_with(Mode::Embedded, Clock::System, |config| {
+        config.ledger = LedgerConfig::Sqlite { file: disk.path().join("aura-hitl.db") };
+    })
+    .await;
+    let asked = registered(&app).await;
+    disk.fill();
+    let mut refused = 0;
+    eventually(async || {
+        let answer = app.register(ALICE, &Asked::new()).await;
+        refused += usize::from(answer.status == 503);
+        assert!([201, 503].contains(&answer.status.as_u16()), "{}", answer.text);
+        (refused > 3).then_some(())
+    })
+    .await;
+    assert_eq!(ready(&app).await, 503);
+    disk.empty();
+    eventually(async || (ready(&app).await == 200).then_some(())).await;
+    app.approve(ALICE, &asked.id).await.assert(200, "");
+    registered(&app).await;
+}
+
+/// As root, file modes bind nobody: the program runs as another user.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_file_that_cannot_be_written_is_refused_at_start() {
+    let folder = TempDir::new().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let file = data.join("aura-hitl.db");
+    Ledger::open_sqlite(&file).await.unwrap().close().await;
+    for path in [folder.path(), &data] {
+        Command::new("chmod").arg("777").arg(path).status().unwrap();
+    }
+    Command::new("chmod").arg("444").arg(&file).status().unwrap();
+    let output = Program::as_nobody(&folder, &["serve"]).output();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(said.contains("readonly") && said.contains("aura-hitl.db"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_cannot_hold_every_text_is_refused_at_start() {
+    let url = fresh_database().await;
+    let name = unique("ascii");
+    sql(
+        &url,
+        &[&format!(
+            "CREATE DATABASE {name} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        )],
+    )
+    .await;
+    let url = format!("{}/{name}", url.rsplit_once('/').unwrap().0);
+    let refused = Ledger::connect_postgres(&url.into(), Pooler::None, 2).await.unwrap_err();
+    assert!(refused.to_string().contains("encoding is SQL_ASCII"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_default_isolation_of_serializable_changes_nothing() {
+    let url = fresh_database().await;
+    let name = url.rsplit_once('/').unwrap().1;
+    let serializable =
+        format!("ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'");
+    sql(&url, &[&serializable]).await;
+    let app = app_on(url).await;
+    let asked = registered(&app).await;
+    let clicks = (0..20).map(|_| app.approve(ALICE, &asked.id));
+    for answer in futures_util::future::join_all(clicks).await {
+        answer.assert(200, "");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_takes_its_time_is_connected_over_all_the_same() {
+    let postgres = PrivatePostgres::start().await;
+    let proxy = Proxy::start(([127, 0, 0, 1], postgres.port()).into()).await;
+    let app = app_on(format!("postgres://postgres@{}/postgres", proxy.address)).await;
+    let asked = registered(&app).await;
+    // 300 ms until an answer, in both directions together; every connection has to be made anew.
+    proxy.delay(Duration::from_millis(150));
+    proxy.cut();
+    proxy.reopen();
+    eventually(async || (app.approve(BOB, &asked.id).await.status == 200).then_some(())).await;
+    eventually(async || (ready(&app).await == 200).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_was_never_made_leaves_no_outcome_open() {
+    let mut postgres = PrivatePostgres::start().await;
+    let app = app_on(postgres.url()).await;
+    let asked = registered(&app).await;
+    postgres.crash();
+    // What was open breaks, whatever it was used for.
+    eventually(async || (ready(&app).await == 503).then_some(())).await;
+    for _again in 0..4 {
+        let answer = app.approve(ALICE, &asked.id).await;
+        answer.assert(503, "E5000");
+        assert!(answer.text.contains("nothing was decided"), "{}", answer.text);
+    }
+    postgres.start_again().await;
+    eventually(async || {
+        let answer = app.approve(ALICE, &asked.id).await;
+        eprintln!("{}", answer.text);
+        (answer.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_replicas_work_through_pgbouncer_in_both_modes() {
+    for (mode, pooler) in [("session", Pooler::None), ("transaction", Pooler::Transaction)] {
+        let postgres = PrivatePostgres::start().await;
+        let mut bouncer = PgBouncer::start(postgres.port(), mode).await;
+        let spawn = || {
+            TestApp::spawn_with(Mode::Production, Clock::System, |config| {
+                config.ledger = ledger(bouncer.url(), pooler);
+            })
+        };
+        // Both migrate at once, through the pooler.
+        let (one, two) = tokio::join!(spawn(), spawn());
+        for _ in 0..20 {
+            let asked = registered(&one).await;
+            let clicks = [&one, &two, &one, &two].map(|app| app.approve(ALICE, &asked.id));
+            for answer in futures_util::future::join_all(clicks).await {
+                answer.assert(200, "");
+            }
+        }
+        // A statement that waits for a lock is given up by Postgres, behind the pooler too.
+        let asked = registered(&one).await;
+        let mut holder = PgConnection::connect(&postgres.url()).await.unwrap();
+        let mut holding = holder.begin().await.unwrap();
+        sqlx::query("SELECT 1 FROM hitl_request WHERE request_id = $1 FOR UPDATE")
+            .bind(&asked.id)
+            .execute(&mut *holding)
+            .await
+            .unwrap();
+        let answer = two.approve(ALICE, &asked.id).await;
+        answer.assert(503, "E5000");
+        assert!(answer.text.contains("nothing was decided"), "{}", answer.text);
+        holding.rollback().await.unwrap();
+        assert_eq!(one.record(&asked.id).await.state.as_str(), "pending");
+        bouncer.kill();
+        let answer = one.approve(ALICE, &asked.id).await;
+        assert_eq!(answer.status, 503, "{}", answer.text);
+        bouncer.start_again().await;
+        for app in [&one, &two] {
+            eventually(async || (app.approve(ALICE, &asked.id).await.status == 200).then_some(()))
+                .await;
+        }
+        drop((one, two));
+    }
+}
+
+/// A role that may read and write rows, and make nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn migrating_a_database_that_is_up_to_date_needs_no_rights() {
+    let url = fresh_database().await;
+    let owner = ledger(url.clone(), Pooler::None);
+    drop(
+        TestApp::spawn_with(Mode::Production, Clock::System, |config| config.ledger = owner).await,
+    );
+    let role = unique("worker");
+    sql(
+        &url,
+        &[
+            &format!("CREATE ROLE {role} LOGIN"),
+            &format!(
+                "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"
+            ),
+            "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+        ],
+    )
+    .await;
+    let worker = url.replacen("postgres@", &format!("{role}@"), 1);
+    let app = app_on(worker.clone()).await;
+    assert!(app.config.auto_migrate);
+    registered(&app).await;
+    app::migrate(&app.config, &app.core.ledger).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_migrate_at_once_and_none_hangs_or_leaves_a_lock() {
+    let postgres = PrivatePostgres::start().await;
+    let bouncer = PgBouncer::start(postgres.port(), "transaction").await;
+    for (name, url, pooler) in
+        [("direct", postgres.url(), Pooler::None), ("pooled", bouncer.url(), Pooler::Transaction)]
+    {
+        sql(&postgres.url(), &[&format!("CREATE DATABASE {name}")]).await;
+        let url = format!("{}/{name}", url.rsplit_once('/').unwrap().0);
+        let secret = SecretString::from(url);
+        let migrating = (0..3).map(async |_| {
+            let ledger = Ledger::connect_postgres(&secret, pooler, 2).await.unwrap();
+            ledger.migrate(Some(&secret)).await.unwrap();
+            assert!(ledger.is_migrated().await.unwrap());
+        });
+        futures_util::future::join_all(migrating).await;
+        let mut connection = PgConnection::connect(&postgres.url()).await.unwrap();
+        eventually(async || {
+            let locks = "SELECT COUNT(*) FROM pg_locks WHERE locktype = 'advisory'";
+            let locks: i64 = connection.fetch_one(locks).await.unwrap().get(0);
+            (locks == 0).then_some(())
+        })
+        .await;
+    }
+}
