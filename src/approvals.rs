@@ -13,7 +13,7 @@ use crate::delivery;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{
     self, Candidate, CourierCopy, Decision, Delivery, Expected, Mark, Record, Refusal, State,
-    Verdict, is_same, is_visible, settle,
+    Verdict, is_same, is_visible, may_write, settle,
 };
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::request::{
@@ -74,6 +74,8 @@ pub struct Decided {
     pub session: SessionId,
     /// What stands.
     pub decision: Decision,
+    /// The entity tag of what it is about.
+    pub etag: String,
 }
 
 /// Decides a request, exactly once, and wakes its agent; if it is still what the person expects.
@@ -186,8 +188,9 @@ impl Attempt<'_> {
         };
         let decision = settle(&record, is_altered, self.caller, &self.verdict, self.now)
             .inspect_err(|refusal| warn_if_altered(refusal, self.id))?;
-        self.expected.check(&record.fingerprint)?;
-        Ok(Decided { session: record.session, decision })
+        let etag = record.etag();
+        self.expected.check(&etag)?;
+        Ok(Decided { session: record.session, decision, etag })
     }
 
     /// Asks the ledger for the decision, and sends its signal.
@@ -210,13 +213,15 @@ impl Attempt<'_> {
             return self.on_standing(record, is_altered).await;
         }
         let decision = decision?;
-        self.expected.check(&candidate.request.fingerprint)?;
+        let etag = candidate.request.etag.clone();
+        let if_match = self.expected.check(&candidate.request.etag)?;
         let held_for = if matches!(sending, Sending::Later) { TimeDelta::zero() } else { LEASE };
         let (caller, now) = (self.caller, self.now);
         let state = &State::Decided(decision.clone());
         let trace_parent = traces::here();
         let audit = self.core.audit_entry(candidate, state, caller, now);
-        let writing = Writing { candidate, state, caller, now, held_for, trace_parent, audit };
+        let writing =
+            Writing { candidate, state, caller, now, held_for, if_match, trace_parent, audit };
         crash_point!("deciding");
         let recorded = match self.core.ledger.record_outcome(&writing).await {
             Err(error @ LedgerError::OutcomeUnknown(_)) => self.confirm(&decision, error).await?,
@@ -234,7 +239,7 @@ impl Attempt<'_> {
                     Sending::Judged(seen) => send_now(self.core, &record, Some(seen)).await,
                     Sending::Later => {}
                 }
-                Ok(Decided { session: record.session, decision })
+                Ok(Decided { session: record.session, decision, etag })
             }
             Recorded::Lost(mut record) => {
                 self.core.marks.apply(&mut record);
@@ -274,6 +279,7 @@ pub(crate) fn candidate(record: Record) -> Result<Candidate> {
             .map_err(|unreadable| Problem::Unreadable(unreadable.problem))?,
         origin: record.origin,
         tenant: Some(record.tenant),
+        user: record.user,
         created_at: record.created_at,
         expires_at: record.expires_at,
     })
@@ -311,6 +317,7 @@ fn in_redis(
     let lifetime = TimeDelta::seconds(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
     Candidate {
         tenant: request.tenant.clone().or_else(|| pointer.tenant.clone()),
+        user: request.user.clone().or_else(|| pointer.user.clone()),
         request,
         origin: Origin::Redis,
         created_at,
@@ -401,10 +408,18 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
     if let Err(problem @ Problem::Refused(_)) = check_is_free(core, caller, candidate).await {
         return Err(problem);
     }
+    if let Some(task) = &candidate.request.task
+        && let Some(task) = core.ledger.find_task(&caller.tenant, task).await?
+        && !may_write(Some(&task.user), caller)
+    {
+        return Err(Refusal::NotTheOwner.into());
+    }
     let now = core.clock.now();
     let (state, trace_parent) = (&State::Pending, traces::here());
     let audit = core.audit_entry(candidate, state, caller, now);
-    let writing = Writing { candidate, state, caller, now, held_for: LEASE, trace_parent, audit };
+    let (held_for, if_match) = (LEASE, None);
+    let writing =
+        Writing { candidate, state, caller, now, held_for, if_match, trace_parent, audit };
     match core.ledger.register(&writing).await? {
         Registered::New(record) => {
             crash_point!("registered");
@@ -459,7 +474,7 @@ async fn check_is_free(core: &Core, caller: &Caller, candidate: &Candidate) -> R
     Ok(())
 }
 
-/// The request as one JSON object, as it stands now, and its fingerprint. What the ledger knows, the
+/// The request as one JSON object, as it stands now, and its entity tag. What the ledger knows, the
 /// ledger answers: except for an agent on Redis that has asked again since.
 ///
 /// # Errors
@@ -481,7 +496,12 @@ pub async fn read_request(
     });
     let problem = match stored {
         Ok(Some(stored)) if !is_settled => match open_for(core, caller, id, stored).await {
-            Ok(Candidate { request, .. }) => return Ok((request.document, request.fingerprint)),
+            Ok(Candidate { request, .. }) => {
+                // A decided one has grown by its decision, of which the tag says nothing.
+                let grown = record.as_ref().filter(|_| !request.is_pending());
+                let etag = grown.map_or(request.etag, Record::etag);
+                return Ok((request.document, etag));
+            }
             Err(problem @ (Problem::Refused(_) | Problem::Unreadable(_))) => return Err(problem),
             Err(problem) => problem,
         },
@@ -492,16 +512,17 @@ pub async fn read_request(
     if record.tenant != caller.tenant {
         return Err(Refusal::NotFound.into());
     }
+    let etag = record.etag();
     let document = match &record.state {
         State::Pending => record.document,
         State::Decided(decision) => decided_document(&record.document, decision),
         State::Expired | State::Cancelled => closed_document(&record.document, &record.state),
     };
-    Ok((document, record.fingerprint))
+    Ok((document, etag))
 }
 
 /// The request as it is in Redis, if the caller may see it. Its session is asked only when the
-/// request itself names no tenant.
+/// request itself does not name tenant and user.
 pub(crate) async fn open_for(
     core: &Core,
     caller: &Caller,
@@ -510,12 +531,12 @@ pub(crate) async fn open_for(
 ) -> Result<Candidate> {
     let request = ApprovalRequest::read(id, stored.document)
         .map_err(|unreadable| hide_from_strangers(OpenProblem::Unreadable(unreadable), caller))?;
-    let pointer = match &request.tenant {
-        Some(_) => SessionPointer::default(),
-        None => core.courier.session_of(stored.beside, &request.session).await?,
+    let pointer = match (&request.tenant, &request.user) {
+        (Some(_), Some(_)) => SessionPointer::default(),
+        _ => core.courier.session_of(stored.beside, &request.session).await?,
     };
     let candidate = in_redis(request, &pointer, stored.ttl, core.clock.now());
-    let user = candidate.request.user.as_ref();
+    let user = candidate.user.as_ref();
     if is_visible(candidate.tenant.as_ref(), user, caller, core.policy) {
         Ok(candidate)
     } else {

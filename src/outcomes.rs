@@ -15,10 +15,9 @@ use crate::approvals::{self, Problem};
 use crate::core::Core;
 use crate::domain::approver::Caller;
 use crate::domain::audit::AuditEntry;
-use crate::domain::decision::{Candidate, Record, Refusal, Standing, State, Verdict, decide};
-use crate::domain::ids::{RequestId, SessionId, TenantId};
+use crate::domain::decision::{Candidate, Record, Refusal, Standing, State, may_write};
+use crate::domain::ids::{RequestId, SessionId, TenantId, UserId};
 use crate::domain::request::REQUEST_TTL_SECONDS;
-use crate::domain::session::SessionPointer;
 use crate::hub::Waiter;
 use crate::ledger::{LedgerError, Recorded, Writing};
 use crate::{metrics, traces};
@@ -65,6 +64,24 @@ impl Found {
         }
     }
 
+    /// Whose it is: its own user, else its session's.
+    #[must_use]
+    pub fn user(&self) -> Option<&UserId> {
+        match self {
+            Self::InLedger(record) => record.user.as_ref(),
+            Self::InRedis(candidate) => candidate.user.as_ref(),
+        }
+    }
+
+    /// The entity tag of what is asked.
+    #[must_use]
+    pub fn etag(&self) -> String {
+        match self {
+            Self::InLedger(record) => record.etag(),
+            Self::InRedis(candidate) => candidate.request.etag.clone(),
+        }
+    }
+
     /// Whether there is no outcome yet.
     #[must_use]
     pub fn is_pending(&self) -> bool {
@@ -78,22 +95,28 @@ impl Found {
 /// Withdraws a pending request: nobody can decide it any more. Withdrawing it again is no matter.
 ///
 /// # Errors
-/// [`Problem`]; [`Refusal::AlreadyDecided`] with what stands, if somebody was faster.
+/// [`Problem`]; [`Refusal::NotTheOwner`]; [`Refusal::AlreadyDecided`] with what stands, if somebody
+/// was faster.
 pub async fn cancel(core: &Core, caller: &Caller, id: &RequestId) -> Result<Record> {
     let now = core.clock.now();
-    let candidate = match find(core, caller, id).await? {
+    let found = find(core, caller, id).await?;
+    if !may_write(found.user(), caller) {
+        return Err(Refusal::NotTheOwner.into());
+    }
+    let candidate = match found {
         Found::InLedger(record) if record.state == State::Pending => approvals::candidate(*record)?,
         Found::InLedger(record) => return withdrawn(*record),
         Found::InRedis(candidate) => *candidate,
     };
-    // Whoever may decide it may withdraw it, whatever its session names by now.
-    let pointer = SessionPointer::default();
-    decide(&candidate, &pointer, caller, Verdict::Approve, now, core.policy)?;
+    if now >= candidate.expires_at {
+        return Err(Refusal::Expired.into());
+    }
     let (state, held_for) = (&State::Cancelled, TimeDelta::zero());
     let trace_parent = traces::here();
     let audit = AuditEntry::None;
+    let (candidate, if_match) = (&candidate, None);
     let writing =
-        Writing { candidate: &candidate, state, caller, now, held_for, trace_parent, audit };
+        Writing { candidate, state, caller, now, held_for, if_match, trace_parent, audit };
     match core.ledger.record_outcome(&writing).await? {
         Recorded::Won(record) => {
             info!(request_id = %id, session_id = %record.session, "withdrawn by its agent");
@@ -147,12 +170,15 @@ pub(crate) async fn tell(core: &Core, session: &SessionId) {
 /// Notes that the agent has acted on an outcome. Noting it again changes nothing.
 ///
 /// # Errors
-/// [`Problem`]; [`Refusal::Undecided`] while there is nothing to act on.
+/// [`Problem`]; [`Refusal::NotTheOwner`]; [`Refusal::Undecided`] while there is nothing to act on.
 pub async fn acknowledge(core: &Core, caller: &Caller, id: &RequestId) -> Result<Record> {
-    if let Some(record) = core.ledger.acknowledge(&caller.tenant, id, core.clock.now()).await? {
+    if let Some(record) = core.ledger.acknowledge(caller, id, core.clock.now()).await? {
         return Ok(record);
     }
-    find(core, caller, id).await?;
+    let found = find(core, caller, id).await?;
+    if !may_write(found.user(), caller) {
+        return Err(Refusal::NotTheOwner.into());
+    }
     Err(Refusal::Undecided.into())
 }
 

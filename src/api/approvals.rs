@@ -1,6 +1,5 @@
 //! Approval requests: approve, reject, register, read.
 
-use std::convert::Infallible;
 use std::future::{Ready, ready};
 
 use actix_web::dev::Payload;
@@ -164,23 +163,34 @@ fn valid_plan(plan: &RawValue) -> Result<(), ValidationError> {
 pub struct ExpectedContent(Expected);
 
 impl FromRequest for ExpectedContent {
-    type Error = Infallible;
-    type Future = Ready<Result<Self, Infallible>>;
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
 
     fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
-        if !request.headers().contains_key(IF_MATCH) {
-            return ready(Ok(Self(Expected::Anything)));
-        }
-        ready(Ok(Self(match IfMatch::parse(request) {
-            Ok(IfMatch::Any) => Expected::Anything,
-            // A weak tag does not say that it is the same content.
-            Ok(IfMatch::Items(tags)) => Expected::OneOf(
-                tags.iter().filter(|tag| !tag.weak).map(|tag| tag.tag().to_owned()).collect(),
-            ),
-            // What is no tag is that of no content.
-            Err(_) => Expected::OneOf(Vec::new()),
-        })))
+        let expected = expected(request);
+        let core = request.app_data::<web::Data<Core>>();
+        let is_required = core.is_some_and(|core| core.policy.require_if_match);
+        ready(if is_required && expected == Expected::Anything {
+            Err(ApiError::unconditional())
+        } else {
+            Ok(Self(expected))
+        })
     }
+}
+
+fn expected(request: &HttpRequest) -> Expected {
+    if !request.headers().contains_key(IF_MATCH) {
+        return Expected::Anything;
+    }
+    let tags = match IfMatch::parse(request) {
+        Ok(IfMatch::Any) => return Expected::Anything,
+        Ok(IfMatch::Items(tags)) => tags,
+        // A header that is not a list of entity tags matches no content.
+        Err(_) => Vec::new(),
+    };
+    let (weak, strong): (Vec<_>, Vec<_>) = tags.into_iter().partition(|tag| tag.weak);
+    let texts = |tags: Vec<EntityTag>| tags.iter().map(|tag| tag.tag().to_owned()).collect();
+    Expected::OneOf { strong: texts(strong), weak: texts(weak) }
 }
 
 /// Approve a request. The same person approving it again gets the same answer.
@@ -204,8 +214,8 @@ pub async fn approve(
     body: Checked<ApproveBody, DECISION_BYTES>,
 ) -> Result<Answer<DecisionView>, ApiError> {
     let (user, verdict) = (body.0.user_id, Verdict::Approve);
-    let decided = decide(&core, approver, &id, expected, user, verdict).await?;
-    Ok(ok("Request approved successfully", decided))
+    let (decided, tag) = decide(&core, approver, &id, expected, user, verdict).await?;
+    Ok(ok("Request approved successfully", decided).with(tag))
 }
 
 /// Reject a request. The same person rejecting it again gets the same answer.
@@ -231,8 +241,8 @@ pub async fn reject(
     let reason = body.0.reason.filter(|reason| !reason.trim().is_empty());
     let reason = reason.unwrap_or_else(|| DEFAULT_REASON.to_owned());
     let (user, verdict) = (body.0.user_id, Verdict::Reject { reason });
-    let decided = decide(&core, approver, &id, expected, user, verdict).await?;
-    Ok(ok("Request rejected", decided))
+    let (decided, tag) = decide(&core, approver, &id, expected, user, verdict).await?;
+    Ok(ok("Request rejected", decided).with(tag))
 }
 
 async fn decide(
@@ -242,7 +252,7 @@ async fn decide(
     ExpectedContent(expected): ExpectedContent,
     user: Option<String>,
     verdict: Verdict,
-) -> Result<DecisionView, ApiError> {
+) -> Result<(DecisionView, ETag), ApiError> {
     let id = request_id(id)?;
     if user.as_deref() != Some(caller.user.as_str()) {
         return Err(ApiError::wrong_user());
@@ -256,13 +266,14 @@ async fn decide(
         .await?
         .map_err(ApiError::from)
         .inspect_err(|error| info!(asked_for, outcome = %error, "not decided"))?;
-    let Decided { session, decision } = decided;
-    Ok(DecisionView {
+    let Decided { session, decision, etag: tag } = decided;
+    let view = DecisionView {
         request_id: id.to_string(),
         session_id: session.to_string(),
         status: decision.verdict.status(),
         reason: decision.verdict.reason().map(ToOwned::to_owned),
-    })
+    };
+    Ok((view, etag(tag)))
 }
 
 /// Register a request over HTTP, for agents that cannot reach Redis. User and tenant are the
@@ -291,10 +302,10 @@ pub async fn register(
     let message = "Approval request registered";
     match registered.map_err(taken)? {
         Registered::New(record) => {
-            Ok(created(message, registered_view(&record, &core)).with(etag(record.fingerprint)))
+            Ok(created(message, registered_view(&record, &core)).with(etag(record.etag())))
         }
         Registered::Known(record) => {
-            Ok(ok(message, registered_view(&record, &core)).with(etag(record.fingerprint)))
+            Ok(ok(message, registered_view(&record, &core)).with(etag(record.etag())))
         }
         Registered::TaskIsOver => Err(ApiError::task_is_over()),
     }
@@ -359,6 +370,7 @@ fn registration(body: RegisterBody, caller: &Caller, core: &Core) -> Result<Cand
         request,
         origin: Origin::Http,
         tenant: Some(caller.tenant.clone()),
+        user: Some(caller.user.clone()),
         created_at: now,
         expires_at: now + TimeDelta::seconds(lifetime),
     })
@@ -382,11 +394,11 @@ pub async fn read(
     let work = core.get_ref().clone();
     let found =
         core.run_to_end(async move { approvals::read_request(&work, &caller, &id).await }).await?;
-    let (document, fingerprint) = found?;
-    Ok(ok("Approval request retrieved", document).with(etag(fingerprint)))
+    let (document, tag) = found?;
+    Ok(ok("Approval request retrieved", document).with(etag(tag)))
 }
 
-/// A request's fingerprint as an entity tag: the same as long as the same is asked.
-fn etag(fingerprint: String) -> ETag {
-    ETag(EntityTag::new_strong(fingerprint))
+/// A strong entity tag: the same as long as the request says the same.
+pub(super) fn etag(tag: String) -> ETag {
+    ETag(EntityTag::new_strong(tag))
 }

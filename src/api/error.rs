@@ -384,6 +384,16 @@ impl ApiError {
         )
     }
 
+    /// `If-Match` is required, and does not name what the person looked at.
+    #[must_use]
+    pub fn unconditional() -> Self {
+        Self::new(
+            ErrorCode::Unconditional,
+            "Nothing was decided: If-Match must carry the ETag of the request as it was read.",
+            "아무것도 결정되지 않았습니다. 확인한 요청의 ETag를 If-Match 헤더로 보내야 합니다.",
+        )
+    }
+
     /// A required header is missing.
     #[must_use]
     pub fn missing_header(name: &'static str) -> Self {
@@ -538,6 +548,11 @@ impl From<Refusal> for ApiError {
                 "Only the user whom the request names can decide it.",
                 "요청에 지정된 사용자만 결정할 수 있습니다.",
             ),
+            Refusal::NotTheOwner => Self::new(
+                ErrorCode::Forbidden,
+                "Only its user or an admin can change this; nothing was changed.",
+                "담당 사용자나 관리자만 변경할 수 있습니다. 아무것도 변경되지 않았습니다.",
+            ),
             Refusal::MovedOn => Self::new(
                 ErrorCode::Gone,
                 "The agent has moved on and no longer waits for this request; nothing was decided.",
@@ -566,6 +581,12 @@ impl From<Refusal> for ApiError {
                 ErrorCode::Changed,
                 "The request has changed since you looked at it; nothing was decided. Please look again.",
                 "확인하신 이후 요청 내용이 변경되어 아무것도 결정되지 않았습니다. 다시 확인해 주세요.",
+            ),
+            Refusal::WeakTag => Self::new(
+                ErrorCode::Changed,
+                "A proxy has weakened the ETag, perhaps by compressing the answer; nothing was \
+                 decided. Send the strong ETag in If-Match.",
+                "프록시가 ETag를 약하게 바꾸어(응답 압축 등) 아무것도 결정되지 않았습니다. 강한 ETag를 If-Match로 보내 주세요.",
             ),
             Refusal::Undecided => Self::new(
                 ErrorCode::Conflict,

@@ -7,6 +7,7 @@ use actix_web::{HttpRequest, web};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::approvals::etag;
 use super::envelope::{Answer, ok, wire_time};
 use super::error::ApiError;
 use super::request_id;
@@ -149,7 +150,8 @@ pub async fn read(
         }
     }
     let is_pending = found.is_pending();
-    let answer = ok("Decision retrieved", view(found));
+    let tag = etag(found.etag());
+    let answer = ok("Decision retrieved", view(found)).with(tag);
     Ok(if is_pending && wait.is_some() { answer.with((RETRY_AFTER, "0")) } else { answer })
 }
 

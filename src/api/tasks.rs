@@ -15,6 +15,7 @@ use super::text::Text;
 use crate::auth::CallerOf;
 use crate::core::Core;
 use crate::domain::approver::{Caller, Role};
+use crate::domain::decision::Refusal;
 use crate::domain::ids::{TaskId, UserId};
 use crate::domain::plan::{InvalidStep, PlanStep};
 use crate::domain::task::{Task, TaskFilter, TaskStatus, TaskStep};
@@ -500,13 +501,12 @@ async fn change(
     let id: TaskId = task_id(id)?;
     let work = core.clone();
     let changed = core
-        .run_to_end(async move {
-            work.ledger.change_task(&caller.tenant, &id, &step, &work.clock).await
-        })
+        .run_to_end(async move { work.ledger.change_task(&caller, &id, &step, &work.clock).await })
         .await?;
     match changed? {
         TaskChange::Done(task) => Ok(ok(message, TaskView::from(*task))),
         TaskChange::NotFound => Err(ApiError::not_found()),
+        TaskChange::NotTheOwner => Err(Refusal::NotTheOwner.into()),
         TaskChange::Refused(refusal) => Err(ApiError::task_refused(&refusal)),
     }
 }

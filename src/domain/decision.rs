@@ -5,7 +5,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::approver::Caller;
+use super::approver::{Caller, Role};
 use super::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use super::request::{ApprovalRequest, Origin};
 use super::session::SessionPointer;
@@ -73,8 +73,10 @@ pub struct Decision {
 pub struct Policy {
     /// Who of a tenant may decide a request that names a user.
     pub approvers: Approvers,
-    /// What happens to requests that name neither a tenant nor a user.
+    /// What happens to requests that are no tenant's.
     pub unscoped_requests: UnscopedRequests,
+    /// Whether a decision has to name the content that the person looked at.
+    pub require_if_match: bool,
 }
 
 /// Who of a request's tenant may decide it.
@@ -106,6 +108,8 @@ pub struct Candidate {
     pub origin: Origin,
     /// The tenant it belongs to: its own, else its session's; `None` when neither says.
     pub tenant: Option<TenantId>,
+    /// The user it belongs to: its own, else its session's; `None` when neither says.
+    pub user: Option<UserId>,
     /// When it was made, UTC.
     pub created_at: DateTime<Utc>,
     /// From when on nobody may decide it, UTC.
@@ -205,6 +209,12 @@ pub struct Record {
 }
 
 impl Record {
+    /// The entity tag of what was asked: see [`etag`](super::request::etag).
+    #[must_use]
+    pub fn etag(&self) -> String {
+        super::request::etag(&self.document)
+    }
+
     /// Whether Redis has never had what is owed. A signal that is owed because Redis may have lost
     /// it counts as sent: its agent may have got it.
     #[must_use]
@@ -267,6 +277,8 @@ pub enum Refusal {
     NotFound,
     /// The policy lets only the user named in the request decide.
     NotTheRequester,
+    /// Only its user, or an admin, may write it.
+    NotTheOwner,
     /// The agent waits for something else by now.
     MovedOn,
     /// Its time ran out undecided.
@@ -286,6 +298,8 @@ pub enum Refusal {
     SessionTaken,
     /// It is not the content that the caller has looked at.
     Changed,
+    /// It may be what the caller has looked at, but on the way a proxy has weakened its tag.
+    WeakTag,
     /// There is no outcome yet that an agent could have acted on.
     Undecided,
 }
@@ -296,22 +310,35 @@ pub enum Expected {
     /// Whatever is asked now.
     #[default]
     Anything,
-    /// One of these fingerprints.
-    OneOf(Vec<String>),
+    /// That of one of these entity tags.
+    OneOf {
+        /// Tags that say that it is the same, byte for byte.
+        strong: Vec<String>,
+        /// Tags that do not say so.
+        weak: Vec<String>,
+    },
 }
 
 impl Expected {
-    /// Refuses content of another fingerprint.
+    /// The tag by which the caller named the content with this tag, if they named any.
     ///
     /// # Errors
-    /// [`Refusal::Changed`].
-    pub fn check(&self, fingerprint: &str) -> Result<(), Refusal> {
-        match self {
-            Self::OneOf(expected) if !expected.iter().any(|one| one == fingerprint) => {
-                Err(Refusal::Changed)
-            }
-            Self::Anything | Self::OneOf(_) => Ok(()),
+    /// [`Refusal::Changed`] when they named other content; [`Refusal::WeakTag`] when they named this
+    /// one by a tag that a proxy has weakened, as those do that compress answers.
+    pub fn check<'a>(&self, etag: &'a str) -> Result<Option<&'a str>, Refusal> {
+        let Self::OneOf { strong, weak } = self else { return Ok(None) };
+        if strong.iter().any(|tag| tag == etag) {
+            return Ok(Some(etag));
         }
+        // Apache and others mark the tag of a compressed answer by `-gzip` or the like behind it.
+        let is_marked = |tag: &String| {
+            let mark = tag.strip_prefix(etag);
+            mark.is_some_and(|mark| mark.starts_with(|letter: char| !letter.is_alphanumeric()))
+        };
+        if weak.iter().any(|tag| tag == etag) || strong.iter().chain(weak).any(is_marked) {
+            return Err(Refusal::WeakTag);
+        }
+        Err(Refusal::Changed)
     }
 }
 
@@ -326,8 +353,8 @@ pub struct Standing {
     pub decision: Decision,
 }
 
-/// Whether a caller may know that a request exists: it is of their tenant; or it has no tenant and
-/// names them; or it names neither and the policy accepts that.
+/// Whether a caller may know that a request exists: it is of their tenant. One of no tenant is
+/// nobody's, unless the policy accepts those; even then one that names a user is that user's only.
 #[must_use]
 pub fn is_visible(
     tenant: Option<&TenantId>,
@@ -335,11 +362,19 @@ pub fn is_visible(
     caller: &Caller,
     policy: Policy,
 ) -> bool {
-    match (tenant, user) {
-        (Some(tenant), _) => *tenant == caller.tenant,
-        (None, Some(user)) => *user == caller.user,
-        (None, None) => policy.unscoped_requests == UnscopedRequests::Accept,
+    match tenant {
+        Some(tenant) => *tenant == caller.tenant,
+        None => {
+            policy.unscoped_requests == UnscopedRequests::Accept
+                && user.is_none_or(|user| *user == caller.user)
+        }
     }
+}
+
+/// Whether a caller may write what they see: acknowledge or withdraw a request, change a task.
+#[must_use]
+pub fn may_write(owner: Option<&UserId>, caller: &Caller) -> bool {
+    caller.role == Role::Admin || owner == Some(&caller.user)
 }
 
 /// Whether this caller may decide this request now.
@@ -356,7 +391,7 @@ pub fn decide(
     now: DateTime<Utc>,
     policy: Policy,
 ) -> Result<Decision, Refusal> {
-    let user = candidate.request.user.as_ref();
+    let user = candidate.user.as_ref();
     if !is_visible(candidate.tenant.as_ref(), user, caller, policy) {
         return Err(Refusal::NotFound);
     }
@@ -450,7 +485,7 @@ impl CourierCopy {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::approver::{Role, Via};
+    use super::super::approver::Via;
     use super::*;
 
     fn at(second: i64) -> DateTime<Utc> {
@@ -484,8 +519,9 @@ mod tests {
     fn a_policy() -> impl Strategy<Value = Policy> {
         let approvers = prop::sample::select(vec![Approvers::Tenant, Approvers::Requester]);
         let unscoped = vec![UnscopedRequests::Refuse, UnscopedRequests::Accept];
-        (approvers, prop::sample::select(unscoped))
-            .prop_map(|(approvers, unscoped_requests)| Policy { approvers, unscoped_requests })
+        (approvers, prop::sample::select(unscoped)).prop_map(|(approvers, unscoped_requests)| {
+            Policy { approvers, unscoped_requests, require_if_match: false }
+        })
     }
 
     fn a_pointer() -> impl Strategy<Value = SessionPointer> {
@@ -509,7 +545,7 @@ mod tests {
             let id = RequestId::parse("req_1").unwrap();
             let request = ApprovalRequest::read(&id, document.to_string()).unwrap();
             Candidate {
-                request, origin, tenant,
+                user: request.user.clone(), request, origin, tenant,
                 created_at: at(expires) - TimeDelta::seconds(1800),
                 expires_at: at(expires),
             }
@@ -540,7 +576,7 @@ mod tests {
                 origin: kept.origin,
                 session: kept.request.session,
                 tenant,
-                user: kept.request.user,
+                user: kept.user,
                 fingerprint: kept.request.fingerprint,
                 content_hash: kept.request.content_hash,
                 document: kept.request.document,
@@ -560,6 +596,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_tag_names_its_content_unless_a_proxy_has_weakened_it() {
+        let tag = "a1".repeat(32);
+        let (is, other) = (tag.as_str(), "b2".repeat(32));
+        let check = |strong: &[&str], weak: &[&str]| {
+            let own = |tags: &[&str]| tags.iter().map(ToString::to_string).collect();
+            let expected = Expected::OneOf { strong: own(strong), weak: own(weak) };
+            expected.check(is).map(|named| named.map(ToOwned::to_owned))
+        };
+        assert_eq!(Expected::Anything.check(is), Ok(None));
+        assert_eq!(check(&[is], &[]), Ok(Some(tag.clone())));
+        assert_eq!(check(&[&other, is], &[is]), Ok(Some(tag.clone())));
+        for weakened in ["-gzip", "--gzip", ";gzip", "-br"] {
+            assert_eq!(check(&[&format!("{is}{weakened}")], &[]), Err(Refusal::WeakTag));
+            assert_eq!(check(&[], &[&format!("{is}{weakened}")]), Err(Refusal::WeakTag));
+        }
+        assert_eq!(check(&[], &[is]), Err(Refusal::WeakTag));
+        assert_eq!(check(&[], &[]), Err(Refusal::Changed));
+        assert_eq!(check(&[&other, &format!("{is}0"), ""], &[&other]), Err(Refusal::Changed));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
@@ -570,11 +627,12 @@ mod tests {
         ) {
             let now = at(second);
             let outcome = decide(&candidate, &pointer, &caller, verdict.clone(), now, policy);
-            let user = candidate.request.user.as_ref();
+            let user = candidate.user.as_ref();
+            let accepts = policy.unscoped_requests == UnscopedRequests::Accept;
             let is_mine = match (&candidate.tenant, user) {
                 (Some(tenant), _) => *tenant == caller.tenant,
-                (None, Some(user)) => *user == caller.user,
-                (None, None) => policy.unscoped_requests == UnscopedRequests::Accept,
+                (None, Some(user)) => accepts && *user == caller.user,
+                (None, None) => accepts,
             };
             let may = policy.approvers == Approvers::Tenant
                 || user.is_none_or(|user| *user == caller.user);

@@ -34,12 +34,17 @@ pub fn present<'a>(object: &'a RawObject, name: &str) -> Option<&'a RawValue> {
 /// A string, or an integer read as its decimal digits: how ids of other programs arrive.
 #[must_use]
 pub fn text_or_digits(value: &RawValue) -> Option<String> {
-    let text = value.get();
-    if let Ok(string) = serde_json::from_str::<String>(text) {
+    read_name(value.get())
+}
+
+/// The same of a value's text.
+#[must_use]
+pub fn read_name(value: &str) -> Option<String> {
+    if let Ok(string) = serde_json::from_str::<String>(value) {
         return Some(string);
     }
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then(|| text.to_owned())
+    let digits = value.strip_prefix('-').unwrap_or(value);
+    (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then(|| value.to_owned())
 }
 
 /// A JSON text that all readers understand alike and every store can keep: no name twice in an
@@ -136,88 +141,9 @@ impl<'de> Visitor<'de> for SoundVisitor {
     }
 }
 
-/// One spelling for all JSON texts that mean the same: names sorted by code point, no white
-/// space, strings escaped only where they must be, numbers as they were written. It equals
-/// Python's `json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)` of
-/// a value that Python wrote. What lies deeper than [`MAX_DEPTH`] stays as it was spelled.
-#[must_use]
-pub fn canonical(value: &RawValue) -> String {
-    let mut out = String::with_capacity(value.get().len());
-    write_canonical(value, 0, &mut out);
-    out
-}
-
-fn write_canonical(value: &RawValue, depth: usize, out: &mut String) {
-    let text = value.get();
-    let opening = if depth < MAX_DEPTH { text.as_bytes().first() } else { None };
-    match opening {
-        Some(b'{') => {
-            if let Ok(mut fields) = serde_json::from_str::<IndexMap<String, &RawValue>>(text) {
-                fields.sort_unstable_keys();
-                write_list(out, ('{', '}'), fields, |out, (name, field)| {
-                    out.push_str(raw(&name).get());
-                    out.push(':');
-                    write_canonical(field, depth + 1, out);
-                });
-                return;
-            }
-        }
-        Some(b'[') => {
-            if let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(text) {
-                write_list(out, ('[', ']'), items, |out, item| {
-                    write_canonical(item, depth + 1, out);
-                });
-                return;
-            }
-        }
-        Some(b'"') => {
-            if let Ok(string) = serde_json::from_str::<String>(text) {
-                out.push_str(raw(&string).get());
-                return;
-            }
-        }
-        _ => {}
-    }
-    out.push_str(text);
-}
-
-fn write_list<T>(
-    out: &mut String,
-    brackets: (char, char),
-    items: impl IntoIterator<Item = T>,
-    mut write: impl FnMut(&mut String, T),
-) {
-    out.push(brackets.0);
-    for (index, item) in items.into_iter().enumerate() {
-        if index > 0 {
-            out.push(',');
-        }
-        write(out, item);
-    }
-    out.push(brackets.1);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn canon(text: &str) -> String {
-        canonical(&serde_json::from_str::<Box<RawValue>>(text).unwrap())
-    }
-
-    #[test]
-    fn spelling_does_not_matter_but_numbers_do() {
-        assert_eq!(canon(r#"{ "b":1, "a":[ "\u0061", null ] }"#), r#"{"a":["a",null],"b":1}"#);
-        assert_eq!(canon("100000000000000000001"), "100000000000000000001");
-        assert_ne!(canon("1"), canon("1.0"));
-    }
-
-    #[test]
-    fn what_no_parser_likes_stays_as_it_is() {
-        assert_eq!(canon(r#"["\udcff"]"#), r#"["\udcff"]"#);
-        let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
-        assert_eq!(canon(&deep), deep);
-    }
 
     #[test]
     fn ids_may_be_integers_but_no_other_numbers() {

@@ -10,6 +10,8 @@ pub mod decision;
 pub mod ids;
 pub mod json;
 pub mod plan;
+pub mod printable;
+pub mod python_json;
 pub mod request;
 pub mod session;
 pub mod signal;

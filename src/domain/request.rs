@@ -4,15 +4,18 @@
 //! missing fields), strictly where a wrong reading could let the wrong person decide, and kept to
 //! the letter, so that rewriting it changes nothing but its status.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use indexmap::IndexMap;
 use sha2::{Digest, Sha256};
 
 use super::decision::{Decision, State, Verdict};
 use super::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use super::json::{self, RawObject};
+use super::python_json::{self, Fields};
 
 /// How long `hitl:request:{requestId}` lives, in seconds (wire contract).
 pub const REQUEST_TTL_SECONDS: u64 = 1800;
@@ -55,13 +58,14 @@ pub struct ApprovalRequest {
     pub tenant: Option<TenantId>,
     /// What the agent is about to do, `unknown` when it does not say.
     pub action_type: String,
-    /// With what: raw JSON, `null` when it does not say.
+    /// With what: JSON, `null` when it does not say. Bare words of Python's are strings here, so that
+    /// every database and parser takes it.
     pub context: String,
     /// The sentence shown to the person, when there is one.
     pub message: Option<String>,
     /// The agent's own task, when the request names a usable one.
     pub task: Option<TaskId>,
-    /// The plan the request brought along: a raw JSON array.
+    /// The plan the request brought along: a JSON array, bare words as in `context`.
     pub plan_steps: String,
     /// `pending` until decided.
     pub status: String,
@@ -71,6 +75,8 @@ pub struct ApprovalRequest {
     /// Lower-case hex SHA-256 of everything the document says but when it was written. A registered
     /// request's copy in Redis must have the one that was registered.
     pub content_hash: String,
+    /// See [`etag`].
+    pub etag: String,
     /// The whole request as it was written, one JSON object.
     pub document: String,
 }
@@ -89,26 +95,30 @@ impl ApprovalRequest {
     /// Reads a request's JSON, found under the key of `id`.
     ///
     /// # Errors
-    /// [`Unreadable`] when it is not a JSON object, lacks a session id, carries another request's
-    /// id, or names its people in a way that cannot be understood.
+    /// [`Unreadable`] when it is not a JSON object, names a field twice, lacks a session id, carries
+    /// another request's id, or names its people in a way that cannot be understood.
     pub fn read(id: &RequestId, document: String) -> Result<Self, Unreadable> {
-        let object: RawObject = serde_json::from_str(&document)
-            .map_err(|_cause| Unreadable { problem: "is not a JSON object", tenant: None })?;
+        let object = python_json::fields(&document)
+            .ok_or(Unreadable { problem: "is not a JSON object", tenant: None })?;
         let tenant = name(&object, "tenantId")
             .and_then(|t| {
                 t.map(TenantId::parse).transpose().map_err(|_invalid| "has a bad tenantId")
             })
             .map_err(|problem| Unreadable { problem, tenant: None })?;
-        Self::from_object(id, &object, tenant.clone(), document)
-            .map_err(|problem| Unreadable { problem, tenant })
+        let read = Self::from_object(id, &object, tenant.clone(), &document);
+        let request = read.map_err(|problem| Unreadable { problem, tenant })?;
+        Ok(Self { document, ..request })
     }
 
     fn from_object(
         id: &RequestId,
-        object: &RawObject,
+        object: &Fields<'_>,
         tenant: Option<TenantId>,
-        document: String,
+        document: &str,
     ) -> Result<Self, &'static str> {
+        if python_json::repeats_a_name(document) {
+            return Err("names a field twice");
+        }
         if name(object, "requestId")?.is_some_and(|named| named != id.as_str()) {
             return Err("carries another request's id");
         }
@@ -117,14 +127,14 @@ impl ApprovalRequest {
         let user = name(object, "userId")?.map(UserId::parse).transpose();
         let user = user.map_err(|_invalid| "has a bad userId")?;
         let action_type = text(object, "actionType")?.unwrap_or_else(|| "unknown".to_owned());
-        let context = object.get("context").map_or("null", |context| context.get()).to_owned();
-        let task = json::present(object, "taskId").and_then(json::text_or_digits);
+        let context = object.get("context").copied().unwrap_or("null");
+        let task = present(object, "taskId").and_then(json::read_name);
         let status = text(object, "status")?.unwrap_or_else(|| "pending".to_owned());
         // A decided one has grown by the decision.
         if status == "pending" && document.len() > MAX_DOCUMENT_BYTES {
             return Err("is too large");
         }
-        let (fingerprint, content_hash) = hashes(&action_type, object);
+        let Hashes { fingerprint, content_hash, etag } = hashes(&action_type, object);
         Ok(Self {
             id: id.clone(),
             session,
@@ -132,13 +142,14 @@ impl ApprovalRequest {
             tenant,
             fingerprint,
             content_hash,
+            etag,
             action_type,
             message: text(object, "message").ok().flatten(),
             task: task.and_then(|task| TaskId::parse(task).ok()),
-            plan_steps: plan_steps(object, &context),
-            context,
+            plan_steps: plan_steps(object, context),
+            context: python_json::quoted(context).into_owned(),
             status,
-            document,
+            document: String::new(),
         })
     }
 
@@ -153,7 +164,7 @@ impl ApprovalRequest {
 /// more. Reads no more than that: agents ask often.
 #[must_use]
 pub fn is_settled_for(id: &RequestId, tenant: &TenantId, document: &str) -> bool {
-    let Ok(object) = serde_json::from_str::<RawObject>(document) else { return false };
+    let Some(object) = python_json::fields(document) else { return false };
     let names = |field, expected: &str| match name(&object, field) {
         Ok(Some(name)) => Some(name == expected),
         Ok(None) => None,
@@ -165,42 +176,50 @@ pub fn is_settled_for(id: &RequestId, tenant: &TenantId, document: &str) -> bool
         && names("tenantId", tenant.as_str()) == Some(true)
 }
 
+/// `null` counts as absent.
+fn present<'a>(object: &Fields<'a>, name: &str) -> Option<&'a str> {
+    object.get(name).copied().filter(|value| *value != "null")
+}
+
 /// A user, tenant, session or request name: a string or an integer; null and blank are absent.
-fn name(object: &RawObject, field: &'static str) -> Result<Option<String>, &'static str> {
-    let Some(value) = json::present(object, field) else { return Ok(None) };
-    let text = json::text_or_digits(value).ok_or("names somebody in a form that is not text")?;
+fn name(object: &Fields<'_>, field: &'static str) -> Result<Option<String>, &'static str> {
+    let Some(value) = present(object, field) else { return Ok(None) };
+    let text = json::read_name(value).ok_or("names somebody in a form that is not text")?;
     Ok(Some(text).filter(|text| !text.trim().is_empty()))
 }
 
 /// A string that Postgres can keep; null is absent.
-fn text(object: &RawObject, field: &'static str) -> Result<Option<String>, &'static str> {
-    let Some(value) = json::present(object, field) else { return Ok(None) };
-    let text: String = serde_json::from_str(value.get())
+fn text(object: &Fields<'_>, field: &'static str) -> Result<Option<String>, &'static str> {
+    let Some(value) = present(object, field) else { return Ok(None) };
+    let text: String = serde_json::from_str(value)
         .map_err(|_cause| "has a field that should be text and is not")?;
     if text.contains('\0') { Err("holds a NUL character") } else { Ok(Some(text)) }
 }
 
 /// The request's plan, else its context's; as an array, or as a string that holds one.
-fn plan_steps(object: &RawObject, context: &str) -> String {
-    let array = |object: &RawObject| {
-        let value = json::present(object, "planSteps")?;
-        let text =
-            serde_json::from_str::<String>(value.get()).unwrap_or_else(|_| value.get().to_owned());
+fn plan_steps(object: &Fields<'_>, context: &str) -> String {
+    let array = |object: &Fields<'_>| {
+        let value = present(object, "planSteps")?;
+        let text = serde_json::from_str::<String>(value).unwrap_or_else(|_| value.to_owned());
+        let text = python_json::quoted(&text);
         serde_json::from_str::<Vec<&serde_json::value::RawValue>>(&text).ok()?;
-        Some(text)
+        Some(text.into_owned())
     };
     array(object)
-        .or_else(|| array(&serde_json::from_str::<RawObject>(context).ok()?))
+        .or_else(|| array(&python_json::fields(context)?))
         .unwrap_or_else(|| "[]".to_owned())
 }
 
+struct Hashes {
+    fingerprint: String,
+    content_hash: String,
+    etag: String,
+}
+
 /// The hashes of what is asked for, and of everything that is said; each text is spelled once.
-fn hashes(action_type: &str, object: &RawObject) -> (String, String) {
-    let mut fields: BTreeMap<&str, String> = object
-        .iter()
-        .filter(|(name, _)| *name != "createdAt")
-        .map(|(name, value)| (name.as_str(), json::canonical(value)))
-        .collect();
+fn hashes(action_type: &str, object: &Fields<'_>) -> Hashes {
+    let mut fields = canonical_fields(object);
+    let etag = hash_of_content(&fields);
     let mut everything = Sha256::new();
     for (name, value) in &fields {
         everything.update(json::raw(name).get());
@@ -211,32 +230,71 @@ fn hashes(action_type: &str, object: &RawObject) -> (String, String) {
     let context = fields.remove("context").unwrap_or_else(|| "null".to_owned());
     let action_type = json::raw(action_type);
     let asked = format!(r#"{{"actionType":{},"context":{context}}}"#, action_type.get());
-    (format!("{:x}", Sha256::digest(asked)), format!("{:x}", everything.finalize()))
+    Hashes {
+        fingerprint: format!("{:x}", Sha256::digest(asked)),
+        content_hash: format!("{:x}", everything.finalize()),
+        etag,
+    }
+}
+
+/// What a request says: all of its fields but when it was written, sorted, each in canonical form.
+fn canonical_fields<'a>(object: &'a Fields<'_>) -> BTreeMap<&'a str, String> {
+    let fields = object.iter().filter(|(name, _)| *name != "createdAt");
+    fields.map(|(name, value)| (name.as_str(), python_json::canonical(value))).collect()
+}
+
+/// The entity tag of a request: lower-case hex SHA-256 of its document without `createdAt` and
+/// `status`, in the canonical form of [`python_json::canonical`]. A program that has the document
+/// gets it by Python's `json.dumps(…, sort_keys=True, separators=(",", ":"), ensure_ascii=False)`.
+/// Taken of the document as it was before the decision, it is the same before and after.
+#[must_use]
+pub fn etag(document: &str) -> String {
+    let object = python_json::fields(document).unwrap_or_default();
+    hash_of_content(&canonical_fields(&object))
+}
+
+fn hash_of_content(fields: &BTreeMap<&str, String>) -> String {
+    let said = fields.iter().filter(|(name, _)| **name != "status");
+    let said = said.map(|(name, value)| ((*name).to_owned(), value)).collect::<IndexMap<_, _>>();
+    format!("{:x}", Sha256::digest(python_json::object(&said)))
 }
 
 /// The document after a decision: the same object with the contract's fields set.
 #[must_use]
 pub fn decided_document(document: &str, decision: &Decision) -> String {
-    let mut object: RawObject = serde_json::from_str(document).unwrap_or_default();
     let (by, at) = match decision.verdict {
         Verdict::Approve => ("approvedBy", "approvedAt"),
         Verdict::Reject { .. } => ("rejectedBy", "rejectedAt"),
     };
-    object.insert("status".to_owned(), json::raw(decision.verdict.status()));
-    object.insert(by.to_owned(), json::raw(decision.by.as_str()));
-    object.insert(at.to_owned(), json::raw(&decision.at.timestamp_millis()));
+    let mut fields = vec![
+        ("status", json::raw(decision.verdict.status())),
+        (by, json::raw(decision.by.as_str())),
+        (at, json::raw(&decision.at.timestamp_millis())),
+    ];
     if let Some(reason) = decision.verdict.reason() {
-        object.insert("reason".to_owned(), json::raw(reason));
+        fields.push(("reason", json::raw(reason)));
     }
-    json::raw(&object).get().to_owned()
+    rewritten(document, fields)
+}
+
+/// The same object with some fields set, and everything else as it was written.
+fn rewritten(
+    document: &str,
+    fields: impl IntoIterator<Item = (&'static str, Box<serde_json::value::RawValue>)>,
+) -> String {
+    let object = python_json::fields(document).unwrap_or_default();
+    let mut object: IndexMap<String, Cow<'_, str>> =
+        object.into_iter().map(|(name, value)| (name, value.into())).collect();
+    for (name, value) in fields {
+        object.insert(name.to_owned(), value.get().to_owned().into());
+    }
+    python_json::object(&object)
 }
 
 /// The document of a request that was closed undecided: the same object with another status.
 #[must_use]
 pub fn closed_document(document: &str, state: &State) -> String {
-    let mut object: RawObject = serde_json::from_str(document).unwrap_or_default();
-    object.insert("status".to_owned(), json::raw(state.as_str()));
-    json::raw(&object).get().to_owned()
+    rewritten(document, [("status", json::raw(state.as_str()))])
 }
 
 /// What an agent registers over HTTP, already validated.
@@ -298,6 +356,8 @@ impl Registration {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(document: &str) -> Result<ApprovalRequest, Unreadable> {
@@ -323,6 +383,10 @@ mod tests {
             (r#"{"sessionId":"s","requestId":"req_2"}"#, "carries another request's id"),
             (r#"{"sessionId":"s","tenantId":{}}"#, "names somebody in a form that is not text"),
             (r#"{"sessionId":"s","actionType":"a\u0000"}"#, "holds a NUL character"),
+            (r#"{"sessionId":"s","userId":"a","userId":"b"}"#, "names a field twice"),
+            (r#"{"sessionId":"s","\u0073essionId":"s"}"#, "names a field twice"),
+            (r#"{"sessionId":"s","context":{"x":[{"to":1,"to":1}]}}"#, "names a field twice"),
+            (r#"{"sessionId":"s","context":nan}"#, "is not a JSON object"),
         ] {
             assert_eq!(read(document).unwrap_err().problem, problem, "{document}");
         }
@@ -365,5 +429,71 @@ mod tests {
         assert_ne!(base, of(r#"{"sessionId":"s","actionType":"send","context":{"a":1,"b":3}}"#));
         assert_ne!(base, of(r#"{"sessionId":"s","actionType":"sent","context":{"a":1,"b":2}}"#));
         assert_eq!(base.len(), 64);
+    }
+
+    #[test]
+    fn bare_words_of_python_are_read_and_rewritten_as_they_are() {
+        let document = r#"{"sessionId":"s","context":{"NaN":NaN,"x":[-Infinity, Infinity],"y":"NaN"},"planSteps":[{"id":"a","confidence":NaN}],"z":NaN}"#;
+        let request = read(document).unwrap();
+        assert_eq!(request.document, document);
+        assert_eq!(request.context, r#"{"NaN":"NaN","x":["-Infinity", "Infinity"],"y":"NaN"}"#);
+        assert_eq!(request.plan_steps, r#"[{"id":"a","confidence":"NaN"}]"#);
+        // As Python's json.dumps spells it.
+        let asked =
+            r#"{"actionType":"unknown","context":{"NaN":NaN,"x":[-Infinity,Infinity],"y":"NaN"}}"#;
+        assert_eq!(request.fingerprint, format!("{:x}", Sha256::digest(asked)));
+        let decision = Decision {
+            verdict: Verdict::Approve,
+            by: UserId::parse("user123").unwrap(),
+            at: DateTime::from_timestamp_millis(1_706_152_860_123).unwrap(),
+        };
+        let decided = decided_document(document, &decision);
+        let (kept, _) = document.rsplit_once('}').unwrap();
+        assert_eq!(
+            decided,
+            format!(
+                r#"{kept},"status":"approved","approvedBy":"user123","approvedAt":1706152860123}}"#
+            )
+        );
+        assert_eq!(read(&decided).unwrap().context, request.context);
+        let of = |status: &str| etag(&format!(r#"{kept},"status":"{status}"}}"#));
+        assert_eq!((of("pending"), of("approved")), (request.etag.clone(), request.etag));
+    }
+
+    #[test]
+    fn the_etag_is_what_python_makes_of_everything_but_status_and_creation_time() {
+        let document = r#"{"status":"pending","sessionId":"s","x":1.10,"createdAt":7,"a":{"c":"\u00e9","b":null}}"#;
+        let said = r#"{"a":{"b":null,"c":"é"},"sessionId":"s","x":1.10}"#;
+        assert_eq!(read(document).unwrap().etag, format!("{:x}", Sha256::digest(said)));
+        assert_eq!(etag(document), read(document).unwrap().etag);
+    }
+
+    proptest! {
+        #[test]
+        fn the_etag_is_of_what_is_said_and_not_of_how_or_when(
+            fields in prop::collection::btree_map("[a-c]{1,2}", "[a-z\"\\\\é]{0,3}|[0-9]{1,3}", 0..5),
+            changed in "[a-c]{1,2}", value in "[a-z]{0,3}", created in any::<u32>(), spaced in any::<bool>(),
+        ) {
+            let spelled = |fields: &BTreeMap<String, String>, status: &str, created: u32| {
+                let mut all: serde_json::Map<String, serde_json::Value> = fields
+                    .iter()
+                    .map(|(name, value)| (name.clone(), value.as_str().into()))
+                    .collect();
+                all.insert("sessionId".to_owned(), "s".into());
+                all.insert("status".to_owned(), status.into());
+                all.insert("createdAt".to_owned(), created.into());
+                if spaced { serde_json::to_string_pretty(&all) } else { serde_json::to_string(&all) }.unwrap()
+            };
+            let first = spelled(&fields, "pending", 1);
+            prop_assert_eq!(etag(&first), etag(&spelled(&fields, "approved", created)));
+            // In another order, with other escapes.
+            let object = python_json::fields(&first).unwrap();
+            let backwards = object.iter().rev().map(|(name, value)| (name.clone(), *value));
+            let backwards = python_json::object(&backwards.collect::<IndexMap<_, _>>());
+            prop_assert_eq!(etag(&backwards.replace('é', "\\u00e9")), etag(&first));
+            let mut other = fields.clone();
+            let is_same = other.insert(changed, value.clone()).is_some_and(|before| before == value);
+            prop_assert_eq!(etag(&spelled(&other, "pending", 1)) == etag(&first), is_same);
+        }
     }
 }

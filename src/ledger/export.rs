@@ -55,6 +55,8 @@ pub struct Exported {
     agent_id: Option<String>,
     trace_id: Option<String>,
     gateway_request_id: Option<String>,
+    /// The entity tag by which the decider named what they had looked at.
+    if_match: Option<String>,
     delivery: String,
     #[serde(serialize_with = "instant_or_null")]
     sent_at: Option<DateTime<Utc>>,

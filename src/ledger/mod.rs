@@ -38,11 +38,14 @@ pub use self::outbox::{OutboxKind, OutboxRow};
 use self::postgres::PgLedger;
 pub use self::refused::{ExportedAttempt, RefusedAttempt};
 use self::sqlite::SqliteLedger;
-use crate::domain::approver::Caller;
+use crate::domain::approver::{Caller, Role};
 use crate::domain::audit::AuditEntry;
 use crate::domain::clock::Clock;
-use crate::domain::decision::{Candidate, Decision, Delivery, Mark, Record, State, Verdict};
+use crate::domain::decision::{
+    Candidate, Decision, Delivery, Mark, Record, State, Verdict, may_write,
+};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
+use crate::domain::printable::printable;
 use crate::domain::request::Origin;
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
 use crate::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
@@ -147,6 +150,8 @@ pub struct Writing<'a> {
     pub now: DateTime<Utc>,
     /// How long the writer holds the delivery: [`LEASE`], or nothing to leave it to the relay.
     pub held_for: TimeDelta,
+    /// The entity tag by which the decider named what they had looked at.
+    pub if_match: Option<&'a str>,
     /// Where in a trace it happens; see [`traces::here`].
     pub trace_parent: Option<String>,
     /// What the Auth server's audit log is to be told of it.
@@ -154,6 +159,21 @@ pub struct Writing<'a> {
 }
 
 impl Writing<'_> {
+    /// Whose task the request may go on with; `None` is anybody's of its tenant: for requests that name
+    /// nobody, and those that an admin registers.
+    fn task_owner(&self) -> Option<&UserId> {
+        let may_choose = *self.state == State::Pending && self.caller.role == Role::Admin;
+        self.candidate.user.as_ref().filter(|_| !may_choose)
+    }
+
+    /// What `error_message` says of a rejection.
+    fn refusal(&self) -> Option<String> {
+        let decision = self.state.decision()?;
+        let reason = decision.verdict.reason()?;
+        let by = decision.by.as_str();
+        Some(format!("Rejected by {}: {}", printable(by), printable(reason)))
+    }
+
     /// A request that belongs to no tenant belongs to the decider's from then on.
     fn tenant(&self) -> &TenantId {
         self.candidate.tenant.as_ref().unwrap_or(&self.caller.tenant)
@@ -194,6 +214,8 @@ pub enum TaskChange {
     Done(Box<Task>),
     /// No such task in this tenant.
     NotFound,
+    /// It is another's, and the caller is no admin.
+    NotTheOwner,
     /// The task does not allow it; it is as it was.
     Refused(TaskRefusal),
 }
@@ -510,17 +532,17 @@ impl Ledger {
     }
 
     /// Notes that the agent has acted on an outcome; the first time counts. `None` when the tenant
-    /// has no such request, or it is pending.
+    /// has no such request, it is pending, or it is another's and the caller no admin.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer; noting it again is safe.
     pub async fn acknowledge(
         &self,
-        tenant: &TenantId,
+        caller: &Caller,
         id: &RequestId,
         now: DateTime<Utc>,
     ) -> Result<Option<Record>> {
-        let row = on_engine!(self, ledger => ledger.acknowledge(tenant, id, now))?;
+        let row = on_engine!(self, ledger => ledger.acknowledge(caller, id, now))?;
         row.map(RequestRow::into_record).transpose()
     }
 
@@ -777,7 +799,7 @@ impl Ledger {
     /// [`TIMEOUT`]; the task is then without this step.
     pub async fn change_task(
         &self,
-        tenant: &TenantId,
+        caller: &Caller,
         id: &TaskId,
         step: &TaskStep,
         clock: &Clock,
@@ -786,9 +808,12 @@ impl Ledger {
             for attempt in 0_u64.. {
                 // Let others finish first, each a little longer than before.
                 tokio::time::sleep(Duration::from_millis(attempt.min(20))).await;
-                let Some(before) = self.find_task(tenant, id).await? else {
+                let Some(before) = self.find_task(&caller.tenant, id).await? else {
                     return Ok(TaskChange::NotFound);
                 };
+                if !may_write(Some(&before.user), caller) {
+                    return Ok(TaskChange::NotTheOwner);
+                }
                 let now = clock.now();
                 let after = match before.after(step.clone(), now) {
                     Ok(after) => after,

@@ -17,7 +17,7 @@ use super::refused::{ExportedAttempt, RefusedAttempt};
 use super::totals::Totals;
 use super::writes::Writes;
 use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
-use crate::domain::approver::Caller;
+use crate::domain::approver::{Caller, Role};
 use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
 use crate::domain::task::{Task, TaskFilter};

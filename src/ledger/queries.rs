@@ -59,19 +59,22 @@ macro_rules! ledger_queries {
 
             pub async fn acknowledge(
                 &self,
-                tenant: &TenantId,
+                caller: &Caller,
                 id: &RequestId,
                 now: DateTime<Utc>,
             ) -> sqlx::Result<Option<RequestRow>> {
                 sqlx::query_as(concat!(
                     "UPDATE hitl_request SET acted_at = COALESCE(acted_at, $3)
                       WHERE request_id = $1 AND tenant_id = $2 AND status <> 'pending'
+                        AND (user_id = $4 OR $5)
                       RETURNING ",
                     request_row!()
                 ))
                 .bind(id.as_str())
-                .bind(tenant.as_str())
+                .bind(caller.tenant.as_str())
                 .bind(now)
+                .bind(caller.user.as_str())
+                .bind(caller.role == Role::Admin)
                 .fetch_optional(&self.pool)
                 .await
             }
@@ -485,7 +488,7 @@ macro_rules! ledger_queries {
                 .bind(super::origin_str(writing.candidate.origin))
                 .bind(own(writing.tenant().as_str()))
                 .bind(own(request.session.as_str()))
-                .bind(request.user.as_ref().map(|user| own(user.as_str())))
+                .bind(writing.candidate.user.as_ref().map(|user| own(user.as_str())))
                 .bind(own(&request.action_type))
                 .bind(own(&request.fingerprint))
                 .bind(own(&request.document))
@@ -511,6 +514,9 @@ macro_rules! ledger_queries {
                 .bind(own(&request.content_hash))
                 .bind(writing.trace_parent.clone())
                 .bind(writing.audit.body().map(own))
+                .bind(writing.if_match.map(own))
+                .bind(writing.refusal())
+                .bind(writing.task_owner().map(|user| own(user.as_str())))
         }
     };
 }

@@ -10,7 +10,8 @@
 //! 12 `expires_at` · 13 status · 14 `decided_by` · 15 `decided_at` · 16 reason · 17 source ·
 //! 18 caller type · 19 agent id · 20 trace id · 21 gateway request id · 22 now · 23 `due_at` ·
 //! 24 context · 25 message · 26 plan steps · 27 the caller · 28 content hash · 29 trace parent ·
-//! 30 audit entry.
+//! 30 audit entry · 31 `if_match` · 32 what a rejected task says ·
+//! 33 whose task it may be, if not anybody's.
 
 /// The columns of a request that are read back, and those that its task follows. Never `*`: that
 /// fails in statements that are prepared while a later release adds a column.
@@ -81,7 +82,7 @@ macro_rules! write_request {
                 request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint,
                 content_hash, document, task_id, owns_task, created_at, expires_at, status, decided_by,
                 decided_at, reason, caller_source, caller_type, agent_id, trace_id,
-                gateway_request_id, delivery, owed_since, due_at, outcome, settled_at
+                gateway_request_id, delivery, owed_since, due_at, if_match, outcome, settled_at
              )
              SELECT $1, $2, $3, $4, $5, $6, $7, $28, $8,
                 COALESCE(
@@ -92,7 +93,7 @@ macro_rules! write_request {
                 task.kept IS NULL OR ",
             is_owned!("task.kept"),
             ", $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-                CASE WHEN $13 = 'cancelled' THEN 'sent' ELSE 'owed' END, $22, $23,
+                CASE WHEN $13 = 'cancelled' THEN 'sent' ELSE 'owed' END, $22, $23, $31,
                 CASE WHEN $13 <> 'pending' THEN ",
             next_outcome!("$3", "$4"),
             " END,
@@ -108,13 +109,15 @@ macro_rules! write_request {
 }
 
 /// Finds the task that a request goes on with: the one it names, else one that already carries its
-/// id; always of the same tenant. A row that we made and that a rejection ended is over for good.
+/// id; always of the same tenant, and of the request's user. A row that we made and that a rejection
+/// ended is over for good.
 macro_rules! kept_task {
     () => {
         concat!(
             "usable AS (
             SELECT t.task_id, t.created_at FROM agent_task t
              WHERE (t.task_id = $9 OR t.hitl_request_id = $1) AND t.tenant_id = $3
+               AND (t.user_id = $33 OR $33 IS NULL)
                AND NOT (t.status IN ('COMPLETED', 'FAILED') AND ",
             is_owned!("t.task_id"),
             ")
@@ -139,7 +142,7 @@ macro_rules! write_task {
                 task_id, user_id, tenant_id, task_type, status, progress, description, input_data,
                 plan_steps, hitl_request_id, error_message, started_at, created_at, updated_at
              )
-             SELECT d.task_id, COALESCE(d.user_id, $27), d.tenant_id, d.action_type,
+             SELECT d.task_id, COALESCE(d.user_id, $27), d.tenant_id, SUBSTR(d.action_type, 1, 200),
                 CASE
                     WHEN d.status = 'pending' THEN 'WAITING_APPROVAL'
                     WHEN EXISTS (
@@ -151,8 +154,7 @@ macro_rules! write_task {
                     ELSE 'IN_PROGRESS'
                 END,
                 0, $25, $24, $26, d.request_id,
-                CASE WHEN d.status = 'rejected'
-                          THEN 'Rejected by ' || d.decided_by || ': ' || d.reason
+                CASE WHEN d.status = 'rejected' THEN $32
                      WHEN d.status = 'cancelled' AND d.owns_task
                           THEN 'Withdrawn by its agent' END,
                 $22, d.created_at, $22
@@ -230,7 +232,7 @@ macro_rules! decide_request {
                 decided_at = excluded.decided_at, reason = excluded.reason,
                 caller_source = excluded.caller_source, caller_type = excluded.caller_type,
                 agent_id = excluded.agent_id, trace_id = excluded.trace_id,
-                gateway_request_id = excluded.gateway_request_id,
+                gateway_request_id = excluded.gateway_request_id, if_match = excluded.if_match,
                 delivery = excluded.delivery, owed_since = excluded.owed_since,
                 due_at = excluded.due_at, attempts = 0, sent_at = NULL, listeners = NULL,
                 sent_to = NULL, outcome = excluded.outcome, settled_at = excluded.settled_at

@@ -204,22 +204,6 @@ both_modes! {
     }
 }
 
-both_modes! {
-    async fn without_any_tenant_only_the_named_user_decides(app: TestApp) {
-        for tenant in ["", r#","tenantId":null"#] {
-            let (id, session) = (unique("req"), unique("session"));
-            let document = format!(r#"{{"sessionId":"{session}","userId":"user123"{tenant}}}"#);
-            app.put(&id, &document).await;
-            app.point(&session, &id).await;
-            for answer in [app.approve(BOB, &id).await, app.reject(MALLORY, &id, None).await] {
-                answer.assert(404, "E1004");
-            }
-            app.approve(ALICE, &id).await.assert(200, "");
-            assert_eq!(app.record(&id).await.tenant.as_str(), "tenant1");
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_names_nobody_exists_only_where_the_setting_accepts_it() {
     for (mode, setting) in MODES
@@ -244,6 +228,40 @@ async fn a_request_that_names_nobody_exists_only_where_the_setting_accepts_it() 
     }
 }
 
+/// User ids of two tenants may be equal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_of_no_tenant_is_nobodys_even_if_it_names_the_caller() {
+    let namesake = Who { tenant: "tenant2", ..ALICE };
+    for mode in MODES {
+        for setting in [UnscopedRequests::Refuse, UnscopedRequests::Accept] {
+            let adjust = |config: &mut aura_hitl::config::Config| {
+                config.policy.unscoped_requests = setting;
+            };
+            let app = TestApp::spawn_with(mode, Clock::System, adjust).await;
+            let asked = Asked::new().with("tenantId", Value::Null);
+            app.put(&asked.id, &asked.document.to_string()).await;
+            app.point(&asked.session, &asked.id).await;
+            let path = format!("/aura/hitl/requests/{}", asked.id);
+            for who in [ALICE, namesake, BOB] {
+                let is_seen = setting == UnscopedRequests::Accept && who.user == ALICE.user;
+                let (status, code) = if is_seen { (200, "") } else { (404, "E1004") };
+                app.get(who, &path).await.assert(status, code);
+                app.get(who, &format!("{path}/decision")).await.assert(status, code);
+            }
+            app.approve(BOB, &asked.id).await.assert(404, "E1004");
+            let (status, code) =
+                if setting == UnscopedRequests::Accept { (200, "") } else { (404, "E1004") };
+            app.approve(namesake, &asked.id).await.assert(status, code);
+        }
+        // Its session's tenant is its own.
+        let app = TestApp::spawn(mode).await;
+        let asked = Asked::new().with("tenantId", Value::Null).with("userId", Value::Null);
+        app.ask(&asked).await;
+        app.approve(namesake, &asked.id).await.assert(404, "E1004");
+        app.approve(ALICE, &asked.id).await.assert(200, "");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_the_requester_policy_only_the_named_user_decides() {
     for mode in MODES {
@@ -258,7 +276,14 @@ async fn under_the_requester_policy_only_the_named_user_decides() {
         app.approve(ALICE, &id).await.assert(200, "");
         let names_nobody = Asked::new().with("userId", Value::Null);
         app.ask(&names_nobody).await;
+        // It is the user's whom its session names, if that names one.
+        app.approve(BOB, &names_nobody.id).await.assert(403, "E2001");
+        app.point(&names_nobody.session, &names_nobody.id).await;
         app.approve(BOB, &names_nobody.id).await.assert(200, "");
+        let names_nobody = Asked::new().with("userId", Value::Null);
+        app.ask(&names_nobody).await;
+        app.approve(ALICE, &names_nobody.id).await.assert(200, "");
+        assert_eq!(app.record(&names_nobody.id).await.user.unwrap().as_str(), "user123");
     }
 }
 
@@ -533,7 +558,8 @@ both_modes! {
         for document in [
             "", "nonsense", "[1]", "\"text\"", "null", "{", "{}", r#"{"status":"pending"}"#,
             r#"{"sessionId":null}"#, r#"{"sessionId":"a b"}"#, r#"{"sessionId":"s","userId":[]}"#,
-            r#"{"sessionId":"s","requestId":"req_another"}"#,
+            r#"{"sessionId":"s","requestId":"req_another"}"#, r#"{"sessionId":"s","context":nan}"#,
+            r#"{"sessionId":"s","context":{"to":"a","to":"b"}}"#, r#"{"sessionId":"s","userId":"user123","userId":"bob"}"#,
         ] {
             let id = unique("req");
             app.put(&id, document).await;
@@ -544,6 +570,64 @@ both_modes! {
             assert_eq!(app.stored(&id).await.document, document);
         }
         assert!(app.tasks("tenant1").await.is_empty());
+    }
+}
+
+both_modes! {
+    /// In the row that admins look at, a reason begins no line and hides nothing; agents and callers
+    /// get it as it was given.
+    async fn a_reason_is_escaped_where_people_read_it_among_other_text(app: TestApp) {
+        let Asked { id, session, .. } = asked(&app).await;
+        let reason = "no\n\u{1b}[2Kapproved \u{202e}dorp\u{200b}";
+        let answer = app.reject(ALICE, &id, Some(reason)).await;
+        assert_eq!(answer.assert(200, "").data()["reason"], reason);
+        app.settled(&id).await;
+        let signal: Value = serde_json::from_str(&app.signal(&session).await.unwrap()).unwrap();
+        assert_eq!(signal["reason"], reason);
+        let said = app.task_of(&id).await.error_message.unwrap();
+        assert_eq!(said, "Rejected by user123: no\\n\\u{1b}[2Kapproved \\u{202e}dorp\\u{200b}");
+    }
+}
+
+both_modes! {
+    async fn a_tasks_type_has_at_most_200_characters(app: TestApp) {
+        let action = "행동".repeat(150);
+        let asked = Asked::new().with("actionType", json!(action));
+        app.ask(&asked).await;
+        app.approve(ALICE, &asked.id).await.assert(200, "");
+        assert_eq!(app.task_of(&asked.id).await.task_type, "행동".repeat(100));
+        assert!(app.record(&asked.id).await.document.contains(&action));
+    }
+}
+
+both_modes! {
+    /// Python's json writes these words bare, and nothing else reads them.
+    async fn what_python_writes_for_numbers_that_are_none_is_decided_and_kept(app: TestApp) {
+        for verb in ["approve", "reject"] {
+            let asked = Asked::new();
+            let context = r#"{"ratio":NaN,"range":[-Infinity, Infinity],"text":"NaN"}"#;
+            let plan = r#"[{"id":"a","confidence":NaN}]"#;
+            let document = asked.document.to_string();
+            let (kept, _) = document.rsplit_once('}').unwrap();
+            let document = kept.replace(r#"{"to":"a@b.c"}"#, context) + r#","planSteps":"# + plan + r#","score":NaN}"#;
+            app.ask(&asked).await;
+            app.put(&asked.id, &document).await;
+            let shown = app.get(ALICE, &format!("/aura/hitl/requests/{}", asked.id)).await;
+            assert_eq!(shown.assert(200, "").data().as_str(), Some(document.as_str()));
+            let answer = if verb == "approve" { app.approve(ALICE, &asked.id).await } else { app.reject(ALICE, &asked.id, None).await };
+            answer.assert(200, "");
+            app.settled(&asked.id).await;
+            let stored = app.stored(&asked.id).await.document;
+            assert!(stored.contains(context) && stored.contains(plan) && stored.contains(r#""score":NaN"#), "{stored}");
+            assert_eq!(app.record(&asked.id).await.document, document);
+            let shown = app.get(ALICE, &format!("/aura/hitl/requests/{}", asked.id)).await;
+            assert!(shown.assert(200, "").data().as_str().unwrap().contains(context), "{}", shown.text);
+            // What admins query is JSON to every database.
+            let task = app.task_of(&asked.id).await;
+            let input: Value = serde_json::from_str(task.input_data.as_deref().unwrap()).unwrap();
+            assert_eq!(input, json!({ "ratio": "NaN", "range": ["-Infinity", "Infinity"], "text": "NaN" }));
+            assert_eq!(task.plan_steps, r#"[{"id":"a","confidence":"NaN"}]"#);
+        }
     }
 }
 

@@ -381,9 +381,9 @@ impl Asked {
     pub fn candidate(&self, origin: Origin, now: DateTime<Utc>) -> Candidate {
         let id = RequestId::parse(&self.id).unwrap();
         let request = ApprovalRequest::read(&id, self.document.to_string()).unwrap();
-        let tenant = request.tenant.clone();
+        let (tenant, user) = (request.tenant.clone(), request.user.clone());
         let expires_at = now + TimeDelta::seconds(1800);
-        Candidate { request, origin, tenant, created_at: now, expires_at }
+        Candidate { request, origin, tenant, user, created_at: now, expires_at }
     }
 }
 
@@ -791,6 +791,7 @@ pub async fn decide_on_ledger(
         caller: &caller,
         now,
         held_for,
+        if_match: None,
         trace_parent,
         audit,
     };

@@ -8,13 +8,14 @@ use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::ids::{TenantId, UserId};
 use aura_hitl::expiry;
-use chrono::TimeDelta;
+use aura_hitl::ledger::{Exported, Span};
+use chrono::{DateTime, TimeDelta};
 use futures_util::future::join_all;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
 use crate::helpers::{
-    ALICE, Answer, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, eventually, redis, unique,
+    ADMIN, ALICE, Answer, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, eventually, redis, unique,
 };
 use redis::AsyncCommands as _;
 
@@ -337,7 +338,7 @@ both_modes! {
         close(&app, MALLORY, &id, "ack").await.assert(404, "E1004");
         let first = close(&app, ALICE, &id, "ack").await;
         let acted = app.record(&id).await.acted_at.unwrap();
-        let again = close(&app, BOB, &id, "ack").await;
+        let again = close(&app, ADMIN, &id, "ack").await;
         assert_eq!(first.assert(200, "").data(), again.assert(200, "").data());
         assert_eq!(app.record(&id).await.acted_at, Some(acted));
         assert_eq!(decision(&app, ALICE, &id, 0).await.data()["actedAt"], first.data()["actedAt"]);
@@ -351,7 +352,8 @@ both_modes! {
         let looked = app.get(ALICE, &format!("{HITL}/requests/{id}")).await;
         let etag = looked.headers["ETag"].to_str().unwrap().to_owned();
         let fingerprint = answer.data()["fingerprint"].as_str().unwrap().to_owned();
-        assert_eq!((&etag, &answer.headers["ETag"]), (&format!("\"{fingerprint}\""), &looked.headers["ETag"]));
+        assert_eq!(answer.headers["ETag"], looked.headers["ETag"]);
+        assert_ne!(etag, format!("\"{fingerprint}\""));
         let decide = async |verb: &str, tag: &str| {
             let call = app.call(ALICE, Method::POST, &format!("{HITL}/{verb}/{id}")).header("If-Match", tag);
             Answer::of(call.json(&json!({ "userId": ALICE.user })).send().await.unwrap()).await
@@ -361,11 +363,20 @@ both_modes! {
                 decide(verb, &other).await.assert(412, "E4120");
             }
         }
-        for odd in ["", "x", "W/", &fingerprint] {
-            decide("approve", odd).await.assert(412, "E4120");
+        for odd in ["", "x", "W/", &fingerprint, &format!("\"{fingerprint}\"")] {
+            let answer = decide("approve", odd).await;
+            assert!(answer.assert(412, "E4120").text.contains("has changed"), "{odd}: {}", answer.text);
+        }
+        // What a proxy that compresses answers makes of it is not "changed".
+        let bare = etag.trim_matches('"');
+        for weakened in [format!("W/{etag}"), format!("\"{bare}-gzip\""), format!("W/\"{bare}-br\""), format!("\"{bare};gzip\"")] {
+            let answer = decide("approve", &weakened).await;
+            assert!(answer.assert(412, "E4120").text.contains("weakened"), "{weakened}: {}", answer.text);
         }
         assert_eq!(decision(&app, ALICE, &id, 0).await.data()["status"], "pending");
-        decide("approve", &format!("\"other\", {etag}")).await.assert(200, "");
+        let answer = decide("approve", &format!("\"other\", {etag}")).await;
+        assert_eq!(answer.assert(200, "").headers["ETag"], etag);
+        assert_eq!(if_match(&app, &id).await.as_deref(), Some(bare));
         decide("approve", &etag).await.assert(200, "");
         decide("approve", "*").await.assert(200, "");
         decide("approve", "\"x\"").await.assert(412, "E4120");
@@ -381,10 +392,114 @@ both_modes! {
             let call = app.call(ALICE, Method::POST, &format!("{HITL}/approve/{}", asked.id)).header("If-Match", tag);
             Answer::of(call.json(&json!({ "userId": ALICE.user })).send().await.unwrap()).await
         };
-        decide(etag).await.assert(412, "E4120");
+        decide(etag.clone()).await.assert(412, "E4120");
         assert!(app.is_unrecorded(&asked.id).await);
-        let etag = app.get(ALICE, &format!("{HITL}/requests/{}", asked.id)).await.headers["ETag"].clone();
-        decide(etag).await.assert(200, "");
+        // Whatever it says is its content, and nothing but when and how it was written is not.
+        for (field, value) in [
+            ("message", json!("Delete everything?")), ("planSteps", json!([{ "id": "a" }])), ("amount", json!(7)),
+            ("params", json!({})), ("userId", json!("bob")), ("actionType", json!("delete")),
+        ] {
+            app.ask(&asked.clone().with(field, value)).await;
+            decide(etag.clone()).await.assert(412, "E4120");
+        }
+        let spelled = serde_json::to_string_pretty(&asked.clone().with("createdAt", json!(1)).document).unwrap();
+        app.put(&asked.id, &spelled).await;
+        let request = format!("{HITL}/requests/{}", asked.id);
+        let tags = async || {
+            let (read, decision) = tokio::join!(app.get(ALICE, &request), decision(&app, ALICE, &asked.id, 0));
+            [read.headers["ETag"].clone(), decision.headers["ETag"].clone()]
+        };
+        assert_eq!(tags().await, [etag.clone(), etag.clone()]);
+        let answer = decide(etag.clone()).await;
+        assert_eq!(answer.assert(200, "").headers["ETag"], etag);
+        // The same after the decision, from Redis and from the ledger.
+        app.settled(&asked.id).await;
+        assert_eq!(tags().await, [etag.clone(), etag.clone()]);
+        assert_eq!(decide(etag.clone()).await.assert(200, "").headers["ETag"], etag);
+        assert_eq!(format!("\"{}\"", if_match(&app, &asked.id).await.unwrap()), etag.to_str().unwrap());
+    }
+}
+
+/// The tag that was kept with a decision.
+async fn if_match(app: &TestApp, id: &str) -> Option<String> {
+    let span = Span {
+        from: DateTime::UNIX_EPOCH,
+        to: Clock::System.now() + TimeDelta::days(1),
+        undecided: false,
+    };
+    let mut kept = None;
+    let keep = |row: &Exported| {
+        let row = serde_json::to_value(row).unwrap();
+        if row["requestId"] == id {
+            kept = row["ifMatch"].as_str().map(ToOwned::to_owned);
+        }
+        Ok(())
+    };
+    app.core.ledger.export(&span, keep).await.unwrap().unwrap();
+    kept
+}
+
+async fn if_match_is_required(mode: Mode) {
+    let app =
+        TestApp::spawn_with(mode, Clock::System, |config| config.policy.require_if_match = true)
+            .await;
+    let asked = Asked::new();
+    app.ask(&asked).await;
+    let read = app.get(ALICE, &format!("{HITL}/requests/{}", asked.id)).await;
+    let etag = read.headers["ETag"].to_str().unwrap();
+    for verb in ["approve", "reject"] {
+        let decide = async |tag: Option<&str>| {
+            let call = app.call(ALICE, Method::POST, &format!("{HITL}/{verb}/{}", asked.id));
+            let call = if let Some(tag) = tag { call.header("If-Match", tag) } else { call };
+            Answer::of(call.json(&json!({ "userId": ALICE.user })).send().await.unwrap()).await
+        };
+        decide(None).await.assert(428, "E4280");
+        decide(Some("*")).await.assert(428, "E4280");
+        decide(Some("\"x\"")).await.assert(
+            if verb == "approve" { 412 } else { 409 },
+            if verb == "approve" { "E4120" } else { "E3006" },
+        );
+        if verb == "approve" {
+            decide(Some(etag)).await.assert(200, "");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_decision_names_what_was_looked_at_where_that_is_required() {
+    if_match_is_required(Mode::Embedded).await;
+    if_match_is_required(Mode::Production).await;
+}
+
+both_modes! {
+    /// Whoever may see may read; writing is the owner's, or an admin's.
+    async fn only_its_user_or_an_admin_acknowledges_and_withdraws_a_request(app: TestApp) {
+        let session = unique("session");
+        for owner in [ALICE, ADMIN] {
+            let (registered, _) = register(&app, &session, json!({ "for": owner.user })).await;
+            // One of a session's user, and one that names nobody at all.
+            let asked = Asked::new().with("userId", Value::Null);
+            app.ask(&asked).await;
+            for id in [&registered, &asked.id] {
+                for step in ["cancel", "ack"] {
+                    close(&app, BOB, id, step).await.assert(403, "E2001");
+                    close(&app, MALLORY, id, step).await.assert(404, "E1004");
+                }
+                assert_eq!(decision(&app, BOB, id, 0).await.assert(200, "").data()["status"], "pending");
+                close(&app, owner, id, "cancel").await.assert(200, "");
+                close(&app, BOB, id, "cancel").await.assert(403, "E2001");
+                close(&app, BOB, id, "ack").await.assert(403, "E2001");
+                assert_eq!(app.record(id).await.acted_at, None);
+                close(&app, owner, id, "ack").await.assert(200, "");
+            }
+        }
+        let asked = Asked::new().with("userId", Value::Null);
+        app.ask(&asked).await;
+        app.point(&asked.session, &asked.id).await;
+        app.approve(ALICE, &asked.id).await.assert(200, "");
+        for (who, status) in [(ALICE, 403), (BOB, 403), (ADMIN, 200)] {
+            close(&app, who, &asked.id, "ack").await.assert(status, if status == 200 { "" } else { "E2001" });
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 use aura_hitl::app;
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::courier::{Courier, Outgoing, Seen, Sent};
+use aura_hitl::domain::approver::Caller;
 use aura_hitl::domain::audit::AuditEntry;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Delivery, Mark, Record, Settled, State, Verdict};
@@ -28,6 +29,11 @@ use crate::helpers::{
 };
 
 /// A ledger and a courier of one's own.
+/// The caller whose task it is.
+fn owner(task: &Task) -> Caller {
+    Caller { user: task.user.clone(), tenant: task.tenant.clone(), ..ALICE.caller() }
+}
+
 struct Stores {
     ledger: Ledger,
     courier: Courier,
@@ -118,6 +124,7 @@ impl Stores {
             caller: &caller,
             now,
             held_for: LEASE,
+            if_match: None,
             trace_parent: None,
             audit: AuditEntry::None,
         };
@@ -367,7 +374,7 @@ on_all_stores! {
         stores.register(ALICE, &asked, start).await;
         let done = TaskStep::Complete { result: None };
         let complete = async || {
-            stores.ledger.change_task(&kept.tenant, &kept.id, &done, &stores.clock).await.unwrap()
+            stores.ledger.change_task(&owner(&kept), &kept.id, &done, &stores.clock).await.unwrap()
         };
         stores.clock.advance(seconds(1799));
         assert!(matches!(complete().await, TaskChange::Refused(_)));
@@ -380,7 +387,8 @@ on_all_stores! {
         for last in [TaskStep::Complete { result: None }, TaskStep::Fail { error: None }] {
             let kept = stores.keep_task(ALICE, now).await;
             for step in [TaskStep::Start, last] {
-                let change = stores.ledger.change_task(&kept.tenant, &kept.id, &step, &stores.clock);
+                let caller = owner(&kept);
+                let change = stores.ledger.change_task(&caller, &kept.id, &step, &stores.clock);
                 assert!(matches!(change.await.unwrap(), TaskChange::Done(_)));
             }
             let over = stores.task("tenant1", kept.id.as_str()).await.unwrap();
@@ -525,10 +533,9 @@ on_all_stores! {
         let steps: Vec<_> = (0..30)
             .map(|number| TaskStep::MergePlan(vec![step(&json!({ "stepId": format!("s{number}") }))]))
             .collect();
-        let clock = Clock::System;
-        let changes = steps
-            .iter()
-            .map(|step| stores.ledger.change_task(&kept.tenant, &kept.id, step, &clock));
+        let (clock, caller) = (Clock::System, owner(&kept));
+        let changes =
+            steps.iter().map(|step| stores.ledger.change_task(&caller, &kept.id, step, &clock));
         for change in join_all(changes).await {
             assert!(matches!(change.unwrap(), TaskChange::Done(_)));
         }
@@ -543,7 +550,8 @@ on_all_stores! {
     async fn a_step_that_is_refused_or_of_another_tenant_changes_nothing(stores: Stores) {
         let kept = stores.keep_task(ALICE, now()).await;
         let change = async |tenant: &TenantId, step: &TaskStep| {
-            stores.ledger.change_task(tenant, &kept.id, step, &Clock::System).await.unwrap()
+            let caller = Caller { tenant: tenant.clone(), ..owner(&kept) };
+            stores.ledger.change_task(&caller, &kept.id, step, &Clock::System).await.unwrap()
         };
         let done = TaskStep::Complete { result: Some("1".to_owned()) };
         let TaskChange::Refused(refusal) = change(&kept.tenant, &done).await else {

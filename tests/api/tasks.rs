@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::helpers::{ADMIN, ALICE, Answer, BOB, MALLORY, PREFIXES, TestApp, Who, unique};
+use crate::helpers::{ADMIN, ALICE, Answer, Asked, BOB, MALLORY, PREFIXES, TestApp, Who, unique};
 
 const TASKS: &str = "/api/main/agent/tasks";
 
@@ -475,5 +475,37 @@ both_modes! {
         assert_eq!(app.get(ALICE, &path).await.data(), before.data());
         // Within the tenant, a person and the agent acting for them work on the same task.
         app.get(BOB, &path).await.assert(200, "");
+    }
+}
+
+both_modes! {
+    /// A colleague sees a task and does not touch it: not even by a request that it would wait for.
+    async fn only_its_user_or_an_admin_changes_a_task(app: TestApp) {
+        for owner in [ALICE, ADMIN] {
+            for (method, step, body) in STEPS {
+                let path = make(&app, ALICE).await;
+                let before = app.get(BOB, &path).await;
+                let (method, path_to): (Method, _) = (method.parse().unwrap(), format!("{path}/{step}"));
+                send(&app, BOB, method.clone(), &path_to, body).await.assert(403, "E2001");
+                let task = path.rsplit('/').next().unwrap();
+                let gate = json!({ "sessionId": unique("session"), "actionType": "send", "taskId": task });
+                app.post(BOB, "/aura/hitl/requests", gate.clone()).await.assert(403, "E2001");
+                assert_eq!(app.get(ALICE, &path).await.data(), before.assert(200, "").data());
+                let changed = send(&app, owner, method, &path_to, body).await;
+                assert_ne!(changed.status, 403, "{step}: {}", changed.text);
+                if step == "start" {
+                    app.post(owner, "/aura/hitl/requests", gate).await.assert(201, "");
+                    assert_eq!(app.get(ALICE, &path).await.data()["status"], "WAITING_APPROVAL");
+                }
+            }
+        }
+        // Nor does a request that an agent wrote to Redis for somebody else.
+        let path = make(&app, ALICE).await;
+        let task = path.rsplit('/').next().unwrap();
+        let asked = Asked::new().with("userId", json!("bob")).with("taskId", json!(task));
+        app.ask(&asked).await;
+        app.reject(BOB, &asked.id, None).await.assert(200, "");
+        assert_ne!(app.task_of(&asked.id).await.id.as_str(), task);
+        assert_eq!(app.get(ALICE, &path).await.data()["status"], "REQUESTED");
     }
 }

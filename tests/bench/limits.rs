@@ -47,7 +47,16 @@ pub async fn statement(
             let (candidate, caller, state) = works.get(number).expect("too few requests");
             let (held_for, trace_parent) = (LEASE, None);
             let audit = AuditEntry::None;
-            let writing = Writing { candidate, state, caller, now, held_for, trace_parent, audit };
+            let writing = Writing {
+                candidate,
+                state,
+                caller,
+                now,
+                held_for,
+                if_match: None,
+                trace_parent,
+                audit,
+            };
             let recorded = ledger.record_outcome(&writing).await.unwrap();
             assert!(matches!(recorded, Recorded::Won(_)), "{recorded:?}");
         }
@@ -60,8 +69,10 @@ pub async fn statement(
 fn candidate(asked: &Asked, tenant: TenantId) -> Candidate {
     let now = Clock::System.now();
     let id = RequestId::parse(&*asked.request).unwrap();
+    let request = ApprovalRequest::read(&id, asked.document()).unwrap();
     Candidate {
-        request: ApprovalRequest::read(&id, asked.document()).unwrap(),
+        user: request.user.clone(),
+        request,
         origin: Origin::Redis,
         tenant: Some(tenant),
         created_at: now,
