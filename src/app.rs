@@ -44,6 +44,7 @@ use crate::marks::{self, Marks};
 use crate::metrics::Scrape;
 use crate::refused_attempts::{self, RefusedAttempts};
 use crate::telemetry::CallSpan;
+use crate::unheard::{self, Unheard};
 use crate::watcher::{self, Watcher};
 use crate::{expiry, metrics, relay, retention, routes};
 
@@ -104,6 +105,7 @@ impl Replica {
             marks: Marks::default(),
             hub,
             watcher,
+            unheard: Unheard::default(),
             ledger,
             courier,
             clock,
@@ -134,6 +136,7 @@ impl Replica {
         workers.spawn(expiry::run(core.clone()));
         workers.spawn(hub::run(core.clone()));
         workers.spawn(watcher::run(core.clone(), unchecked));
+        workers.spawn(unheard::run(core.clone()));
         workers.spawn(metrics::run(core.clone()));
         if let Some(address) = config.metrics_address {
             workers.spawn(serve_metrics(&core, address)?);

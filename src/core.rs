@@ -22,6 +22,7 @@ use crate::ledger::Ledger;
 use crate::limits::Limits;
 use crate::marks::Marks;
 use crate::refused_attempts::RefusedAttempts;
+use crate::unheard::Unheard;
 use crate::watcher::Watcher;
 
 /// Why work has no result.
@@ -66,6 +67,8 @@ pub struct Core {
     pub refused_attempts: RefusedAttempts,
     /// Whether the Auth server's audit log is fed.
     pub feeds_audit: bool,
+    /// Signals that nobody heard.
+    pub unheard: Unheard,
     /// Compares what is published with the ledger.
     pub watcher: Watcher,
     /// Set when the process is asked to stop.

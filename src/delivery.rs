@@ -82,6 +82,8 @@ async fn send_signal(
 ) -> Result<Settled, Undelivered> {
     let signal = signal_json(&record.id, decision);
     let document = decided_document(&record.document, decision);
+    let was_sent = record.sent_to.is_some() || record.listeners.is_some();
+    let is_unheard = record.is_waited_for(core.clock.now());
     for _look in 0..LOOKS {
         let seen = match seen.take() {
             Some(seen) => seen,
@@ -90,9 +92,16 @@ async fn send_signal(
         let copy = CourierCopy::of(record, seen.document.as_deref());
         let may_reach =
             copy != CourierCopy::Other && may_reach(core, record, &seen.pointer).await?;
-        let aloud = record.sent_to.is_none() || record.is_unheard(core.clock.now());
-        let is_left_alone =
-            !aloud && (!may_reach || !may_be_put_back(core, record, decision, &seen, copy).await?);
+        let aloud = may_reach
+            && (!was_sent
+                || (is_unheard && may_be_said_again(core, record, decision, &seen).await?));
+        let is_left_alone = !aloud
+            && was_sent
+            && if may_reach {
+                !may_be_put_back(core, record, decision, &seen, copy).await?
+            } else {
+                !is_unheard
+            };
         if is_left_alone {
             return Ok(Settled { listeners: record.listeners, ..Settled::SENT });
         }
@@ -117,12 +126,46 @@ async fn send_signal(
         match core.courier.send(&outgoing).await? {
             Sent::Published { listeners, history: sent_to } => {
                 let listeners = if aloud { listeners } else { record.listeners };
-                return Ok(Settled { delivery: Delivery::Sent, listeners, sent_to });
+                let settled = Settled { delivery: Delivery::Sent, listeners, sent_to };
+                core.unheard.sent(record, &settled);
+                return Ok(settled);
             }
             Sent::Changed => {}
         }
     }
     Err(Undelivered::Restless)
+}
+
+/// Whether a session names this request and Redis holds what was decided, so that its agent still
+/// waits if it has not heard the signal.
+#[must_use]
+pub fn still_names(record: &Record, decision: &Decision, seen: &Seen) -> bool {
+    let Some(document) = seen.document.as_deref() else { return false };
+    seen.pointer.request.as_deref() == Some(record.id.as_str())
+        && (document == decided_document(&record.document, decision)
+            || CourierCopy::of(record, Some(document)) == CourierCopy::Pending)
+}
+
+/// Whether a signal that was sent and that nobody heard is published again. A session that names
+/// nothing is waited in only if Redis has lost what it named, and then for its newest request.
+async fn may_be_said_again(
+    core: &Core,
+    record: &Record,
+    decision: &Decision,
+    seen: &Seen,
+) -> Result<bool, Undelivered> {
+    if still_names(record, decision, seen) {
+        return Ok(true);
+    }
+    let Some(sent_to) = &record.sent_to else { return Ok(false) };
+    if seen.pointer.request.is_some()
+        || !record.is_unheard(core.clock.now())
+        || core.courier.histories().await?.contains(sent_to)
+    {
+        return Ok(false);
+    }
+    let newest = core.ledger.newest_decided(&record.session, &record.tenant).await?;
+    Ok(newest.is_some_and(|newest| newest.id == record.id))
 }
 
 /// Whether a signal that was sent, and that Redis may have lost since, is put back under its key,

@@ -49,4 +49,5 @@ pub mod revocations;
 pub mod routes;
 pub mod telemetry;
 pub mod traces;
+pub mod unheard;
 pub mod watcher;

@@ -48,6 +48,7 @@ const DROPPED_ATTEMPTS: &str = "aura_hitl_refused_attempts_dropped_total";
 const AUDITED: &str = "aura_hitl_audit_entries_total";
 const OLDEST_AUDIT: &str = "aura_hitl_oldest_audit_entry_seconds";
 const PURGED: &str = "aura_hitl_purged_total";
+const UNHEARD: &str = "aura_hitl_signals_unheard";
 const FORGERIES: &str = "aura_hitl_forgeries_total";
 const UNCHECKED_MESSAGES: &str = "aura_hitl_unchecked_messages_total";
 
@@ -94,7 +95,7 @@ pub fn start(core: &Core, most_clients: usize) -> anyhow::Result<()> {
     }
     gauge!(OLDEST_AUDIT).set(0);
     counter!(DROPPED_ATTEMPTS).absolute(0);
-    for by in [By::Decider, By::Relay] {
+    for by in [By::Decider, By::Relay, By::Listener] {
         for result in ["sent", "superseded", "failed"] {
             signals(by, result).absolute(0);
         }
@@ -145,6 +146,7 @@ fn describe() {
     describe_counter!(DROPPED_ATTEMPTS, "Refused attempts to decide that left no row.");
     describe_gauge!(OLDEST_AUDIT, "Age of the oldest entry that was not taken yet; else 0.");
     describe_counter!(PURGED, "Rows deleted here because their time was over.");
+    describe_gauge!(UNHEARD, "Signals sent to nobody whose agents may still begin to listen.");
     describe_counter!(FORGERIES, "Answers found in Redis that the ledger does not know.");
     describe_counter!(UNCHECKED_MESSAGES, "Messages on sessions' channels that nobody checked.");
     Collector::default().describe();
@@ -170,6 +172,8 @@ pub enum By {
     Decider,
     /// The relay, later: a retry.
     Relay,
+    /// Once somebody listened to a signal that nobody had heard.
+    Listener,
 }
 
 fn decisions(core: &Core, outcome: &'static str, origin: &'static str) -> ::metrics::Counter {
@@ -206,6 +210,7 @@ fn signals(by: By, result: &'static str) -> ::metrics::Counter {
     let by = match by {
         By::Decider => "decider",
         By::Relay => "relay",
+        By::Listener => "listener",
     };
     counter!(SIGNALS, "by" => by, "result" => result)
 }
@@ -350,6 +355,7 @@ impl Scrape {
         gauge!(CALLS).set(count(core.calls_under_way()));
         gauge!(MAX_CALLS).set(count(core.most_calls));
         gauge!(WAITERS).set(count(core.hub.waiters()));
+        gauge!(UNHEARD).set(count(core.unheard.len()));
         Collector::default().collect();
         Ok(recorder.render())
     }

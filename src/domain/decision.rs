@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::approver::{Caller, Role};
 use super::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
-use super::request::{ApprovalRequest, Origin};
+use super::request::{ApprovalRequest, Origin, PATIENCE};
 use super::session::SessionPointer;
 
 /// The reason recorded and signalled when a person rejects without giving one (wire contract).
@@ -222,8 +222,16 @@ impl Record {
         self.delivery == Delivery::Owed && self.sent_to.is_none()
     }
 
-    /// Whether its agent may well wait still for a signal that was sent: nobody was listening, and
-    /// there was no time yet to find it under its key and to ask for something else.
+    /// Whether its agent may still be waiting for a signal that was sent: nobody was listening, and
+    /// the agent's patience is not over. Its session says whether it is.
+    #[must_use]
+    pub fn is_waited_for(&self, now: DateTime<Utc>) -> bool {
+        self.listeners == Some(0) && now < self.created_at + PATIENCE
+    }
+
+    /// Whether its agent may well wait still for a signal that was sent, if its session does not say
+    /// what it waits for: nobody was listening, and there was no time yet to find the signal under its
+    /// key and to ask for something else.
     #[must_use]
     pub fn is_unheard(&self, now: DateTime<Utc>) -> bool {
         self.listeners == Some(0) && now < self.owed_since + UNHEARD

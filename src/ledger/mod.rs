@@ -645,6 +645,40 @@ impl Ledger {
         on_engine!(self, ledger => ledger.oldest_in_outbox(kind)).map_err(read_only)
     }
 
+    /// Up to `limit` signals of Redis that went out since then and that nobody heard, of requests made
+    /// since `patient`; the latest first.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn unheard(
+        &self,
+        since: DateTime<Utc>,
+        patient: DateTime<Utc>,
+        limit: i64,
+    ) -> Result<Vec<Record>> {
+        let rows =
+            on_engine!(self, ledger => ledger.unheard(since, patient, limit)).map_err(read_only)?;
+        rows.into_iter().map(RequestRow::into_record).collect()
+    }
+
+    /// Owes a signal once more that was sent and that nobody heard, and takes its lease, for
+    /// [`LEASE`]. `None` when somebody has heard it, or somebody else was faster.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn claim_unheard(&self, seen: &Record, now: DateTime<Utc>) -> Result<Option<Record>> {
+        let row = on_engine!(self, ledger => ledger.claim_unheard(seen, now, now + LEASE))?;
+        row.map(RequestRow::into_record).transpose()
+    }
+
+    /// Notes that an agent was answered the signal of this request of Redis over HTTP.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn heard(&self, id: &RequestId, now: DateTime<Utc>) -> Result<()> {
+        on_engine!(self, ledger => ledger.heard(id, now))
+    }
+
     /// Takes the lease of up to `limit` rows whose delivery is due, for [`LEASE`].
     ///
     /// # Errors

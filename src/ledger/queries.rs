@@ -272,6 +272,60 @@ macro_rules! ledger_queries {
                 .await
             }
 
+            pub async fn unheard(
+                &self,
+                since: DateTime<Utc>,
+                patient: DateTime<Utc>,
+                limit: i64,
+            ) -> sqlx::Result<Vec<RequestRow>> {
+                sqlx::query_as(select_request!(
+                    "WHERE delivery = 'sent' AND sent_at > $1 AND listeners = 0
+                        AND created_at > $2 AND origin = 'redis' AND heard_at IS NULL
+                        AND decided_at IS NOT NULL
+                      ORDER BY sent_at DESC LIMIT $3"
+                ))
+                .bind(since)
+                .bind(patient)
+                .bind(limit)
+                .fetch_all(&self.pool)
+                .await
+            }
+
+            /// `listeners` stays 0: it tells the relay that this signal was sent before.
+            pub async fn claim_unheard(
+                &self,
+                seen: &Record,
+                now: DateTime<Utc>,
+                due_at: DateTime<Utc>,
+            ) -> sqlx::Result<Option<RequestRow>> {
+                sqlx::query_as(concat!(
+                    "UPDATE hitl_request
+                        SET delivery = 'owed', owed_since = $3, due_at = $4, attempts = 0
+                      WHERE request_id = $1 AND owed_since = $2 AND origin = 'redis'
+                        AND delivery = 'sent' AND listeners = 0 AND heard_at IS NULL
+                      RETURNING ",
+                    request_row!()
+                ))
+                .bind(seen.id.as_str())
+                .bind(seen.owed_since)
+                .bind(now)
+                .bind(due_at)
+                .fetch_optional(&self.pool)
+                .await
+            }
+
+            pub async fn heard(&self, id: &RequestId, now: DateTime<Utc>) -> sqlx::Result<()> {
+                sqlx::query(
+                    "UPDATE hitl_request SET heard_at = $2
+                      WHERE request_id = $1 AND origin = 'redis' AND heard_at IS NULL",
+                )
+                .bind(id.as_str())
+                .bind(now)
+                .execute(&self.pool)
+                .await
+                .map(drop)
+            }
+
             pub async fn owe_lost(
                 &self,
                 histories: &str,

@@ -45,6 +45,7 @@ mod subscriber;
 mod tasks;
 mod tls;
 mod topologies;
+mod unheard;
 mod waiting;
 mod watching;
 mod wire;

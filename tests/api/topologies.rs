@@ -161,6 +161,7 @@ mod suite {
         let app = &app_on(site.url(), clock.clone()).await;
         key_and_message_are_the_contracts(app, site).await;
         whoever_has_moved_on_hears_nothing(app, site).await;
+        whoever_listens_late_hears_it_once(app, site).await;
         what_was_left_owing_is_sent_if_it_is_still_waited_for(app, site).await;
         a_double_click_is_one_signal_and_asking_again_another(app, site).await;
         registered_requests_are_announced_decided_and_found(app, site).await;
@@ -224,6 +225,19 @@ mod suite {
             .await;
         for asked in [&now, &unnamed] {
             app.settled(&asked.id).await;
+        }
+    }
+
+    async fn whoever_listens_late_hears_it_once(app: &TestApp, site: &Site) {
+        for _ in 0..5 {
+            let asked = Asked::new();
+            app.ask(&asked).await;
+            app.approve(ALICE, &asked.id).await.assert(200, "");
+            assert_eq!(app.settled(&asked.id).await.listeners, Some(0));
+            let mut listener = site.listen(&asked.session).await;
+            eventually(async || (app.record(&asked.id).await.listeners == Some(1)).then_some(()))
+                .await;
+            assert_eq!(listener.heard(site).await, [signal_of(app, &asked).await]);
         }
     }
 

@@ -67,7 +67,7 @@ async fn relay_later(app: &TestApp) -> Round {
 }
 
 /// The same request once more, as a restarted agent writes it.
-fn again(asked: &Asked) -> Asked {
+pub fn again(asked: &Asked) -> Asked {
     asked.clone().with("createdAt", json!(17))
 }
 

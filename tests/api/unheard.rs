@@ -1,0 +1,180 @@
+//! Agents that subscribe after they have asked, never read the signal's key and never poll: a decision
+//! that came first is published again once they listen.
+
+use std::time::Duration;
+
+use aura_hitl::app::Replica;
+use aura_hitl::core::Core;
+use aura_hitl::domain::clock::Clock;
+use aura_hitl::domain::decision::{Delivery, State};
+use aura_hitl::domain::signal::signal_json;
+use aura_hitl::relay;
+use chrono::TimeDelta;
+use futures_util::StreamExt as _;
+use sqlx::{Connection as _, Executor as _};
+
+use crate::helpers::{ALICE, Asked, Ear, Mode, TestApp, eventually};
+use crate::waiting::again;
+
+async fn signal(app: &TestApp, asked: &Asked) -> String {
+    let record = app.record(&asked.id).await;
+    let State::Decided(decision) = &record.state else { panic!("undecided") };
+    signal_json(&record.id, decision)
+}
+
+/// Asks, and is answered before it listens.
+async fn answered_unheard(app: &TestApp) -> Asked {
+    let asked = Asked::new();
+    app.ask(&asked).await;
+    app.approve(ALICE, &asked.id).await.assert(200, "");
+    assert_eq!(app.settled(&asked.id).await.listeners, Some(0));
+    asked
+}
+
+/// Waits until the ledger says that somebody has heard it, and nobody watches it any more.
+async fn is_heard(app: &TestApp, asked: &Asked) {
+    eventually(async || {
+        let record = app.record(&asked.id).await;
+        let is_noted = record.delivery == Delivery::Sent && record.listeners == Some(1);
+        (is_noted && app.core.unheard.is_empty()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_listens_after_the_decision_hears_it_once() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let agents = futures_util::stream::iter(0..20_u32).map(|place| {
+        let app = &app;
+        async move {
+            let asked = answered_unheard(app).await;
+            tokio::time::sleep(Duration::from_millis(50) * place).await;
+            let mut ear = Ear::on(&app, &asked.session).await;
+            assert_eq!(ear.next().await, signal(app, &asked).await);
+            (asked, ear)
+        }
+    });
+    let agents = agents.buffer_unordered(20).collect::<Vec<_>>().await;
+    for (asked, mut ear) in agents {
+        is_heard(&app, &asked).await;
+        assert!(ear.heard().await.is_empty(), "it was said twice");
+        assert_eq!(app.signal(&asked.session).await, Some(signal(&app, &asked).await));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_waits_for_something_else_hears_nothing_of_it() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let late = answered_unheard(&app).await;
+    let now = Asked::in_session(&late.session);
+    app.ask(&now).await;
+    let mut ear = Ear::on(&app, &late.session).await;
+    eventually(async || app.core.unheard.is_empty().then_some(())).await;
+    assert!(ear.heard().await.is_empty());
+    app.reject(ALICE, &now.id, None).await.assert(200, "");
+    assert_eq!(ear.next().await, signal(&app, &now).await);
+    assert!(ear.heard().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_names_nothing_or_whose_request_is_another_is_left_alone() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let [unnamed, altered, gone] =
+        [answered_unheard(&app).await, answered_unheard(&app).await, answered_unheard(&app).await];
+    app.point(&unnamed.session, "{}").await;
+    let other = altered.clone().with("context", serde_json::json!({ "to": "everybody" }));
+    app.put(&altered.id, &other.document.to_string()).await;
+    let mut redis = crate::helpers::redis().await;
+    let key = format!("hitl:request:{}", gone.id);
+    redis::cmd("DEL").arg(key).exec_async(&mut redis).await.unwrap();
+    let mut ears = Vec::new();
+    for asked in [&unnamed, &altered, &gone] {
+        ears.push(Ear::on(&app, &asked.session).await);
+    }
+    // One that is published again, after all of these were looked at several times.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let heard = answered_unheard(&app).await;
+    let mut ear = Ear::on(&app, &heard.session).await;
+    ear.next().await;
+    for ear in &mut ears {
+        assert!(ear.heard().await.is_empty());
+    }
+    // It names it after all.
+    app.point(&unnamed.session, &unnamed.id).await;
+    assert_eq!(ears[0].next().await, signal(&app, &unnamed).await);
+    // The same request once more, as a client writes it that was not sure whether it had.
+    app.put(&altered.id, &again(&altered).document.to_string()).await;
+    assert_eq!(ears[1].next().await, signal(&app, &altered).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_has_given_up_is_told_nothing() {
+    let clock = Clock::manual();
+    let app = TestApp::spawn_with(Mode::Production, clock.clone(), |_| {}).await;
+    let asked = answered_unheard(&app).await;
+    clock.advance(TimeDelta::seconds(301));
+    let mut ear = Ear::on(&app, &asked.session).await;
+    eventually(async || app.core.unheard.is_empty().then_some(())).await;
+    assert!(ear.heard().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_replica_left_unheard_another_says_again_and_only_one_of_them() {
+    let mut app = TestApp::spawn(Mode::Production).await;
+    let asked = answered_unheard(&app).await;
+    app.restart().await;
+    let mut others = Vec::new();
+    for _ in 0..3 {
+        others.push(Replica::start(&app.config, Clock::System).await.unwrap());
+    }
+    eventually(async || others.iter().all(|replica| replica.core.unheard.len() == 1).then_some(()))
+        .await;
+    let mut ear = Ear::on(&app, &asked.session).await;
+    assert_eq!(ear.next().await, signal(&app, &asked).await);
+    for core in others.iter().map(|replica| &replica.core).chain([&app.core]) {
+        eventually(async || core.unheard.is_empty().then_some(())).await;
+    }
+    assert!(ear.heard().await.is_empty(), "two replicas said it");
+    for replica in others {
+        replica.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_dies_before_it_says_it_again_leaves_it_to_the_relay() {
+    // A clock that stands still, so that no relay finds the lease run out before it should.
+    let app = TestApp::spawn_with(Mode::Production, Clock::manual(), |_| {}).await;
+    let [waits, moved_on] = [answered_unheard(&app).await, answered_unheard(&app).await];
+    for asked in [&waits, &moved_on] {
+        let (record, now) = (app.record(&asked.id).await, app.core.clock.now());
+        assert!(app.core.ledger.claim_unheard(&record, now).await.unwrap().is_some());
+        // Nobody else can.
+        assert!(app.core.ledger.claim_unheard(&record, now).await.unwrap().is_none());
+    }
+    app.ask(&Asked::in_session(&moved_on.session)).await;
+    let mut ears = [Ear::on(&app, &waits.session).await, Ear::on(&app, &moved_on.session).await];
+    let clock = Clock::manual();
+    clock.advance(TimeDelta::seconds(10));
+    relay::run_once(&Core { clock, ..app.core.clone() }).await.unwrap();
+    assert_eq!(ears[0].next().await, signal(&app, &waits).await);
+    assert!(ears[1].heard().await.is_empty());
+    assert_eq!(app.settled(&moved_on.id).await.delivery, Delivery::Superseded);
+    assert_eq!(app.settled(&waits.id).await.listeners, Some(1));
+}
+
+/// Postgres' own failover, when it is asynchronous, loses what the old primary alone had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_decision_that_the_database_has_lost_is_not_said_again() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let asked = answered_unheard(&app).await;
+    let aura_hitl::config::LedgerConfig::Postgres { url, .. } = &app.config.ledger else {
+        panic!()
+    };
+    let url = secrecy::ExposeSecret::expose_secret(url);
+    let mut database = sqlx::PgConnection::connect(url).await.unwrap();
+    let lose = format!("DELETE FROM hitl_request WHERE request_id = '{}'", asked.id);
+    database.execute(sqlx::AssertSqlSafe(lose)).await.unwrap();
+    let mut ear = Ear::on(&app, &asked.session).await;
+    eventually(async || app.core.unheard.is_empty().then_some(())).await;
+    assert!(ear.heard().await.is_empty());
+}
