@@ -9,18 +9,23 @@ checkpoint holds the state meanwhile, and with a durable checkpointer it survive
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import uuid
 from typing import Any, Literal, TypedDict
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.types import RESUME
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import Command, Interrupt, interrupt
+from langgraph.types import Command, Interrupt, StateSnapshot, interrupt
 
 from aura_hitl import Approved, Client, Rejected, Result
+
+Graph = CompiledStateGraph[Any, Any, Any, Any]
 
 OUTBOX: list[dict[str, str]] = []
 
@@ -50,7 +55,7 @@ def send(state: State) -> State:
     return {"report": f"sent to {state['mail']['to']}"}
 
 
-def build() -> CompiledStateGraph[Any, Any, Any, Any]:
+def build(checkpointer: BaseCheckpointSaver[Any] | None = None) -> Graph:
     graph = StateGraph(State)
     graph.add_node("draft", draft)
     graph.add_node("ask", ask)
@@ -58,7 +63,7 @@ def build() -> CompiledStateGraph[Any, Any, Any, Any]:
     graph.add_edge(START, "draft")
     graph.add_edge("draft", "ask")
     graph.add_edge("send", END)
-    return graph.compile(checkpointer=InMemorySaver())
+    return graph.compile(checkpointer=checkpointer or InMemorySaver())
 
 
 def resumption(result: Result) -> dict[str, Any]:
@@ -71,29 +76,79 @@ def resumption(result: Result) -> dict[str, Any]:
             return {"approved": False, "why": f"{type(result).__name__.lower()}, nobody decided"}
 
 
-def run(client: Client, to: str, *, session_id: str, timeout: float = 300) -> str:
-    """Runs the agent to its end, asking whenever it stops to be answered."""
-    graph = build()
+def run(
+    client: Client,
+    graph: Graph,
+    given: Any,
+    *,
+    session_id: str,
+    timeout: float = 300,
+) -> dict[str, Any]:
+    """Runs the agent to its end, asking whenever it stops to be answered.
+
+    Run again after a crash, it goes on at the last checkpoint and waits for the same requests.
+    """
     config: RunnableConfig = {"configurable": {"thread_id": session_id}}
-    state: dict[str, Any] = graph.invoke({"to": to}, config)
+    state = graph.invoke(None if graph.get_state(config).next else given, config)
     while stops := state.get("__interrupt__"):
-        answers = {
-            stop.id: resumption(approve(client, stop, session_id, timeout)) for stop in stops
-        }
+        results = [approve(client, graph, config, stop, session_id, timeout) for stop in stops]
+        answers = {stop.id: resumption(result) for stop, result in zip(stops, results, strict=True)}
         state = graph.invoke(Command(resume=answers), config)
-    return str(state["report"])
+        # Now that the checkpoint holds the answers: a crash before this asks for them once more.
+        for result in results:
+            if isinstance(result, Approved | Rejected):
+                client.acknowledge(result.request_id)
+    return state
 
 
-def approve(client: Client, stop: Interrupt, session_id: str, timeout: float) -> Result:
+def approve(
+    client: Client,
+    graph: Graph,
+    config: RunnableConfig,
+    stop: Interrupt,
+    session_id: str,
+    timeout: float,
+) -> Result:
     return client.request_approval(
         stop.value["action_type"],
         stop.value["context"],
         session_id=session_id,
         message=f"Send a mail to {stop.value['context']['to']}?",
-        # The same stop is the same request: run again after a crash, it goes on waiting for it.
-        request_id=f"req_{stop.id}",
+        request_id=request_id(graph, config, stop),
         timeout=timeout,
+        acknowledge=False,
     )
+
+
+def request_id(graph: Graph, config: RunnableConfig, stop: Interrupt) -> str:
+    """The same for the same stop, another for every other one.
+
+    `stop.id` is not: up to LangGraph 1.2.12 all stops of a task share it, so that the second would
+    be approved by what was said to the first. A stop is known by its thread, checkpoint and task,
+    and by how many of the task's stops have been answered.
+    """
+    found = stopped_at(graph.get_state(config, subgraphs=True), stop)
+    checkpointer = graph.checkpointer
+    if found is None or not isinstance(checkpointer, BaseCheckpointSaver):
+        raise LookupError(f"no task of this thread has stopped at {stop.id}")
+    place, task_id = found
+    saved = checkpointer.get_tuple(place)
+    answered = 0
+    for task, channel, answers in (saved and saved.pending_writes) or []:
+        if task == task_id and channel == RESUME:
+            answered = len(answers)
+    where = place.get("configurable", {})
+    parts = [where["thread_id"], where.get("checkpoint_ns"), where["checkpoint_id"], task_id]
+    return f"req_{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([*parts, answered])).hex}"
+
+
+def stopped_at(snapshot: StateSnapshot, stop: Interrupt) -> tuple[RunnableConfig, str] | None:
+    """The checkpoint and the task, of a subgraph if need be."""
+    for task in snapshot.tasks:
+        if any(each.id == stop.id for each in task.interrupts):
+            inner = stopped_at(task.state, stop) if isinstance(task.state, StateSnapshot) else None
+            return inner or (snapshot.config, task.id)
+    return None
 
 
 if __name__ == "__main__":
@@ -102,4 +157,5 @@ if __name__ == "__main__":
         token=os.environ["HITL_TOKEN"],
         tenant=os.environ.get("HITL_TENANT", "tenant1"),
     ) as client:
-        print(run(client, sys.argv[1], session_id=f"session_agent_{uuid.uuid4().hex}"))
+        session = f"session_agent_{uuid.uuid4().hex}"
+        print(run(client, build(), {"to": sys.argv[1]}, session_id=session)["report"])

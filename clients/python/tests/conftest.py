@@ -59,9 +59,9 @@ def until(condition: Callable[[], T], seconds: float = 15.0) -> T:
     return value
 
 
-def token(user: str = USER) -> str:
+def token(user: str = USER, tenant: str = TENANT, **more: Any) -> str:
     now = int(time.time())
-    claims = {"sub": user, "tenant_id": TENANT, "iat": now, "exp": now + 3600}
+    claims = {"sub": user, "tenant_id": tenant, "iat": now, "exp": now + 3600, **more}
     return jwt.encode(claims, SECRET, algorithm="HS256")
 
 
@@ -289,7 +289,7 @@ def _in_background(work: Callable[[], T]) -> Future[T]:
 
 
 ACTION, CONTEXT = "send_email", {"to": "a@b.c", "subject": "요약", "copies": 1.50}
-_CLIENT_OPTIONS = ("redis_url", "listen_by", "retry_seconds", "transport", "token")
+_CLIENT_OPTIONS = ("redis_url", "listen_by", "retry_seconds", "transport", "token", "tenant")
 
 
 @dataclass
@@ -300,19 +300,19 @@ class _Agent:
         built: dict[str, Any] = {
             name: options.pop(name) for name in _CLIENT_OPTIONS if name in options
         }
-        built.setdefault("token", service.token)
+        built = {"token": service.token, "tenant": TENANT, **built}
         transport = built.pop("transport", None)
         asked = {"session_id": new_session(), "timeout": 30, "request_id": request_id, **options}
         action, context = asked.pop("action_type", ACTION), asked.pop("context", CONTEXT)
 
         def blocking() -> Result:
             http = None if transport is None else httpx.Client(transport=transport)
-            with Client(service.url, tenant=TENANT, http_client=http, **built) as client:
+            with Client(service.url, http_client=http, **built) as client:
                 return client.request_approval(action, context, **asked)
 
         async def asynchronous() -> Result:
             http = None if transport is None else httpx.AsyncClient(transport=transport)
-            async with AsyncClient(service.url, tenant=TENANT, http_client=http, **built) as client:
+            async with AsyncClient(service.url, http_client=http, **built) as client:
                 return await client.request_approval(action, context, **asked)
 
         if self.kind == "blocking":

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
-from conftest import PERSON, Service, _Agent, new_request, new_session, until
+import redis
+from conftest import (
+    PERSON,
+    TENANT,
+    MakeService,
+    OwnRedis,
+    Service,
+    _Agent,
+    new_request,
+    new_session,
+    token,
+    until,
+)
 from faults import Faulty, Once, busy
 
 from aura_hitl import (
+    AlreadyActed,
     Approved,
     Cancelled,
     Client,
     Conflict,
     ContentChanged,
     Expired,
+    Gone,
     NotAllowed,
+    NotFound,
+    PreconditionFailed,
     Rejected,
     Unavailable,
+    Unprocessable,
     _core,
+    _wire,
 )
+from aura_hitl._io import run
 
 
 def test_approved(service: Service, agent: _Agent) -> None:
@@ -57,7 +79,7 @@ def test_when_the_time_is_over_it_is_withdrawn(service: Service, agent: _Agent) 
     assert isinstance(result, Expired) and result.withdrawn and not result
     assert service.state(request)["status"] == "cancelled"
     late = service.call("POST", f"/aura/hitl/approve/{request}", json={"userId": PERSON})
-    assert (late.status_code, late.json()["errorCode"]) == (409, "E3006")
+    assert (late.status_code, late.json()["errorCode"]) == (410, "E3007")
 
 
 def test_expired_by_the_service(service: Service, agent: _Agent) -> None:
@@ -214,7 +236,7 @@ def test_refusals(service: Service, agent: _Agent, client: Client) -> None:
     client.register("send_email", {"to": "a@b.c"}, session_id=session, request_id=request)
     with pytest.raises(Conflict) as conflict:
         agent.ask(service, request, session_id=session, context={"to": "x@y.z"}).result(10)
-    assert conflict.value.error_code == "E3002"
+    assert conflict.value.error_code == "E3008"
 
 
 def test_a_token_is_asked_for_again(service: Service, agent: _Agent) -> None:
@@ -262,3 +284,219 @@ def test_plan_and_message_reach_the_person(service: Service, agent: _Agent) -> N
     service.approve(request)
     until(future.done)
     assert future.result()
+
+
+def test_an_approval_that_was_acted_on_is_not_returned_again(
+    service: Service, agent: _Agent
+) -> None:
+    request, session = new_request(), new_session()
+    first = agent.ask_and_wait_until_pending(service, request, session_id=session)
+    service.approve(request)
+    approved = first.result(10)
+    assert isinstance(approved, Approved) and approved.acted_at is None
+    acted_at = datetime.fromisoformat(service.state(request)["actedAt"]).replace(tzinfo=UTC)
+
+    with pytest.raises(AlreadyActed) as caught:
+        agent.ask(service, request, session_id=session).result(10)
+    assert caught.value.result.request_id == request
+    assert caught.value.result.acted_at == acted_at
+
+    again = agent.ask(service, request, session_id=session, act_again=True).result(10)
+    assert isinstance(again, Approved) and again.acted_at == acted_at
+
+
+def test_a_refusal_may_be_heard_again(service: Service, agent: _Agent) -> None:
+    request, session = new_request(), new_session()
+    first = agent.ask_and_wait_until_pending(service, request, session_id=session)
+    service.reject(request, "no")
+    assert isinstance(first.result(10), Rejected)
+    assert service.state(request)["actedAt"]
+    assert isinstance(agent.ask(service, request, session_id=session).result(10), Rejected)
+
+
+@pytest.mark.parametrize("asked, lives", [({"timeout": 7200}, 7230), ({"timeout": 86_400}, 86_400)])
+def test_a_request_lives_as_long_as_its_agent_waits(
+    service: Service, agent: _Agent, asked: dict[str, float], lives: int
+) -> None:
+    request = new_request()
+    future = agent.ask_and_wait_until_pending(service, request, **asked)
+    expires = datetime.fromisoformat(service.state(request)["expiresAt"]).replace(tzinfo=UTC)
+    left = expires - datetime.now(UTC)
+    assert timedelta(seconds=lives - 60) < left <= timedelta(seconds=lives)
+    service.approve(request)
+    assert future.result(10)
+
+
+@pytest.mark.parametrize("timeout", [86_401, -1, float("inf"), float("nan")])
+def test_a_timeout_that_cannot_be_kept(service: Service, agent: _Agent, timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        agent.ask(service, new_request(), timeout=timeout).result(10)
+
+
+TENANT_BEYOND_ASCII, USER_BEYOND_ASCII = "한국 지사/%41", "김철수 é"
+
+
+@pytest.mark.parametrize(
+    "tenant, user",
+    [(TENANT_BEYOND_ASCII, USER_BEYOND_ASCII), ("a%41 b:c", "x/y"), (" Ø ", "José")],
+)
+def test_names_beyond_ascii(service: Service, agent: _Agent, tenant: str, user: str) -> None:
+    request = new_request()
+    given = token(user, tenant)
+    options = {"token": given, "tenant": tenant}
+    future = agent.ask(service, request, **options)
+    with Client(service.url, token=given, tenant=tenant, user=user) as client:
+
+        def is_there() -> bool:
+            try:
+                return client.decision(request).status == "pending"
+            except NotFound:
+                return False
+
+        until(lambda: future.done() or is_there())
+        with client.task("x") as task:
+            task.result = 1
+    headers = {
+        "Authorization": f"Bearer {given}",
+        "X-Tenant-ID": quote(tenant, safe=""),
+        "X-User-ID": quote(user, safe=""),
+    }
+    answer = httpx.post(
+        f"{service.url}/aura/hitl/approve/{request}", headers=headers, json={"userId": user}
+    )
+    assert answer.status_code == 200, answer.text
+    result = future.result(20)
+    assert isinstance(result, Approved) and result.decided_by == user
+
+
+@pytest.fixture
+def soon_closed(monkeypatch: pytest.MonkeyPatch) -> float:
+    """How much longer than `timeout` a call may take: 3 s here instead of the README's 10."""
+    monkeypatch.setattr(_core, "CLOSING_SECONDS", 3.0)
+    return 3.0
+
+
+def test_a_service_that_freezes_does_not_hold_the_agent(
+    make_service: MakeService, agent: _Agent, soon_closed: float
+) -> None:
+    """It takes calls and answers none: each of them would wait its whole time out."""
+    service = make_service("embedded")
+    request = new_request()
+    future = agent.ask_and_wait_until_pending(service, request, timeout=3)
+    assert service.process is not None
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        result = future.result(3 + soon_closed + 2)
+    finally:
+        service.process.send_signal(signal.SIGCONT)
+    assert isinstance(result, Expired) and not result.withdrawn
+    service.stop()
+
+
+def test_a_service_that_is_frozen_from_the_start(
+    make_service: MakeService, agent: _Agent, soon_closed: float
+) -> None:
+    service = make_service("embedded")
+    assert service.process is not None
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(Unavailable) as caught:
+            agent.ask(service, new_request(), timeout=2).result(2 + soon_closed + 2)
+    finally:
+        service.process.send_signal(signal.SIGCONT)
+    assert caught.value.may_have_happened
+    service.stop()
+
+
+def test_a_redis_that_freezes_does_not_hold_the_agent(
+    service: Service, agent: _Agent, own_redis: OwnRedis, soon_closed: float
+) -> None:
+    assert own_redis.process is not None
+    own_redis.process.send_signal(signal.SIGSTOP)
+    try:
+        future = agent.ask(service, new_request(), timeout=2, redis_url=own_redis.url)
+        result = future.result(2 + soon_closed + 2)
+    finally:
+        own_redis.process.send_signal(signal.SIGCONT)
+    assert isinstance(result, Expired) and result.withdrawn
+
+
+def test_what_any_attempt_may_have_done_is_said(service: Service, agent: _Agent) -> None:
+    """The first answer was lost; that the second was refused does not undo the first."""
+    faults = Once("/requests", httpx.ReadError("lost"), *[httpx.ConnectError("refused")] * 100)
+    with pytest.raises(Unavailable) as caught:
+        agent.ask(service, new_request(), timeout=1, transport=Faulty(before=faults)).result(15)
+    assert caught.value.may_have_happened
+
+
+def test_only_its_user_changes_a_request(service: Service) -> None:
+    request = new_request()
+    with Client(service.url, token=token(), tenant=TENANT) as owner:
+        owner.register("x", {}, session_id=new_session(), request_id=request)
+        with Client(service.url, token=token("colleague"), tenant=TENANT) as colleague:
+            assert colleague.decision(request).status == "pending"
+            for change in (colleague.cancel, colleague.acknowledge):
+                with pytest.raises(NotAllowed) as caught:
+                    change(request)
+                assert (caught.value.status, caught.value.error_code) == (403, "E2001")
+        service.approve(request)
+        with Client(service.url, token=token("boss", role="admin"), tenant=TENANT) as admin:
+            assert admin.acknowledge(request).status == "approved"
+
+
+def test_an_agent_never_decides(service: Service) -> None:
+    """Whatever its token permits: the client says that it is an agent."""
+    request = new_request()
+    with Client(service.url, token=token(PERSON), tenant=TENANT) as client:
+        client.register("x", {}, session_id=new_session(), request_id=request)
+        with pytest.raises(NotAllowed) as caught:
+            run(
+                client._core._call(
+                    "POST",
+                    f"/aura/hitl/approve/{request}",
+                    headers={"X-User-ID": PERSON},
+                    body={"userId": PERSON},
+                )
+            )
+        assert (caught.value.status, caught.value.error_code) == (403, "E2001")
+        assert client.decision(request).status == "pending"
+
+
+def call_as_a_person(service: Service, method: str, path: str, **more: Any) -> Any:
+    """Reads the answer as the client does."""
+    return _wire.data(service.call(method, path, **more))
+
+
+def test_what_cannot_be_decided_has_names(make_service: MakeService, production: Service) -> None:
+    withdrawn, session = new_request(), new_session()
+    with Client(production.url, token=token(PERSON), tenant=TENANT) as client:
+        client.register("x", {}, session_id=session, request_id=withdrawn)
+        client.cancel(withdrawn)
+        with pytest.raises(Gone) as gone:
+            call_as_a_person(
+                production, "POST", f"/aura/hitl/approve/{withdrawn}", json={"userId": PERSON}
+            )
+        assert (gone.value.status, gone.value.error_code) == (410, "E3007")
+
+    broken = new_request()
+    with redis.Redis.from_url(production.redis_url or "") as link:
+        document = {"requestId": "another", "sessionId": session, "tenantId": TENANT}
+        link.set(f"hitl:request:{broken}", json.dumps(document), ex=60)
+    with pytest.raises(Unprocessable) as unreadable:
+        call_as_a_person(
+            production, "POST", f"/aura/hitl/approve/{broken}", json={"userId": PERSON}
+        )
+    assert (unreadable.value.status, unreadable.value.error_code) == (422, "E4220")
+
+    changed = new_request()
+    with Client(production.url, token=token(PERSON), tenant=TENANT) as client:
+        client.register("x", {}, session_id=session, request_id=changed)
+    with pytest.raises(PreconditionFailed) as failed:
+        call_as_a_person(
+            production,
+            "POST",
+            f"/aura/hitl/approve/{changed}",
+            json={"userId": PERSON},
+            headers={"If-Match": '"0"'},
+        )
+    assert (failed.value.status, failed.value.error_code) == (412, "E4120")

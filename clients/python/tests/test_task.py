@@ -11,7 +11,7 @@ import pytest
 from conftest import TENANT, Service, new_request, new_session, token, until
 from faults import Faulty, Once, busy
 
-from aura_hitl import AsyncClient, Client, Conflict, Rejected, Unavailable
+from aura_hitl import ApiError, AsyncClient, Client, Conflict, Rejected, Unavailable
 
 
 def test_progress_plan_and_result(service: Service, client: Client) -> None:
@@ -43,6 +43,11 @@ def test_without_a_result(service: Service, client: Client) -> None:
     assert (done["status"], done["resultData"]) == ("COMPLETED", None)
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
 @pytest.mark.parametrize(
     "failure, text",
     [
@@ -50,6 +55,11 @@ def test_without_a_result(service: Service, client: Client) -> None:
         (KeyError(), "KeyError"),
         (RuntimeError("x" * 5000), "x" * 4000),
         (KeyboardInterrupt(), "KeyboardInterrupt"),
+        # What JSON or Postgres cannot hold.
+        (ValueError("half \ud83d, whole \ud83d\ude00"), "half \ufffd, whole \U0001f600"),
+        (OSError("no file \udcff"), "no file \ufffd"),
+        (ValueError("a\0b"), "a\ufffdb"),
+        (Mute(), "Mute"),
     ],
 )
 def test_an_exception_fails_it(
@@ -60,6 +70,51 @@ def test_an_exception_fails_it(
     assert caught.value is failure
     failed = service.task(task.id)
     assert (failed["status"], failed["errorMessage"]) == ("FAILED", text)
+
+
+class Foreign:
+    pass
+
+
+@pytest.mark.parametrize(
+    "result, problem, text",
+    [
+        (Foreign(), TypeError, "Foreign is not JSON serializable"),
+        ({"a": float("nan")}, ValueError, "not JSON compliant"),
+        ("half \ud83d", ValueError, "half of a surrogate pair"),
+        ({"a": {1, 2}}, TypeError, "set is not JSON serializable"),
+        # JSON, but the service does not take it.
+        ("x" * 2_000_000, ApiError, "E4130"),
+    ],
+)
+def test_a_result_that_cannot_be_kept_fails_it(
+    service: Service, client: Client, result: Any, problem: type[Exception], text: str
+) -> None:
+    with pytest.raises(problem, match=text) as caught, client.task("mail_summary") as task:
+        task.result = result
+    failed = service.task(task.id)
+    assert failed["status"] == "FAILED"
+    assert failed["errorMessage"] == str(caught.value)
+
+    async def asynchronous() -> str:
+        async with AsyncClient(service.url, token=token, tenant=TENANT) as other:
+            with pytest.raises(problem, match=text):
+                async with other.task("mail_summary") as task:
+                    task.result = result
+            return task.id
+
+    assert service.task(asyncio.run(asynchronous()))["status"] == "FAILED"
+
+
+def test_its_own_exception_is_seen_whatever_happens_to_the_task(service: Service) -> None:
+    """The token's function breaks, and nothing can be told to the service any more."""
+    tokens = iter([token(), token(), token()])
+    with (
+        Client(service.url, token=lambda: next(tokens), tenant=TENANT) as client,
+        pytest.raises(ZeroDivisionError),
+        client.task("mail_summary"),
+    ):
+        raise ZeroDivisionError
 
 
 def test_it_waits_for_approval(service: Service, client: Client) -> None:

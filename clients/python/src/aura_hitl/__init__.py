@@ -1,6 +1,6 @@
 """Lets an agent ask a person before it acts, and wait for the decision.
 
-with Client("http://localhost:8080", token=token, tenant="tenant1") as client:
+with Client("http://localhost:8081", token=token, tenant="tenant1") as client:
     answer = client.request_approval("send_email", {"to": "a@b.c"}, session_id=session)
     if answer:
         send()
@@ -8,6 +8,7 @@ with Client("http://localhost:8080", token=token, tenant="tenant1") as client:
 
 from .client import AsyncClient, AsyncTask, Client, Task
 from .errors import (
+    AlreadyActed,
     ApiError,
     Conflict,
     ContentChanged,
@@ -15,8 +16,11 @@ from .errors import (
     HitlError,
     NotAllowed,
     NotFound,
+    PreconditionFailed,
+    PreconditionRequired,
     Unavailable,
     UnexpectedAnswer,
+    Unprocessable,
 )
 from .outcomes import (
     Acknowledgement,
@@ -34,6 +38,7 @@ from .outcomes import (
 
 __all__ = [
     "Acknowledgement",
+    "AlreadyActed",
     "ApiError",
     "Approved",
     "AsyncClient",
@@ -49,6 +54,8 @@ __all__ = [
     "NotAllowed",
     "NotFound",
     "Outcome",
+    "PreconditionFailed",
+    "PreconditionRequired",
     "Registration",
     "Rejected",
     "Result",
@@ -57,4 +64,5 @@ __all__ = [
     "Task",
     "Unavailable",
     "UnexpectedAnswer",
+    "Unprocessable",
 ]

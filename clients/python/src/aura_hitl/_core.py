@@ -30,6 +30,7 @@ from . import _wire
 from ._io import Call, Io, settled
 from ._listeners import Listener, ListeningFailed, PubSubListener, StreamListener
 from .errors import (
+    AlreadyActed,
     ApiError,
     Conflict,
     ContentChanged,
@@ -59,7 +60,7 @@ PlanStep = Mapping[str, Any] | str
 # The longest that the service holds a call.
 POLL_SECONDS = 55
 # The longest life of a request.
-MAX_LIFETIME_SECONDS = 1800
+MAX_LIFETIME_SECONDS = 86_400
 # How much longer than its agent waits a request lives. The agent's cancellation must come first: an
 # expiry would fail the agent's task.
 LIFETIME_MARGIN_SECONDS = 30
@@ -68,7 +69,7 @@ SILENCE_SECONDS = 20.0
 # For an answer that the service does not hold back.
 ANSWER_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
-# For what is still to be done once the time is over: withdraw, confirm, acknowledge.
+# For all that is still to be done once the time is over: withdraw, confirm, acknowledge.
 CLOSING_SECONDS = 10.0
 MAX_ERROR_CHARACTERS = 4000
 
@@ -97,9 +98,14 @@ class _Asked:
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
+    @property
+    def closes(self) -> float:
+        """When even withdrawing and acknowledging have taken long enough."""
+        return min(self.deadline, time.monotonic()) + CLOSING_SECONDS
+
 
 def new_request_id() -> str:
-    """Random in full: request ids are shared by all tenants, and must not be guessed."""
+    """Random in full: nobody can have registered it before."""
     return f"req_{uuid.uuid4().hex}"
 
 
@@ -119,6 +125,7 @@ def result_of(decision: Decision, registration: Registration) -> Result:
                 fingerprint=registration.fingerprint,
                 decided_by=decision.decided_by,
                 decided_at=decision.decided_at,
+                acted_at=decision.acted_at,
             )
         case "rejected":
             return Rejected(
@@ -166,35 +173,31 @@ class Core:
         token: str | Callable[[], str | Awaitable[str]],
         tenant: str,
         user: str | None,
-        redis: Any,
-        owns_redis: bool,
+        listens_to_redis: bool,
         listen_by: Collection[Listening],
         retry_seconds: float,
     ) -> None:
-        base = base_url.rstrip("/")
-        if not base.startswith(("http://", "https://")):
-            raise ValueError(f"base_url must begin with http:// or https://: {base_url!r}")
+        base = _base(base_url)
         # Served with and without /api; only with it does the gateway route it.
         self._base = base if base.endswith("/api") else f"{base}/api"
         self._io = io
+        if not callable(token):
+            _wire.bearer(token)
         self._token = token
-        self._tenant = tenant
-        self._user = user
-        self._redis = redis
-        self._owns_redis = owns_redis
+        self._tenant = _wire.name("tenant", tenant)
+        self._user = None if user is None else _wire.name("user", user)
         if unknown := set(listen_by) - {"pubsub", "stream"}:
             raise ValueError(f"listen_by: unknown {sorted(unknown)}")
-        self._listen_by = listen_by
+        self._by_pubsub = listens_to_redis and "pubsub" in listen_by
+        self._by_stream = "stream" in listen_by
         self._retry_seconds = retry_seconds
 
     async def close(self) -> None:
         await self._io.close()
-        if self._owns_redis:
-            await settled((getattr(self._redis, "aclose", None) or self._redis.close)())
 
     # Calls
 
-    async def _bearer(self) -> str:
+    async def _fresh_token(self) -> str:
         return await settled(self._token()) if callable(self._token) else self._token
 
     async def _prepare(
@@ -202,38 +205,53 @@ class Core:
         method: str,
         path: str,
         *,
+        connect_seconds: float = CONNECT_SECONDS,
         read_seconds: float = ANSWER_SECONDS,
+        until: float = math.inf,
         params: Mapping[str, str | int | None] | None = None,
         headers: Mapping[str, str] | None = None,
         body: Any = None,
     ) -> Call:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise Unavailable(f"{method} {path}: no time is left", may_have_happened=False)
+        connect_seconds = min(connect_seconds, left / 2)
+        read_seconds = min(read_seconds, left - connect_seconds)
         call = Call(
             method=method,
             url=self._base + path,
             params={name: v for name, v in (params or {}).items() if v is not None},
             headers={
-                "Authorization": f"Bearer {await self._bearer()}",
-                "X-Tenant-ID": self._tenant,
+                "Authorization": _wire.bearer(await self._fresh_token()),
+                "X-Tenant-ID": _wire.header(self._tenant),
                 # The service never lets an agent decide; so it cannot by mistake either.
                 "X-DWP-Caller-Type": "AGENT",
                 **(headers or {}),
             },
             timeout=httpx.Timeout(
-                ANSWER_SECONDS, connect=CONNECT_SECONDS, read=read_seconds, pool=None
+                min(ANSWER_SECONDS, left), connect=connect_seconds, read=read_seconds, pool=None
             ),
         )
         if body is not None:
-            call["json"] = body
+            call["content"] = _wire.body(body)
+            call["headers"]["Content-Type"] = "application/json"
         return call
 
     async def _once(self, method: str, path: str, **more: Any) -> Any:
         call = await self._prepare(method, path, **more)
+        response: httpx.Response | None = None
         try:
             response = await self._io.call(call)
+        except (httpx.InvalidURL, httpx.LocalProtocolError, httpx.UnsupportedProtocol):
+            pass  # Its text repeats the value, a token even.
         except httpx.TransportError as problem:
             unsent = isinstance(problem, httpx.ConnectError | httpx.ConnectTimeout)
             described = f"{method} {path}: {problem or type(problem).__name__}"
             raise Unavailable(described, may_have_happened=not unsent) from problem
+        except httpx.RequestError as problem:
+            raise UnexpectedAnswer(f"{method} {path}: {problem}") from problem
+        if response is None:
+            raise ValueError(f"{method}: HTTP cannot carry this call's URL or headers")
         return _wire.data(response)
 
     async def _call(
@@ -259,7 +277,23 @@ class Core:
             stop=stop_before_delay(self._retry_seconds if patience is None else patience),
             reraise=True,
         )
-        return await retrying(self._once, method, path, **more)
+        happened = False
+
+        async def attempt() -> Any:
+            nonlocal happened
+            try:
+                return await self._once(method, path, **more)
+            except Unavailable as problem:
+                # Of any attempt, not only of the last.
+                happened = problem.may_have_happened = happened or problem.may_have_happened
+                raise
+
+        return await retrying(attempt)
+
+    async def _call_until(self, until: float, *what: Any, **how: Any) -> Any:
+        """Calls until there is an answer, or this time has come."""
+        patience = None if until == math.inf else max(0.0, until - time.monotonic())
+        return await self._call(*what, patience=patience, until=until, **how)
 
     # Approval requests
 
@@ -275,6 +309,7 @@ class Core:
         plan_steps: Sequence[PlanStep] | None = None,
         expires_in: int | None = None,
         patience: float | None = None,
+        until: float = math.inf,
     ) -> Registration:
         # The id is made here, so that a repetition after a lost answer is the same request.
         body = {
@@ -288,21 +323,32 @@ class Core:
             "expiresInSeconds": expires_in,
         }
         body = {name: value for name, value in body.items() if value is not None}
-        answer = await self._call("POST", "/aura/hitl/requests", body=body, patience=patience)
+        answer = await self._call(
+            "POST", "/aura/hitl/requests", body=body, patience=patience, until=until
+        )
         registration = _wire.registration(answer)
         if registration.request_id != body["requestId"]:
             raise UnexpectedAnswer(f"registered {registration.request_id}, not {body['requestId']}")
         return registration
 
     async def decision(
-        self, request_id: str, wait_seconds: int = 0, *, patience: float | None = None
+        self,
+        request_id: str,
+        wait_seconds: int = 0,
+        *,
+        patience: float | None = None,
+        connect_seconds: float = CONNECT_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
+        until: float = math.inf,
     ) -> Decision:
         answer = await self._call(
             "GET",
             f"/aura/hitl/requests/{quote(request_id, safe='')}/decision",
             params={"waitSeconds": wait_seconds or None},
-            read_seconds=wait_seconds + ANSWER_SECONDS,
+            connect_seconds=connect_seconds,
+            read_seconds=wait_seconds + answer_seconds,
             patience=patience,
+            until=until,
         )
         return _wire.decision(answer, request_id)
 
@@ -341,6 +387,7 @@ class Core:
             "GET",
             f"/aura/hitl/signals/{quote(session_id, safe='')}/stream",
             params={"requestId": request_id},
+            connect_seconds=min(CONNECT_SECONDS, silence),
             read_seconds=silence,
             headers={
                 "Accept": "text/event-stream",
@@ -362,20 +409,13 @@ class Core:
             described = f"the stream of {session_id}: {problem or type(problem).__name__}"
             raise Unavailable(described, may_have_happened=False) from problem
 
-    async def cancel(self, request_id: str, *, patience: float | None = None) -> None:
-        await self._call(
-            "POST",
-            f"/aura/hitl/requests/{quote(request_id, safe='')}/cancel",
-            patience=patience,
-        )
+    async def cancel(self, request_id: str, *, until: float = math.inf) -> None:
+        path = f"/aura/hitl/requests/{quote(request_id, safe='')}/cancel"
+        await self._call_until(until, "POST", path)
 
-    async def acknowledge(
-        self, request_id: str, *, patience: float | None = None
-    ) -> Acknowledgement:
-        answer = await self._call(
-            "POST", f"/aura/hitl/requests/{quote(request_id, safe='')}/ack", patience=patience
-        )
-        return _wire.acknowledgement(answer)
+    async def acknowledge(self, request_id: str, *, until: float = math.inf) -> Acknowledgement:
+        path = f"/aura/hitl/requests/{quote(request_id, safe='')}/ack"
+        return _wire.acknowledgement(await self._call_until(until, "POST", path))
 
     # Asking and waiting
 
@@ -392,29 +432,29 @@ class Core:
         timeout: float = 300,
         expires_in: int | None = None,
         acknowledge: bool = True,
+        act_again: bool = False,
     ) -> Result:
+        if not 0 <= timeout <= MAX_LIFETIME_SECONDS:
+            raise ValueError(f"timeout: not 0 to {MAX_LIFETIME_SECONDS} seconds")
         deadline = time.monotonic() + timeout
-        request_id = request_id or new_request_id()
-        listeners = self._listeners(session_id, request_id)
-        try:
-            for listener in listeners:
-                # Before anybody can answer: Redis keeps no message for those who come later. (The
-                # stream replays; starting it costs nothing here.)
-                await self._start(listener)
-            asked = _Asked(
-                await self._register_until(
-                    deadline,
-                    action_type,
-                    context,
-                    session_id=session_id,
-                    message=message,
-                    request_id=request_id,
-                    task_id=task_id,
-                    plan_steps=plan_steps,
-                    expires_in=expires_in or _lifetime(timeout),
-                ),
+        asked = _Asked(
+            await self._register_until(
                 deadline,
-            )
+                action_type,
+                context,
+                session_id=session_id,
+                message=message,
+                request_id=request_id or new_request_id(),
+                task_id=task_id,
+                plan_steps=plan_steps,
+                expires_in=expires_in or _lifetime(timeout),
+            ),
+            deadline,
+        )
+        # One that is settled already is just looked at.
+        pending = asked.registration.status == "pending"
+        listeners = self._listeners(session_id, asked.id) if pending else []
+        try:
             decision = await self._wait(asked, listeners)
         finally:
             for listener in listeners:
@@ -423,16 +463,18 @@ class Core:
             result = await self._give_up(asked)
         else:
             result = result_of(decision, asked.registration)
+        if isinstance(result, Approved) and result.acted_at is not None and not act_again:
+            raise AlreadyActed(result)
         if acknowledge:
-            await self._acknowledge_quietly(result)
+            await self._acknowledge_quietly(result, asked.closes)
         return result
 
     def _listeners(self, session_id: str, request_id: str) -> list[Listener]:
         """The best first."""
         listeners: list[Listener] = []
-        if self._redis is not None and "pubsub" in self._listen_by:
-            listeners.append(PubSubListener(self._redis, session_id, request_id))
-        if "stream" in self._listen_by:
+        if self._by_pubsub:
+            listeners.append(PubSubListener(self._io, f"hitl:channel:{session_id}"))
+        if self._by_stream:
 
             def open_stream(last_id: str | None, until: float) -> AsyncGenerator[Outcome, None]:
                 return self.outcomes(session_id, last_id, request_id=request_id, until=until)
@@ -440,9 +482,9 @@ class Core:
             listeners.append(StreamListener(self._io, open_stream, request_id))
         return listeners
 
-    async def _start(self, listener: Listener) -> bool:
+    async def _start(self, listener: Listener, seconds: float) -> bool:
         try:
-            await listener.start()
+            await listener.start(seconds)
         except ListeningFailed as problem:
             await self._rest(listener, problem)
             return False
@@ -453,13 +495,16 @@ class Core:
         log.warning("%s; not waiting by %s for %.0f s", problem, listener.name, listener.rest_left)
 
     async def _register_until(self, deadline: float, *what: Any, **how: Any) -> Registration:
+        patience = max(0.0, deadline - time.monotonic())
+        # Half of what is left after the deadline, so that it can be withdrawn in the other half.
+        until = deadline + CLOSING_SECONDS / 2
         try:
-            return await self.register(*what, **how, patience=max(0.0, deadline - time.monotonic()))
+            return await self.register(*what, **how, patience=patience, until=until)
         except Unavailable as problem:
             if problem.may_have_happened:
                 # Nobody will wait for it, so nobody should approve it.
                 try:
-                    await self.cancel(how["request_id"], patience=0)
+                    await self.cancel(how["request_id"], until=deadline + CLOSING_SECONDS)
                 except HitlError as second:
                     log.warning("%s may be registered: %s", how["request_id"], second)
             raise
@@ -470,14 +515,14 @@ class Core:
         Each turn looks at the ledger, then waits by the best means that works. When none does, the
         look itself is held by the service: that is the long-poll.
         """
-        # Nobody had decided at registration, and what came since is heard or replayed.
-        look = asked.registration.status != "pending" or not listeners
+        # Nobody had decided at registration, and what came since a stream replays.
+        look = False
         troubles = 0
         while asked.left > 0:
             listener = next((each for each in listeners if each.rest_left <= 0), None)
             if listener is not None and not listener.started:
                 look = True
-                if not await self._start(listener):
+                if not await self._start(listener, asked.left):
                     continue
             if look or listener is None:
                 began = time.monotonic()
@@ -485,7 +530,14 @@ class Core:
                 if hold:
                     log.debug("%s: waiting by poll", asked.id)
                 try:
-                    decision = await self.decision(asked.id, hold, patience=0)
+                    decision = await self.decision(
+                        asked.id,
+                        hold,
+                        patience=0,
+                        connect_seconds=max(0.1, min(CONNECT_SECONDS, asked.left)),
+                        # A second more than the service should need.
+                        answer_seconds=min(ANSWER_SECONDS, max(0.0, asked.left - hold) + 1.0),
+                    )
                 except Unavailable as problem:
                     # The service restarts, say. A listener hears nothing from it either.
                     troubles += 1
@@ -518,12 +570,14 @@ class Core:
         """Withdraws the request, so that nobody approves what nobody waits for."""
         registration = asked.registration
         try:
-            await self.cancel(asked.id, patience=CLOSING_SECONDS)
+            await self.cancel(asked.id, until=asked.closes)
         except Gone:
             pass
         except Conflict as problem:
             # Decided at the last moment. That decision stands, and must be known for certain.
-            decision = await self.decision(asked.id, patience=CLOSING_SECONDS)
+            decision = await self.decision(
+                asked.id, patience=asked.closes - time.monotonic(), until=asked.closes
+            )
             if decision.status == "pending":
                 raise problem
             return result_of(decision, registration)
@@ -532,19 +586,19 @@ class Core:
             return _expired(registration, withdrawn=False)
         return _expired(registration)
 
-    async def _acknowledge_quietly(self, result: Result) -> None:
+    async def _acknowledge_quietly(self, result: Result, until: float) -> None:
         """Acknowledges. A decision is not lost because this could not be noted."""
         if isinstance(result, Expired) and not result.withdrawn:
             return
         try:
-            await self.acknowledge(result.request_id, patience=CLOSING_SECONDS)
+            await self.acknowledge(result.request_id, until=until)
         except HitlError as problem:
             log.warning("%s could not be acknowledged: %s", result.request_id, problem)
 
     # Tasks
 
     async def create_task(self, task_type: str, description: str | None, input_data: Any) -> str:
-        user = self._user or _wire.subject(await self._bearer())
+        user = self._user or _wire.subject(await self._fresh_token())
         body = {
             "taskType": task_type,
             "userId": user,
@@ -577,16 +631,24 @@ class Core:
 
     async def finish_task(self, task_id: str, failure: BaseException | None, result: Any) -> None:
         """Completes the task, or fails it with the exception's text."""
+        if failure is not None:
+            await self._fail_quietly(task_id, failure)
+            return
         try:
-            if failure is None:
-                await self._finish(task_id, "complete", "COMPLETED", result)
-            else:
-                text = (str(failure) or type(failure).__name__)[:MAX_ERROR_CHARACTERS]
-                await self._finish(task_id, "fail", "FAILED", {"errorMessage": text})
-        except HitlError as problem:
-            if failure is None:
-                raise
-            # The agent's own exception is what its caller must see.
+            await self._finish(task_id, "complete", "COMPLETED", result)
+        except (Conflict, Unavailable):
+            raise  # It is finished otherwise, or it may be completed.
+        except Exception as problem:
+            # The result is no JSON, say, or not what the service takes.
+            await self._fail_quietly(task_id, problem)
+            raise
+
+    async def _fail_quietly(self, task_id: str, failure: BaseException) -> None:
+        """Fails it. Whatever goes wrong, the agent's own exception is what its caller must see."""
+        text = _wire.error_text(failure, MAX_ERROR_CHARACTERS)
+        try:
+            await self._finish(task_id, "fail", "FAILED", {"errorMessage": text})
+        except Exception as problem:
             log.warning("task %s could not be failed: %s", task_id, problem)
 
     async def _finish(self, task_id: str, step: str, status: str, body: Any) -> None:
@@ -604,3 +666,18 @@ def _plan(steps: Sequence[PlanStep]) -> list[dict[str, Any]]:
 
 def _lifetime(timeout: float) -> int:
     return min(MAX_LIFETIME_SECONDS, max(1, math.ceil(timeout) + LIFETIME_MARGIN_SECONDS))
+
+
+def _base(base_url: str) -> str:
+    """Checked, and never repeated: passwords stand in URLs."""
+    try:
+        url = httpx.URL(base_url)
+    except (httpx.InvalidURL, TypeError, ValueError):
+        url = None
+    if url is None or url.scheme not in ("http", "https") or not url.host:
+        raise ValueError("base_url must be a URL that begins with http:// or https://")
+    if (url.port or 0) > 65535:
+        raise ValueError("base_url: no port is above 65535")
+    if url.userinfo or url.query or url.fragment:
+        raise ValueError("base_url must have neither user name and password nor a query")
+    return base_url.rstrip("/")

@@ -1,29 +1,34 @@
-"""The only code that blocks or awaits, once for each kind of client.
+"""The only code that blocks or awaits, once for each kind of client, and what holds connections.
 
 Everything above is written once, as coroutines over `Io`. With `BlockingIo` nothing in them ever
 suspends, so `run` drives them to their end on the spot, without an event loop.
+
+A connection belongs to the process and the event loop that opened it. `Kept` makes sure of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import time
 from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
+    Hashable,
     Iterable,
     Iterator,
 )
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol, TypedDict, TypeVar, cast
+from typing import Any, Generic, Protocol, TypedDict, TypeVar, cast
 
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
 T = TypeVar("T")
+PlaceT = TypeVar("PlaceT", bound=Hashable)
 
 
 class Call(TypedDict, total=False):
@@ -32,7 +37,7 @@ class Call(TypedDict, total=False):
     method: str
     url: str
     params: dict[str, str | int]
-    json: Any
+    content: bytes
     headers: dict[str, str]
     timeout: httpx.Timeout
 
@@ -46,6 +51,9 @@ class Io(Protocol):
         self, call: Call, enough: Callable[[], bool]
     ) -> AbstractAsyncContextManager[tuple[httpx.Response, AsyncIterator[ServerSentEvent]]]:
         """An open event stream, ended when `enough` after something came, a comment even."""
+
+    def redis(self) -> Any:
+        """The client of redis-py to use here and now; None without Redis."""
 
     async def sleep(self, seconds: float) -> None: ...
 
@@ -65,6 +73,52 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 async def settled(value: Awaitable[T] | T) -> T:
     """The value, awaited if it must be: redis-py's two clients differ in nothing else."""
     return await cast(Awaitable[T], value) if inspect.isawaitable(value) else value
+
+
+class Kept(Generic[PlaceT, T]):
+    """Something with connections, one for each place that uses it: a process, or an event loop.
+
+    Two processes that share a connection read each other's answers, and the connections of an
+    event loop end with it. `given` is the caller's own: it serves the first place that uses it.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], T],
+        is_over: Callable[[PlaceT], bool],
+        *,
+        given: T | None = None,
+        elsewhere: str = "",
+    ) -> None:
+        self._make = make
+        self._is_over = is_over
+        self._given = given
+        self._elsewhere = elsewhere
+        self._made: dict[PlaceT, T] = {}
+        self._owner: list[PlaceT] = []
+
+    def at(self, place: PlaceT) -> T:
+        if self._given is not None:
+            if not self._owner:
+                self._owner.append(place)
+            if self._owner[0] != place:
+                raise RuntimeError(self._elsewhere)
+            return self._given
+        made = self._made.get(place)
+        if made is None:
+            # Of two threads that make one at once, the second finds the first one's here.
+            made = self._made.setdefault(place, self._make())
+            for old in [each for each in list(self._made) if self._is_over(each)]:
+                # Not closed: that would write to another process' connections, or need the loop
+                # that has ended. The operating system's part goes with the object.
+                self._made.pop(old, None)
+        return made
+
+    def pop(self, place: PlaceT) -> T | None:
+        """What is to be closed here."""
+        if self._given is not None:
+            return None if self._owner and self._owner[0] != place else self._given
+        return self._made.pop(place, None)
 
 
 class _Watched(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -104,50 +158,79 @@ async def _each(items: Iterable[T]) -> AsyncIterator[T]:
 
 
 class BlockingIo:
-    """For `Client`."""
+    """For `Client`. redis-py's blocking client minds forks itself."""
 
-    def __init__(self, http: httpx.Client) -> None:
+    def __init__(self, http: Kept[int, httpx.Client], redis: Any, owns_redis: bool) -> None:
         self._http = http
+        self._redis = redis
+        self._owns_redis = owns_redis
 
     async def call(self, call: Call) -> httpx.Response:
-        return self._http.request(**call)
+        return self._http.at(os.getpid()).request(**call)
 
     @asynccontextmanager
     async def stream(
         self, call: Call, enough: Callable[[], bool]
     ) -> AsyncIterator[tuple[httpx.Response, AsyncIterator[ServerSentEvent]]]:
-        with self._http.stream(**call) as response:
+        with self._http.at(os.getpid()).stream(**call) as response:
             if response.status_code != httpx.codes.OK:
                 response.read()
             yield response, _each(_events(response, enough).iter_sse())
+
+    def redis(self) -> Any:
+        return self._redis
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(max(0.0, seconds))
 
     async def close(self) -> None:
-        self._http.close()
+        http = self._http.pop(os.getpid())
+        if http is not None:
+            http.close()
+        if self._owns_redis:
+            self._redis.close()
+
+
+Loop = asyncio.AbstractEventLoop
 
 
 class AsyncIo:
     """For `AsyncClient`."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(
+        self,
+        http: Kept[Loop, httpx.AsyncClient],
+        redis: Kept[Loop, Any] | None,
+        owns_redis: bool,
+    ) -> None:
         self._http = http
+        self._redis = redis
+        self._owns_redis = owns_redis
 
     async def call(self, call: Call) -> httpx.Response:
-        return await self._http.request(**call)
+        return await self._http.at(asyncio.get_running_loop()).request(**call)
 
     @asynccontextmanager
     async def stream(
         self, call: Call, enough: Callable[[], bool]
     ) -> AsyncIterator[tuple[httpx.Response, AsyncIterator[ServerSentEvent]]]:
-        async with self._http.stream(**call) as response:
+        http = self._http.at(asyncio.get_running_loop())
+        async with http.stream(**call) as response:
             if response.status_code != httpx.codes.OK:
                 await response.aread()
             yield response, _events(response, enough).aiter_sse()
+
+    def redis(self) -> Any:
+        return None if self._redis is None else self._redis.at(asyncio.get_running_loop())
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds))
 
     async def close(self) -> None:
-        await self._http.aclose()
+        here = asyncio.get_running_loop()
+        http = self._http.pop(here)
+        if http is not None:
+            await http.aclose()
+        redis = self._redis.pop(here) if self._redis is not None and self._owns_redis else None
+        if redis is not None:
+            await (getattr(redis, "aclose", None) or redis.close)()

@@ -11,15 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
+from urllib.parse import quote
 
-from . import _wire
 from ._io import Io, settled
 from .errors import HitlError
 from .outcomes import Outcome
 
-# How long to trust Redis before looking at the ledger all the same: Pub/Sub loses messages, and
-# expiry and cancellation are never published there.
+# How long to trust Redis before looking at the ledger all the same: Pub/Sub loses messages.
 PUBSUB_LOOK_SECONDS = 15.0
+# The shortest time between two looks, however much is published.
+PUBSUB_PAUSE_SECONDS = 0.5
 # The gateway cuts every answer off after 300 s; a stream is renewed before.
 STREAM_SECONDS = 240.0
 # Redis acknowledges a subscription at once, or is not well.
@@ -47,9 +48,9 @@ class Listener(ABC):
     def rest_left(self) -> float:
         return self._rests_until - time.monotonic()
 
-    async def start(self) -> None:
+    async def start(self, seconds: float) -> None:
         """From its return on, nothing is missed that this means can hear."""
-        await self._start()
+        await self._start(seconds)
         self.started = True
 
     async def wait(self, seconds: float) -> None:
@@ -69,7 +70,7 @@ class Listener(ABC):
         await self._stop()
 
     @abstractmethod
-    async def _start(self) -> None: ...
+    async def _start(self, seconds: float) -> None: ...
 
     @abstractmethod
     async def _wait(self, seconds: float) -> None: ...
@@ -78,29 +79,33 @@ class Listener(ABC):
     async def _stop(self) -> None: ...
 
 
+def decision_channel(tenant: str, request_id: str) -> str:
+    """Where the service says `ask` when a registered request may have been decided."""
+    return f"hitl:decision:{quote(tenant, safe='')}:{request_id}"
+
+
 class PubSubListener(Listener):
-    """Hears the session's channel on Redis."""
+    """Hears the request's channel on Redis. Whatever is said there, the ledger has the answer."""
 
     name = "pubsub"
 
-    def __init__(self, redis: Any, session_id: str, request_id: str) -> None:
+    def __init__(self, io: Io, channel: str) -> None:
         super().__init__()
         from redis.exceptions import RedisError
 
-        # OSError: what redis-py lets through while it connects.
-        self._failures_of_redis = (RedisError, OSError)
-        self._redis = redis
-        self._session_id = session_id
-        self._request_id = request_id
+        # OSError: what redis-py lets through while it connects. RuntimeError: a client of the
+        # caller's that belongs to another event loop.
+        self._failures_of_redis = (RedisError, OSError, RuntimeError)
+        self._io = io
+        self._channel = channel
         self._pubsub: Any = None
-        self._key_read = False
+        self._quiet_until = 0.0
 
-    async def _start(self) -> None:
-        self._key_read = False
+    async def _start(self, seconds: float) -> None:
         try:
-            self._pubsub = self._redis.pubsub()
-            await settled(self._pubsub.subscribe(f"hitl:channel:{self._session_id}"))
-            until = time.monotonic() + ACKNOWLEDGE_SECONDS
+            self._pubsub = self._io.redis().pubsub()
+            await settled(self._pubsub.subscribe(self._channel))
+            until = time.monotonic() + min(seconds, ACKNOWLEDGE_SECONDS)
             while (left := until - time.monotonic()) > 0:
                 message = await settled(self._pubsub.get_message(timeout=left))
                 if message and message["type"] == "subscribe":
@@ -112,28 +117,16 @@ class PubSubListener(Listener):
     async def _wait(self, seconds: float) -> None:
         until = time.monotonic() + min(seconds, PUBSUB_LOOK_SECONDS)
         try:
-            if not self._key_read:
-                # What was signalled before the subscription is under the key. Read once only: it
-                # stays there for 300 s, whatever it is worth.
-                self._key_read = True
-                key = await settled(self._redis.get(f"hitl:signal:{self._session_id}"))
-                if self._is_for_us(key):
-                    return
             while (left := until - time.monotonic()) > 0:
                 message = await settled(self._pubsub.get_message(timeout=left))
-                if not message:
-                    continue
-                # redis-py has reconnected and subscribed again: something may have been missed.
-                if message["type"] == "subscribe":
-                    return
-                if message["type"] == "message" and self._is_for_us(message["data"]):
-                    return
+                # `subscribe`: redis-py has reconnected and subscribed again, so something may have
+                # been missed.
+                if message and message["type"] in ("message", "subscribe"):
+                    break
         except self._failures_of_redis as problem:
             raise ListeningFailed(f"Redis: {problem}") from problem
-
-    def _is_for_us(self, text: Any) -> bool:
-        signal = _wire.signal(text)
-        return signal is not None and signal.request_id == self._request_id
+        await self._io.sleep(min(self._quiet_until, until) - time.monotonic())
+        self._quiet_until = time.monotonic() + PUBSUB_PAUSE_SECONDS
 
     async def _stop(self) -> None:
         pubsub, self._pubsub = self._pubsub, None
@@ -160,8 +153,10 @@ class StreamListener(Listener):
         self._open = open_stream
         self._request_id = request_id
         self._last_id: str | None = None
+        # What it missed it is told when it opens the stream.
+        self.started = True
 
-    async def _start(self) -> None:
+    async def _start(self, seconds: float) -> None:
         pass
 
     async def _wait(self, seconds: float) -> None:

@@ -1,13 +1,19 @@
-"""The wire format, read strictly and without I/O: what does not fit the contract raises."""
+"""The wire format, without I/O. Answers are read strictly: what does not fit the contract raises.
+
+What is to be sent is checked here too, before it is: a ValueError that never repeats the value.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import json
+import re
+import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, get_args
+from urllib.parse import quote
 
 import httpx
 
@@ -17,8 +23,11 @@ from .errors import (
     Gone,
     NotAllowed,
     NotFound,
+    PreconditionFailed,
+    PreconditionRequired,
     Unavailable,
     UnexpectedAnswer,
+    Unprocessable,
 )
 from .outcomes import (
     Acknowledgement,
@@ -37,7 +46,65 @@ _REFUSALS: Mapping[int, type[ApiError]] = {
     404: NotFound,
     409: Conflict,
     410: Gone,
+    412: PreconditionFailed,
+    422: Unprocessable,
+    428: PreconditionRequired,
 }
+# RFC 6750. A JWT is one.
+_BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+MAX_NAME_BYTES = 256
+
+
+def bearer(token: object) -> str:
+    """The value of `Authorization`."""
+    if not isinstance(token, str) or _BEARER_TOKEN.fullmatch(token) is None:
+        raise ValueError(
+            "the token is not a bearer token: it is empty, or holds something else than letters, "
+            "digits and -._~+/ (a line break at its end, perhaps)"
+        )
+    return f"Bearer {token}"
+
+
+def name(kind: str, value: object) -> str:
+    """A tenant or user id, by the service's own rule."""
+    if not (
+        isinstance(value, str)
+        and value.strip()
+        and not any(unicodedata.category(each) in ("Cc", "Cs") for each in value)
+        and len(value.encode()) <= MAX_NAME_BYTES
+    ):
+        raise ValueError(
+            f"{kind}: not a text of 1 to {MAX_NAME_BYTES} bytes without control characters"
+        )
+    return value
+
+
+def header(value: str) -> str:
+    """A name as a header carries it: as it is if it can be, else as percent-encoded UTF-8."""
+    return value if value.isascii() and value == value.strip() else quote(value, safe="")
+
+
+def body(value: Any) -> bytes:
+    """As JSON."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode()
+    except UnicodeEncodeError:
+        problem = "a text holds half of a surrogate pair"
+    except RecursionError:
+        problem = "it is nested too deeply"
+    raise ValueError(f"what is to be sent is no JSON: {problem}")
+
+
+def error_text(failure: BaseException, longest: int) -> str:
+    """An exception's text as the service takes it."""
+    try:
+        text = str(failure)
+    except Exception:
+        text = ""
+    # Surrogates that make a pair become the character; what is half of one cannot be sent.
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return (whole.replace("\0", "\ufffd") or type(failure).__name__)[:longest]
 
 
 def data(response: httpx.Response) -> Any:
@@ -219,6 +286,9 @@ def subject(token: str) -> str:
     try:
         payload = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    except (IndexError, ValueError, binascii.Error) as problem:
-        raise ValueError("the token is no JWT, so `user` must be given") from problem
-    return str(_member(claims, "sub", str))
+        subject = claims["sub"]
+    except (IndexError, KeyError, TypeError, ValueError, binascii.Error):
+        subject = None
+    if not isinstance(subject, str):
+        raise ValueError("the token is no JWT with a `sub`, so `user` must be given")
+    return subject

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Required, Self, TypedDict, Unpack
 import httpx
 
 from ._core import Core, Listening, PlanStep
-from ._io import AsyncIo, BlockingIo, run
+from ._io import AsyncIo, BlockingIo, Kept, Loop, run
 from .outcomes import Acknowledgement, Decision, Outcome, Registration, Result, Signal
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class ApprovalOptions(TypedDict, total=False):
     timeout: float
     expires_in: int | None
     acknowledge: bool
+    act_again: bool
 
 
 def _redis_options(asynchronous: bool) -> dict[str, Any]:
@@ -50,10 +52,56 @@ def _redis_options(asynchronous: bool) -> dict[str, Any]:
 
 
 _NO_REDIS = "redis_url needs the redis package: pip install 'aura-hitl-client[redis]'"
+_ONE_PROCESS = (
+    "this http_client was used before the fork, and two processes that share its connections read "
+    "each other's answers: give a function that makes one"
+)
+_ONE_LOOP = (
+    "this client of httpx or redis-py was used in another event loop, to which its connections "
+    "belong: give a function that makes one, or a URL"
+)
+
+
+def _redis_from(url: str, asynchronous: bool) -> Callable[[], Any]:
+    """Makes clients of redis-py; each connects when it is used."""
+    try:
+        if asynchronous:
+            from redis.asyncio import Redis as AsyncRedis
+
+            from_url: Callable[..., Any] = AsyncRedis.from_url
+        else:
+            from redis import Redis
+
+            from_url = Redis.from_url
+    except ImportError as missing:
+        raise ImportError(_NO_REDIS) from missing
+
+    def make() -> Any:
+        return from_url(url, **_redis_options(asynchronous))
+
+    try:
+        make()
+        return make
+    except ValueError:
+        pass  # Its text repeats what it took for the port: half of a password, perhaps.
+    raise ValueError("redis_url is not a URL as redis-py reads them")
+
+
+def _kept_redis(redis_url: str | redis.asyncio.Redis | None) -> Kept[Loop, Any] | None:
+    if redis_url is None:
+        return None
+    if isinstance(redis_url, str):
+        return Kept(_redis_from(redis_url, asynchronous=True), _is_closed)
+    return Kept(lambda: redis_url, _is_closed, given=redis_url, elsewhere=_ONE_LOOP)
+
+
+def _is_closed(loop: Loop) -> bool:
+    return loop.is_closed()
 
 
 class Client:
-    """Asks people for approval on behalf of an agent. Blocking; may be shared by threads.
+    """Asks people for approval on behalf of an agent. Blocking; may be shared by threads, and used
+    on both sides of a fork.
 
     base_url: of the gateway or of the service itself, with or without `/api`.
     token: the JWT, or a function that returns one. It is called for every call, so that a long
@@ -63,7 +111,10 @@ class Client:
         close). Without it, agents wait over HTTP.
     listen_by: means of being woken that may be used; with none of them, long-polls alone.
     retry_seconds: for how long a call is tried again when the service does not answer.
-    http_client: an httpx client of your own, for certificates or proxies; closed with this one.
+    http_client: an httpx client of your own, for certificates or proxies, or a function that makes
+        one for each process; closed with this one.
+
+    ValueError, without the value, for a token, an id or a URL that cannot be sent.
     """
 
     def __init__(
@@ -76,23 +127,23 @@ class Client:
         redis_url: str | redis.Redis | None = None,
         listen_by: Collection[Listening] = _LISTEN_BY,
         retry_seconds: float = 10.0,
-        http_client: httpx.Client | None = None,
+        http_client: httpx.Client | Callable[[], httpx.Client] | None = None,
     ) -> None:
         link: Any = redis_url
         if isinstance(redis_url, str):
-            try:
-                from redis import Redis
-            except ImportError as missing:
-                raise ImportError(_NO_REDIS) from missing
-            link = Redis.from_url(redis_url, **_redis_options(asynchronous=False))
+            link = _redis_from(redis_url, asynchronous=False)()
+        given = http_client if isinstance(http_client, httpx.Client) else None
+        make = http_client if callable(http_client) else lambda: httpx.Client(limits=_LIMITS)
+        http: Kept[int, httpx.Client] = Kept(
+            make, lambda process: process != os.getpid(), given=given, elsewhere=_ONE_PROCESS
+        )
         self._core = Core(
-            BlockingIo(http_client or httpx.Client(limits=_LIMITS)),
+            BlockingIo(http, link, owns_redis=isinstance(redis_url, str)),
             base_url=base_url,
             token=token,
             tenant=tenant,
             user=user,
-            redis=link,
-            owns_redis=isinstance(redis_url, str),
+            listens_to_redis=link is not None,
             listen_by=listen_by,
             retry_seconds=retry_seconds,
         )
@@ -119,6 +170,7 @@ class Client:
         timeout: float = 300,
         expires_in: int | None = None,
         acknowledge: bool = True,
+        act_again: bool = False,
     ) -> Result:
         """Asks, waits until a person has decided or `timeout` seconds are over, and tells which.
 
@@ -127,10 +179,12 @@ class Client:
 
         request_id: give one to go on waiting for the same request after a restart of the agent;
             everything else must be the same too. A random one when absent.
-        expires_in: how long people may decide, in seconds, at most 1800; `timeout` and half a
-            minute when absent. It matters if the agent dies.
+        timeout: at most 86,400 s, the longest life of a request.
+        expires_in: how long people may decide, in seconds, 1 to 86,400; `timeout` and half a minute
+            when absent. It matters if the agent dies.
         acknowledge: tell the service that the agent acts on the outcome. With False, call
             `acknowledge` once it has.
+        act_again: return an approval that was acknowledged before, instead of raising AlreadyActed.
 
         An exception leaves the request as it is: it can still be waited for under its id, and
         expires by itself. Raises ContentChanged if what was approved is not what was registered.
@@ -147,6 +201,7 @@ class Client:
                 timeout=timeout,
                 expires_in=expires_in,
                 acknowledge=acknowledge,
+                act_again=act_again,
             )
         )
 
@@ -183,7 +238,10 @@ class Client:
     def signal(
         self, session_id: str, request_id: str | None = None, wait_seconds: int = 0
     ) -> Signal | None:
-        """The session's signal, after waiting up to 55 s for one. Compare before acting on it."""
+        """The signal of a request, after waiting up to 55 s for one: a hint, like every signal.
+
+        Without request_id, the one of the request that an agent asked for over Redis last.
+        """
         return run(self._core.signal(session_id, request_id, wait_seconds))
 
     def outcomes(self, session_id: str, last_event_id: str | None = None) -> Iterator[Outcome]:
@@ -202,7 +260,10 @@ class Client:
             run(outcomes.aclose())
 
     def cancel(self, request_id: str) -> None:
-        """Withdraws a pending request. Conflict: it is decided. Gone: it has expired."""
+        """Withdraws a pending request. Conflict: it is decided. Gone: it has expired.
+
+        NotAllowed: it is another user's, and the token has not `role: admin`.
+        """
         run(self._core.cancel(request_id))
 
     def acknowledge(self, request_id: str) -> Acknowledgement:
@@ -217,7 +278,12 @@ class Client:
 
 
 class AsyncClient:
-    """`Client` for asyncio. The token's function may be a coroutine function."""
+    """`Client` for asyncio. The token's function may be a coroutine function.
+
+    It may be used in several event loops, one after another (`asyncio.run` makes a new one each
+    time) or at once: each has connections of its own. A client of httpx or redis-py that is given
+    serves one loop alone; RuntimeError in a second.
+    """
 
     def __init__(
         self,
@@ -229,23 +295,21 @@ class AsyncClient:
         redis_url: str | redis.asyncio.Redis | None = None,
         listen_by: Collection[Listening] = _LISTEN_BY,
         retry_seconds: float = 10.0,
-        http_client: httpx.AsyncClient | None = None,
+        http_client: httpx.AsyncClient | Callable[[], httpx.AsyncClient] | None = None,
     ) -> None:
-        link: Any = redis_url
-        if isinstance(redis_url, str):
-            try:
-                from redis.asyncio import Redis
-            except ImportError as missing:
-                raise ImportError(_NO_REDIS) from missing
-            link = Redis.from_url(redis_url, **_redis_options(asynchronous=True))
+        given = http_client if isinstance(http_client, httpx.AsyncClient) else None
+        make = http_client if callable(http_client) else lambda: httpx.AsyncClient(limits=_LIMITS)
         self._core = Core(
-            AsyncIo(http_client or httpx.AsyncClient(limits=_LIMITS)),
+            AsyncIo(
+                Kept(make, _is_closed, given=given, elsewhere=_ONE_LOOP),
+                _kept_redis(redis_url),
+                owns_redis=isinstance(redis_url, str),
+            ),
             base_url=base_url,
             token=token,
             tenant=tenant,
             user=user,
-            redis=link,
-            owns_redis=isinstance(redis_url, str),
+            listens_to_redis=redis_url is not None,
             listen_by=listen_by,
             retry_seconds=retry_seconds,
         )
@@ -272,6 +336,7 @@ class AsyncClient:
         timeout: float = 300,
         expires_in: int | None = None,
         acknowledge: bool = True,
+        act_again: bool = False,
     ) -> Result:
         """See `Client.request_approval`."""
         return await self._core.request_approval(
@@ -285,6 +350,7 @@ class AsyncClient:
             timeout=timeout,
             expires_in=expires_in,
             acknowledge=acknowledge,
+            act_again=act_again,
         )
 
     async def register(

@@ -1,12 +1,26 @@
-"""What can go wrong. An exception is never an approval."""
+"""What can go wrong. An exception is never an approval.
+
+A call that cannot be sent at all, because of the token, a header, the URL or the content, is a
+`ValueError` (or the `TypeError` of `json`), raised at once and without the value.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from .outcomes import Approved
+
 
 class HitlError(Exception):
     """The base of all exceptions of this package."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own way calls the constructor with `args`, which are not its arguments.
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[HitlError], args: tuple[Any, ...]) -> HitlError:
+    return kind.__new__(kind, *args)
 
 
 class ApiError(HitlError):
@@ -36,7 +50,7 @@ class ApiError(HitlError):
 
 
 class NotAllowed(ApiError):
-    """401 or 403: the token, or what it permits."""
+    """401 or 403: the token, or what it permits. Only its user changes a request or a task."""
 
 
 class NotFound(ApiError):
@@ -48,7 +62,19 @@ class Conflict(ApiError):
 
 
 class Gone(ApiError):
-    """410: the request expired undecided, or its agent has moved on."""
+    """410: the request expired undecided, was withdrawn, or its agent has moved on."""
+
+
+class PreconditionFailed(ApiError):
+    """412: the request no longer has the content that `If-Match` names."""
+
+
+class Unprocessable(ApiError):
+    """422: the request cannot be read, or is not the one known under its id. Nothing is decided."""
+
+
+class PreconditionRequired(ApiError):
+    """428: the service decides nothing without `If-Match`."""
 
 
 class Unavailable(ApiError):
@@ -72,6 +98,19 @@ class ContentChanged(HitlError):
         self.request_id = request_id
         self.registered = registered
         self.approved = approved
+
+
+class AlreadyActed(HitlError):
+    """An agent has acknowledged this approval before, so its action may have run.
+
+    `result` is the approval; its `acted_at` says when it was acknowledged.
+    """
+
+    def __init__(self, result: Approved) -> None:
+        super().__init__(
+            f"the approval of {result.request_id} was acted on already, at {result.acted_at}"
+        )
+        self.result = result
 
 
 class UnexpectedAnswer(HitlError):

@@ -82,13 +82,17 @@ class Acknowledgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approved:
-    """A person approved this very request; the only result that is true."""
+    """A person approved this very request; the only result that is true.
+
+    `acted_at` is when an agent acknowledged this approval before; None if none did.
+    """
 
     request_id: str
     session_id: str
     fingerprint: str
     decided_by: str | None
     decided_at: datetime | None
+    acted_at: datetime | None = None
 
 
 # A forgotten comparison must not run a refused action: `if client.request_approval(...)` is safe
