@@ -51,6 +51,10 @@ use crate::{expiry, metrics, relay, retention, routes};
 /// How long an idle connection stays open. Longer than nginx keeps one to us (60 s), so that the
 /// Gateway never sends a request into a connection that we are closing.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long answers say `Connection: close` and readiness says no before the service stops accepting:
+/// a Gateway then uses none of its connections that we are about to close. Part of
+/// `shutdown_seconds`.
+const NOTICE: Duration = Duration::from_millis(1500);
 /// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 /// Open connections to the metrics' own address.
@@ -71,6 +75,7 @@ pub struct Replica {
     server: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
     workers: JoinSet<()>,
+    notice: Duration,
     _lock: Option<File>,
 }
 
@@ -153,6 +158,7 @@ impl Replica {
             serving: tokio::spawn(server),
             workers,
             core,
+            notice: NOTICE.min(Duration::from_secs(config.shutdown_seconds) / 4),
             _lock: lock,
         })
     }
@@ -169,6 +175,9 @@ impl Replica {
         };
         match cause {
             None => {
+                info!("about to stop");
+                self.core.stopping.cancel();
+                tokio::time::sleep(self.notice).await;
                 self.stop().await;
                 Ok(())
             }
@@ -348,7 +357,8 @@ fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<
     let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let server = Server::build()
         .max_concurrent_connections(config.max_connections.div_ceil(workers))
-        .shutdown_timeout(config.shutdown_seconds)
+        // Without the notice, in whole seconds.
+        .shutdown_timeout(config.shutdown_seconds.saturating_sub(2).max(1))
         .disable_signals();
     let stopping = server.graceful_shutdown_signal();
     // What `HttpServer` does, which takes no connections of our own making.

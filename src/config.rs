@@ -447,6 +447,11 @@ impl RawConfig {
             )
         };
         let file = file.strip_prefix("//").unwrap_or(file);
+        let (file, parameters) = file.split_once('?').unwrap_or((file, ""));
+        ensure!(
+            matches!(parameters, "" | "mode=rwc" | "mode=rw"),
+            "DATABASE_URL has a parameter that does not fit a ledger; only mode=rwc may follow the ?"
+        );
         ensure!(
             !file.is_empty() && file != ":memory:",
             "DATABASE_URL names no SQLite file; decisions must survive a restart"

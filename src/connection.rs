@@ -20,13 +20,15 @@ use actix_web::body::MessageBody;
 use actix_web::dev::{Extensions, Payload, ServiceRequest, ServiceResponse};
 use actix_web::http::ConnectionType;
 use actix_web::middleware::Next;
-use actix_web::{HttpMessage as _, HttpRequest};
+use actix_web::{HttpMessage as _, HttpRequest, web};
 use futures_util::StreamExt as _;
 use futures_util::stream::poll_fn;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
+use tokio_util::sync::CancellationToken;
 
+use crate::core::Core;
 use crate::metrics;
 
 /// Longest a client may take to send a call's head.
@@ -251,8 +253,16 @@ pub async fn take_turns<B: MessageBody>(
         return next.call(request).await;
     };
     let _under_way = UnderWay::begin(Rc::clone(&turn));
+    let stopping = request.app_data::<web::Data<Core>>().map(|core| core.stopping.clone());
+    let is_stopping = || stopping.as_ref().is_some_and(CancellationToken::is_cancelled);
     let body = match request.take_payload() {
-        Payload::None => return next.call(request).await,
+        Payload::None => {
+            let mut answer = next.call(request).await;
+            if is_stopping() {
+                end_connection(&mut answer);
+            }
+            return answer;
+        }
         body => Rc::new(RefCell::new(body)),
     };
     let (bytes, reading) = (Rc::clone(&body), Rc::clone(&turn));
@@ -271,11 +281,18 @@ pub async fn take_turns<B: MessageBody>(
     let mut answer = next.call(request).await;
     if !is_all_there(&mut body.borrow_mut()) {
         turn.end();
-        if let Ok(answer) = &mut answer {
-            answer.response_mut().head_mut().set_connection_type(ConnectionType::Close);
-        }
+        end_connection(&mut answer);
+    } else if is_stopping() {
+        end_connection(&mut answer);
     }
     answer
+}
+
+/// Says that no further call is answered on this connection.
+fn end_connection<B>(answer: &mut Result<ServiceResponse<B>, actix_web::Error>) {
+    if let Ok(answer) = answer {
+        answer.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+    }
 }
 
 /// Whether the rest of a body need not be waited for.

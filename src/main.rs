@@ -1,5 +1,7 @@
 //! The command line. Whatever goes wrong is one line on standard error and exit code 1.
 
+use std::io::{ErrorKind, Write as _};
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -120,11 +122,16 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Export { from, to, all, refused } => {
             export(file, &from, to.as_deref(), all, refused).await
         }
-        Command::Openapi => {
-            println!("{}", api::document::document().to_pretty_json()?);
-            Ok(())
-        }
+        Command::Openapi => print_whole(&api::document::document().to_pretty_json()?),
         Command::Healthcheck => healthcheck(file).await,
+    }
+}
+
+/// Prints a text whose reader may have had enough of it, as `head` has.
+fn print_whole(text: &str) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        printed => Ok(printed?),
     }
 }
 
@@ -135,7 +142,7 @@ async fn serve(file: Option<&Path>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let config = Config::load(file)?;
-    telemetry::start()?;
+    let _log = telemetry::start()?;
     let replica = Replica::start(&config, Clock::System).await?;
     let reloading = Box::pin(reload::on_hangup(hangup, file, config, replica.core.clone()));
     let ended = replica
@@ -218,6 +225,7 @@ async fn healthcheck(file: Option<&Path>) -> anyhow::Result<()> {
         "0.0.0.0" | "::" | "[::]" => "127.0.0.1",
         host => host,
     };
+    let host = if host.parse::<Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.to_owned() };
     let address = format!("http://{host}:{port}/health/ready");
     let client = reqwest::Client::builder().timeout(Duration::from_secs(3)).build()?;
     let response =

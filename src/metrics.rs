@@ -49,6 +49,7 @@ const AUDITED: &str = "aura_hitl_audit_entries_total";
 const OLDEST_AUDIT: &str = "aura_hitl_oldest_audit_entry_seconds";
 const PURGED: &str = "aura_hitl_purged_total";
 const UNHEARD: &str = "aura_hitl_signals_unheard";
+const DROPPED_LINES: &str = "aura_hitl_log_lines_dropped_total";
 const FORGERIES: &str = "aura_hitl_forgeries_total";
 const UNCHECKED_MESSAGES: &str = "aura_hitl_unchecked_messages_total";
 
@@ -129,7 +130,7 @@ fn describe() {
     describe_gauge!(OLDEST_OWED, "Age of the delivery owed the longest, in the ledger; else 0.");
     describe_gauge!(PENDING, "Pending requests in the ledger: those registered over HTTP.");
     describe_gauge!(OLDEST_PENDING, "Age of the oldest of them; 0 without one.");
-    describe_gauge!(LEDGER_UP, "1 if the ledger answers.");
+    describe_gauge!(LEDGER_UP, "1 if the ledger can be written.");
     describe_gauge!(COURIER_UP, "1 if the courier answers.");
     describe_gauge!(CONNECTIONS, "Connections to the ledger.");
     describe_gauge!(MAX_CONNECTIONS, "Most connections to the ledger.");
@@ -145,6 +146,7 @@ fn describe() {
     );
     describe_counter!(DROPPED_ATTEMPTS, "Refused attempts to decide that left no row.");
     describe_gauge!(OLDEST_AUDIT, "Age of the oldest entry that was not taken yet; else 0.");
+    describe_counter!(DROPPED_LINES, "Lines of the log that were dropped because nobody read it.");
     describe_counter!(PURGED, "Rows deleted here because their time was over.");
     describe_gauge!(UNHEARD, "Signals sent to nobody whose agents may still begin to listen.");
     describe_counter!(FORGERIES, "Answers found in Redis that the ledger does not know.");
@@ -356,6 +358,8 @@ impl Scrape {
         gauge!(MAX_CALLS).set(count(core.most_calls));
         gauge!(WAITERS).set(count(core.hub.waiters()));
         gauge!(UNHEARD).set(count(core.unheard.len()));
+        let dropped = u64::try_from(crate::telemetry::dropped_lines()).unwrap_or(u64::MAX);
+        counter!(DROPPED_LINES).absolute(dropped);
         Collector::default().collect();
         Ok(recorder.render())
     }

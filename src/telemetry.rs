@@ -3,6 +3,8 @@
 //! Never in a log: a token, a secret, a request's `context`, a query string.
 
 use std::str::FromStr as _;
+use std::sync::{OnceLock, mpsc};
+use std::time::Duration;
 
 use actix_web::HttpMessage as _;
 use actix_web::body::MessageBody;
@@ -11,6 +13,7 @@ use actix_web::http::header::HeaderMap;
 use tracing::field::Empty;
 use tracing::{Span, info};
 use tracing_actix_web::{RequestId, RootSpanBuilder};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Directive;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -23,12 +26,42 @@ use crate::{metrics, refused_attempts, traces};
 /// Longest header value that is repeated in a log, an answer or the ledger.
 const MAX_HEADER_CHARS: usize = 256;
 
+/// Lines that wait to be written, at most: standard output may be a pipe that nobody reads.
+const MAX_WAITING_LINES: usize = 16 * 1024;
+/// Longest that the process waits at its end for the rest of the log to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Lines of the log that were dropped because nobody read it.
+pub fn dropped_lines() -> usize {
+    DROPPED.get().map_or(0, ErrorCounter::dropped_lines)
+}
+
+/// Writes the rest of the log when dropped; see [`FLUSH_TIMEOUT`].
+#[derive(Debug)]
+#[must_use = "the log ends when this is dropped"]
+pub struct LogGuard(Option<WorkerGuard>);
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        let Some(guard) = self.0.take() else { return };
+        // The library writes to standard output itself when its writer does not end.
+        let (done, waiting) = mpsc::channel();
+        std::thread::spawn(move || {
+            drop(guard);
+            done.send(())
+        });
+        let _written_or_not = waiting.recv_timeout(FLUSH_TIMEOUT);
+    }
+}
+
 /// Starts logging, and tracing if a collector is configured; `RUST_LOG` sets the level of the log,
-/// `info` by default.
+/// `info` by default. A thread of its own writes the log, so that nothing waits for a reader.
 ///
 /// # Errors
 /// When `RUST_LOG` is not a filter, the collector's address is none, or this was started before.
-pub fn start() -> anyhow::Result<()> {
+pub fn start() -> anyhow::Result<LogGuard> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) if !filter.trim().is_empty() => {
             EnvFilter::try_new(&filter).map_err(|_cause| {
@@ -38,7 +71,14 @@ pub fn start() -> anyhow::Result<()> {
         _ => EnvFilter::new("info"),
     };
     let no_steps = Directive::from_str(&format!("{}=off", traces::STEPS))?;
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(MAX_WAITING_LINES)
+        .thread_name("log")
+        .finish(std::io::stdout());
+    let _first = DROPPED.set(writer.error_counter());
     let lines = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
         .json()
         .flatten_event(true)
         .with_current_span(true)
@@ -46,7 +86,7 @@ pub fn start() -> anyhow::Result<()> {
         .with_filter(filter.add_directive(no_steps));
     tracing_subscriber::registry().with(traces::layer()?).with(lines).try_init()?;
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a bug: something panicked")));
-    Ok(())
+    Ok(LogGuard(Some(guard)))
 }
 
 /// Makes the span that every line about a call carries.

@@ -96,6 +96,11 @@ fn read<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> Rea
 }
 
 fn arrive<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> Reading<web::Bytes> {
+    // actix takes what follows for another protocol's, which has no end, whatever its length.
+    if request.head().upgrade() {
+        let refused = ApiError::odd_header("Upgrade", "absent", "없어");
+        return Box::pin(std::future::ready(Err(refused)));
+    }
     let payload = web::Payload::from_request(request, payload);
     Box::pin(async move {
         let payload = payload.await.map_err(|error| ApiError::internal(&error.to_string()))?;

@@ -21,6 +21,9 @@ use crate::domain::session::SessionPointer;
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
 use crate::limits::RateLimit;
 
+/// The first major version of Redis with all that the scripts call.
+const OLDEST_VERSION: u32 = 7;
+
 /// What a value that is not text stands for: no id and no JSON, so it matches nothing.
 const NOT_TEXT: &str = "\u{fffd}";
 /// Longest to wait until every node of a Cluster has said how many listen there.
@@ -58,10 +61,12 @@ impl RedisCourier {
     }
 
     pub async fn ping(&self) -> Result<()> {
-        self.link
-            .call(None, |mut redis| async move { redis.ping().await })
+        let info = self
+            .link
+            .call(None, |mut redis| async move { redis.server_info().await })
             .await?
-            .map_err(|error| unexpected(&error))
+            .map_err(|error| unexpected(&error))?;
+        check_version(&info)
     }
 
     pub async fn histories(&self) -> Result<Vec<String>> {
@@ -288,6 +293,19 @@ impl RedisSubscription {
         let payload = String::from_utf8_lossy(message.get_payload_bytes()).into_owned();
         Ok((message.get_channel_name().to_owned(), payload))
     }
+}
+
+/// Older servers lack what our scripts call.
+fn check_version(info: &str) -> Result<()> {
+    let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
+    let version = version.unwrap_or_default().trim();
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    // A server that does not say is believed.
+    if major.is_some_and(|major| major < OLDEST_VERSION) {
+        let reason = format!("Redis is {version}; the service needs {OLDEST_VERSION} or newer");
+        return Err(Unavailable(reason));
+    }
+    Ok(())
 }
 
 /// A script without what is only for people: it travels with each call.

@@ -128,9 +128,7 @@ impl Topology {
         let Some((scheme @ ("redis" | "rediss"), kind @ ("cluster" | "sentinel"))) =
             scheme.split_once('+')
         else {
-            let server = url.into_connection_info().ok();
-            let client = server.and_then(|server| open(server, trusted).ok());
-            return Ok(Self::Single(client.context("it cannot be read")?));
+            return Self::single(url, trusted);
         };
         // One URL a host, as the library has them.
         let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
@@ -147,7 +145,28 @@ impl Topology {
         if kind == "cluster" { Self::cluster(urls, trusted) } else { Self::sentinel(urls, trusted) }
     }
 
+    /// `?db=` counts more than the path, as Python's client has it.
+    fn single(url: &str, trusted: Option<&TlsCertificates>) -> anyhow::Result<Self> {
+        let server = url.into_connection_info().ok().context("it cannot be read")?;
+        let is_socket = matches!(server.addr(), ConnectionAddr::Unix(_));
+        let mut db = server.redis_settings().db();
+        let url = redis::parse_redis_url(url).context("it cannot be read")?;
+        for (name, value) in url.query_pairs() {
+            match &*name {
+                "db" => db = value.parse().ok().context("its database is not a number")?,
+                "protocol" => {}
+                "user" | "pass" if is_socket => {}
+                _ => bail!("it has a parameter that is not known; known are db and protocol"),
+            }
+        }
+        let login = server.redis_settings().clone().set_db(db);
+        let client = open(server.set_redis_settings(login), trusted);
+        Ok(Self::Single(client.ok().context("it cannot be used")?))
+    }
+
     fn cluster(nodes: Vec<Url>, trusted: Option<&TlsCertificates>) -> anyhow::Result<Self> {
+        let has_parameters = nodes.iter().any(|node| node.query().is_some());
+        ensure!(!has_parameters, "no parameter may follow its hosts");
         let nodes = nodes.into_iter().map(server).collect::<anyhow::Result<Vec<_>>>()?;
         let has_database = nodes.iter().any(|node| node.redis_settings().db() != 0);
         ensure!(!has_database, "a Cluster has no numbered databases");
@@ -321,6 +340,21 @@ pub enum Connection {
 }
 
 impl Connection {
+    /// What a server says about itself.
+    pub async fn server_info(&mut self) -> RedisResult<String> {
+        let mut asking = cmd("INFO");
+        asking.arg("server");
+        match self {
+            Self::Single(connection) => asking.query_async(connection).await,
+            Self::Cluster(connection) => {
+                let any = Some(ResponsePolicy::OneSucceeded);
+                let to = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, any));
+                let answer = connection.route_command(asking, to).await?;
+                Ok(redis::from_redis_value(answer)?)
+            }
+        }
+    }
+
     /// Whether any server answers.
     pub async fn ping(&mut self) -> RedisResult<()> {
         match self {
@@ -481,6 +515,10 @@ mod tests {
             ("redis+cluster://:canary@h,,i", "names no host"),
             ("redis+cluster://:canary@h:port", "a host in it"),
             ("redis+cluster://:canary@h,i/1", "no numbered databases"),
+            ("redis+cluster://:canary@h?db=0", "no parameter"),
+            ("redis://:canary@h?db=one", "not a number"),
+            ("redis://:canary@h?socket_timeout=5", "not known"),
+            ("redis://h?password=canary", "not known"),
             ("redis+sentinel://:canary@h", "names no master"),
             ("redis+sentinel://:canary@h/", "names no master"),
             ("redis+sentinel://:canary@h/main/one", "not a number"),

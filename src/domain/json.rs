@@ -47,6 +47,39 @@ pub fn read_name(value: &str) -> Option<String> {
     (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then(|| value.to_owned())
 }
 
+/// The same JSON without what Postgres' `json` cannot take apart: escapes of NUL and of half
+/// surrogates become those of the replacement character.
+#[must_use]
+pub fn storable(text: String) -> String {
+    if !text.contains("\\u") {
+        return text;
+    }
+    let mut storable = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    while let Some((before, escape)) = rest.split_once('\\') {
+        storable.push_str(before);
+        let code = |escape: &str| {
+            let digits = escape.strip_prefix('u')?.get(..4)?;
+            u32::from_str_radix(digits, 16).ok()
+        };
+        let low = || escape.get(5..)?.strip_prefix('\\').and_then(code);
+        let (kept, length) = match code(escape) {
+            Some(0xd800..0xdc00) if matches!(low(), Some(0xdc00..0xe000)) => (escape.get(..11), 11),
+            Some(0 | 0xd800..0xe000) => (Some("ufffd"), 5),
+            Some(_) => (escape.get(..5), 5),
+            None => {
+                let length = escape.chars().next().map_or(0, char::len_utf8);
+                (escape.get(..length), length)
+            }
+        };
+        storable.push('\\');
+        storable.push_str(kept.unwrap_or_default());
+        rest = escape.get(length..).unwrap_or_default();
+    }
+    storable.push_str(rest);
+    storable
+}
+
 /// A JSON text that all readers understand alike and every store can keep: no name twice in an
 /// object, no NUL character. Its depth, half surrogates and numbers beyond any type are bounded by
 /// the parser itself.
@@ -144,6 +177,19 @@ impl<'de> Visitor<'de> for SoundVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_postgres_cannot_take_apart_is_replaced() {
+        for (text, kept) in [
+            (r#"["a\u0000b"]"#, r#"["a\ufffdb"]"#),
+            (r#"["\\u0000"]"#, r#"["\\u0000"]"#),
+            (r#"["\ud83d\ude00"]"#, r#"["\ud83d\ude00"]"#),
+            (r#"["\ud83d", "\ude00", "\ud83d\u0041"]"#, r#"["\ufffd", "\ufffd", "\ufffd\u0041"]"#),
+            (r#"["\n\u0041é\"", 1]"#, r#"["\n\u0041é\"", 1]"#),
+        ] {
+            assert_eq!(storable(text.to_owned()), kept);
+        }
+    }
 
     #[test]
     fn ids_may_be_integers_but_no_other_numbers() {

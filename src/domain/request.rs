@@ -203,7 +203,7 @@ fn plan_steps(object: &Fields<'_>, context: &str) -> String {
         let text = serde_json::from_str::<String>(value).unwrap_or_else(|_| value.to_owned());
         let text = python_json::quoted(&text);
         serde_json::from_str::<Vec<&serde_json::value::RawValue>>(&text).ok()?;
-        Some(text.into_owned())
+        Some(json::storable(text.into_owned()))
     };
     array(object)
         .or_else(|| array(&python_json::fields(context)?))
@@ -401,6 +401,7 @@ mod tests {
         assert_eq!(plan(r#"{"sessionId":"s","planSteps":"[1]"}"#), "[1]");
         assert_eq!(plan(r#"{"sessionId":"s","context":{"planSteps":[2]}}"#), "[2]");
         assert_eq!(plan(r#"{"sessionId":"s","planSteps":{"a":1}}"#), "[]");
+        assert_eq!(plan(r#"{"sessionId":"s","planSteps":["a\u0000"]}"#), r#"["a\ufffd"]"#);
     }
 
     #[test]

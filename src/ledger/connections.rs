@@ -38,8 +38,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest that a caller waits for a connection, whether it is free or has to be made.
 const CALLER_TIMEOUT: Duration = Duration::from_millis(1900);
 /// Longest to wait until one of the connections in use is free. With `lock_timeout` it makes the
-/// longest that a call takes in an overload: 1.6 s.
-const FREE_TIMEOUT: Duration = Duration::from_millis(600);
+/// longest that a call takes in an overload: 1.9 s.
+const FREE_TIMEOUT: Duration = Duration::from_millis(900);
 /// Longest to wait for the server's answer to a statement. `statement_timeout` is shorter.
 const STATEMENT_TIMEOUT: Duration = Duration::from_millis(1900);
 /// A connection used within this time is not pinged before its next use: under load a decision is

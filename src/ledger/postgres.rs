@@ -14,7 +14,6 @@ use super::connections::{self, Connections, Pooler, Unpooled};
 use super::export::hand_over;
 use super::outbox::{OutboxKind, OutboxRow};
 use super::refused::{ExportedAttempt, RefusedAttempt};
-use super::totals::Totals;
 use super::writes::Writes;
 use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
 use crate::domain::approver::{Caller, Role};
@@ -27,7 +26,6 @@ use crate::domain::task::{Task, TaskFilter};
 pub struct PgLedger {
     pool: Connections,
     writes: Writes,
-    totals: Totals,
 }
 
 /// The request and its task in one statement. Answers the request's row, if it was written, with
@@ -57,7 +55,7 @@ impl PgLedger {
     pub async fn connect(url: &str, pooler: Pooler, max_connections: u32) -> sqlx::Result<Self> {
         let options = reach(url, pooler).await?;
         let pool = Connections::new(options, pooler, max_connections)?;
-        Ok(Self { pool, writes: Writes::default(), totals: Totals::default() })
+        Ok(Self { pool, writes: Writes::default() })
     }
 
     /// Logs in to the same database by other means. Nothing changes until [`Self::adopt`].

@@ -19,9 +19,11 @@ macro_rules! ledger_queries {
                 sqlx::query_as(
                     "SELECT owed.number, owed.since, pending.number, pending.since
                        FROM (SELECT COUNT(*) AS number, MIN(owed_since) AS since
-                               FROM hitl_request WHERE delivery = 'owed') owed,
+                               FROM (SELECT owed_since FROM hitl_request WHERE delivery = 'owed'
+                                      ORDER BY due_at LIMIT 10000) AS bounded) owed,
                             (SELECT COUNT(*) AS number, MIN(created_at) AS since
-                               FROM hitl_request WHERE status = 'pending') pending",
+                               FROM (SELECT created_at FROM hitl_request WHERE status = 'pending'
+                                      ORDER BY expires_at LIMIT 10000) AS bounded) pending",
                 )
                 .fetch_one(&self.pool)
                 .await
@@ -122,7 +124,8 @@ macro_rules! ledger_queries {
                 since: DateTime<Utc>,
             ) -> sqlx::Result<Vec<(String, String)>> {
                 sqlx::query_as(
-                    "SELECT session_id, request_id FROM hitl_request WHERE settled_at > $1",
+                    "SELECT session_id, request_id FROM hitl_request WHERE settled_at > $1
+                      ORDER BY settled_at DESC LIMIT 10000",
                 )
                 .bind(since)
                 .fetch_all(&self.pool)
@@ -451,13 +454,15 @@ macro_rules! ledger_queries {
                 .map(|done| done.rows_affected() == 1)
             }
 
-            /// One page of the tasks that match, newest first, and how many match in all.
+            /// One page of the tasks that match, newest first, and how many match in all: counted up
+            /// to one above [`super::COUNTED_TASKS`].
             pub async fn list_tasks(
                 &self,
                 filter: &TaskFilter,
             ) -> sqlx::Result<(Vec<TaskRow>, i64)> {
-                let mut count =
-                    sqlx::QueryBuilder::<$database>::new("SELECT COUNT(*) FROM agent_task");
+                let mut count = sqlx::QueryBuilder::<$database>::new(
+                    "SELECT COUNT(*) FROM (SELECT 1 FROM agent_task",
+                );
                 let mut page = sqlx::QueryBuilder::<$database>::new(select_task!(""));
                 for query in [&mut count, &mut page] {
                     query.push(" WHERE tenant_id = ").push_bind(filter.tenant.as_str());
@@ -472,13 +477,9 @@ macro_rules! ledger_queries {
                     .push_bind(i64::from(filter.size))
                     .push(" OFFSET ")
                     .push_bind(i64::from(filter.page) * i64::from(filter.size));
+                count.push(" LIMIT ").push_bind(super::COUNTED_TASKS + 1).push(") AS counted");
                 let rows = page.build_query_as().fetch_all(&self.pool).await?;
-                if let Some(total) = self.totals.find(filter) {
-                    return Ok((rows, total));
-                }
-                let total = count.build_query_scalar().fetch_one(&self.pool).await?;
-                self.totals.note(filter, total);
-                Ok((rows, total))
+                Ok((rows, count.build_query_scalar().fetch_one(&self.pool).await?))
             }
         }
 

@@ -16,7 +16,6 @@ use sqlx::{Connection as _, Sqlite};
 use super::export::hand_over;
 use super::outbox::{OutboxKind, OutboxRow};
 use super::refused::{ExportedAttempt, RefusedAttempt};
-use super::totals::Totals;
 use super::writes::Writes;
 use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
 use crate::domain::approver::{Caller, Role};
@@ -29,7 +28,6 @@ use crate::domain::task::{Task, TaskFilter};
 pub struct SqliteLedger {
     pool: SqlitePool,
     writes: Writes,
-    totals: Totals,
 }
 
 ledger_queries!(SqliteLedger, Sqlite, claim: "");
@@ -58,7 +56,7 @@ impl SqliteLedger {
             })
             .connect_with(options)
             .await?;
-        let ledger = Self { pool, writes: Writes::default(), totals: Totals::default() };
+        let ledger = Self { pool, writes: Writes::default() };
         // SQLite opens a file that it may not write, for reading.
         ledger.write_header().await?;
         Ok(ledger)

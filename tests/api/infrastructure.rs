@@ -8,13 +8,15 @@ use aura_hitl::app;
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::ledger::{Ledger, Pooler};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 use tempfile::TempDir;
 
-use crate::helpers::{ALICE, Asked, BOB, Mode, TestApp, eventually, fresh_database, unique};
+use crate::helpers::{
+    ALICE, Asked, BOB, Mode, TestApp, eventually, eventually_within, fresh_database, unique,
+};
 use crate::proxy::Proxy;
-use crate::servers::{PgBouncer, PrivatePostgres, Program, Tmpfs};
+use crate::servers::{PgBouncer, PrivatePostgres, Program, Tmpfs, free_port};
 
 fn ledger(url: String, pooler: Pooler) -> LedgerConfig {
     LedgerConfig::Postgres { url: SecretString::from(url), pooler, max_connections: 4 }
@@ -177,7 +179,6 @@ async fn a_connection_that_was_never_made_leaves_no_outcome_open() {
     postgres.start_again().await;
     eventually(async || {
         let answer = app.approve(ALICE, &asked.id).await;
-        eprintln!("{}", answer.text);
         (answer.status == 200).then_some(())
     })
     .await;
@@ -226,6 +227,120 @@ async fn two_replicas_work_through_pgbouncer_in_both_modes() {
         }
         drop((one, two));
     }
+}
+
+/// Standard output is a pipe that nobody reads, and every line is logged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nobody_reads_holds_nothing_up() {
+    let folder = TempDir::new().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let reader = std::fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    let port = free_port();
+    let program = Program::new(&folder, &["serve"]).with("PORT", port.to_string());
+    let mut running = program.with("RUST_LOG", "trace").start_into(&pipe);
+    let base = format!("http://127.0.0.1:{port}");
+    let client = reqwest::Client::new();
+    let get = async |path: &str| client.get(format!("{base}{path}")).send().await.ok();
+    eventually(async || get("/health/live").await).await;
+    let dropped = async || {
+        let text = get("/metrics").await?.text().await.ok()?;
+        let line =
+            text.lines().find(|line| line.starts_with("aura_hitl_log_lines_dropped_total "))?;
+        line.rsplit(' ').next()?.parse::<u64>().ok()
+    };
+    eventually_within(Duration::from_mins(1), async || {
+        for _ in 0..50 {
+            assert_eq!(get("/health/live").await?.status(), 200);
+        }
+        (dropped().await? > 0).then_some(())
+    })
+    .await;
+    assert_eq!(get("/health/ready").await.unwrap().status(), 200);
+    assert!(running.stop().await.success());
+    drop(reader);
+}
+
+/// What a Gateway sees of a replica that stops: it says so before it closes anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_stops_says_so_first() {
+    let folder = TempDir::new().unwrap();
+    let mut running = Program::new(&folder, &["serve"]).serve().await;
+    let client = reqwest::Client::new();
+    let live = format!("{}/health/live", running.base);
+    let closes = async || {
+        let answer = client.get(&live).send().await.ok()?;
+        assert_eq!(answer.status(), 200);
+        Some(answer.headers().get("connection").is_some_and(|value| value == "close"))
+    };
+    assert_eq!(closes().await, Some(false));
+    running.terminate();
+    eventually(async || closes().await.filter(|closes| *closes)).await;
+    let ready = client.get(format!("{}/health/ready", running.base)).send().await.unwrap();
+    assert_eq!(ready.status(), 503);
+    assert_eq!(closes().await, Some(true), "it still accepts connections");
+    assert!(running.ended().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_things_that_operators_do() {
+    let folder = TempDir::new().unwrap();
+    let document = Program::new(&folder, &["openapi"]).output();
+    assert!(document.stdout.len() > 64 * 1024, "more than a pipe holds");
+    let mut cut = Command::new("bash");
+    cut.args(["-c", "set -o pipefail; \"$0\" openapi | head -c 1 >/dev/null"]);
+    let cut = cut.arg(env!("CARGO_BIN_EXE_aura-hitl")).output().unwrap();
+    assert!(cut.status.success() && cut.stderr.is_empty(), "{cut:?}");
+
+    let port = free_port().to_string();
+    let on = |arguments: &[&str]| {
+        Program::new(&folder, arguments).with("HOST", "::1").with("PORT", &port)
+    };
+    let running = on(&["serve"]).serve().await;
+    let check = on(&["healthcheck"]).output();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+    drop(running);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_that_asks_for_another_protocol_is_refused_at_once() {
+    let app = TestApp::spawn(Mode::Embedded).await;
+    let path = "/aura/hitl/requests";
+    let head = app.head(ALICE, &reqwest::Method::POST, path);
+    let answer = app
+        .raw(format!(
+            "{head}X-Tenant-ID: tenant1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+             Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}"
+        ))
+        .await;
+    answer.first().assert(400, "E4001");
+}
+
+/// More tasks than are counted one by one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn totals_are_exact_to_a_point_and_then_the_least_there_can_be() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let LedgerConfig::Postgres { url, .. } = &app.config.ledger else { unreachable!() };
+    let add = |from: u32, to: u32| {
+        format!(
+            "INSERT INTO agent_task (task_id, user_id, tenant_id, task_type, status, progress,
+                                     plan_steps, created_at, updated_at)
+             SELECT 'task_' || n, 'user123', 'tenant1', 't', 'REQUESTED', 0, '[]', now(), now()
+               FROM generate_series({from}, {to}) AS n"
+        )
+    };
+    let url = url.expose_secret();
+    let total = async |page: u32| {
+        let path = format!("/api/main/agent/tasks?size=100&page={page}");
+        app.get(ALICE, &path).await.data()["totalElements"].clone()
+    };
+    sql(url, &[&add(1, 10_000)]).await;
+    assert_eq!(total(0).await, 10_000);
+    sql(url, &[&add(10_001, 10_250)]).await;
+    assert_eq!(
+        (total(0).await, total(101).await, total(102).await),
+        (10_001.into(), 10_201.into(), 10_250.into())
+    );
 }
 
 /// A role that may read and write rows, and make nothing.

@@ -673,6 +673,15 @@ impl Program {
         Running { child, base: String::new(), out, err }
     }
 
+    /// The same, logging into a file that is there already.
+    pub fn start_into(mut self, out: &Path) -> Running {
+        let err = self.folder.join("stderr");
+        self.command.stdout(File::options().write(true).open(out).unwrap());
+        self.command.stderr(File::create(&err).unwrap());
+        let child = self.command.spawn().unwrap();
+        Running { child, base: String::new(), out: out.to_path_buf(), err }
+    }
+
     /// Starts the service and waits until it listens.
     pub async fn serve(self) -> Running {
         let mut running = self.start();
