@@ -78,8 +78,11 @@ pub async fn run(core: Core, mut unchecked: Unchecked) {
                 tracing::debug!(%error, "the watcher waits for the ledger");
                 sleep(RETRY_INTERVAL).await;
             }
+            let is_flood = messages.len() == BATCH_SIZE;
             messages.clear();
-            sleep(BATCH_INTERVAL).await;
+            if !is_flood {
+                sleep(BATCH_INTERVAL).await;
+            }
         }
     };
     tokio::select! {

@@ -134,7 +134,85 @@ pub async fn late_subscribers(scale: Scale, report: &mut Report) {
         report.demand(count > 0, || format!("nobody found it {way}"));
     }
     report.none(found.iter().filter(|found| found.is_none()).count(), "missed");
+    all_heard(&world).await;
     world.check(report, Duration::from_secs(10), Delivered::Published).await;
+}
+
+/// Agents as they really wait: each asks, is decided about, subscribes up to 2 s later, takes the first
+/// message for its answer, never reads the key, and asks for the next thing in the same session.
+pub async fn deaf_agents(scale: Scale, report: &mut Report) {
+    let mut world = World::start(2).await;
+    let (bases, people) = (world.bases(), world.people.clone());
+    let (agents, ears) = (world.agents().await, Ears::open(&world).await);
+    let sessions = (0..scale.of(1000, 60)).map(|_| new_session()).collect::<Vec<_>>();
+    let all = sessions.len();
+    let endings = at_once(sessions, scale.of(100, 60), async |place, session| {
+        let [a, b] = [0, 1].map(|_| Asked::in_session(&session));
+        let mut redis = agents.clone();
+        ask(&mut redis, &a).await;
+        people.decide_surely(&bases[place % 2], &a.id, &yes()).await;
+        // From 0 to 2 s.
+        tokio::time::sleep(Duration::from_secs(1).mul_f64(1.0 + spread(place))).await;
+        ears.subscribe(&session).await;
+        let hears = async |request: &str| {
+            let hearing = eventually(async || {
+                let heard = ears.of(&session);
+                heard.iter().any(|signal| request_of(signal) == request).then_some(())
+            });
+            tokio::time::timeout(Duration::from_secs(9), hearing).await.is_ok()
+        };
+        let was_heard = hears(&a.id).await;
+        // It waits for the next answer, with nobody there to give it: longer than the slowest look.
+        ask_next(&mut redis, &b).await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let taken = ears.since_asking(&session, &b.id);
+        people.decide_surely(&bases[place / 2 % 2], &b.id, &yes()).await;
+        let is_answered = hears(&b.id).await;
+        let of_a = ears.of(&session).iter().filter(|signal| request_of(signal) == a.id).count();
+        (was_heard && is_answered, taken, of_a)
+    })
+    .await;
+    report.count(all, "agents");
+    report.none(endings.iter().filter(|(heard, ..)| !heard).count(), "missed");
+    let taken = endings.iter().flat_map(|(_, taken, _)| taken.clone()).collect::<Vec<_>>();
+    report.wrongs("taken for another request", &taken);
+    report.none(endings.iter().filter(|(.., of_a)| *of_a > 1).count(), "told twice");
+    let again = "somebody listens; published again";
+    let again = world.replicas.iter_mut().map(|replica| {
+        replica.process().log().iter().filter(|line| line["message"] == again).count()
+    });
+    let again = again.sum::<usize>();
+    report.count(again, "signals published again");
+    report.demand(again * 10 >= all * 9, || "too many had listened in time".to_owned());
+    all_heard(&world).await;
+    world.check(report, Duration::from_secs(10), Delivered::Published).await;
+}
+
+/// Waits until what nobody had heard has been published again: somebody listens to every session now.
+async fn all_heard(world: &World) {
+    eventually(async || {
+        let unheard = "SELECT count(*) FROM hitl_request WHERE listeners = 0 OR listeners IS NULL";
+        (world.number(unheard).await == 0).then_some(())
+    })
+    .await;
+}
+
+/// Asks for the next thing in a session, and marks that among all that is heard. Says what was under
+/// the signal's key at that moment.
+async fn ask_next(redis: &mut MultiplexedConnection, asked: &Asked) -> Option<String> {
+    let pointer = serde_json::json!({
+        "sessionId": asked.session, "requestId": asked.id, "userId": "user123", "tenantId": TENANT,
+    });
+    let mut asking = redis::pipe();
+    asking.atomic();
+    let key = format!("hitl:request:{}", asked.id);
+    asking.cmd("SET").arg(key).arg(asked.document.to_string()).arg("EX").arg(1800).ignore();
+    let key = format!("hitl:session:{}", asked.session);
+    asking.cmd("SET").arg(key).arg(pointer.to_string()).arg("EX").arg(3600).ignore();
+    asking.cmd("GET").arg(format!("hitl:signal:{}", asked.session));
+    asking.cmd("PUBLISH").arg(ASKS).arg(&asked.id).ignore();
+    let (kept,): (Option<String>,) = asking.query_async(redis).await.unwrap();
+    kept
 }
 
 pub async fn two_in_one_session(scale: Scale, report: &mut Report) {
@@ -369,20 +447,7 @@ impl Street<'_> {
     /// The agent gives up on whatever it waited for, and asks for this. Says what was under the
     /// signal's key at that moment, and marks it among all that is heard.
     async fn moves_on_to(&self, b: &Asked) -> Option<String> {
-        let pointer = serde_json::json!({
-            "sessionId": b.session, "requestId": b.id, "userId": "user123", "tenantId": TENANT,
-        });
-        let mut asking = redis::pipe();
-        asking.atomic();
-        let key = format!("hitl:request:{}", b.id);
-        asking.cmd("SET").arg(key).arg(b.document.to_string()).arg("EX").arg(1800).ignore();
-        let key = format!("hitl:session:{}", b.session);
-        asking.cmd("SET").arg(key).arg(pointer.to_string()).arg("EX").arg(3600).ignore();
-        asking.cmd("GET").arg(format!("hitl:signal:{}", b.session));
-        asking.cmd("PUBLISH").arg(ASKS).arg(&b.id).ignore();
-        let (kept,): (Option<String>,) =
-            asking.query_async(&mut self.agents.clone()).await.unwrap();
-        kept
+        ask_next(&mut self.agents.clone(), b).await
     }
 
     /// Lets a replica die while this is approved. Says whether it did.

@@ -9,6 +9,7 @@ mod canaries;
 mod crash_points;
 mod crashes;
 mod document;
+mod forgeries;
 mod inputs;
 mod load;
 mod outages;
@@ -71,5 +72,7 @@ rows! {
     "28" "secrets everywhere, and lines that would forge the log" canaries::canaries;
     "29" "one user floods two replicas with 200 calls/s, limit 50/s" load::flood;
     "30" "soak: 200 decisions/s while a replica, Postgres, Redis and the network fail in turn" soak::soak;
+    "37" "decided before an agent subscribes that takes any message and reads no key" agents::deaf_agents;
+    "44" "forged keys and messages" forgeries::forged;
     "fuzz" "tokens, paths, bodies, plan steps and agents' JSON, fuzzed for a fixed time" document::fuzz;
 }
