@@ -33,15 +33,16 @@ use crate::api::text::Text;
 use crate::audit::AuditSender;
 use crate::auth::TokenVerifier;
 use crate::config::{Config, LedgerConfig, make_private_folder};
-use crate::connection::{CLOSING, Connection, take_turns};
+use crate::connection::{CLOSING, Connection, Connections, take_turns};
 use crate::core::Core;
 use crate::courier::Courier;
 use crate::domain::clock::Clock;
-use crate::hub::{self, Hub};
+use crate::hub::{self, Hub, WaitLimits};
 use crate::ledger::Ledger;
 use crate::limits::Limits;
 use crate::marks::{self, Marks};
 use crate::metrics::Scrape;
+use crate::quotas::Quotas;
 use crate::refused_attempts::{self, RefusedAttempts};
 use crate::telemetry::CallSpan;
 use crate::unheard::{self, Unheard};
@@ -98,7 +99,12 @@ impl Replica {
             (None, None) => bail!("a shared ledger needs Redis; set REDIS_URL"),
         };
         let runtime = Handle::current();
-        let hub = Hub::new(config.max_waits_per_person);
+        let hub = Hub::new(WaitLimits {
+            per_person: config.max_waits_per_person,
+            per_tenant: config.max_waits_per_tenant,
+            // The rest of the connections is for calls that are answered at once.
+            in_all: (config.max_connections / 4 * 3).max(1),
+        });
         let (watcher, unchecked) = Watcher::new();
         let (refused_attempts, attempts_to_write) = RefusedAttempts::new();
         let core = Core {
@@ -116,6 +122,7 @@ impl Replica {
             clock,
             policy: config.policy,
             refused_attempts,
+            quotas: Quotas::new(config.quotas),
             feeds_audit: config.audit_url.is_some(),
             stopping: CancellationToken::new(),
             under_way: TaskTracker::new(),
@@ -361,6 +368,7 @@ fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<
         .shutdown_timeout(config.shutdown_seconds.saturating_sub(2).max(1))
         .disable_signals();
     let stopping = server.graceful_shutdown_signal();
+    let connections = Connections::new(config.max_connections);
     // What `HttpServer` does, which takes no connections of our own making.
     let serve_connections = move || {
         let stopping = stopping.clone();
@@ -377,9 +385,10 @@ fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<
             .on_connect_ext(Connection::introduce)
             // Host and address, from which we make nothing.
             .h1(map_config(app, |()| AppConfig::default()));
-        fn_service(async |stream: TcpStream| {
+        let connections = Arc::clone(&connections);
+        fn_service(move |stream: TcpStream| {
             let peer = stream.peer_addr().ok();
-            Ok((Connection::new(stream), peer))
+            std::future::ready(Ok((Connection::new(stream, &connections), peer)))
         })
         .and_then(http)
     };

@@ -25,6 +25,7 @@ use crate::domain::signal::{signal_json, signal_request};
 use crate::ledger::{LEASE, LedgerError, Recorded, Registered, Writing};
 use crate::limits::TooMany;
 use crate::metrics::{self, By};
+use crate::quotas::QuotaError;
 use crate::{marks, outcomes, traces};
 
 /// How long to ask the ledger what became of a write that it did not confirm.
@@ -57,6 +58,15 @@ pub enum Problem {
     /// The ledger went away while it was told; it may or may not have taken the decision.
     #[error("the ledger did not confirm: {0}")]
     Unconfirmed(LedgerError),
+}
+
+impl From<QuotaError> for Problem {
+    fn from(error: QuotaError) -> Self {
+        match error {
+            QuotaError::TooMany(too_many) => too_many.into(),
+            QuotaError::Ledger(error) => error.into(),
+        }
+    }
 }
 
 impl From<Refusal> for Problem {
@@ -415,6 +425,13 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
         return Err(Refusal::NotTheOwner.into());
     }
     let now = core.clock.now();
+    if let Err(error) = core.quotas.check(&core.ledger, caller, candidate, now).await {
+        // Registering the same again costs nothing.
+        let known = core.ledger.find_request(&candidate.request.id).await?;
+        if known.is_none_or(|known| known.tenant != caller.tenant) {
+            return Err(error.into());
+        }
+    }
     let (state, trace_parent) = (&State::Pending, traces::here());
     let audit = core.audit_entry(candidate, state, caller, now);
     let (held_for, if_match) = (LEASE, None);
@@ -423,6 +440,7 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
     match core.ledger.register(&writing).await? {
         Registered::New(record) => {
             crash_point!("registered");
+            core.quotas.count(caller, candidate).await;
             info!(request_id = %record.id, session_id = %record.session, user = %caller.user,
                 tenant = %caller.tenant, "registered");
             match delivery::announce(core, &record, false).await {

@@ -14,10 +14,12 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use url::Url;
 
+use crate::api::body::TASK_BYTES;
 use crate::courier::RedisSettings;
 use crate::domain::decision::{Approvers, Policy, UnscopedRequests};
 use crate::ledger::Pooler;
 use crate::limits::RateLimit;
+use crate::quotas::QuotaLimits;
 use crate::retention::{Retention, days};
 use crate::revocations::Revocations;
 
@@ -37,6 +39,11 @@ const MAX_RATE: u32 = 100_000;
 const MAX_BURST: u32 = 1_000_000;
 /// Most calls under way, and most connections.
 const MAX_AT_ONCE: usize = 100_000;
+
+/// Most pending requests of a person or a tenant: they are counted one by one.
+const MAX_PENDING: u32 = 1_000_000;
+/// Most bytes that a tenant may register in an hour: 1 TiB.
+const MAX_BYTES_PER_HOUR: u64 = 1 << 40;
 
 const PREFIX: &str = "AURA_HITL_";
 /// The platform's own variable names, the secret ones also as `…_FILE`.
@@ -100,6 +107,10 @@ pub struct Config {
     pub max_connections: usize,
     /// Waits and streams that one person may have open at once.
     pub max_waits_per_person: usize,
+    /// Waits and streams that one tenant may have open at once.
+    pub max_waits_per_tenant: usize,
+    /// How much may be registered.
+    pub quotas: QuotaLimits,
     /// The Auth server whose audit log is fed.
     pub audit_url: Option<Url>,
     /// How long what is over is kept.
@@ -228,6 +239,10 @@ struct RawConfig {
     max_calls_under_way: usize,
     max_connections: usize,
     max_waits_per_person: usize,
+    max_waits_per_tenant: usize,
+    max_pending_per_person: u32,
+    max_pending_per_tenant: u32,
+    max_bytes_per_tenant_hour: u64,
     audit_url: Option<String>,
     purge_requests_after_days: u32,
     purge_tasks_after_days: u32,
@@ -303,6 +318,7 @@ impl Config {
             ("max_calls_under_way", raw.max_calls_under_way),
             ("max_connections", raw.max_connections),
             ("max_waits_per_person", raw.max_waits_per_person),
+            ("max_waits_per_tenant", raw.max_waits_per_tenant),
         ] {
             ensure!(
                 (1..=MAX_AT_ONCE).contains(&value),
@@ -320,6 +336,7 @@ impl Config {
             requests: days("purge_requests_after_days", raw.purge_requests_after_days)?,
             tasks: days("purge_tasks_after_days", raw.purge_tasks_after_days)?,
         };
+        let quotas = raw.quotas()?;
         let rate_limit = raw.rate_limit()?;
         let audit_url = raw.audit_url.as_deref().map(audit_url).transpose()?;
         let redis = raw.redis()?;
@@ -365,6 +382,8 @@ impl Config {
             max_calls_under_way: raw.max_calls_under_way,
             max_connections: raw.max_connections,
             max_waits_per_person: raw.max_waits_per_person,
+            max_waits_per_tenant: raw.max_waits_per_tenant,
+            quotas,
             audit_url,
             retention,
             cors_origins: raw.cors_origins,
@@ -387,6 +406,28 @@ fn audit_url(text: &str) -> anyhow::Result<Url> {
 }
 
 impl RawConfig {
+    fn quotas(&self) -> anyhow::Result<QuotaLimits> {
+        for (name, value) in [
+            ("max_pending_per_person", self.max_pending_per_person),
+            ("max_pending_per_tenant", self.max_pending_per_tenant),
+        ] {
+            ensure!(
+                (1..=MAX_PENDING).contains(&value),
+                "{name} is {value}; it must be from 1 to {MAX_PENDING}"
+            );
+        }
+        let bytes = self.max_bytes_per_tenant_hour;
+        ensure!(
+            (TASK_BYTES as u64..=MAX_BYTES_PER_HOUR).contains(&bytes),
+            "max_bytes_per_tenant_hour is {bytes}; it must be from {TASK_BYTES} to {MAX_BYTES_PER_HOUR}"
+        );
+        Ok(QuotaLimits {
+            pending_per_person: self.max_pending_per_person,
+            pending_per_tenant: self.max_pending_per_tenant,
+            bytes_per_tenant_hour: bytes,
+        })
+    }
+
     fn load(file: Option<&Path>) -> anyhow::Result<Self> {
         let mut builder = config::Config::builder()
             .add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));

@@ -10,19 +10,23 @@
 //! before its worker turns to anybody else.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use actix_web::body::MessageBody;
+use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Extensions, Payload, ServiceRequest, ServiceResponse};
 use actix_web::http::ConnectionType;
 use actix_web::middleware::Next;
 use actix_web::{HttpMessage as _, HttpRequest, web};
 use futures_util::StreamExt as _;
 use futures_util::stream::poll_fn;
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
@@ -31,6 +35,8 @@ use tokio_util::sync::CancellationToken;
 use crate::core::Core;
 use crate::metrics;
 
+/// One of so many connections is kept free for new clients, by closing idle ones.
+const SPARE_PART: usize = 16;
 /// Longest a client may take to send a call's head.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a client may go on after an answer that ends its connection, as actix counts it. We
@@ -44,9 +50,91 @@ const READING: usize = 4096;
 
 type Timer = Pin<Box<Sleep>>;
 
+/// The open connections of this process, and those among them that wait for a call and have sent
+/// nothing of it. When connections run short, the one that has waited the longest is closed, so that
+/// idle clients are in nobody's way.
+#[derive(Debug)]
+pub struct Connections {
+    /// With more than this, an idle one is closed for each new one.
+    plenty: usize,
+    open: AtomicUsize,
+    idle: Mutex<BTreeMap<u64, Arc<Idle>>>,
+    next: AtomicU64,
+}
+
+/// A connection that waits for a call.
+#[derive(Debug, Default)]
+struct Idle {
+    is_to_close: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Connections {
+    /// No connection yet, of at most so many.
+    #[must_use]
+    pub fn new(most: usize) -> Arc<Self> {
+        let (open, idle, next) = (AtomicUsize::new(0), Mutex::default(), AtomicU64::new(0));
+        let plenty = most.saturating_sub((most / SPARE_PART).max(1));
+        Arc::new(Self { plenty, open, idle, next })
+    }
+
+    fn opened(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.close_one_if_short();
+    }
+
+    fn close_one_if_short(&self) {
+        if self.open.load(Ordering::Relaxed) > self.plenty
+            && let Some((_, longest)) = self.idle().pop_first()
+        {
+            longest.is_to_close.store(true, Ordering::Release);
+            longest.waker.wake();
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Idle>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place among the idle ones, until it is dropped.
+struct IdlePlace {
+    connections: Arc<Connections>,
+    number: u64,
+    idle: Arc<Idle>,
+}
+
+impl IdlePlace {
+    fn take(connections: &Arc<Connections>) -> Self {
+        let number = connections.next.fetch_add(1, Ordering::Relaxed);
+        let idle = Arc::<Idle>::default();
+        connections.idle().insert(number, Arc::clone(&idle));
+        // All the others may have been at work when the last client came.
+        connections.close_one_if_short();
+        Self { connections: Arc::clone(connections), number, idle }
+    }
+
+    /// Whether the connection is to be closed; if not, the task is woken when it is.
+    fn is_to_close(&self, context: &Context<'_>) -> bool {
+        self.idle.waker.register(context.waker());
+        self.idle.is_to_close.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for IdlePlace {
+    fn drop(&mut self) {
+        self.connections.idle().remove(&self.number);
+    }
+}
+
 /// A client's connection.
 pub struct Connection {
     stream: TcpStream,
+    connections: Arc<Connections>,
+    /// While it waits for a call and nothing of that has come.
+    idle: Option<IdlePlace>,
+    /// Something of the next call's head has come.
+    has_begun: bool,
     turn: Rc<Turn>,
     /// Runs while an answer waits to be taken.
     answer: Option<Timer>,
@@ -61,6 +149,8 @@ struct Turn {
     patience: RefCell<Option<Timer>>,
     /// The last call left a body unread: no other can follow it.
     is_last: Cell<bool>,
+    /// Calls whose answers are not all sent. A stream's call is over long before its answer is.
+    unanswered: Cell<usize>,
     /// A call waits on purpose: nobody goes on waiting for a client that has hung up.
     ends_with_client: Cell<bool>,
 }
@@ -79,15 +169,25 @@ enum Stage {
 impl Connection {
     /// Takes over a new connection.
     #[must_use]
-    pub fn new(stream: TcpStream) -> Self {
+    pub fn new(stream: TcpStream, connections: &Arc<Connections>) -> Self {
         let turn = Turn {
             stage: Cell::new(Stage::Call),
             patience: RefCell::new(Some(Box::pin(sleep(PATIENCE)))),
             is_last: Cell::new(false),
+            unanswered: Cell::new(0),
             ends_with_client: Cell::new(false),
         };
         metrics::client_connected();
-        Self { stream, turn: Rc::new(turn), answer: None, is_put_off: false }
+        connections.opened();
+        Self {
+            stream,
+            connections: Arc::clone(connections),
+            idle: None,
+            has_begun: false,
+            turn: Rc::new(turn),
+            answer: None,
+            is_put_off: false,
+        }
     }
 
     /// Makes the connection known to its calls.
@@ -113,6 +213,16 @@ impl Connection {
         self.is_put_off = little.remaining() == 0;
         let count = little.filled().len();
         buffer.advance(count);
+        self.has_begun |= count > 0;
+        if self.has_begun || self.turn.unanswered.get() > 0 {
+            self.idle = None;
+        } else if read.is_pending() {
+            let place = self.idle.get_or_insert_with(|| IdlePlace::take(&self.connections));
+            if place.is_to_close(context) {
+                // To actix, the client has hung up.
+                return Poll::Ready(Ok(()));
+            }
+        }
         let mut patience = self.turn.patience.borrow_mut();
         if count > 0 {
             patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE)));
@@ -142,6 +252,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         metrics::client_left();
+        self.connections.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -184,6 +295,8 @@ impl AsyncWrite for Connection {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         };
         this.answer = None;
+        // What comes next is another call.
+        this.has_begun = false;
         this.turn.be_patient();
         // Now that we are heard, it may be the client's turn again.
         this.is_put_off = false;
@@ -240,12 +353,58 @@ impl Drop for UnderWay {
     }
 }
 
+/// A call whose answer is not all sent, until it is dropped.
+struct Unanswered(Rc<Turn>);
+
+impl Unanswered {
+    fn begin(turn: Rc<Turn>) -> Self {
+        turn.unanswered.set(turn.unanswered.get() + 1);
+        Self(turn)
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.unanswered.set(self.0.unanswered.get().saturating_sub(1));
+    }
+}
+
+/// The body of an answer, which knows when it has been sent.
+pub struct AnswerBody {
+    body: BoxBody,
+    _unanswered: Option<Unanswered>,
+}
+
+impl MessageBody for AnswerBody {
+    type Error = <BoxBody as MessageBody>::Error;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<web::Bytes, Self::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_next(context)
+    }
+}
+
 /// Middleware: tells the connection that a call has come, when its body is wanted, and when its
 /// answer is there. If the body has not come to its end by then, the answer ends the connection.
 ///
 /// # Errors
 /// Those of the inner service.
-pub async fn take_turns<B: MessageBody>(
+pub async fn take_turns<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<AnswerBody>, actix_web::Error> {
+    let unanswered = request.conn_data::<Rc<Turn>>().cloned().map(Unanswered::begin);
+    let answer = take_turn(request, next).await?;
+    Ok(answer.map_body(|_, body| AnswerBody { body: body.boxed(), _unanswered: unanswered }))
+}
+
+async fn take_turn<B: MessageBody>(
     mut request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, actix_web::Error> {

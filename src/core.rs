@@ -21,6 +21,7 @@ use crate::hub::Hub;
 use crate::ledger::Ledger;
 use crate::limits::Limits;
 use crate::marks::Marks;
+use crate::quotas::Quotas;
 use crate::refused_attempts::RefusedAttempts;
 use crate::unheard::Unheard;
 use crate::watcher::Watcher;
@@ -63,6 +64,8 @@ pub struct Core {
     pub marks: Marks,
     /// Wakes those who wait over HTTP.
     pub hub: Hub,
+    /// How much may be registered.
+    pub quotas: Quotas,
     /// Takes note of refused attempts to decide.
     pub refused_attempts: RefusedAttempts,
     /// Whether the Auth server's audit log is fed.

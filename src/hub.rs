@@ -8,6 +8,7 @@
 //! message also goes to the [`watcher`](crate::watcher), which reports those that are not ours.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::core::Core;
 use crate::courier::{Heard, Subscription, Unavailable};
 use crate::domain::approver::Caller;
 use crate::domain::ids::{SessionId, TenantId, UserId};
-use crate::limits::TooMany;
+use crate::limits::{Limit, TooMany};
 
 /// Pause before connecting again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
@@ -35,10 +36,63 @@ const LOOK_BACK: TimeDelta = TimeDelta::seconds(10);
 #[derive(Clone, Debug)]
 pub struct Hub {
     sessions: Arc<Mutex<HashMap<SessionId, Watched>>>,
-    /// How often each person waits, and how often they may: each wait holds a connection, and one
-    /// person must not hold them all.
-    people: Arc<Mutex<HashMap<Person, usize>>>,
-    most: usize,
+    /// Each wait holds a connection, and neither one person nor one tenant may hold them all.
+    waits: Arc<Mutex<Waits>>,
+    limits: WaitLimits,
+}
+
+/// How many long-polls and streams may be open at once.
+#[derive(Clone, Copy, Debug)]
+pub struct WaitLimits {
+    /// Of one person.
+    pub per_person: usize,
+    /// Of one tenant.
+    pub per_tenant: usize,
+    /// Of everybody.
+    pub in_all: usize,
+}
+
+/// How many are open.
+#[derive(Debug, Default)]
+struct Waits {
+    people: HashMap<Person, usize>,
+    tenants: HashMap<TenantId, usize>,
+    in_all: usize,
+}
+
+impl Waits {
+    fn begin(&mut self, person: &Person, limits: WaitLimits) -> Result<(), TooMany> {
+        let of_person = self.people.get(person).copied().unwrap_or(0);
+        let of_tenant = self.tenants.get(&person.0).copied().unwrap_or(0);
+        let limit = if of_person >= limits.per_person {
+            Limit::WaitsOfPerson(limits.per_person)
+        } else if of_tenant >= limits.per_tenant {
+            Limit::WaitsOfTenant(limits.per_tenant)
+        } else if self.in_all >= limits.in_all {
+            Limit::Waits(limits.in_all)
+        } else {
+            self.people.insert(person.clone(), of_person + 1);
+            self.tenants.insert(person.0.clone(), of_tenant + 1);
+            self.in_all += 1;
+            return Ok(());
+        };
+        Err(TooMany { limit, retry_after_seconds: 1 })
+    }
+
+    fn end(&mut self, person: &Person) {
+        one_less(&mut self.people, person);
+        one_less(&mut self.tenants, &person.0);
+        self.in_all -= 1;
+    }
+}
+
+fn one_less<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
 }
 
 type Person = (TenantId, UserId);
@@ -61,27 +115,20 @@ pub struct Waiter {
 }
 
 impl Hub {
-    /// A hub that nobody waits at, and at which each person may wait so many times at once.
+    /// A hub that nobody waits at, with these limits.
     #[must_use]
-    pub fn new(most: usize) -> Self {
-        Self { sessions: Arc::default(), people: Arc::default(), most }
+    pub fn new(limits: WaitLimits) -> Self {
+        Self { sessions: Arc::default(), waits: Arc::default(), limits }
     }
 
     /// Begins to wait for news of a session. Whatever happens once this has returned is news; while
     /// Redis is away, the ledger tells it.
     ///
     /// # Errors
-    /// [`TooMany`] when this person waits too often already.
+    /// [`TooMany`] when this person, their tenant or everybody waits too often already.
     pub fn watch(&self, session: &SessionId, caller: &Caller) -> Result<Waiter, TooMany> {
         let person = (caller.tenant.clone(), caller.user.clone());
-        {
-            let mut people = lock(&self.people);
-            let waits = people.entry(person.clone()).or_default();
-            if *waits >= self.most {
-                return Err(TooMany { retry_after_seconds: 1 });
-            }
-            *waits += 1;
-        }
+        lock(&self.waits).begin(&person, self.limits)?;
         let news = {
             let mut sessions = self.sessions();
             let watched = sessions
@@ -128,14 +175,7 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let mut people = lock(&self.hub.people);
-        if let Some(waits) = people.get_mut(&self.person) {
-            *waits -= 1;
-            if *waits == 0 {
-                people.remove(&self.person);
-            }
-        }
-        drop(people);
+        lock(&self.hub.waits).end(&self.person);
         let mut sessions = self.hub.sessions();
         let Some(watched) = sessions.get_mut(&self.session) else { return };
         watched.waiters -= 1;

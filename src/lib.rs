@@ -41,6 +41,7 @@ pub mod limits;
 pub mod marks;
 pub mod metrics;
 pub mod outcomes;
+pub mod quotas;
 pub mod refused_attempts;
 pub mod relay;
 pub mod reload;

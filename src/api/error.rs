@@ -20,7 +20,7 @@ use crate::core::Undone;
 use crate::domain::decision::{Refusal, Standing};
 use crate::domain::task::TaskRefusal;
 use crate::ledger::LedgerError;
-use crate::limits::TooMany;
+use crate::limits::{Limit, TooMany};
 
 /// Seconds after which a 503 may be worth a retry.
 pub const RETRY_SECONDS: u64 = 1;
@@ -639,12 +639,40 @@ impl From<Undone> for ApiError {
 }
 
 impl From<TooMany> for ApiError {
-    fn from(TooMany { retry_after_seconds }: TooMany) -> Self {
-        let mut error = Self::new(
-            ErrorCode::TooMany,
-            "You are sending too many requests and nothing was done. Please try again in a moment.",
-            "요청이 너무 많아 아무 작업도 수행하지 않았습니다. 잠시 후 다시 시도해 주세요.",
-        );
+    fn from(TooMany { limit, retry_after_seconds }: TooMany) -> Self {
+        let (en, ko) = match limit {
+            Limit::Calls => (
+                "You are sending too many requests and nothing was done. Please try again in a moment."
+                    .to_owned(),
+                "요청이 너무 많아 아무 작업도 수행하지 않았습니다. 잠시 후 다시 시도해 주세요."
+                    .to_owned(),
+            ),
+            Limit::WaitsOfPerson(most) => (
+                format!("You have {most} long-polls and streams open, the most for one person (max_waits_per_person)."),
+                format!("열려 있는 대기 연결이 한 사람의 한도인 {most}개에 도달했습니다 (max_waits_per_person)."),
+            ),
+            Limit::WaitsOfTenant(most) => (
+                format!("Your tenant has {most} long-polls and streams open, the most for one tenant (max_waits_per_tenant)."),
+                format!("열려 있는 대기 연결이 테넌트 한도인 {most}개에 도달했습니다 (max_waits_per_tenant)."),
+            ),
+            Limit::Waits(most) => (
+                format!("{most} long-polls and streams are open, the most for this service (three quarters of max_connections)."),
+                format!("열려 있는 대기 연결이 서비스 한도인 {most}개에 도달했습니다 (max_connections의 4분의 3)."),
+            ),
+            Limit::PendingOfPerson(most) => (
+                format!("You have {most} pending requests, the most for one person (max_pending_per_person). Nothing was registered."),
+                format!("대기 중인 요청이 한 사람의 한도인 {most}건에 도달하여 등록하지 않았습니다 (max_pending_per_person)."),
+            ),
+            Limit::PendingOfTenant(most) => (
+                format!("Your tenant has {most} pending requests, the most for one tenant (max_pending_per_tenant). Nothing was registered."),
+                format!("대기 중인 요청이 테넌트 한도인 {most}건에 도달하여 등록하지 않았습니다 (max_pending_per_tenant)."),
+            ),
+            Limit::BytesOfTenant(most) => (
+                format!("Your tenant has registered {most} bytes in this hour, the most for one tenant (max_bytes_per_tenant_hour). Nothing was registered."),
+                format!("이번 시간의 등록 용량이 테넌트 한도인 {most}바이트에 도달하여 등록하지 않았습니다 (max_bytes_per_tenant_hour)."),
+            ),
+        };
+        let mut error = Self::new(ErrorCode::TooMany, en, ko);
         error.retry_after_seconds = Some(retry_after_seconds);
         error
     }

@@ -737,6 +737,42 @@ impl Ledger {
         Ok(u64::try_from(purged).unwrap_or(0))
     }
 
+    /// How many requests of a tenant, or of one person, that were registered over HTTP are pending;
+    /// counts no further than `limit`.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn count_pending(
+        &self,
+        tenant: &TenantId,
+        user: Option<&UserId>,
+        limit: u64,
+    ) -> Result<u64> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let count = match user {
+            Some(user) => {
+                on_engine!(self, ledger => ledger.count_pending_of_person(tenant, user, limit))
+            }
+            None => on_engine!(self, ledger => ledger.count_pending_of_tenant(tenant, limit)),
+        };
+        Ok(u64::try_from(count.map_err(read_only)?).unwrap_or(0))
+    }
+
+    /// Adds to the bytes that a tenant has registered in an hour; says how many there are then.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn add_usage(
+        &self,
+        tenant: &TenantId,
+        hour: DateTime<Utc>,
+        bytes: u64,
+    ) -> Result<u64> {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let used = on_engine!(self, ledger => ledger.add_usage(tenant, hour, bytes))?;
+        Ok(u64::try_from(used).unwrap_or(0))
+    }
+
     /// Records refused attempts to decide.
     ///
     /// # Errors

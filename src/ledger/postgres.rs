@@ -18,7 +18,7 @@ use super::writes::Writes;
 use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
 use crate::domain::approver::{Caller, Role};
 use crate::domain::decision::{Mark, Record};
-use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId};
+use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::task::{Task, TaskFilter};
 
 /// The ledger on Postgres.

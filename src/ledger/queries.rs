@@ -203,6 +203,70 @@ macro_rules! ledger_queries {
                 .await
             }
 
+            pub async fn count_pending_of_person(
+                &self,
+                tenant: &TenantId,
+                user: &UserId,
+                limit: i64,
+            ) -> sqlx::Result<i64> {
+                sqlx::query_scalar(
+                    "SELECT COUNT(*) FROM (
+                        SELECT 1 FROM hitl_request
+                         WHERE tenant_id = $1 AND user_id = $2
+                           AND status = 'pending' AND origin = 'http'
+                         LIMIT $3
+                     ) AS pending",
+                )
+                .bind(tenant.as_str())
+                .bind(user.as_str())
+                .bind(limit)
+                .fetch_one(&self.pool)
+                .await
+            }
+
+            pub async fn count_pending_of_tenant(
+                &self,
+                tenant: &TenantId,
+                limit: i64,
+            ) -> sqlx::Result<i64> {
+                sqlx::query_scalar(
+                    "SELECT COUNT(*) FROM (
+                        SELECT 1 FROM hitl_request
+                         WHERE tenant_id = $1 AND status = 'pending' AND origin = 'http'
+                         LIMIT $2
+                     ) AS pending",
+                )
+                .bind(tenant.as_str())
+                .bind(limit)
+                .fetch_one(&self.pool)
+                .await
+            }
+
+            /// Clocks of replicas differ, so an hour that is over changes nothing.
+            pub async fn add_usage(
+                &self,
+                tenant: &TenantId,
+                hour: DateTime<Utc>,
+                bytes: i64,
+            ) -> sqlx::Result<i64> {
+                sqlx::query_scalar(
+                    "INSERT INTO hitl_tenant_usage (tenant_id, hour, bytes) VALUES ($1, $2, $3)
+                     ON CONFLICT (tenant_id) DO UPDATE SET
+                        bytes = CASE
+                            WHEN hitl_tenant_usage.hour < excluded.hour THEN excluded.bytes
+                            ELSE hitl_tenant_usage.bytes + excluded.bytes END,
+                        hour = CASE
+                            WHEN hitl_tenant_usage.hour < excluded.hour THEN excluded.hour
+                            ELSE hitl_tenant_usage.hour END
+                     RETURNING bytes",
+                )
+                .bind(tenant.as_str())
+                .bind(hour)
+                .bind(bytes)
+                .fetch_one(&self.pool)
+                .await
+            }
+
             pub async fn insert_refused_attempts(
                 &self,
                 attempts: &[RefusedAttempt],

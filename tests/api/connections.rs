@@ -228,32 +228,61 @@ async fn a_body_that_was_read_leaves_its_connection_open() {
     assert_eq!(answers.matches("HTTP/1.1 201").count(), 1, "{answers}");
 }
 
+/// Idle connections are closed when others need them, the one that has waited the longest first;
+/// those with a call under way are not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_connections_are_in_nobodys_way() {
+    const MOST: usize = 32;
+    let app = TestApp::spawn_with(Mode::Embedded, Clock::System, |config| {
+        config.max_connections = MOST;
+    })
+    .await;
+    // Some wait for a decision,
+    let path = "/aura/hitl/signals/session_1/stream";
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        let mut stream = connect(&app.base).await;
+        let head = app.head(ALICE, &Method::GET, path);
+        stream.write_all(format!("{head}{}\r\n", ALICE.lines()).as_bytes()).await.unwrap();
+        waiting.push(stream);
+    }
+    eventually(async || (app.core.hub.waiters() == 8).then_some(())).await;
+    // others say nothing, and many more keep their connection after a call.
+    let mut idle = Vec::new();
+    for _ in 0..MOST {
+        idle.push(connect(&app.base).await);
+    }
+    let call = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n";
+    for number in 0..3 * MOST {
+        let mut stream = connect(&app.base).await;
+        stream.write_all(call).await.unwrap();
+        let answer = tokio::time::timeout(AT_MOST, read_answer(&mut stream)).await;
+        assert!(answer.is_ok_and(|answer| answer.contains("200 OK")), "{number} was not served");
+        idle.push(stream);
+    }
+    assert_eq!(app.core.hub.waiters(), 8);
+    let mut last = idle.pop().unwrap();
+    last.write_all(call).await.unwrap();
+    assert!(read_answer(&mut last).await.contains("200 OK"), "the youngest was closed first");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_beyond_the_limit_wait_until_others_close() {
     let app = TestApp::spawn_with(Mode::Embedded, Clock::System, |config| {
         config.max_connections = 4;
     })
     .await;
-    let call = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n";
-    // Whoever gets an answer keeps its connection.
+    // Calls under way, whose bodies never come; more than there may be connections.
     let mut open = Vec::new();
-    let mut waiting = loop {
+    for _ in 0..64 {
         let mut stream = connect(&app.base).await;
-        stream.write_all(call).await.unwrap();
-        let answer = tokio::time::timeout(Duration::from_secs(8), read_answer(&mut stream)).await;
-        if answer.is_err() {
-            break stream;
-        }
+        let head = app.head(ALICE, &Method::POST, "/main/agent/tasks");
+        let rest = "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n";
+        stream.write_all(format!("{head}{}{rest}", ALICE.lines()).as_bytes()).await.unwrap();
         open.push(stream);
-        assert!(open.len() < 100, "there is no limit");
-    };
-    assert!(open.len() >= 4, "{}", open.len());
+    }
+    let mut waiting = connect(&app.base).await;
+    waiting.write_all(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     drop(open);
     tokio::time::timeout(AT_MOST, read_answer(&mut waiting)).await.expect("it still waits");
-    drop(waiting);
-    eventually(async || {
-        let answer = app.call(ALICE, Method::GET, "/main/agent/tasks").send().await;
-        answer.ok().filter(|answer| answer.status() == 200).map(drop)
-    })
-    .await;
 }

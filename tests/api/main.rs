@@ -33,6 +33,7 @@ mod processes;
 #[allow(dead_code, reason = "some of it is for `scripts/faults`, which shares it")]
 #[path = "../faults/proxy.rs"]
 mod proxy;
+mod quotas;
 mod registration;
 mod relay;
 mod reload;
