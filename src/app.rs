@@ -17,6 +17,7 @@ use actix_web::middleware::{DefaultHeaders, from_fn};
 use actix_web::{App, HttpServer, web};
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Resource, Rlimit};
+use secrecy::SecretString;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -37,7 +38,9 @@ use crate::connection::{CLOSING, Connection, Connections, take_turns};
 use crate::core::Core;
 use crate::courier::Courier;
 use crate::domain::clock::Clock;
+use crate::forgeries::Forgeries;
 use crate::hub::{self, Hub, WaitLimits};
+use crate::known_decisions::KnownDecisions;
 use crate::ledger::Ledger;
 use crate::limits::Limits;
 use crate::marks::{self, Marks};
@@ -95,7 +98,7 @@ impl Replica {
         }
         let courier = match (&config.redis, ledger.sqlite_pool()) {
             (Some(settings), _) => Courier::redis(settings)?,
-            (None, Some(pool)) => Courier::in_process(pool, clock.clone()),
+            (None, Some(_pool)) => Courier::InProcess,
             (None, None) => bail!("a shared ledger needs Redis; set REDIS_URL"),
         };
         let runtime = Handle::current();
@@ -114,6 +117,8 @@ impl Replica {
             most_calls: config.max_calls_under_way,
             turns: Arc::new(Semaphore::new(config.max_calls_under_way.div_ceil(4))),
             marks: Marks::default(),
+            decisions: KnownDecisions::default(),
+            forgeries: Forgeries::default(),
             hub,
             watcher,
             unheard: Unheard::default(),
@@ -279,11 +284,22 @@ async fn ensure_migrated(ledger: &Ledger) -> anyhow::Result<()> {
 /// # Errors
 /// What the migrator says.
 pub async fn migrate(config: &Config, ledger: &Ledger) -> anyhow::Result<()> {
-    let url = match &config.ledger {
+    ledger.migrate(postgres_url(config)).await.context("cannot migrate the database")
+}
+
+/// Drops what only replicas of an older release need.
+///
+/// # Errors
+/// What the database says.
+pub async fn finish(config: &Config, ledger: &Ledger) -> anyhow::Result<()> {
+    ledger.finish(postgres_url(config)).await.context("cannot finish the database's upgrade")
+}
+
+fn postgres_url(config: &Config) -> Option<&SecretString> {
+    match &config.ledger {
         LedgerConfig::Postgres { url, .. } => Some(url),
         LedgerConfig::Sqlite { .. } => None,
-    };
-    ledger.migrate(url).await.context("cannot migrate the database")
+    }
 }
 
 /// Two processes on one file would not hear each other's wake-ups.

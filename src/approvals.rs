@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tracing::{info, warn};
 
 use crate::core::{Core, Undone};
-use crate::courier::{Polled, Seen, StoredRequest, Unavailable};
+use crate::courier::{Polled, Seen, Unavailable};
 use crate::delivery;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{
@@ -18,9 +18,9 @@ use crate::domain::decision::{
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::request::{
     ApprovalRequest, Origin, PATIENCE, REQUEST_TTL_SECONDS, Unreadable, age, closed_document,
-    decided_document, is_settled_for,
+    decided_document, status_of,
 };
-use crate::domain::session::{SessionPointer, is_anothers};
+use crate::domain::session::SessionPointer;
 use crate::domain::signal::{signal_json, signal_request};
 use crate::ledger::{LEASE, LedgerError, Recorded, Registered, Writing};
 use crate::limits::TooMany;
@@ -40,9 +40,9 @@ pub enum Problem {
     /// The request in Redis cannot be read.
     #[error("the request {0}")]
     Unreadable(&'static str),
-    /// Redis says that it was decided, and the ledger knows nothing of it.
-    #[error("decided by another program")]
-    DecidedElsewhere(String),
+    /// Redis says that it is not pending, and the ledger knows nothing of it.
+    #[error("nobody decided it")]
+    DecidedByNobody,
     /// Redis is out of reach and the ledger alone cannot tell.
     #[error(transparent)]
     Courier(#[from] Unavailable),
@@ -100,54 +100,40 @@ pub async fn decide(
     expected: &Expected,
 ) -> Result<Decided> {
     let attempt = Attempt { core, caller, id, verdict, expected, now: core.clock.now() };
-    let stored = match core.courier.find_request(id).await {
-        Ok(Some(stored)) => stored,
-        Ok(None) => {
-            let record = core.ledger.find_request(id).await?.ok_or(Refusal::NotFound)?;
-            return attempt.on_record(record, None, Sending::Now).await;
+    let found = look(core, caller, id).await;
+    if let InRedis::Request(request) = &found {
+        let (candidate, pointer) = &**request;
+        if candidate.request.is_pending() && pointer.allows(id) {
+            return attempt.record(candidate, Some(pointer)).await;
         }
-        // Without Redis only what the ledger knows can be decided; its signal goes out later.
-        Err(unavailable) => {
-            let record = core.ledger.find_request(id).await?.ok_or(unavailable)?;
-            return attempt.on_record(record, None, Sending::Later).await;
-        }
-    };
-    let (candidate, pointer) = match open(core, id, stored, attempt.now).await {
-        Ok(opened) => opened,
-        Err(problem) => {
-            let Some(record) = core.ledger.find_request(id).await? else {
-                return Err(hide_from_strangers(problem, caller));
-            };
-            // What cannot be read is not what the ledger knows.
-            return match problem {
-                OpenProblem::Unreadable(_) => attempt.on_standing(record, true).await,
-                OpenProblem::Courier(_) => attempt.on_record(record, None, Sending::Later).await,
-            };
-        }
-    };
-    if candidate.request.is_pending() && pointer.allows(id) {
-        let document = Some(candidate.request.document.clone());
-        let seen = Seen { pointer: pointer.clone(), document };
-        return attempt.record(&candidate, &pointer, Sending::Judged(seen)).await;
     }
-    // Decided already, or the session names another request: the ledger knows which, and whether
-    // the request was registered, so that its session does not matter.
-    if let Some(record) = core.ledger.find_request(id).await? {
-        return attempt.on_record(record, Some(&candidate), Sending::Now).await;
+    // Registered, or decided already, or the session names another request. The ledger is read after
+    // Redis, so that it knows whatever Redis rightly says.
+    if let Some(record) = core.ledger.find_request(&caller.tenant, id).await? {
+        return attempt.on_record(record, found).await;
     }
-    let verdict = attempt.verdict;
-    decision::decide(&candidate, &pointer, caller, verdict, attempt.now, core.policy)?;
-    Err(Problem::DecidedElsewhere(candidate.request.status))
+    match found {
+        InRedis::Nothing => Err(Refusal::NotFound.into()),
+        InRedis::Unreachable(unavailable) => Err(unavailable.into()),
+        InRedis::Unreadable { problem, .. } => Err(unreadable(problem)),
+        InRedis::Request(request) => {
+            let (candidate, pointer) = *request;
+            let verdict = attempt.verdict;
+            decision::decide(&candidate, &pointer, caller, verdict, attempt.now, core.policy)?;
+            Err(decided_by_nobody(core, id, &candidate).await?)
+        }
+    }
 }
 
-/// What to do about the signal of a decision just recorded.
-enum Sending {
-    /// Send it.
-    Now,
-    /// Send it, if all is still as it was seen, which has been judged already.
-    Judged(Seen),
-    /// Leave it to the relay: Redis does not answer.
-    Later,
+/// What to say of a request in Redis that is not pending, and that the ledger, read after it, does
+/// not know as this tenant's.
+async fn decided_by_nobody(core: &Core, id: &RequestId, found: &Candidate) -> Result<Problem> {
+    if core.ledger.find_request_of_redis(id).await?.is_some() {
+        // It was another tenant's when it was decided.
+        return Ok(Refusal::NotFound.into());
+    }
+    core.forgeries.request(id, &found.request.document);
+    Ok(Problem::DecidedByNobody)
 }
 
 /// One caller's attempt to decide one request.
@@ -162,24 +148,19 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// A request that the ledger knows: registered and pending, or settled one way or another.
-    async fn on_record(
-        self,
-        record: Record,
-        found: Option<&Candidate>,
-        sending: Sending,
-    ) -> Result<Decided> {
-        // A registered request's copy in Redis must say all that was registered, and nothing else.
-        // A settled one has changed with its decision, which alters nothing.
-        let is_altered = found.is_some_and(|found| {
-            !is_same(&record, found)
-                && (found.request.is_pending() || record.state == State::Pending)
-        });
+    async fn on_record(self, record: Record, found: InRedis) -> Result<Decided> {
+        let is_altered = compare(self.core, &record, &found);
         if record.state != State::Pending || is_altered {
             return self.on_standing(record, is_altered).await;
         }
-        let candidate = candidate(record)?;
-        // Whether a registered request may be decided does not depend on what its session names.
-        self.record(&candidate, &SessionPointer::default(), sending).await
+        if record.origin == Origin::Redis {
+            // Whether its agent still waits for it, only Redis can tell.
+            return Err(match found {
+                InRedis::Unreachable(unavailable) => unavailable.into(),
+                _ => Refusal::MovedOn.into(),
+            });
+        }
+        self.record(&candidate(record)?, None).await
     }
 
     /// Something stands in the ledger that this attempt cannot change.
@@ -189,35 +170,36 @@ impl Attempt<'_> {
             && self.now >= record.expires_at;
         // Nobody is told so while somebody who came in time may still be on the way.
         let record = if is_over {
-            match outcomes::expire(self.core, self.id, self.now).await? {
+            match outcomes::expire(self.core, &record.tenant, self.id, self.now).await? {
                 Some(expired) => expired,
-                None => self.core.ledger.find_request(self.id).await?.unwrap_or(record),
+                None => {
+                    let tenant = &self.caller.tenant;
+                    self.core.ledger.find_request(tenant, self.id).await?.unwrap_or(record)
+                }
             }
         } else {
             record
         };
-        let decision = settle(&record, is_altered, self.caller, &self.verdict, self.now)
-            .inspect_err(|refusal| warn_if_altered(refusal, self.id))?;
+        let decision = settle(&record, is_altered, self.caller, &self.verdict, self.now)?;
         let etag = record.etag();
         self.expected.check(&etag)?;
         Ok(Decided { session: record.session, decision, etag })
     }
 
-    /// Asks the ledger for the decision, and sends its signal.
+    /// Asks the ledger for the decision, and sends its signal. `pointer` is what the session of a
+    /// request of Redis names; a registered request has none.
     async fn record(
         self,
         candidate: &Candidate,
-        pointer: &SessionPointer,
-        sending: Sending,
+        pointer: Option<&SessionPointer>,
     ) -> Result<Decided> {
         let verdict = self.verdict.clone();
+        let names = pointer.cloned().unwrap_or_default();
         let decision =
-            decision::decide(candidate, pointer, self.caller, verdict, self.now, self.core.policy);
-        // What Redis says to be a stranger's may be registered here; and if it is not, it is looked
-        // up as an id that does not exist would be, so that an outage does not tell them apart.
-        // Whether a registered one's time ran out undecided, only the ledger can tell.
-        if matches!(decision, Err(Refusal::NotFound | Refusal::Expired))
-            && let Some(record) = self.core.ledger.find_request(self.id).await?
+            decision::decide(candidate, &names, self.caller, verdict, self.now, self.core.policy);
+        // Whether its time ran out undecided, only the ledger can tell.
+        if matches!(decision, Err(Refusal::Expired))
+            && let Some(record) = self.stands().await?
         {
             let is_altered = !is_same(&record, candidate);
             return self.on_standing(record, is_altered).await;
@@ -225,8 +207,7 @@ impl Attempt<'_> {
         let decision = decision?;
         let etag = candidate.request.etag.clone();
         let if_match = self.expected.check(&candidate.request.etag)?;
-        let held_for = if matches!(sending, Sending::Later) { TimeDelta::zero() } else { LEASE };
-        let (caller, now) = (self.caller, self.now);
+        let (caller, now, held_for) = (self.caller, self.now, LEASE);
         let state = &State::Decided(decision.clone());
         let trace_parent = traces::here();
         let audit = self.core.audit_entry(candidate, state, caller, now);
@@ -242,13 +223,15 @@ impl Attempt<'_> {
                 crash_point!("decided");
                 info!(session_id = %record.session, outcome = decision.verdict.status(), "decided");
                 metrics::decided(self.core, &record);
+                self.core.decisions.remember(&record);
+                let Some(pointer) = pointer else {
+                    outcomes::tell(self.core, &record);
+                    return Ok(Decided { session: record.session, decision, etag });
+                };
                 // Those who wait here need not wait for Redis.
                 self.core.hub.tell(&record.session);
-                match sending {
-                    Sending::Now => send_now(self.core, &record, None).await,
-                    Sending::Judged(seen) => send_now(self.core, &record, Some(seen)).await,
-                    Sending::Later => {}
-                }
+                let document = Some(candidate.request.document.clone());
+                send_now(self.core, &record, Seen { pointer: pointer.clone(), document }).await;
                 Ok(Decided { session: record.session, decision, etag })
             }
             Recorded::Lost(mut record) => {
@@ -257,18 +240,34 @@ impl Attempt<'_> {
                 let standing = record.clone();
                 let (core, id) = (self.core, self.id);
                 let is_altered = !is_same(&record, candidate);
+                if is_altered {
+                    core.forgeries.request(id, &candidate.request.document);
+                } else if record.state == State::Pending && record.origin == Origin::Http {
+                    // Registered; an older release wrote it to Redis as well.
+                    return Box::pin(self.on_record(record, InRedis::Nothing)).await;
+                }
                 let decided = self.on_standing(record, is_altered).await?;
-                if was_sent {
+                if was_sent && standing.origin == Origin::Redis {
                     send_if_asked_again(core, id, &standing).await?;
                 }
                 Ok(decided)
             }
+            Recorded::IdTaken => {
+                // The key was another tenant's when it was decided.
+                self.core.forgeries.request(self.id, &candidate.request.document);
+                Err(Refusal::NotFound.into())
+            }
         }
+    }
+
+    /// What the ledger knows under this id.
+    async fn stands(&self) -> Result<Option<Record>> {
+        Ok(self.core.ledger.find_request(&self.caller.tenant, self.id).await?)
     }
 
     /// The connection broke while the ledger was told: only the ledger knows how that ended.
     async fn confirm(&self, decision: &Decision, error: LedgerError) -> Result<Recorded> {
-        let reading = self.core.ledger.find_request(self.id);
+        let reading = self.core.ledger.find_request(&self.caller.tenant, self.id);
         match tokio::time::timeout(CONFIRMATION, reading).await {
             Ok(Ok(Some(record))) if record.state == State::Decided(decision.clone()) => {
                 Ok(Recorded::Won(record))
@@ -295,25 +294,79 @@ pub(crate) fn candidate(record: Record) -> Result<Candidate> {
     })
 }
 
-fn warn_if_altered(refusal: &Refusal, id: &RequestId) {
-    if *refusal == Refusal::Altered {
-        warn!(security = true, request_id = %id,
-            "a registered request differs from its copy in Redis; it was not decided");
+/// What Redis has under a request's key, as far as it concerns one caller.
+pub(crate) enum InRedis {
+    /// Nothing, or what is none of the caller's business: there is no telling them apart.
+    Nothing,
+    /// A request, and what its session names.
+    Request(Box<(Candidate, SessionPointer)>),
+    /// Something that cannot be read, and does not say that it is another tenant's.
+    Unreadable {
+        /// What is wrong with it.
+        problem: &'static str,
+        /// It.
+        text: String,
+    },
+    /// Redis does not answer.
+    Unreachable(Unavailable),
+}
+
+/// Reads a request from Redis, and what its session names.
+pub(crate) async fn look(core: &Core, caller: &Caller, id: &RequestId) -> InRedis {
+    let stored = match core.courier.find_request(id).await {
+        Ok(Some(stored)) => stored,
+        Ok(None) => return InRedis::Nothing,
+        Err(unavailable) => return InRedis::Unreachable(unavailable),
+    };
+    let request = match ApprovalRequest::read(id, stored.document.clone()) {
+        Ok(request) => request,
+        Err(Unreadable { tenant: Some(tenant), .. }) if tenant != caller.tenant => {
+            return InRedis::Nothing;
+        }
+        Err(Unreadable { problem, .. }) => {
+            return InRedis::Unreadable { problem, text: stored.document };
+        }
+    };
+    let pointer = match core.courier.session_of(stored.beside, &request.session).await {
+        Ok(pointer) => pointer,
+        Err(unavailable) => return InRedis::Unreachable(unavailable),
+    };
+    let candidate = in_redis(request, &pointer, stored.ttl, core.clock.now());
+    let user = candidate.user.as_ref();
+    if is_visible(candidate.tenant.as_ref(), user, caller, core.policy) {
+        InRedis::Request(Box::new((candidate, pointer)))
+    } else {
+        InRedis::Nothing
     }
 }
 
-/// Reads a request found in Redis and what its session names.
-async fn open(
-    core: &Core,
-    id: &RequestId,
-    stored: StoredRequest,
-    now: DateTime<Utc>,
-) -> std::result::Result<(Candidate, SessionPointer), OpenProblem> {
-    let request = ApprovalRequest::read(id, stored.document).map_err(OpenProblem::Unreadable)?;
-    let pointer = core.courier.session_of(stored.beside, &request.session).await;
-    let pointer = pointer.map_err(OpenProblem::Courier)?;
-    let candidate = in_redis(request, &pointer, stored.ttl, now);
-    Ok((candidate, pointer))
+/// Compares what Redis has with what the ledger, read after it, knows under the same id. Reports what
+/// differs; says whether somebody asks for something else there, or something else stands there
+/// while the ledger waits for a decision.
+fn compare(core: &Core, record: &Record, found: &InRedis) -> bool {
+    match found {
+        InRedis::Nothing | InRedis::Unreachable(_) => false,
+        InRedis::Unreadable { text, .. } => {
+            core.forgeries.request(&record.id, text);
+            true
+        }
+        InRedis::Request(request) => {
+            let asked = &request.0.request;
+            let is_altered = !is_same(record, &request.0)
+                && (asked.is_pending() || record.state == State::Pending);
+            // A decided one has changed with its decision, and must say the same as the ledger.
+            if is_altered || !(asked.is_pending() || asked.status == record.state.as_str()) {
+                core.forgeries.request(&record.id, &asked.document);
+            }
+            is_altered
+        }
+    }
+}
+
+/// A request that nobody can decide or be shown.
+fn unreadable(problem: &'static str) -> Problem {
+    warn!(problem, "a request in Redis cannot be read");
+    Problem::Unreadable(problem)
 }
 
 /// What could be decided of a request that an agent wrote to Redis.
@@ -335,37 +388,17 @@ fn in_redis(
     }
 }
 
-enum OpenProblem {
-    Unreadable(Unreadable),
-    Courier(Unavailable),
-}
-
-/// A request that cannot be read is reported as such, unless it can be seen to be another
-/// tenant's: then it does not exist.
-fn hide_from_strangers(problem: OpenProblem, caller: &Caller) -> Problem {
-    match problem {
-        OpenProblem::Courier(unavailable) => unavailable.into(),
-        OpenProblem::Unreadable(unreadable) => {
-            if unreadable.tenant.is_some_and(|tenant| tenant != caller.tenant) {
-                return Refusal::NotFound.into();
-            }
-            warn!(problem = unreadable.problem, "a request in Redis cannot be read");
-            Problem::Unreadable(unreadable.problem)
-        }
-    }
-}
-
 /// Sends the signal of a decision just recorded. A failure is no matter: it stays owed, and is the
 /// relay's from then on.
-async fn send_now(core: &Core, record: &Record, seen: Option<Seen>) {
-    let delivered = delivery::deliver(core, record, seen).await;
+async fn send_now(core: &Core, record: &Record, seen: Seen) {
+    let delivered = delivery::deliver(core, record, Some(seen)).await;
     metrics::delivered(By::Decider, delivered.as_ref().ok().map(|settled| settled.delivery));
     match delivered {
         Ok(settled) => {
             crash_point!("signalled");
             if settled.delivery == Delivery::Superseded {
                 // Its agent waits over HTTP, perhaps on another replica.
-                outcomes::tell(core, &record.session).await;
+                outcomes::tell(core, record);
             }
             core.marks.hand_in(Mark::of(record, settled, core.clock.now()));
         }
@@ -389,9 +422,9 @@ async fn send_now(core: &Core, record: &Record, seen: Option<Seen>) {
 /// since what we know of it may be older than the signal.
 async fn send_if_asked_again(core: &Core, id: &RequestId, record: &Record) -> Result<()> {
     let Some(stored) = core.courier.find_request(id).await? else { return Ok(()) };
-    let Ok((asked, pointer)) = open(core, id, stored, core.clock.now()).await else {
-        return Ok(());
-    };
+    let Ok(request) = ApprovalRequest::read(id, stored.document) else { return Ok(()) };
+    let pointer = core.courier.session_of(stored.beside, &request.session).await?;
+    let asked = in_redis(request, &pointer, stored.ttl, core.clock.now());
     if !(asked.request.is_pending() && is_same(record, &asked) && pointer.allows(id)) {
         return Ok(());
     }
@@ -403,20 +436,24 @@ async fn send_if_asked_again(core: &Core, id: &RequestId, record: &Record) -> Re
         crash_point!("owed-again");
         info!(request_id = %id, "the agent asked again; it is told again");
         let document = Some(asked.request.document);
-        send_now(core, &record, Some(Seen { pointer, document })).await;
+        send_now(core, &record, Seen { pointer, document }).await;
     }
     Ok(())
 }
 
-/// Registers a request for an agent that cannot reach Redis, and writes Redis as the agent would.
+/// Registers a request for an agent that waits over HTTP, in the ledger alone.
 ///
 /// # Errors
-/// [`Refusal::Altered`] when the id stands for something else already; [`Refusal::SessionTaken`]
-/// when the session is somebody else's.
+/// [`Refusal::Altered`] when the id stands for something else already.
 pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Result<Registered> {
-    // With Redis out of reach nobody can tell; the relay will then write only what is not there.
-    if let Err(problem @ Problem::Refused(_)) = check_is_free(core, caller, candidate).await {
-        return Err(problem);
+    let id = &candidate.request.id;
+    // With Redis out of reach nobody can tell. Whatever is there then is never shown or decided.
+    let found = look(core, caller, id).await;
+    if matches!(found, InRedis::Request(_) | InRedis::Unreadable { .. })
+        && core.ledger.find_request(&caller.tenant, id).await?.is_none()
+    {
+        // An agent of this tenant wrote it.
+        return Err(Refusal::Altered.into());
     }
     if let Some(task) = &candidate.request.task
         && let Some(task) = core.ledger.find_task(&caller.tenant, task).await?
@@ -424,17 +461,15 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
     {
         return Err(Refusal::NotTheOwner.into());
     }
-    let now = core.clock.now();
+    let (now, held_for, if_match) = (core.clock.now(), TimeDelta::zero(), None);
     if let Err(error) = core.quotas.check(&core.ledger, caller, candidate, now).await {
         // Registering the same again costs nothing.
-        let known = core.ledger.find_request(&candidate.request.id).await?;
-        if known.is_none_or(|known| known.tenant != caller.tenant) {
+        if core.ledger.find_request(&caller.tenant, id).await?.is_none() {
             return Err(error.into());
         }
     }
     let (state, trace_parent) = (&State::Pending, traces::here());
     let audit = core.audit_entry(candidate, state, caller, now);
-    let (held_for, if_match) = (LEASE, None);
     let writing =
         Writing { candidate, state, caller, now, held_for, if_match, trace_parent, audit };
     match core.ledger.register(&writing).await? {
@@ -443,57 +478,23 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
             core.quotas.count(caller, candidate).await;
             info!(request_id = %record.id, session_id = %record.session, user = %caller.user,
                 tenant = %caller.tenant, "registered");
-            match delivery::announce(core, &record, false).await {
-                Ok(settled) => core.marks.hand_in(Mark::of(&record, settled, core.clock.now())),
-                Err(error) => {
-                    warn!(request_id = %record.id, %error, "registered; not in Redis yet");
-                }
-            }
             Ok(Registered::New(record))
         }
         Registered::Known(record)
-            if record.tenant != caller.tenant
+            if record.origin != Origin::Http
                 || record.content_hash != candidate.request.content_hash
                 || record.expires_at - record.created_at
                     != candidate.expires_at - candidate.created_at =>
         {
             Err(Refusal::Altered.into())
         }
+        Registered::IdTaken => Err(Refusal::Altered.into()),
         known => Ok(known),
     }
 }
 
-/// Refuses what would write over somebody else's request or session: whoever waits there takes
-/// the first message for their answer.
-async fn check_is_free(core: &Core, caller: &Caller, candidate: &Candidate) -> Result<()> {
-    let request = &candidate.request;
-    let (stored, pointer) = tokio::try_join!(
-        core.courier.find_request(&request.id),
-        core.courier.session(&request.session)
-    )?;
-    // What is there and the ledger does not know, an agent wrote.
-    if stored.is_some() && core.ledger.find_request(&request.id).await?.is_none() {
-        return Err(Refusal::Altered.into());
-    }
-    let (mut tenant, mut user) = (pointer.tenant.clone(), pointer.user.clone());
-    if let (None, Some(named)) = (&tenant, &pointer.request)
-        && let Ok(id) = RequestId::parse(named)
-        && let Some(stored) = core.courier.find_request(&id).await?
-        && let Ok(there) = ApprovalRequest::read(&id, stored.document)
-    {
-        // Older writers leave it to the request to say whose session it is.
-        (tenant, user) = (there.tenant, there.user);
-    }
-    if is_anothers(tenant.as_ref(), user.as_ref(), caller) {
-        warn!(security = true, session_id = %request.session, user = %caller.user,
-            tenant = %caller.tenant, "refused to register in somebody else's session");
-        return Err(Refusal::SessionTaken.into());
-    }
-    Ok(())
-}
-
-/// The request as one JSON object, as it stands now, and its entity tag. What the ledger knows, the
-/// ledger answers: except for an agent on Redis that has asked again since.
+/// The request as one JSON object, as the ledger knows it, and its entity tag. Only an agent on Redis
+/// that has asked again since is shown as it asks.
 ///
 /// # Errors
 /// [`Problem::Refused`] with [`Refusal::NotFound`] for strangers and unknown ids alike.
@@ -502,33 +503,21 @@ pub async fn read_request(
     caller: &Caller,
     id: &RequestId,
 ) -> Result<(String, String)> {
-    let (stored, record) =
-        tokio::join!(core.courier.find_request(id), core.ledger.find_request(id));
-    let mut record = record?;
-    if let Some(record) = &mut record {
-        core.marks.apply(record);
-    }
-    let is_settled = record.as_ref().is_some_and(|record| {
-        let is_closed = matches!(record.state, State::Expired | State::Cancelled);
-        is_closed || record.origin == Origin::Http || record.is_unsent()
-    });
-    let problem = match stored {
-        Ok(Some(stored)) if !is_settled => match open_for(core, caller, id, stored).await {
-            Ok(Candidate { request, .. }) => {
-                // A decided one has grown by its decision, of which the tag says nothing.
-                let grown = record.as_ref().filter(|_| !request.is_pending());
-                let etag = grown.map_or(request.etag, Record::etag);
-                return Ok((request.document, etag));
-            }
-            Err(problem @ (Problem::Refused(_) | Problem::Unreadable(_))) => return Err(problem),
-            Err(problem) => problem,
-        },
-        Ok(_) => Refusal::NotFound.into(),
-        Err(unavailable) => unavailable.into(),
+    let found = look(core, caller, id).await;
+    let Some(mut record) = core.ledger.find_request(&caller.tenant, id).await? else {
+        let Candidate { request, .. } = undecided(core, id, found).await?;
+        return Ok((request.document, request.etag));
     };
-    let record = record.ok_or(problem)?;
-    if record.tenant != caller.tenant {
-        return Err(Refusal::NotFound.into());
+    core.decisions.remember(&record);
+    core.marks.apply(&mut record);
+    let is_altered = compare(core, &record, &found);
+    if let InRedis::Request(request) = found
+        && request.0.request.is_pending()
+        && !is_altered
+        && has_been_answered(&record)
+    {
+        let (Candidate { request, .. }, _pointer) = *request;
+        return Ok((request.document, request.etag));
     }
     let etag = record.etag();
     let document = match &record.state {
@@ -539,51 +528,73 @@ pub async fn read_request(
     Ok((document, etag))
 }
 
-/// The request as it is in Redis, if the caller may see it. Its session is asked only when the
-/// request itself does not name tenant and user.
-pub(crate) async fn open_for(
-    core: &Core,
-    caller: &Caller,
-    id: &RequestId,
-    stored: StoredRequest,
-) -> Result<Candidate> {
-    let request = ApprovalRequest::read(id, stored.document)
-        .map_err(|unreadable| hide_from_strangers(OpenProblem::Unreadable(unreadable), caller))?;
-    let pointer = match (&request.tenant, &request.user) {
-        (Some(_), Some(_)) => SessionPointer::default(),
-        _ => core.courier.session_of(stored.beside, &request.session).await?,
-    };
-    let candidate = in_redis(request, &pointer, stored.ttl, core.clock.now());
-    let user = candidate.user.as_ref();
-    if is_visible(candidate.tenant.as_ref(), user, caller, core.policy) {
-        Ok(candidate)
-    } else {
-        Err(Refusal::NotFound.into())
+/// Whether Redis has had the answer to a request of its own: if the same is pending there now, its
+/// agent has asked again.
+fn has_been_answered(record: &Record) -> bool {
+    record.origin == Origin::Redis && record.state.decision().is_some() && !record.is_unsent()
+}
+
+/// What Redis has under an id that the ledger, read after it, does not know.
+///
+/// # Errors
+/// [`Problem::DecidedByNobody`] for what says that it was decided, which the ledger would know.
+pub(crate) async fn undecided(core: &Core, id: &RequestId, found: InRedis) -> Result<Candidate> {
+    match found {
+        InRedis::Nothing => Err(Refusal::NotFound.into()),
+        InRedis::Unreachable(unavailable) => Err(unavailable.into()),
+        InRedis::Unreadable { problem, .. } => Err(unreadable(problem)),
+        InRedis::Request(request) if request.0.request.is_pending() => Ok(request.0),
+        InRedis::Request(request) => Err(decided_by_nobody(core, id, &request.0).await?),
     }
 }
 
-/// The signal that answers what a session waits for, or what the agent names, if that can be told by
-/// what was read of the session alone: the common case of one that is answered.
+/// The signal of a registered request whose decision is known here.
 #[must_use]
-pub fn signal_at_hand<'a>(
-    polled: &'a Polled,
+pub fn known_signal(
+    core: &Core,
     caller: &Caller,
-    wanted: Option<&RequestId>,
-) -> Option<&'a str> {
-    let named = polled.pointer.request.as_deref()?;
-    let signal = polled.signal.as_deref()?;
-    let (answered, document) = polled.answered.as_ref()?;
-    let is_the_answer = answered == named
-        && wanted.is_none_or(|wanted| wanted.as_str() == named)
-        && signal_request(signal).as_deref() == Some(named)
-        && polled.pointer.tenant.as_ref() == Some(&caller.tenant)
-        && RequestId::parse(named.to_owned())
-            .is_ok_and(|id| is_settled_for(&id, &caller.tenant, document));
-    is_the_answer.then_some(signal)
+    session: &SessionId,
+    wanted: &RequestId,
+) -> Option<String> {
+    let known = core.decisions.registered(&caller.tenant, wanted)?;
+    (known.session == *session).then(|| known.signal())
 }
 
-/// The signal that answers what a session waits for, or what the agent names; never another.
-/// `polled` is what was just read of the session.
+/// The signal that answers what a session waits for, or what the agent names, if that can be told by
+/// what was read of the session and a decision that is known here: the common case of one that is
+/// answered.
+#[must_use]
+pub fn signal_at_hand(
+    core: &Core,
+    caller: &Caller,
+    session: &SessionId,
+    wanted: Option<&RequestId>,
+    polled: &Polled,
+) -> Option<String> {
+    let named = RequestId::parse(polled.pointer.request.as_deref()?).ok()?;
+    let known = core.decisions.of_redis(&named)?;
+    let (answered, document) = polled.answered.as_ref()?;
+    let status = status_of(document)?;
+    if wanted.is_some_and(|wanted| *wanted != named)
+        || known.tenant != caller.tenant
+        || known.session != *session
+        || answered != named.as_str()
+        || status == State::Pending.as_str()
+    {
+        return None;
+    }
+    let signal = known.signal();
+    if polled.signal.as_ref() != Some(&signal) {
+        core.forgeries.signal(session, polled.signal.as_deref().unwrap_or_default());
+    }
+    if status != known.decision.verdict.status() {
+        core.forgeries.request(&named, document);
+    }
+    Some(signal)
+}
+
+/// The signal that answers what a session waits for, or what the agent names; never another, and
+/// never one that the ledger does not know. `polled` is what was just read of the session.
 ///
 /// # Errors
 /// [`Problem::Courier`] when Redis is silent and it cannot be told what the session waits for.
@@ -592,56 +603,104 @@ pub async fn find_signal(
     caller: &Caller,
     session: &SessionId,
     wanted: Option<&RequestId>,
-    polled: std::result::Result<Polled, Unavailable>,
+    polled: Option<std::result::Result<Polled, Unavailable>>,
 ) -> Result<Option<String>> {
-    let polled = match (polled, wanted) {
-        (Ok(polled), _) => polled,
-        // Registered requests do not depend on their session, so the ledger alone can answer.
-        (Err(unavailable), Some(wanted)) => {
-            let record = core.ledger.find_request(wanted).await?;
-            let record =
-                record.filter(|record| record.origin == Origin::Http).ok_or(unavailable)?;
-            return Ok(answer_of(&record, caller, session));
-        }
-        (Err(unavailable), None) => return Err(unavailable.into()),
+    let record = match wanted {
+        Some(wanted) => core.ledger.find_request(&caller.tenant, wanted).await?,
+        None => None,
     };
-    if let Some(signal) = signal_at_hand(&polled, caller, wanted) {
-        return Ok(Some(signal.to_owned()));
+    if let Some(record) = record.as_ref().filter(|record| record.origin == Origin::Http) {
+        // Registered requests do not depend on what their session names.
+        core.decisions.remember(record);
+        return Ok(answer_of(record, caller, session));
+    }
+    let polled = match polled {
+        Some(polled) => polled?,
+        None => core.courier.poll(session).await?,
+    };
+    if let Some(signal) = signal_at_hand(core, caller, session, wanted, &polled) {
+        return Ok(Some(signal));
     }
     let Polled { pointer, signal, .. } = polled;
-    let named = pointer.request.clone();
-    let target = wanted.map(|wanted| wanted.as_str().to_owned()).or_else(|| named.clone());
-    let in_redis = signal.as_deref().and_then(signal_request);
-    let record = match target {
-        Some(id) => match RequestId::parse(id) {
-            Ok(id) => core.ledger.find_request(&id).await?,
-            Err(_invalid) => None,
-        },
-        None => core.ledger.newest_decided(session, &caller.tenant).await?,
+    let under_the_key = match &signal {
+        Some(signal) => answered_by(core, caller, session, signal).await?,
+        None => None,
     };
-    let Some(mut record) = record else { return Ok(None) };
+    let named = pointer.request.clone();
+    // Read after Redis: what was decided in between is found.
+    let record = match (wanted.cloned(), named.clone().map(RequestId::parse)) {
+        (Some(id), _) | (None, Some(Ok(id))) => {
+            core.ledger.find_request(&caller.tenant, &id).await?
+        }
+        (None, Some(Err(_invalid))) => None,
+        (None, None) => core.ledger.newest_decided(session, &caller.tenant).await?,
+    };
+    let Some(mut record) = record.filter(|record| record.origin == Origin::Redis) else {
+        return Ok(None);
+    };
+    core.decisions.remember(&record);
     core.marks.apply(&mut record);
     let names_nothing = named.is_none() && wanted.is_none();
-    let is_under_the_key = in_redis.as_deref() == Some(record.id.as_str());
+    let is_under_the_key = under_the_key.as_ref() == Some(&record.id);
     if names_nothing && !is_under_the_key && !still_waits(&record, core.clock.now()) {
         return Ok(None);
     }
-    if record.origin == Origin::Redis && !pointer.allows(&record.id) {
+    if !pointer.allows(&record.id) {
         return Ok(None);
     }
     let stored = core.courier.find_request(&record.id).await?;
-    let is_answered =
-        match CourierCopy::of(&record, stored.as_ref().map(|stored| &*stored.document)) {
-            CourierCopy::Settled => true,
-            // An agent on Redis has asked again, so an earlier answer is not the answer; one that is
-            // still owed has simply not reached Redis yet.
-            CourierCopy::Pending => record.origin == Origin::Http || record.is_unsent(),
-            CourierCopy::Other => false,
-        };
+    let document = stored.as_ref().map(|stored| &*stored.document);
+    if let (Some(status), Some(document)) = (document.and_then(status_of), document)
+        && ![State::Pending.as_str(), record.state.as_str()].contains(&&*status)
+    {
+        core.forgeries.request(&record.id, document);
+    }
+    let is_answered = match CourierCopy::of(&record, document) {
+        CourierCopy::Settled => true,
+        // An agent on Redis has asked again, so an earlier answer is not the answer; one that is
+        // still owed has simply not reached Redis yet.
+        CourierCopy::Pending => record.is_unsent(),
+        CourierCopy::Other => false,
+    };
     if !is_answered {
         return Ok(None);
     }
     Ok(answer_of(&record, caller, session))
+}
+
+/// Which request a signal under a session's key answers, if it says what the ledger says; reports it
+/// otherwise.
+async fn answered_by(
+    core: &Core,
+    caller: &Caller,
+    session: &SessionId,
+    signal: &str,
+) -> Result<Option<RequestId>> {
+    if core.forgeries.is_known_signal(session, signal) {
+        return Ok(None);
+    }
+    let says_so = |record: &Record| {
+        let said = record.state.decision().map(|decision| signal_json(&record.id, decision));
+        record.session == *session && said.as_deref() == Some(signal)
+    };
+    let id = signal_request(signal).and_then(|id| RequestId::parse(id).ok());
+    if let Some(id) = id {
+        let is_known = core.decisions.of_redis(&id);
+        if is_known.is_some_and(|known| known.session == *session && known.signal() == signal) {
+            return Ok(Some(id));
+        }
+        let of_redis = core.ledger.find_request_of_redis(&id).await?;
+        if let Some(record) = of_redis.filter(says_so) {
+            core.decisions.remember(&record);
+            return Ok(Some(id));
+        }
+        // An older release signals registered requests, too.
+        if core.ledger.find_request(&caller.tenant, &id).await?.is_some_and(|r| says_so(&r)) {
+            return Ok(Some(id));
+        }
+    }
+    core.forgeries.signal(session, signal);
+    Ok(None)
 }
 
 fn answer_of(record: &Record, caller: &Caller, session: &SessionId) -> Option<String> {

@@ -17,7 +17,9 @@ use crate::domain::approver::Caller;
 use crate::domain::audit::AuditEntry;
 use crate::domain::clock::Clock;
 use crate::domain::decision::{Candidate, Policy, State};
+use crate::forgeries::Forgeries;
 use crate::hub::Hub;
+use crate::known_decisions::KnownDecisions;
 use crate::ledger::Ledger;
 use crate::limits::Limits;
 use crate::marks::Marks;
@@ -62,6 +64,10 @@ pub struct Core {
     pub turns: Arc<Semaphore>,
     /// Takes note of what was sent.
     pub marks: Marks,
+    /// Decisions that need not be asked for again.
+    pub decisions: KnownDecisions,
+    /// Reports what Redis says and the ledger does not know.
+    pub forgeries: Forgeries,
     /// Wakes those who wait over HTTP.
     pub hub: Hub,
     /// How much may be registered.

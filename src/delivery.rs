@@ -1,12 +1,10 @@
-//! Brings one row of the ledger to Redis, under the contract's rules on sessions that have moved
-//! on. Used at once by whoever decided, and later by the relay for what was left owing.
+//! Sends the signal of a decided request of Redis, under the contract's rules on sessions that have
+//! moved on. Used at once by whoever decided, and later by the relay for what was left owing.
 
 use crate::core::Core;
 use crate::courier::{self, Outgoing, Seen, Sent, Unavailable};
 use crate::domain::decision::{CourierCopy, Decision, Delivery, Record, Settled, State};
-use crate::domain::ids::RequestId;
-use crate::domain::request::{ApprovalRequest, Origin, PATIENCE, age, decided_document};
-use crate::domain::session::{SessionPointer, pointer_json};
+use crate::domain::request::{Origin, age, decided_document};
 use crate::domain::signal::signal_json;
 use crate::ledger::LedgerError;
 
@@ -36,42 +34,15 @@ pub async fn deliver(
     record: &Record,
     seen: Option<Seen>,
 ) -> Result<Settled, Undelivered> {
-    match &record.state {
-        State::Decided(decision) => send_signal(core, record, decision, seen).await,
-        State::Pending => announce(core, record, true).await,
+    match (&record.state, record.origin) {
+        (State::Decided(decision), Origin::Redis) => {
+            send_signal(core, record, decision, seen).await
+        }
+        // Registered requests have no keys in Redis. An older release may have left one owed.
+        (State::Decided(_), Origin::Http)
         // Not a word on the channel about these: agents take anything for an approval.
-        State::Expired | State::Cancelled => Ok(Settled::SENT),
+        | (State::Pending | State::Expired | State::Cancelled, _) => Ok(Settled::SENT),
     }
-}
-
-/// Writes a registered request's two keys as agents write them, but leaves alone the pointer of a
-/// session in which an agent on Redis may still wait: it would take our signal for its answer.
-/// `late` is for the relay, which must not overwrite what an agent has written since.
-///
-/// # Errors
-/// [`Undelivered`]: the keys stay owed.
-pub async fn announce(core: &Core, record: &Record, late: bool) -> Result<Settled, Undelivered> {
-    // Never over what is there: by now that may be the decided request.
-    core.courier.put_request(&record.id, &record.document, true).await?;
-    crash_point!("announcing");
-    let there = core.courier.session(&record.session).await?;
-    if may_reach(core, record, &there).await? || !somebody_waits(core, &there).await? {
-        let user = record.user.as_ref().map_or("", |user| user.as_str());
-        let pointer = pointer_json(&record.session, &record.id, user, &record.tenant);
-        core.courier.put_session(&record.session, &pointer, late).await?;
-    }
-    Ok(Settled::SENT)
-}
-
-/// Whether the request that a session names is still pending and its agent still patient.
-async fn somebody_waits(core: &Core, pointer: &SessionPointer) -> Result<bool, Unavailable> {
-    let Some(named) = pointer.request.as_deref().and_then(|id| RequestId::parse(id).ok()) else {
-        return Ok(false);
-    };
-    let Some(stored) = core.courier.find_request(&named).await? else { return Ok(false) };
-    let age = age(stored.ttl);
-    let request = ApprovalRequest::read(&named, stored.document);
-    Ok(age < PATIENCE && request.is_ok_and(|request| request.is_pending()))
 }
 
 async fn send_signal(
@@ -90,8 +61,7 @@ async fn send_signal(
             None => core.courier.look(&record.id, &record.session).await?,
         };
         let copy = CourierCopy::of(record, seen.document.as_deref());
-        let may_reach =
-            copy != CourierCopy::Other && may_reach(core, record, &seen.pointer).await?;
+        let may_reach = copy != CourierCopy::Other && seen.pointer.allows(&record.id);
         let aloud = may_reach
             && (!was_sent
                 || (is_unheard && may_be_said_again(core, record, decision, &seen).await?));
@@ -107,7 +77,7 @@ async fn send_signal(
         }
         if !may_reach {
             if copy != CourierCopy::Other {
-                core.courier.put_request(&record.id, &document, false).await?;
+                core.courier.put_request(&record.id, &document).await?;
             }
             return Ok(Settled::SUPERSEDED);
         }
@@ -171,7 +141,7 @@ async fn may_be_said_again(
 /// Whether a signal that was sent, and that Redis may have lost since, is put back under its key,
 /// without a word: its agent may have got it and wait for its next question, to which a message
 /// would be the answer. The key is harmless there, as it would be had it not been lost, unless Redis
-/// no longer knows what the session waits for; agents that register match on the request id.
+/// no longer knows what the session waits for.
 async fn may_be_put_back(
     core: &Core,
     record: &Record,
@@ -179,9 +149,6 @@ async fn may_be_put_back(
     seen: &Seen,
     copy: CourierCopy,
 ) -> Result<bool, Unavailable> {
-    if record.origin == Origin::Http {
-        return Ok(true);
-    }
     if seen.pointer.request.as_deref() != Some(record.id.as_str()) {
         return Ok(false);
     }
@@ -193,24 +160,4 @@ async fn may_be_put_back(
     let stored = core.courier.find_request(&record.id).await?;
     let asked = stored.map(|stored| core.clock.now() - age(stored.ttl) - courier::TIMEOUT);
     Ok(asked.is_some_and(|asked| asked < decision.at))
-}
-
-/// Whether this signal may go to a session that names what `pointer` names. Agents that write to
-/// Redis take any message for their answer, so theirs must name this request or nothing. Agents
-/// that register match on the request id, so theirs may name another request that the same user
-/// registered; anything else is another agent in the same session, or a stranger's.
-async fn may_reach(
-    core: &Core,
-    record: &Record,
-    pointer: &SessionPointer,
-) -> Result<bool, LedgerError> {
-    if pointer.allows(&record.id) {
-        return Ok(true);
-    }
-    let named = pointer.request.as_deref().and_then(|id| RequestId::parse(id).ok());
-    let (Origin::Http, Some(named)) = (record.origin, named) else { return Ok(false) };
-    let named = core.ledger.find_request(&named).await?;
-    Ok(named.is_some_and(|named| {
-        named.origin == Origin::Http && named.tenant == record.tenant && named.user == record.user
-    }))
 }

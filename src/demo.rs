@@ -147,7 +147,8 @@ impl Stage<'_> {
         let body = json!({ "userId": USER, "reason": "아직 필요한 파일입니다" });
         self.decide("reject", &request_id, body).await?;
         self.wait_for_signal(session, &request_id).await?;
-        let record = self.replica.core.ledger.find_request(&RequestId::parse(request_id)?).await?;
+        let (tenant, id) = (TenantId::parse(TENANT)?, RequestId::parse(request_id)?);
+        let record = self.replica.core.ledger.find_request(&tenant, &id).await?;
         let record = record.context("the request is not in the ledger")?;
         self.show_row(record.task.as_str()).await
     }

@@ -42,11 +42,11 @@ pub async fn run_once(core: &Core) -> Result<usize, LedgerError> {
     let limit = i64::try_from(BATCH).unwrap_or(0);
     let overdue = core.ledger.overdue(now, limit).await?;
     let (mut closed, mut failure) = (0, None);
-    for id in &overdue {
+    for (tenant, id) in &overdue {
         if core.stopping.is_cancelled() {
             break;
         }
-        match outcomes::expire(core, id, now).await {
+        match outcomes::expire(core, tenant, id, now).await {
             Ok(_) => closed += 1,
             Err(error @ (LedgerError::NotExecuted(_) | LedgerError::OutcomeUnknown(_))) => {
                 return Err(error);

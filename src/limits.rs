@@ -129,7 +129,7 @@ impl Limits {
                     courier: courier.clone(),
                     runtime: runtime.clone(),
                 }),
-                Courier::InProcess(_) => None,
+                Courier::InProcess => None,
             };
             Arc::new(Buckets { own: bucket(limit), shared, calls: AtomicU32::new(0) })
         }));

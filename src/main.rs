@@ -54,7 +54,11 @@ enum Command {
         ttl: i64,
     },
     /// Bring the database schema up to date, then exit.
-    Migrate,
+    Migrate {
+        /// Also drop what only an older release needs; none of its replicas may be running.
+        #[arg(long)]
+        finish: bool,
+    },
     /// Delete requests that were settled long ago, and tasks that ended long ago, then exit.
     Purge {
         /// Age of the requests, counted from their end, like 90d; at least 1d.
@@ -115,7 +119,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Serve => serve(file).await,
         Command::Demo { interactive } => demo::run(interactive).await,
         Command::Token { sub, tenant, role, ttl } => token(file, sub, tenant, role, ttl),
-        Command::Migrate => migrate(file).await,
+        Command::Migrate { finish } => migrate(file, finish).await,
         Command::Purge { older_than, tasks_older_than, dry_run } => {
             purge(file, &older_than, tasks_older_than.as_deref(), dry_run).await
         }
@@ -176,11 +180,16 @@ fn token(
     Ok(())
 }
 
-async fn migrate(file: Option<&Path>) -> anyhow::Result<()> {
+async fn migrate(file: Option<&Path>, finish: bool) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     let (ledger, _lock) = app::open_ledger(&config, false).await?;
     app::migrate(&config, &ledger).await?;
-    println!("the {} schema is up to date", ledger.engine());
+    if finish {
+        app::finish(&config, &ledger).await?;
+        println!("the {} schema is up to date and finished", ledger.engine());
+    } else {
+        println!("the {} schema is up to date", ledger.engine());
+    }
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use tracing::warn;
 
 use crate::core::Core;
 use crate::domain::decision::{Mark, Record};
-use crate::domain::ids::RequestId;
+use crate::domain::ids::{RequestId, TenantId};
 use crate::ledger::LedgerError;
 
 /// Most marks to write at once.
@@ -23,17 +23,20 @@ const BATCH: usize = 256;
 /// Pause before what could not be written is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// Which row: ids of registered requests are unique within their tenant only.
+type RequestKey = (TenantId, RequestId);
+
 /// Takes marks; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Marks {
-    unwritten: Arc<Mutex<HashMap<RequestId, Mark>>>,
+    unwritten: Arc<Mutex<HashMap<RequestKey, Mark>>>,
     handed_in: Arc<Notify>,
 }
 
 impl Marks {
     /// Hands in a mark.
     pub fn hand_in(&self, mark: Mark) {
-        self.unwritten().insert(mark.request.clone(), mark);
+        self.unwritten().insert((mark.tenant.clone(), mark.request.clone()), mark);
         self.handed_in.notify_one();
     }
 
@@ -41,7 +44,8 @@ impl Marks {
     #[must_use]
     pub fn of(&self, record: &Record) -> Option<Mark> {
         let unwritten = self.unwritten();
-        unwritten.get(&record.id).filter(|mark| mark.owed_since == record.owed_since).cloned()
+        let key = (record.tenant.clone(), record.id.clone());
+        unwritten.get(&key).filter(|mark| mark.owed_since == record.owed_since).cloned()
     }
 
     /// Brings a row that was read up to what is known of its delivery.
@@ -62,13 +66,14 @@ impl Marks {
     fn forget(&self, written: &[Mark]) {
         let mut unwritten = self.unwritten();
         for mark in written {
-            if unwritten.get(&mark.request).is_some_and(|now| now.owed_since == mark.owed_since) {
-                unwritten.remove(&mark.request);
+            let key = (mark.tenant.clone(), mark.request.clone());
+            if unwritten.get(&key).is_some_and(|now| now.owed_since == mark.owed_since) {
+                unwritten.remove(&key);
             }
         }
     }
 
-    fn unwritten(&self) -> MutexGuard<'_, HashMap<RequestId, Mark>> {
+    fn unwritten(&self) -> MutexGuard<'_, HashMap<RequestKey, Mark>> {
         self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{debug, info};
+use tracing::{Instrument as _, debug, info};
 
-use crate::approvals::{self, Problem};
+use crate::approvals::{self, InRedis, Problem};
 use crate::core::Core;
 use crate::domain::approver::Caller;
 use crate::domain::audit::AuditEntry;
 use crate::domain::decision::{Candidate, Record, Refusal, Standing, State, may_write};
 use crate::domain::ids::{RequestId, SessionId, TenantId, UserId};
-use crate::domain::request::REQUEST_TTL_SECONDS;
+use crate::domain::request::{Origin, REQUEST_TTL_SECONDS};
 use crate::hub::Waiter;
 use crate::ledger::{LedgerError, Recorded, Writing};
 use crate::{metrics, traces};
@@ -43,14 +43,20 @@ pub enum Found {
 /// # Errors
 /// [`Problem`]; [`Refusal::NotFound`] for strangers and unknown ids alike.
 pub async fn find(core: &Core, caller: &Caller, id: &RequestId) -> Result<Found> {
-    if let Some(record) = core.ledger.find_request(id).await? {
-        if record.tenant != caller.tenant {
-            return Err(Refusal::NotFound.into());
-        }
+    let record = core.ledger.find_request(&caller.tenant, id).await?;
+    if let Some(record) = record {
         return Ok(Found::InLedger(Box::new(record)));
     }
-    let stored = core.courier.find_request(id).await?.ok_or(Refusal::NotFound)?;
-    let candidate = approvals::open_for(core, caller, id, stored).await?;
+    let found = approvals::look(core, caller, id).await;
+    if let InRedis::Request(request) = &found
+        && !request.0.request.is_pending()
+    {
+        // Decided since the ledger was read, or by nobody.
+        if let Some(record) = core.ledger.find_request(&caller.tenant, id).await? {
+            return Ok(Found::InLedger(Box::new(record)));
+        }
+    }
+    let candidate = approvals::undecided(core, id, found).await?;
     Ok(Found::InRedis(Box::new(candidate)))
 }
 
@@ -121,10 +127,11 @@ pub async fn cancel(core: &Core, caller: &Caller, id: &RequestId) -> Result<Reco
         Recorded::Won(record) => {
             info!(request_id = %id, session_id = %record.session, "withdrawn by its agent");
             metrics::closed(&record);
-            tell(core, &record.session).await;
+            tell(core, &record);
             Ok(record)
         }
         Recorded::Lost(record) => withdrawn(record),
+        Recorded::IdTaken => Err(Refusal::NotFound.into()),
     }
 }
 
@@ -147,24 +154,35 @@ fn withdrawn(record: Record) -> Result<Record> {
 /// [`LedgerError`] when the ledger does not answer.
 pub async fn expire(
     core: &Core,
+    tenant: &TenantId,
     id: &RequestId,
     now: DateTime<Utc>,
 ) -> std::result::Result<Option<Record>, LedgerError> {
-    let expired = core.ledger.expire(id, now).await?;
+    let expired = core.ledger.expire(tenant, id, now).await?;
     if let Some(record) = &expired {
         info!(request_id = %id, session_id = %record.session, "expired undecided");
         metrics::closed(record);
-        tell(core, &record.session).await;
+        tell(core, record);
     }
     Ok(expired)
 }
 
-/// Wakes whoever waits for a session, on every replica.
-pub(crate) async fn tell(core: &Core, session: &SessionId) {
-    core.hub.tell(session);
-    if let Err(error) = core.courier.tell_replicas(session).await {
-        debug!(%error, "other replicas will find out by themselves");
-    }
+/// Wakes whoever waits for a request that was closed, on every replica, and the agent that waits for
+/// a registered one with Redis. Nobody waits until that is done, and nothing depends on it: whoever
+/// is not woken asks by themselves.
+pub(crate) fn tell(core: &Core, record: &Record) {
+    core.hub.tell(&record.session);
+    let (courier, is_registered) = (core.courier.clone(), record.origin == Origin::Http);
+    let (session, tenant, id) = (record.session.clone(), record.tenant.clone(), record.id.clone());
+    let telling = async move {
+        let agent =
+            async { if is_registered { courier.wake_agent(&tenant, &id).await } else { Ok(()) } };
+        let (replicas, agent) = tokio::join!(courier.tell_replicas(&session), agent);
+        if let Err(error) = replicas.and(agent) {
+            debug!(%error, "whoever waits elsewhere will find out by themselves");
+        }
+    };
+    core.under_way.spawn_on(telling.in_current_span(), &core.runtime);
 }
 
 /// Notes that the agent has acted on an outcome. Noting it again changes nothing.

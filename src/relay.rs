@@ -139,7 +139,7 @@ async fn send_one(core: Core, record: Record) -> Option<Delivery> {
     let now = core.clock.now();
     let span = if traces::are_on() {
         // Without it, it is still a trace.
-        let cause = core.ledger.trace_parent(&record.id).await.ok().flatten();
+        let cause = core.ledger.trace_parent(&record.tenant, &record.id).await.ok().flatten();
         traces::linked("relay.send", cause)
     } else {
         Span::none()

@@ -171,7 +171,7 @@ async fn publish_again(
     request: &RequestId,
     session: &SessionId,
 ) -> Result<Again, Undelivered> {
-    let Some(mut record) = core.ledger.find_request(request).await? else {
+    let Some(mut record) = core.ledger.find_request_of_redis(request).await? else {
         // This service has sent a signal whose decision is gone.
         metrics::forged(Forgery::Signal);
         warn!(security = true, request_id = %request, session_id = %session,

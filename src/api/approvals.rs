@@ -308,6 +308,7 @@ pub async fn register(
             Ok(ok(message, registered_view(&record, &core)).with(etag(record.etag())))
         }
         Registered::TaskIsOver => Err(ApiError::task_is_over()),
+        Registered::IdTaken => Err(ApiError::id_taken()),
     }
 }
 

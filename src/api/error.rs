@@ -572,11 +572,6 @@ impl From<Refusal> for ApiError {
                 "requestId": id.as_str(), "sessionId": session.as_str(), "status": "cancelled",
             })),
             Refusal::AlreadyDecided(standing) => Self::already_decided(&standing),
-            Refusal::SessionTaken => Self::new(
-                ErrorCode::Conflict,
-                "This session id is in use by another agent. Register under a session id of your own.",
-                "다른 에이전트가 사용 중인 세션 ID입니다. 자신의 세션 ID로 등록해 주세요.",
-            ),
             Refusal::Changed => Self::new(
                 ErrorCode::Changed,
                 "The request has changed since you looked at it; nothing was decided. Please look again.",
@@ -613,13 +608,12 @@ impl From<Problem> for ApiError {
                 ),
                 "저장된 요청을 읽을 수 없어 결정할 수 없습니다. 에이전트가 다시 요청해야 합니다.",
             ),
-            Problem::DecidedElsewhere(status) => Self::new(
+            Problem::DecidedByNobody => Self::new(
                 ErrorCode::Unprocessable,
                 "Nobody decided this request here, but Redis says that it is no longer pending. \
                  The agent must ask again.",
                 "이 서비스에서 결정되지 않았지만 Redis에는 처리된 것으로 표시되어 있습니다. 에이전트가 다시 요청해야 합니다.",
-            )
-            .with_data(json!({ "status": status })),
+            ),
             Problem::Courier(unavailable) => Self::unavailable(&unavailable.to_string()),
             Problem::Ledger(error) => error.into(),
             Problem::TooMany(too_many) => too_many.into(),

@@ -16,6 +16,7 @@ use crate::auth::{CallerOf, rest_of_token};
 use crate::connection::end_with_client;
 use crate::core::Core;
 use crate::domain::decision::{Delivery, Record, State};
+use crate::domain::request::Origin;
 use crate::outcomes::{self, Found};
 
 /// Longest that a call may wait, in seconds: under the minute after which many proxies give up.
@@ -71,8 +72,8 @@ pub struct OutcomeView {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SignalView {
-    /// `none`, for there is nothing to signal; `owed`; `sent`; `superseded`, for its session had
-    /// moved on.
+    /// `none`: undecided, or registered over HTTP and so not signalled in Redis. `owed`, `sent`, or
+    /// `superseded`: its session had moved on.
     #[schema(example = "sent")]
     state: &'static str,
     /// When it was sent.
@@ -245,7 +246,7 @@ fn view(found: Found) -> OutcomeView {
 const NO_SIGNAL: SignalView = SignalView { state: "none", sent_at: None, listeners: None };
 
 fn signal(record: &Record) -> SignalView {
-    if record.state.decision().is_none() {
+    if record.state.decision().is_none() || record.origin == Origin::Http {
         return NO_SIGNAL;
     }
     let state = match record.delivery {

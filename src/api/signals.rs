@@ -91,24 +91,29 @@ pub async fn read(
     let ask = |polled: Option<_>| {
         let (core, caller) = (core.get_ref().clone(), caller.clone());
         let (session, wanted) = (session.clone(), wanted.clone());
-        async move {
-            let polled = match polled {
-                Some(polled) => polled,
-                None => core.courier.poll(&session).await,
-            };
-            approvals::find_signal(&core, &caller, &session, wanted.as_ref(), polled).await
-        }
+        async move { approvals::find_signal(&core, &caller, &session, wanted.as_ref(), polled).await }
     };
     // Most polls end here, and need not be run to their end: they change nothing.
-    let room = core.make_room()?;
-    let polled = core.courier.poll(&session).await;
-    drop(room);
-    if let Ok(polled) = &polled
-        && let Some(signal) = approvals::signal_at_hand(polled, &caller, wanted.as_ref())
+    let mut polled = None;
+    if let Some(wanted) = &wanted
+        && let Some(signal) = approvals::known_signal(&core, &caller, &session, wanted)
     {
-        return Ok(ok(RETRIEVED, signal.to_owned()));
+        return Ok(ok(RETRIEVED, signal));
     }
-    let mut signal = core.run_to_end(ask(Some(polled))).await??;
+    // A request that an agent names may be a registered one, which needs no Redis.
+    if wanted.as_ref().is_none_or(|wanted| core.decisions.of_redis(wanted).is_some()) {
+        let room = core.make_room()?;
+        let answer = core.courier.poll(&session).await;
+        drop(room);
+        if let Ok(found) = &answer
+            && let Some(signal) =
+                approvals::signal_at_hand(&core, &caller, &session, wanted.as_ref(), found)
+        {
+            return Ok(ok(RETRIEVED, signal));
+        }
+        polled = Some(answer);
+    }
+    let mut signal = core.run_to_end(ask(polled)).await??;
     if let Some(wait) = wait.filter(|wait| signal.is_none() && !wait.is_zero()) {
         end_with_client(&request);
         let ask = || ask(None);

@@ -1,10 +1,10 @@
 //! The courier: carries requests and signals between agents and us. It may lose anything; the
 //! ledger knows what it still owes.
 //!
-//! Redis, or the in-process stand-in of the embedded mode, chosen at start. Key names, values and
-//! times to live are the wire contract's. Must not decide anything.
+//! Redis, or nothing: in the embedded mode there are no agents on Redis, and the hub wakes whoever
+//! waits in this process. Key names, values and times to live are the wire contract's. Must not
+//! decide anything. Requests registered over HTTP have no keys here, only a wake-up.
 
-mod in_process;
 mod link;
 mod redis;
 mod topology;
@@ -13,19 +13,17 @@ use std::future::Future;
 use std::time::Duration;
 
 use ::redis::cluster_routing::Slot;
-use sqlx::SqlitePool;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tracing::Instrument as _;
 
-pub use self::in_process::InProcessEar;
 pub use self::link::Login;
 pub use self::topology::RedisSettings;
-use crate::domain::clock::Clock;
-use crate::domain::ids::{RequestId, SessionId};
+use crate::domain::ids::{RequestId, SessionId, TenantId};
+use crate::domain::request::REQUEST_TTL_SECONDS;
 use crate::domain::session::SessionPointer;
 use crate::limits::RateLimit;
 use crate::traces;
 
-use self::in_process::InProcessCourier;
 use self::redis::{RedisCourier, RedisSubscription};
 
 /// Longest any call to the courier takes, reconnecting included.
@@ -109,20 +107,19 @@ pub enum Sent {
 pub enum Courier {
     /// The agents' own Redis.
     Redis(RedisCourier),
-    /// Nothing but this process; agents reach it over HTTP.
-    InProcess(InProcessCourier),
+    /// No Redis: agents reach this process over HTTP.
+    InProcess,
 }
 
-macro_rules! on_courier {
+/// Asks Redis, within [`TIMEOUT`]; without Redis the answer is the default one.
+macro_rules! on_redis {
     ($self:ident, $courier:ident => $call:expr) => {
-        bounded(async {
-            match $self {
-                Courier::Redis($courier) => $call.await,
-                Courier::InProcess($courier) => $call.await,
+        match $self {
+            Courier::Redis($courier) => {
+                bounded($call).instrument(traces::step(stringify!($call))).await
             }
-        })
-        .instrument(traces::step(stringify!($call)))
-        .await
+            Courier::InProcess => Ok(Default::default()),
+        }
     };
 }
 
@@ -142,18 +139,12 @@ impl Courier {
         Ok(Self::Redis(RedisCourier::new(settings)?))
     }
 
-    /// A courier within this process, its values in the ledger's SQLite file.
-    #[must_use]
-    pub fn in_process(pool: SqlitePool, clock: Clock) -> Self {
-        Self::InProcess(InProcessCourier::new(pool, clock))
-    }
-
     /// `redis` or `in-process`.
     #[must_use]
     pub fn engine(&self) -> &'static str {
         match self {
             Self::Redis(_) => "redis",
-            Self::InProcess(_) => "in-process",
+            Self::InProcess => "in-process",
         }
     }
 
@@ -181,7 +172,7 @@ impl Courier {
     /// # Errors
     /// [`Unavailable`] when it does not.
     pub async fn ping(&self) -> Result<()> {
-        on_courier!(self, courier => courier.ping())
+        on_redis!(self, courier => courier.ping())
     }
 
     /// Which histories of data there are now, one by server that holds signals. A server begins
@@ -191,10 +182,7 @@ impl Courier {
     /// # Errors
     /// [`Unavailable`].
     pub async fn histories(&self) -> Result<Vec<String>> {
-        match self {
-            Self::Redis(courier) => bounded(courier.histories()).await,
-            Self::InProcess(_) => Ok(Vec::new()),
-        }
+        on_redis!(self, courier => courier.histories())
     }
 
     /// The request under `hitl:request:{requestId}`.
@@ -202,7 +190,7 @@ impl Courier {
     /// # Errors
     /// [`Unavailable`].
     pub async fn find_request(&self, id: &RequestId) -> Result<Option<StoredRequest>> {
-        on_courier!(self, courier => courier.find_request(&request_key(id)))
+        on_redis!(self, courier => courier.find_request(&request_key(id)))
     }
 
     /// What a request's session names: known already if it was read along with the request.
@@ -234,7 +222,7 @@ impl Courier {
     /// # Errors
     /// [`Unavailable`].
     pub async fn session(&self, session: &SessionId) -> Result<SessionPointer> {
-        let text = on_courier!(self, courier => courier.text(&session_key(session)))?;
+        let text = on_redis!(self, courier => courier.text(&session_key(session)))?;
         Ok(SessionPointer::read(text))
     }
 
@@ -258,31 +246,23 @@ impl Courier {
     /// # Errors
     /// [`Unavailable`].
     pub async fn signal(&self, session: &SessionId) -> Result<Option<String>> {
-        on_courier!(self, courier => courier.text(&signal_key(session)))
+        on_redis!(self, courier => courier.text(&signal_key(session)))
     }
 
-    /// Writes a request's JSON, with a request's time to live. `only_new` leaves alone what is
-    /// there already.
+    /// Rewrites a request's JSON, with a request's time to live.
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn put_request(&self, id: &RequestId, document: &str, only_new: bool) -> Result<()> {
-        let ttl = crate::domain::request::REQUEST_TTL_SECONDS;
-        on_courier!(self, courier => courier.put(&request_key(id), document, ttl, only_new))
+    pub async fn put_request(&self, id: &RequestId, document: &str) -> Result<()> {
+        self.set(&request_key(id), document, REQUEST_TTL_SECONDS).await
     }
 
-    /// Makes a session name a request. `only_new` leaves alone what is there already.
+    /// Sets a key.
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn put_session(
-        &self,
-        session: &SessionId,
-        pointer: &str,
-        only_new: bool,
-    ) -> Result<()> {
-        let ttl = crate::domain::request::SESSION_TTL_SECONDS;
-        on_courier!(self, courier => courier.put(&session_key(session), pointer, ttl, only_new))
+    pub async fn set(&self, key: &str, value: &str, ttl_seconds: u64) -> Result<()> {
+        on_redis!(self, courier => courier.set(key, value, ttl_seconds))
     }
 
     /// Sends a signal: first the key, then the message, then the request as it is now.
@@ -290,21 +270,29 @@ impl Courier {
     /// # Errors
     /// [`Unavailable`]; it may have been sent nevertheless.
     pub async fn send(&self, outgoing: &Outgoing<'_>) -> Result<Sent> {
-        on_courier!(self, courier => courier.send(outgoing))
+        match self {
+            Self::Redis(courier) => {
+                bounded(courier.send(outgoing)).instrument(traces::step("courier.send")).await
+            }
+            Self::InProcess => Ok(Sent::Published { listeners: None, history: None }),
+        }
     }
 
-    /// Tells all replicas that something was settled in a session of which its channel must not know.
+    /// Tells all replicas that a session has news of which its channel must not know.
     ///
     /// # Errors
     /// [`Unavailable`]; the replicas find out by themselves then.
     pub async fn tell_replicas(&self, session: &SessionId) -> Result<()> {
-        match self {
-            Self::Redis(courier) => bounded(courier.publish(OUTCOMES, session.as_str())).await,
-            Self::InProcess(courier) => {
-                courier.publish(OUTCOMES, session.as_str());
-                Ok(())
-            }
-        }
+        on_redis!(self, courier => courier.publish(OUTCOMES, session.as_str()))
+    }
+
+    /// Wakes the agent that waits for a registered request with Redis: a reason to ask over HTTP,
+    /// never an answer.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; the agent asks by itself then.
+    pub async fn wake_agent(&self, tenant: &TenantId, id: &RequestId) -> Result<()> {
+        on_redis!(self, courier => courier.publish(&decision_channel(tenant, id), ASK))
     }
 
     /// Begins to listen to the replicas, and to the channels of all sessions. `None` in-process,
@@ -318,7 +306,7 @@ impl Courier {
                 let channels = (&*format!("{CHANNEL}*"), OUTCOMES);
                 Ok(Some(Subscription(bounded(courier.listen(channels)).await?)))
             }
-            Self::InProcess(_) => Ok(None),
+            Self::InProcess => Ok(None),
         }
     }
 
@@ -329,7 +317,7 @@ impl Courier {
     pub async fn listeners(&self, sessions: &[SessionId]) -> Result<Vec<i64>> {
         match self {
             Self::Redis(courier) => bounded(courier.listeners(sessions)).await,
-            Self::InProcess(_) => Ok(vec![0; sessions.len()]),
+            Self::InProcess => Ok(vec![0; sessions.len()]),
         }
     }
 
@@ -339,10 +327,7 @@ impl Courier {
     /// # Errors
     /// [`Unavailable`]; it may have been counted nevertheless.
     pub async fn admit(&self, bucket: String, limit: RateLimit) -> Result<Option<Duration>> {
-        match self {
-            Self::Redis(courier) => bounded(courier.admit(bucket, limit)).await,
-            Self::InProcess(_) => Ok(None),
-        }
+        on_redis!(self, courier => courier.admit(bucket, limit))
     }
 }
 
@@ -441,11 +426,37 @@ fn channel(session: &SessionId) -> String {
     format!("{CHANNEL}{session}")
 }
 
+/// What stands before tenant and request in the channel of a registered request (wire contract).
+const DECISION: &str = "hitl:decision:";
+/// The only message there (wire contract).
+const ASK: &str = "ask";
+/// What RFC 3986 calls unreserved stays as it is; all other bytes are percent-encoded.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// The tenant is percent-encoded, so that no tenant's name reaches into another tenant's channels.
+fn decision_channel(tenant: &TenantId, id: &RequestId) -> String {
+    format!("{DECISION}{}:{id}", utf8_percent_encode(tenant.as_str(), RESERVED))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_channel_of_a_registered_request_is_spelled_like_the_contract_says() {
+        let id = RequestId::parse("req.1_a:b@c-d").unwrap();
+        for (tenant, spelled) in [
+            ("tenant1", "tenant1"),
+            ("A-Z_a.z~9", "A-Z_a.z~9"),
+            ("a:b/c d*", "a%3Ab%2Fc%20d%2A"),
+            ("김", "%EA%B9%80"),
+        ] {
+            let channel = decision_channel(&TenantId::parse(tenant).unwrap(), &id);
+            assert_eq!(channel, format!("hitl:decision:{spelled}:req.1_a:b@c-d"));
+        }
+    }
 
     proptest! {
         #[test]

@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use redis::aio::{PubSubSink, PubSubStream};
 use redis::{
-    AsyncCommands, ErrorKind, ExistenceCheck, FromRedisValue, RedisError, RedisResult,
-    ServerErrorKind, SetExpiry, SetOptions, ToRedisArgs, Value, cmd, from_redis_value,
+    AsyncCommands, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, SetExpiry,
+    SetOptions, ToRedisArgs, Value, cmd, from_redis_value,
 };
 
 use super::link::{Link, Login};
@@ -145,23 +145,13 @@ impl RedisCourier {
         })
     }
 
-    pub async fn put(
-        &self,
-        key: &str,
-        value: &str,
-        ttl_seconds: u64,
-        only_new: bool,
-    ) -> Result<()> {
-        let mut options = SetOptions::default().with_expiration(SetExpiry::EX(ttl_seconds));
-        if only_new {
-            options = options.conditional_set(ExistenceCheck::NX);
-        }
+    pub async fn set(&self, key: &str, value: &str, ttl_seconds: u64) -> Result<()> {
         self.link
             .call(Some(key), |mut redis| async move {
-                redis.set_options::<_, _, Option<String>>(key, value, options).await
+                let options = SetOptions::default().with_expiration(SetExpiry::EX(ttl_seconds));
+                redis.set_options::<_, _, ()>(key, value, options).await
             })
             .await?
-            .map(drop)
             .map_err(|error| unexpected(&error))
     }
 

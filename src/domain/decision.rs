@@ -151,12 +151,13 @@ impl State {
     }
 }
 
-/// What is still to be done in Redis for a row of the ledger.
+/// What became of the signal of a request of Redis. Registered requests have none: they are `Sent`
+/// from the beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// Redis does not show it yet: the keys of a pending request, or the signal of a decision.
+    /// The signal of a decision is not in Redis yet.
     Owed,
-    /// Redis has it.
+    /// Redis has it, or there is nothing to send.
     Sent,
     /// The session had moved on when it was to be sent, so it never will be.
     Superseded,
@@ -261,6 +262,8 @@ impl Settled {
 #[derive(Clone, Debug)]
 pub struct Mark {
     /// Whose row.
+    pub tenant: TenantId,
+    /// And of which request.
     pub request: RequestId,
     /// Since when it was owed; if it is owed anew since, the mark counts for nothing.
     pub owed_since: DateTime<Utc>,
@@ -274,7 +277,8 @@ impl Mark {
     /// What became of the delivery that this row owes.
     #[must_use]
     pub fn of(record: &Record, settled: Settled, at: DateTime<Utc>) -> Self {
-        Self { request: record.id.clone(), owed_since: record.owed_since, settled, at }
+        let (tenant, request) = (record.tenant.clone(), record.id.clone());
+        Self { tenant, request, owed_since: record.owed_since, settled, at }
     }
 }
 
@@ -302,8 +306,6 @@ pub enum Refusal {
     AlreadyDecided(Standing),
     /// What would be decided is not what the ledger knows under this id.
     Altered,
-    /// The session is somebody else's, whose agent would take our signal for its answer.
-    SessionTaken,
     /// It is not the content that the caller has looked at.
     Changed,
     /// It may be what the caller has looked at, but on the way a proxy has weakened its tag.

@@ -23,8 +23,6 @@ pub const REQUEST_TTL_SECONDS: u64 = 1800;
 pub const MAX_DOCUMENT_BYTES: usize = 1024 * 1024 + 64 * 1024;
 /// How long existing agents wait for an answer before they give up (wire contract).
 pub const PATIENCE: TimeDelta = TimeDelta::seconds(300);
-/// How long `hitl:session:{sessionId}` lives, in seconds (wire contract).
-pub const SESSION_TTL_SECONDS: u64 = 3600;
 
 /// How long ago a request in Redis was made, from the rest of its time to live: agents write no
 /// usable time, but they set the whole of it when they ask. A key without an end counts as new.
@@ -36,7 +34,8 @@ pub fn age(ttl: Option<Duration>) -> TimeDelta {
 }
 
 /// Who wrote a request first. Agents that write to Redis take any message on their channel for
-/// their answer; agents that register over HTTP match on the request id.
+/// their answer, so their requests follow the rules on sessions. Requests registered over HTTP live
+/// in the ledger alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// An agent wrote it to Redis; we know it from its decision on.
@@ -160,20 +159,12 @@ impl ApprovalRequest {
     }
 }
 
-/// Whether a document under the key of `id` is a request of this tenant's that is not pending any
-/// more. Reads no more than that: agents ask often.
+/// The status of a request in Redis, `pending` when it does not say. Reads no more than that: agents
+/// ask often. `None` when it cannot be read.
 #[must_use]
-pub fn is_settled_for(id: &RequestId, tenant: &TenantId, document: &str) -> bool {
-    let Some(object) = python_json::fields(document) else { return false };
-    let names = |field, expected: &str| match name(&object, field) {
-        Ok(Some(name)) => Some(name == expected),
-        Ok(None) => None,
-        Err(_odd) => Some(false),
-    };
-    let is_settled = matches!(text(&object, "status"), Ok(Some(status)) if status != "pending");
-    is_settled
-        && names("requestId", id.as_str()) != Some(false)
-        && names("tenantId", tenant.as_str()) == Some(true)
+pub fn status_of(document: &str) -> Option<String> {
+    let object = python_json::fields(document)?;
+    Some(text(&object, "status").ok()?.unwrap_or_else(|| "pending".to_owned()))
 }
 
 /// `null` counts as absent.

@@ -5,8 +5,7 @@
 
 use serde_json::value::RawValue;
 
-use super::approver::Caller;
-use super::ids::{RequestId, SessionId, TenantId, UserId};
+use super::ids::{RequestId, TenantId, UserId};
 use super::json::{self, RawObject};
 
 /// The pointer as it was read, and what it means.
@@ -55,33 +54,6 @@ impl SessionPointer {
 
 fn name_or_raw(value: &RawValue) -> String {
     json::text_or_digits(value).unwrap_or_else(|| value.get().to_owned())
-}
-
-/// Whether a session, or the request it names, says that it is somebody else's than the caller's.
-#[must_use]
-pub fn is_anothers(tenant: Option<&TenantId>, user: Option<&UserId>, caller: &Caller) -> bool {
-    tenant.is_some_and(|tenant| *tenant != caller.tenant)
-        || user.is_some_and(|user| *user != caller.user)
-}
-
-/// The pointer that we write for a request registered over HTTP, in the agents' own form.
-#[must_use]
-pub fn pointer_json(
-    session: &SessionId,
-    request: &RequestId,
-    user: &str,
-    tenant: &TenantId,
-) -> String {
-    let object: RawObject = [
-        ("sessionId", session.as_str()),
-        ("requestId", request.as_str()),
-        ("userId", user),
-        ("tenantId", tenant.as_str()),
-    ]
-    .into_iter()
-    .map(|(name, value)| (name.to_owned(), json::raw(value)))
-    .collect();
-    json::raw(&object).get().to_owned()
 }
 
 #[cfg(test)]

@@ -36,6 +36,23 @@ const CREATE_TABLE: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (
     execution_time BIGINT NOT NULL
 )";
 
+/// What only replicas of an older release need: the table of traces, and the key without the tenant,
+/// in whose place comes the index with the tenant. The table is locked for a moment only.
+const FINISH: &str = "BEGIN;
+    SET LOCAL lock_timeout = '5s';
+    DROP TABLE IF EXISTS hitl_trace;
+    LOCK TABLE hitl_request IN ACCESS EXCLUSIVE MODE;
+    DO $$ BEGIN
+        IF EXISTS (SELECT FROM pg_constraint
+                    WHERE conname = 'hitl_request_pkey'
+                      AND conrelid = 'hitl_request'::regclass) THEN
+            ALTER TABLE hitl_request DROP CONSTRAINT hitl_request_pkey;
+            ALTER TABLE hitl_request
+                ADD CONSTRAINT hitl_request_key PRIMARY KEY USING INDEX hitl_request_key;
+        END IF;
+    END $$;
+    COMMIT";
+
 /// SQLite's file has one process, and its migrator needs no lock.
 pub async fn run_sqlite(pool: &SqlitePool, migrations: &Migrator) -> anyhow::Result<()> {
     let mut migrator = Migrator { migrations: migrations.migrations.clone(), ..Migrator::DEFAULT };
@@ -45,13 +62,12 @@ pub async fn run_sqlite(pool: &SqlitePool, migrations: &Migrator) -> anyhow::Res
 
 /// Connects twice: to hold the lock, and to migrate.
 pub async fn run_postgres(url: &str, migrations: &Migrator) -> anyhow::Result<()> {
-    let options = PgConnectOptions::from_str(url)?
-        .application_name("aura-hitl migrate")
-        .extra_float_digits(None);
+    let options = options(url)?;
     let mut locking = connect(&options).await?;
     lock(&mut locking).await?;
     let mut connection = connect(&options).await?;
     let applied = applied(&mut connection).await?;
+    let is_new = applied.is_empty();
     let missing = migrations.iter().filter(|one| !applied.contains_key(&one.version));
     for one in missing {
         info!(version = one.version, description = %one.description, "migrating");
@@ -63,10 +79,31 @@ pub async fn run_postgres(url: &str, migrations: &Migrator) -> anyhow::Result<()
         let is_ours = applied.get(&one.version).is_none_or(|sum| *sum == hex(&one.checksum));
         ensure!(is_ours, "migration {} was applied in another wording", one.version);
     }
+    if is_new {
+        // No replica of an older release can be using it.
+        raw_sql(FINISH).execute(&mut connection).await?;
+    }
     // The transaction that holds the lock ends with its connection.
     locking.close().await?;
     connection.close().await?;
     Ok(())
+}
+
+/// Drops what only replicas of an older release need. Does nothing the second time.
+pub async fn finish_postgres(url: &str) -> anyhow::Result<()> {
+    let options = options(url)?;
+    let mut locking = connect(&options).await?;
+    lock(&mut locking).await?;
+    let mut connection = connect(&options).await?;
+    raw_sql(FINISH).execute(&mut connection).await?;
+    locking.close().await?;
+    connection.close().await?;
+    Ok(())
+}
+
+fn options(url: &str) -> anyhow::Result<PgConnectOptions> {
+    let options = PgConnectOptions::from_str(url)?;
+    Ok(options.application_name("aura-hitl migrate").extra_float_digits(None))
 }
 
 /// A pooler accepts a client before it has a server for it, so the first answer is waited for too.

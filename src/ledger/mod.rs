@@ -198,6 +198,8 @@ pub enum Recorded {
     Won(Record),
     /// Something else stands: the row as it is.
     Lost(Record),
+    /// The id is another tenant's.
+    IdTaken,
 }
 
 /// What came of an attempt to register.
@@ -209,6 +211,25 @@ pub enum Registered {
     Known(Record),
     /// The task it names is completed or failed.
     TaskIsOver,
+    /// The id is another tenant's, in a database that older replicas may still use.
+    IdTaken,
+}
+
+/// What one write of a request did.
+#[derive(Debug)]
+pub enum Written {
+    /// It wrote this row.
+    Row(Box<RequestRow>),
+    /// What is there, or the task, did not allow it.
+    Nothing,
+    /// Another tenant has the id.
+    IdTaken,
+}
+
+impl Written {
+    fn of(row: Option<RequestRow>) -> Self {
+        row.map_or(Self::Nothing, |row| Self::Row(Box::new(row)))
+    }
 }
 
 /// What came of an attempt to change a task.
@@ -330,7 +351,7 @@ impl Ledger {
         Ok(Self::Sqlite(SqliteLedger::connect(file, SQLITE_ACQUIRE_TIMEOUT).await?))
     }
 
-    /// The database file's pool, when there is one: the in-process courier lives in it.
+    /// The database file's pool, when there is one.
     #[must_use]
     pub fn sqlite_pool(&self) -> Option<SqlitePool> {
         match self {
@@ -366,6 +387,21 @@ impl Ledger {
             (Self::Sqlite(ledger), _) => {
                 migrations::run_sqlite(&ledger.pool(), &SQLITE_MIGRATIONS).await
             }
+        }
+    }
+
+    /// Drops what only replicas of an older release need. None may be running, or start again.
+    ///
+    /// # Errors
+    /// What the database says; finishing again is safe.
+    pub async fn finish(&self, postgres_url: Option<&SecretString>) -> anyhow::Result<()> {
+        match (self, postgres_url) {
+            (Self::Postgres(_), Some(url)) => {
+                migrations::finish_postgres(url.expose_secret()).await
+            }
+            (Self::Postgres(_), None) => anyhow::bail!("migrating Postgres needs its URL"),
+            // One process holds the file, so no older release uses it.
+            (Self::Sqlite(_), _) => Ok(()),
         }
     }
 
@@ -434,22 +470,29 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::OutcomeUnknown`] leaves open whether it was recorded; ask again by reading.
     pub async fn record_outcome(&self, writing: &Writing<'_>) -> Result<Recorded> {
-        if let Some(row) = on_engine!(self, ledger => ledger.record_outcome(writing))? {
-            let waits = row.task_status.as_deref() == Some(TaskStatus::WaitingApproval.as_str());
-            let record = row.into_record()?;
-            writing.count_unsendable();
-            if waits {
-                crash_point!("task-waits");
-                // The task has other requests. If one of them was decided at this very moment,
-                // neither decision saw the other's; looking again after both does.
-                let _released = self.release_task(&record.task, writing.now).await;
+        match on_engine!(self, ledger => ledger.record_outcome(writing))? {
+            Written::Row(row) => {
+                writing.count_unsendable();
+                let waits =
+                    row.task_status.as_deref() == Some(TaskStatus::WaitingApproval.as_str());
+                let record = row.into_record()?;
+                if waits {
+                    crash_point!("task-waits");
+                    // The task has other requests. If one of them was decided at this very moment,
+                    // neither decision saw the other's; looking again after both does.
+                    let _released = self.release_task(&record.task, writing.now).await;
+                }
+                Ok(Recorded::Won(record))
             }
-            return Ok(Recorded::Won(record));
+            Written::Nothing => {
+                let id = &writing.candidate.request.id;
+                let standing = self.find_request(writing.tenant(), id).await?;
+                standing.map(Recorded::Lost).ok_or_else(|| {
+                    LedgerError::Inconsistent("a request was neither decided nor found".to_owned())
+                })
+            }
+            Written::IdTaken => Ok(Recorded::IdTaken),
         }
-        let standing = self.find_request(&writing.candidate.request.id).await?;
-        standing.map(Recorded::Lost).ok_or_else(|| {
-            LedgerError::Inconsistent("a request was neither decided nor found".to_owned())
-        })
     }
 
     /// Lets a task go on that waits for nothing any more.
@@ -465,20 +508,35 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`]; registering the same request again is safe.
     pub async fn register(&self, writing: &Writing<'_>) -> Result<Registered> {
-        if let Some(row) = on_engine!(self, ledger => ledger.register(writing))? {
-            writing.count_unsendable();
-            return Ok(Registered::New(row.into_record()?));
-        }
-        let known = self.find_request(&writing.candidate.request.id).await?;
+        let known = match on_engine!(self, ledger => ledger.register(writing))? {
+            Written::Row(row) => {
+                writing.count_unsendable();
+                return Ok(Registered::New(row.into_record()?));
+            }
+            Written::Nothing => {
+                self.find_request(writing.tenant(), &writing.candidate.request.id).await?
+            }
+            Written::IdTaken => return Ok(Registered::IdTaken),
+        };
         Ok(known.map_or(Registered::TaskIsOver, Registered::Known))
     }
 
-    /// The request of this id.
+    /// The tenant's request of this id.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
-    pub async fn find_request(&self, id: &RequestId) -> Result<Option<Record>> {
-        let row = on_engine!(self, ledger => ledger.find_request(id)).map_err(read_only)?;
+    pub async fn find_request(&self, tenant: &TenantId, id: &RequestId) -> Result<Option<Record>> {
+        let row = on_engine!(self, ledger => ledger.find_request(tenant, id)).map_err(read_only)?;
+        row.map(RequestRow::into_record).transpose()
+    }
+
+    /// The request of Redis with this id, whosever it is: its key belongs to one tenant only.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn find_request_of_redis(&self, id: &RequestId) -> Result<Option<Record>> {
+        let row =
+            on_engine!(self, ledger => ledger.find_request_of_redis(id)).map_err(read_only)?;
         row.map(RequestRow::into_record).transpose()
     }
 
@@ -513,8 +571,13 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
-    pub async fn expire(&self, id: &RequestId, now: DateTime<Utc>) -> Result<Option<Record>> {
-        let row = on_engine!(self, ledger => ledger.expire(id, now))?;
+    pub async fn expire(
+        &self,
+        tenant: &TenantId,
+        id: &RequestId,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Record>> {
+        let row = on_engine!(self, ledger => ledger.expire(tenant, id, now))?;
         row.map(RequestRow::into_record).transpose()
     }
 
@@ -522,17 +585,23 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
-    pub async fn trace_parent(&self, id: &RequestId) -> Result<Option<String>> {
-        on_engine!(self, ledger => ledger.trace_parent(id)).map_err(read_only)
+    pub async fn trace_parent(&self, tenant: &TenantId, id: &RequestId) -> Result<Option<String>> {
+        on_engine!(self, ledger => ledger.trace_parent(tenant, id)).map_err(read_only)
     }
 
     /// Up to `limit` pending requests whose time is over, the longest first.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
-    pub async fn overdue(&self, now: DateTime<Utc>, limit: i64) -> Result<Vec<RequestId>> {
+    pub async fn overdue(
+        &self,
+        now: DateTime<Utc>,
+        limit: i64,
+    ) -> Result<Vec<(TenantId, RequestId)>> {
         let ids = on_engine!(self, ledger => ledger.overdue(now, limit)).map_err(read_only)?;
-        Ok(ids.into_iter().filter_map(|id| RequestId::parse(id).ok()).collect())
+        let readable =
+            |(tenant, id)| Some((TenantId::parse(tenant).ok()?, RequestId::parse(id).ok()?));
+        Ok(ids.into_iter().filter_map(readable).collect())
     }
 
     /// Notes that the agent has acted on an outcome; the first time counts. `None` when the tenant
@@ -588,7 +657,7 @@ impl Ledger {
         Ok(settled.into_iter().filter_map(readable).collect())
     }
 
-    /// The tenant's last decided request of a session.
+    /// The tenant's last decided request of Redis in a session.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.

@@ -15,7 +15,7 @@ use super::export::hand_over;
 use super::outbox::{OutboxKind, OutboxRow};
 use super::refused::{ExportedAttempt, RefusedAttempt};
 use super::writes::Writes;
-use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
+use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, Written, delivery_str};
 use crate::domain::approver::{Caller, Role};
 use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
@@ -39,9 +39,7 @@ macro_rules! in_one_statement {
             $write_request,
             "), touched AS (",
             write_task!("written AS d WHERE true"),
-            " RETURNING status), traced AS (",
-            write_trace!("written AS d WHERE true"),
-            "), audited AS (",
+            " RETURNING status), audited AS (",
             write_audit!("written AS d WHERE true"),
             ")
              SELECT written.*, touched.status AS task_status FROM written, touched"
@@ -156,7 +154,8 @@ impl PgLedger {
             "WITH old AS MATERIALIZED (",
             old_requests!("FOR UPDATE SKIP LOCKED"),
             "), gone AS (
-                DELETE FROM hitl_request WHERE request_id IN (SELECT request_id FROM old)
+                DELETE FROM hitl_request
+                 WHERE (tenant_id, request_id) IN (SELECT tenant_id, request_id FROM old)
                 RETURNING task_id, owns_task, outcome
             ), numbers AS (",
             remember_outcomes!("gone"),
@@ -191,19 +190,15 @@ impl PgLedger {
         self.pool.close().await;
     }
 
-    pub async fn record_outcome(&self, writing: &Writing<'_>) -> sqlx::Result<Option<RequestRow>> {
+    pub async fn record_outcome(&self, writing: &Writing<'_>) -> sqlx::Result<Written> {
         self.write(in_one_statement!(decide_request!()), writing).await
     }
 
-    pub async fn register(&self, writing: &Writing<'_>) -> sqlx::Result<Option<RequestRow>> {
+    pub async fn register(&self, writing: &Writing<'_>) -> sqlx::Result<Written> {
         self.write(in_one_statement!(register_request!()), writing).await
     }
 
-    async fn write(
-        &self,
-        statement: &'static str,
-        writing: &Writing<'_>,
-    ) -> sqlx::Result<Option<RequestRow>> {
+    async fn write(&self, statement: &'static str, writing: &Writing<'_>) -> sqlx::Result<Written> {
         let write = async || {
             bind_writing(sqlx::query_as(statement), writing).fetch_optional(&self.pool).await
         };
@@ -214,7 +209,14 @@ impl PgLedger {
                 Err(error) if is_anothers_task(&error) => crash_point!("task-taken"),
                 // Nor then: the session's next outcome has the number after it.
                 Err(error) if is_number_taken(&error) => {}
-                written => return written,
+                Err(error) if is_id_taken(&error) => {
+                    let (tenant, id) = (writing.tenant(), &writing.candidate.request.id);
+                    if self.find_request(tenant, id).await?.is_none() {
+                        return Ok(Written::IdTaken);
+                    }
+                    // The same tenant wrote it at the same moment; now it can be seen.
+                }
+                written => return written.map(Written::of),
             }
         }
     }
@@ -222,7 +224,7 @@ impl PgLedger {
     pub async fn mark(&self, marks: &[Mark]) -> sqlx::Result<()> {
         // In one order everywhere, so that two batches cannot wait for each other.
         let mut marks = marks.iter().collect::<Vec<_>>();
-        marks.sort_unstable_by_key(|mark| mark.request.as_str());
+        marks.sort_unstable_by_key(|mark| (mark.tenant.as_str(), mark.request.as_str()));
         let settled = || marks.iter().map(|mark| &mark.settled);
         let texts =
             |texts: &mut dyn Iterator<Item = &str>| texts.map(str::to_owned).collect::<Vec<_>>();
@@ -231,9 +233,9 @@ impl PgLedger {
                 SET delivery = m.delivery, listeners = m.listeners, sent_at = m.sent_at,
                     sent_to = m.sent_to
                FROM UNNEST($1::text[], $2::timestamptz[], $3::text[], $4::bigint[],
-                           $5::timestamptz[], $6::text[])
-                    AS m(request_id, owed_since, delivery, listeners, sent_at, sent_to)
-              WHERE r.request_id = m.request_id AND r.owed_since = m.owed_since
+                           $5::timestamptz[], $6::text[], $7::text[])
+                    AS m(request_id, owed_since, delivery, listeners, sent_at, sent_to, tenant_id)
+              WHERE r.tenant_id = m.tenant_id AND r.request_id = m.request_id AND r.owed_since = m.owed_since
                 AND r.delivery = 'owed'",
         )
         .bind(texts(&mut marks.iter().map(|mark| mark.request.as_str())))
@@ -242,6 +244,7 @@ impl PgLedger {
         .bind(settled().map(|settled| settled.listeners).collect::<Vec<_>>())
         .bind(marks.iter().map(|mark| mark.at).collect::<Vec<_>>())
         .bind(settled().map(|settled| settled.sent_to.clone()).collect::<Vec<_>>())
+        .bind(texts(&mut marks.iter().map(|mark| mark.tenant.as_str())))
         .execute(&self.pool)
         .await
         .map(drop)
@@ -262,6 +265,7 @@ impl PgLedger {
 
     pub async fn expire(
         &self,
+        tenant: &TenantId,
         id: &RequestId,
         now: DateTime<Utc>,
     ) -> sqlx::Result<Option<RequestRow>> {
@@ -273,9 +277,8 @@ impl PgLedger {
             ") SELECT * FROM expired"
         );
         loop {
-            let expired =
-                sqlx::query_as(expire).bind(id.as_str()).bind(now).fetch_optional(&self.pool);
-            match expired.await {
+            let expired = sqlx::query_as(expire).bind(id.as_str()).bind(now).bind(tenant.as_str());
+            match expired.fetch_optional(&self.pool).await {
                 Err(error) if is_number_taken(&error) => {}
                 expired => return expired,
             }
@@ -309,6 +312,15 @@ fn options(url: &str) -> sqlx::Result<PgConnectOptions> {
 /// Whether another outcome of the session took its number at the same moment.
 fn is_number_taken(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(DatabaseError::constraint) == Some("hitl_request_outcome")
+}
+
+/// Whether a row has the id of this request: another tenant's, or one of this tenant's that was
+/// written at the same moment.
+fn is_id_taken(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(DatabaseError::constraint)
+        .is_some_and(|name| ["hitl_request_pkey", "hitl_request_of_redis"].contains(&name))
 }
 
 /// Whether another tenant made a task of this name at the same moment; see `write_task`.

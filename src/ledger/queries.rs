@@ -29,27 +29,50 @@ macro_rules! ledger_queries {
                 .await
             }
 
-            pub async fn find_request(&self, id: &RequestId) -> sqlx::Result<Option<RequestRow>> {
-                sqlx::query_as(select_request!("WHERE request_id = $1"))
+            pub async fn find_request(
+                &self,
+                tenant: &TenantId,
+                id: &RequestId,
+            ) -> sqlx::Result<Option<RequestRow>> {
+                sqlx::query_as(select_request!("WHERE tenant_id = $1 AND request_id = $2"))
+                    .bind(tenant.as_str())
                     .bind(id.as_str())
                     .fetch_optional(&self.pool)
                     .await
             }
 
-            pub async fn trace_parent(&self, id: &RequestId) -> sqlx::Result<Option<String>> {
-                sqlx::query_scalar("SELECT trace_parent FROM hitl_trace WHERE request_id = $1")
+            pub async fn find_request_of_redis(
+                &self,
+                id: &RequestId,
+            ) -> sqlx::Result<Option<RequestRow>> {
+                sqlx::query_as(select_request!("WHERE request_id = $1 AND origin = 'redis'"))
                     .bind(id.as_str())
                     .fetch_optional(&self.pool)
                     .await
+            }
+
+            pub async fn trace_parent(
+                &self,
+                tenant: &TenantId,
+                id: &RequestId,
+            ) -> sqlx::Result<Option<String>> {
+                sqlx::query_scalar(
+                    "SELECT trace_parent FROM hitl_request
+                      WHERE tenant_id = $1 AND request_id = $2",
+                )
+                .bind(tenant.as_str())
+                .bind(id.as_str())
+                .fetch_one(&self.pool)
+                .await
             }
 
             pub async fn overdue(
                 &self,
                 now: DateTime<Utc>,
                 limit: i64,
-            ) -> sqlx::Result<Vec<String>> {
-                sqlx::query_scalar(
-                    "SELECT request_id FROM hitl_request
+            ) -> sqlx::Result<Vec<(String, String)>> {
+                sqlx::query_as(
+                    "SELECT tenant_id, request_id FROM hitl_request
                       WHERE status = 'pending' AND expires_at <= $1
                       ORDER BY expires_at LIMIT $2",
                 )
@@ -124,7 +147,8 @@ macro_rules! ledger_queries {
                 since: DateTime<Utc>,
             ) -> sqlx::Result<Vec<(String, String)>> {
                 sqlx::query_as(
-                    "SELECT session_id, request_id FROM hitl_request WHERE settled_at > $1
+                    "SELECT session_id, tenant_id || '/' || request_id FROM hitl_request
+                      WHERE settled_at > $1
                       ORDER BY settled_at DESC LIMIT 10000",
                 )
                 .bind(since)
@@ -138,7 +162,7 @@ macro_rules! ledger_queries {
                 tenant: &TenantId,
             ) -> sqlx::Result<Option<RequestRow>> {
                 sqlx::query_as(select_request!(
-                    "WHERE session_id = $1 AND tenant_id = $2
+                    "WHERE session_id = $1 AND tenant_id = $2 AND origin = 'redis'
                         AND status IN ('approved', 'rejected')
                       ORDER BY owed_since DESC LIMIT 1"
                 ))
@@ -326,7 +350,7 @@ macro_rules! ledger_queries {
                     "UPDATE hitl_request
                         SET delivery = 'owed', owed_since = $3, due_at = $4, attempts = 0,
                             sent_at = NULL, listeners = NULL, sent_to = NULL
-                      WHERE request_id = $1 AND owed_since = $2
+                      WHERE tenant_id = $5 AND request_id = $1 AND owed_since = $2
                         AND (delivery <> 'owed' OR sent_to IS NOT NULL)
                       RETURNING ",
                     request_row!()
@@ -335,6 +359,7 @@ macro_rules! ledger_queries {
                 .bind(seen.owed_since)
                 .bind(now)
                 .bind(due_at)
+                .bind(seen.tenant.as_str())
                 .fetch_optional(&self.pool)
                 .await
             }
@@ -401,9 +426,9 @@ macro_rules! ledger_queries {
             ) -> sqlx::Result<u64> {
                 sqlx::query(
                     "UPDATE hitl_request SET delivery = 'owed', due_at = $1
-                      WHERE request_id IN (
+                      WHERE origin = 'redis' AND request_id IN (
                           SELECT request_id FROM hitl_request
-                           WHERE delivery = 'sent' AND sent_at > $2
+                           WHERE origin = 'redis' AND delivery = 'sent' AND sent_at > $2
                              AND $3 NOT LIKE '%' || sent_to || '%'
                            ORDER BY sent_at DESC LIMIT $4
                       ) AND delivery = 'sent'",
@@ -424,11 +449,13 @@ macro_rules! ledger_queries {
             ) -> sqlx::Result<()> {
                 sqlx::query(
                     "UPDATE hitl_request SET due_at = $3
-                      WHERE request_id = $1 AND owed_since = $2 AND delivery = 'owed'",
+                      WHERE tenant_id = $4 AND request_id = $1 AND owed_since = $2
+                        AND delivery = 'owed'",
                 )
                 .bind(record.id.as_str())
                 .bind(record.owed_since)
                 .bind(due_at)
+                .bind(record.tenant.as_str())
                 .execute(&self.pool)
                 .await
                 .map(drop)

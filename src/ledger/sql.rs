@@ -82,7 +82,8 @@ macro_rules! write_request {
                 request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint,
                 content_hash, document, task_id, owns_task, created_at, expires_at, status, decided_by,
                 decided_at, reason, caller_source, caller_type, agent_id, trace_id,
-                gateway_request_id, delivery, owed_since, due_at, if_match, outcome, settled_at
+                gateway_request_id, delivery, owed_since, due_at, if_match, outcome, settled_at,
+                trace_parent
              )
              SELECT $1, $2, $3, $4, $5, $6, $7, $28, $8,
                 COALESCE(
@@ -93,17 +94,31 @@ macro_rules! write_request {
                 task.kept IS NULL OR ",
             is_owned!("task.kept"),
             ", $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-                CASE WHEN $13 = 'cancelled' THEN 'sent' ELSE 'owed' END, $22, $23, $31,
+                CASE WHEN $2 = 'http' OR $13 = 'cancelled' THEN 'sent' ELSE 'owed' END, $22, $23, $31,
                 CASE WHEN $13 <> 'pending' THEN ",
             next_outcome!("$3", "$4"),
             " END,
-                CASE WHEN $13 <> 'pending' THEN $22 END
+                CASE WHEN $13 <> 'pending' THEN $22 END, $29
              FROM task WHERE ",
             $only_if,
-            " ON CONFLICT (request_id) ",
+            " ON CONFLICT (tenant_id, request_id) ",
             $on_conflict,
             " RETURNING ",
             request_row!()
+        )
+    };
+}
+
+/// Whether a request of tenant $3 and user $33 may go on with the task `t`. The tenant's condition is written so
+/// that it fits no index: on tables that were never analysed, Postgres would rather read all tasks
+/// of the tenant than the one of this id.
+macro_rules! is_usable {
+    () => {
+        concat!(
+            "t.tenant_id IS NOT DISTINCT FROM $3 AND (t.user_id = $33 OR $33 IS NULL)
+               AND NOT (t.status IN ('COMPLETED', 'FAILED') AND ",
+            is_owned!("t.task_id"),
+            ")"
         )
     };
 }
@@ -114,18 +129,14 @@ macro_rules! write_request {
 macro_rules! kept_task {
     () => {
         concat!(
-            "usable AS (
-            SELECT t.task_id, t.created_at FROM agent_task t
-             WHERE (t.task_id = $9 OR t.hitl_request_id = $1) AND t.tenant_id = $3
-               AND (t.user_id = $33 OR $33 IS NULL)
-               AND NOT (t.status IN ('COMPLETED', 'FAILED') AND ",
-            is_owned!("t.task_id"),
-            ")
-        ),
-        task AS (
+            "task AS (
             SELECT COALESCE(
-                (SELECT task_id FROM usable WHERE task_id = $9),
-                (SELECT task_id FROM usable ORDER BY created_at LIMIT 1)
+                (SELECT t.task_id FROM agent_task t WHERE t.task_id = $9 AND ",
+            is_usable!(),
+            "),
+                (SELECT t.task_id FROM agent_task t WHERE t.hitl_request_id = $1 AND ",
+            is_usable!(),
+            " ORDER BY t.created_at LIMIT 1)
             ) AS kept
         ) "
         )
@@ -147,8 +158,8 @@ macro_rules! write_task {
                     WHEN d.status = 'pending' THEN 'WAITING_APPROVAL'
                     WHEN EXISTS (
                         SELECT 1 FROM hitl_request o
-                         WHERE o.task_id = d.task_id AND o.request_id <> d.request_id
-                           AND o.status = 'pending' AND o.expires_at > $22
+                         WHERE o.task_id = d.task_id AND o.tenant_id IS NOT DISTINCT FROM d.tenant_id
+                           AND o.request_id <> d.request_id AND o.status = 'pending' AND o.expires_at > $22
                     ) THEN 'WAITING_APPROVAL'
                     WHEN d.status IN ('rejected', 'cancelled') AND d.owns_task THEN 'FAILED'
                     ELSE 'IN_PROGRESS'
@@ -174,19 +185,6 @@ macro_rules! write_task {
                 started_at = COALESCE(agent_task.started_at, excluded.started_at),
                 updated_at = CASE WHEN agent_task.updated_at > excluded.updated_at
                                   THEN agent_task.updated_at ELSE excluded.updated_at END"
-        )
-    };
-}
-
-/// Notes where in a trace that happened, if it was traced.
-macro_rules! write_trace {
-    ($from:literal) => {
-        concat!(
-            "INSERT INTO hitl_trace (request_id, trace_parent)
-             SELECT d.request_id, $29 FROM ",
-            $from,
-            " AND $29 IS NOT NULL
-             ON CONFLICT (request_id) DO UPDATE SET trace_parent = excluded.trace_parent"
         )
     };
 }
@@ -235,10 +233,11 @@ macro_rules! decide_request {
                 gateway_request_id = excluded.gateway_request_id, if_match = excluded.if_match,
                 delivery = excluded.delivery, owed_since = excluded.owed_since,
                 due_at = excluded.due_at, attempts = 0, sent_at = NULL, listeners = NULL,
-                sent_to = NULL, outcome = excluded.outcome, settled_at = excluded.settled_at
+                sent_to = NULL, outcome = excluded.outcome, settled_at = excluded.settled_at,
+                trace_parent = excluded.trace_parent
               WHERE hitl_request.status = 'pending'
                 AND hitl_request.expires_at > excluded.settled_at
-                AND hitl_request.tenant_id = excluded.tenant_id
+                AND hitl_request.origin = excluded.origin
                 AND hitl_request.content_hash = excluded.content_hash"
         )
     };
@@ -255,21 +254,22 @@ macro_rules! register_request {
     };
 }
 
-/// Closes a pending request whose time is over. $1 its id · $2 now.
+/// Closes a pending request whose time is over. $1 its id · $2 now · $3 its tenant.
 macro_rules! expire_request {
     () => {
         concat!(
             "UPDATE hitl_request AS d
                 SET status = 'expired', settled_at = $2, delivery = 'sent', outcome = ",
             next_outcome!("d.tenant_id", "d.session_id"),
-            " WHERE request_id = $1 AND status = 'pending' AND expires_at <= $2 RETURNING ",
+            " WHERE tenant_id = $3 AND request_id = $1 AND status = 'pending' AND expires_at <= $2
+              RETURNING ",
             request_row!()
         )
     };
 }
 
 /// Fails the task of a request that has just expired, unless it waits for another one as well.
-/// $1 the request's id · $2 now.
+/// $1 the request's id · $2 now · $3 its tenant.
 macro_rules! expire_task {
     ($from:literal) => {
         concat!(
@@ -281,7 +281,8 @@ macro_rules! expire_task {
             ") AND status NOT IN ('COMPLETED', 'FAILED')
                 AND NOT EXISTS (
                     SELECT 1 FROM hitl_request o
-                     WHERE o.task_id = agent_task.task_id AND o.request_id <> $1
+                     WHERE o.task_id = agent_task.task_id
+                       AND o.tenant_id IS NOT DISTINCT FROM $3 AND o.request_id <> $1
                        AND o.status = 'pending' AND o.expires_at > $2
                 )"
         )
@@ -293,8 +294,8 @@ macro_rules! due_requests {
     ($locking:literal) => {
         concat!(
             "UPDATE hitl_request SET due_at = $2, attempts = attempts + 1
-              WHERE request_id IN (
-                  SELECT request_id FROM hitl_request
+              WHERE (tenant_id, request_id) IN (
+                  SELECT tenant_id, request_id FROM hitl_request
                    WHERE delivery = 'owed' AND due_at <= $1
                    ORDER BY due_at LIMIT $3 ",
             $locking,
@@ -309,10 +310,10 @@ macro_rules! due_requests {
 macro_rules! old_requests {
     ($locking:literal) => {
         concat!(
-            "SELECT request_id, task_id, owns_task, outcome FROM hitl_request
+            "SELECT tenant_id, request_id, task_id, owns_task, outcome FROM hitl_request
               WHERE settled_at < $1 AND COALESCE(sent_at, settled_at) < $1
                 AND status <> 'pending' AND delivery <> 'owed'
-              ORDER BY settled_at, request_id LIMIT $2 ",
+              ORDER BY settled_at, tenant_id, request_id LIMIT $2 ",
             $locking
         )
     };
@@ -386,7 +387,7 @@ macro_rules! outcomes_between {
         "SELECT * FROM hitl_request
           WHERE COALESCE(decided_at, settled_at) >= $1 AND COALESCE(decided_at, settled_at) < $2
             AND ($3 OR decided_at IS NOT NULL)
-          ORDER BY COALESCE(decided_at, settled_at), request_id"
+          ORDER BY COALESCE(decided_at, settled_at), tenant_id, request_id"
     };
 }
 

@@ -17,7 +17,7 @@ use super::export::hand_over;
 use super::outbox::{OutboxKind, OutboxRow};
 use super::refused::{ExportedAttempt, RefusedAttempt};
 use super::writes::Writes;
-use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, delivery_str};
+use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, Written, delivery_str};
 use crate::domain::approver::{Caller, Role};
 use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
@@ -105,11 +105,11 @@ impl SqliteLedger {
         self.pool.close().await;
     }
 
-    pub async fn record_outcome(&self, writing: &Writing<'_>) -> sqlx::Result<Option<RequestRow>> {
+    pub async fn record_outcome(&self, writing: &Writing<'_>) -> sqlx::Result<Written> {
         self.write(concat!("WITH ", kept_task!(), decide_request!()), writing).await
     }
 
-    pub async fn register(&self, writing: &Writing<'_>) -> sqlx::Result<Option<RequestRow>> {
+    pub async fn register(&self, writing: &Writing<'_>) -> sqlx::Result<Written> {
         self.write(concat!("WITH ", kept_task!(), register_request!()), writing).await
     }
 
@@ -117,40 +117,39 @@ impl SqliteLedger {
         &self,
         write_request: &'static str,
         writing: &Writing<'_>,
-    ) -> sqlx::Result<Option<RequestRow>> {
+    ) -> sqlx::Result<Written> {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let row = bind_writing(sqlx::query_as(write_request), writing)
-            .fetch_optional(&mut *transaction)
-            .await?;
+        let written = bind_writing(sqlx::query_as(write_request), writing);
+        let row = match written.fetch_optional(&mut *transaction).await {
+            Err(error) if is_id_taken(&error) => return Ok(Written::IdTaken),
+            written => written?,
+        };
         if row.is_some() {
-            let write_task = write_task!("hitl_request AS d WHERE d.request_id = $1");
+            let write_task =
+                write_task!("hitl_request AS d WHERE d.tenant_id = $3 AND d.request_id = $1");
             bind_writing(sqlx::query_as(write_task), writing)
                 .fetch_optional(&mut *transaction)
                 .await?;
-            if writing.trace_parent.is_some() {
-                let write_trace = write_trace!("hitl_request AS d WHERE d.request_id = $1");
-                bind_writing(sqlx::query_as(write_trace), writing)
-                    .fetch_optional(&mut *transaction)
-                    .await?;
-            }
             if writing.audit.body().is_some() {
-                let write_audit = write_audit!("hitl_request AS d WHERE d.request_id = $1");
+                let write_audit =
+                    write_audit!("hitl_request AS d WHERE d.tenant_id = $3 AND d.request_id = $1");
                 bind_writing(sqlx::query_as(write_audit), writing)
                     .fetch_optional(&mut *transaction)
                     .await?;
             }
         }
         transaction.commit().await?;
-        Ok(row)
+        Ok(Written::of(row))
     }
 
     pub async fn mark(&self, marks: &[Mark]) -> sqlx::Result<()> {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        for Mark { request, owed_since, settled, at } in marks {
+        for Mark { tenant, request, owed_since, settled, at } in marks {
             sqlx::query(
                 "UPDATE hitl_request
                     SET delivery = $3, listeners = $4, sent_at = $5, sent_to = $6
-                  WHERE request_id = $1 AND owed_since = $2 AND delivery = 'owed'",
+                  WHERE tenant_id = $7 AND request_id = $1 AND owed_since = $2
+                    AND delivery = 'owed'",
             )
             .bind(request.as_str())
             .bind(owed_since)
@@ -158,6 +157,7 @@ impl SqliteLedger {
             .bind(settled.listeners)
             .bind(at)
             .bind(settled.sent_to.as_deref())
+            .bind(tenant.as_str())
             .execute(&mut *transaction)
             .await?;
         }
@@ -184,6 +184,7 @@ impl SqliteLedger {
 
     pub async fn expire(
         &self,
+        tenant: &TenantId,
         id: &RequestId,
         now: DateTime<Utc>,
     ) -> sqlx::Result<Option<RequestRow>> {
@@ -191,12 +192,14 @@ impl SqliteLedger {
         let expired = sqlx::query_as(expire_request!())
             .bind(id.as_str())
             .bind(now)
+            .bind(tenant.as_str())
             .fetch_optional(&mut *transaction)
             .await?;
         if expired.is_some() {
-            sqlx::query(expire_task!("hitl_request WHERE request_id = $1"))
+            sqlx::query(expire_task!("hitl_request WHERE tenant_id = $3 AND request_id = $1"))
                 .bind(id.as_str())
                 .bind(now)
+                .bind(tenant.as_str())
                 .execute(&mut *transaction)
                 .await?;
         }
@@ -238,7 +241,8 @@ impl SqliteLedger {
                 remember_outcomes!(concat!("(", old_requests!(""), ")")),
                 remember_owned!(concat!("(", old_requests!(""), ")")),
                 concat!(
-                    "DELETE FROM hitl_request WHERE request_id IN (SELECT request_id FROM (",
+                    "DELETE FROM hitl_request
+                      WHERE (tenant_id, request_id) IN (SELECT tenant_id, request_id FROM (",
                     old_requests!(""),
                     "))"
                 ),
@@ -277,4 +281,11 @@ impl SqliteLedger {
         transaction.commit().await?;
         Ok(i64::try_from(purged).unwrap_or(i64::MAX))
     }
+}
+
+/// Whether a request of Redis has this id already, of another tenant.
+fn is_id_taken(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| {
+        error.is_unique_violation() && error.message().ends_with(": hitl_request.request_id")
+    })
 }

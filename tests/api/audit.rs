@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpResponse, HttpServer, web};
+use aura_hitl::courier::RedisSettings;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::ledger::OutboxKind;
@@ -123,7 +124,12 @@ impl Auth {
 
 async fn app(mode: Mode, auth: &Auth, clock: Clock) -> TestApp {
     let url = auth.url().parse().unwrap();
-    TestApp::spawn_with(mode, clock, |config| config.audit_url = Some(url)).await
+    // Both ledgers, each with agents on Redis.
+    let redis = RedisSettings::Url(test_variable("TEST_REDIS_URL").into());
+    TestApp::spawn_with(mode, clock, |config| {
+        (config.audit_url, config.redis) = (Some(url), Some(redis));
+    })
+    .await
 }
 
 /// Waits until nothing is left to send.

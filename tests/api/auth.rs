@@ -163,7 +163,7 @@ both_modes! {
     }
 }
 
-both_modes! {
+over_redis! {
     /// What a client library would not send.
     async fn identity_headers_are_checked_as_they_come_over_the_wire(app: TestApp) {
         let asked = Asked::new();
@@ -180,7 +180,7 @@ both_modes! {
             }
         }
         assert_eq!(app.signal(&asked.session).await, None);
-        assert!(app.is_unrecorded(&asked.id).await);
+        assert!(app.is_undecided(&asked.id).await);
         let good = app.head(ALICE, &Method::POST, &format!("/aura/hitl/approve/{}", asked.id)) + &ALICE.lines() + &framing;
         assert_eq!(app.raw(good).await.first().status, 200);
     }
@@ -202,7 +202,7 @@ both_modes! {
     }
 }
 
-both_modes! {
+over_redis! {
     async fn agents_do_not_decide_but_do_everything_else(app: TestApp) {
         let genuine = format!("Bearer {}", app.token("user123", "tenant1", Role::User));
         let (kind, source) = ("X-DWP-Caller-Type", "X-DWP-Source");
@@ -298,7 +298,7 @@ both_modes! {
                 approve_with(&app, &asked.id, &named, &[tenant, ("X-User-ID", other)]).await.assert(403, "E2001");
                 approve_with(&app, &asked.id, &named, &[("X-Tenant-ID", other), ("X-User-ID", encoded)]).await.assert(403, "E2007");
             }
-            assert!(app.is_unrecorded(&asked.id).await);
+            assert!(app.is_undecided(&asked.id).await);
         }
     }
 }
@@ -311,7 +311,7 @@ both_modes! {
         for act in [json!({ "sub": "agent-7" }), json!({}), json!("agent-7"), json!(false)] {
             approve_with(&app, &asked.id, &json!({ "act": act }), &PLAIN).await.assert(403, "E2001");
         }
-        assert!(app.is_unrecorded(&asked.id).await);
+        assert!(app.is_undecided(&asked.id).await);
         let browser = [PLAIN[0], PLAIN[1], ("X-Agent-ID", b"agent-7".as_slice())];
         approve_with(&app, &asked.id, &json!({ "act": null, "jti": "token-1" }), &browser).await.assert(200, "");
     }
@@ -368,7 +368,7 @@ async fn with_claims(mode: Mode) {
         let answer = approve_with(&app, &asked.id, &changes, &PLAIN).await;
         assert!(answer.assert(403, "E2001").text.contains(says), "{changes}: {}", answer.text);
     }
-    assert!(app.is_unrecorded(&asked.id).await);
+    assert!(app.is_undecided(&asked.id).await);
     let person = json!({ "client_type": ["staff", "person"] });
     approve_with(&app, &asked.id, &person, &PLAIN).await.assert(200, "");
 }
@@ -411,7 +411,7 @@ async fn revoked_tokens_and_those_that_live_too_long_are_refused() {
     with_revocations(Mode::Production).await;
 }
 
-both_modes! {
+over_redis! {
     async fn the_body_names_the_same_person_as_the_token(app: TestApp) {
         let asked = Asked::new();
         app.ask(&asked).await;

@@ -41,7 +41,7 @@ async fn send_everywhere(
     });
     stream::iter(answers).buffer_unordered(AT_ONCE).collect::<()>().await;
     assert_eq!(app.signal(&asked.session).await, None);
-    assert!(app.is_unrecorded(&asked.id).await);
+    assert!(app.is_undecided(&asked.id).await);
 }
 
 both_modes! {

@@ -11,7 +11,7 @@ use aura_hitl::app::Replica;
 use aura_hitl::auth;
 use aura_hitl::config::{Config, LedgerConfig};
 use aura_hitl::core::Core;
-use aura_hitl::courier::{Courier, InProcessEar, RedisSettings, Sent, StoredRequest};
+use aura_hitl::courier::{Courier, RedisSettings, Sent, StoredRequest};
 use aura_hitl::domain::approver::{Caller, Role, Via};
 use aura_hitl::domain::audit::AuditEntry;
 use aura_hitl::domain::clock::Clock;
@@ -22,7 +22,7 @@ use aura_hitl::domain::task::{Task, TaskFilter};
 use aura_hitl::ledger::{LEASE, Ledger, Pooler, Recorded, Writing};
 use aura_hitl::routes::{Access, Entry};
 use chrono::{DateTime, TimeDelta, Utc};
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
 use redis::AsyncCommands as _;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -58,6 +58,19 @@ macro_rules! both_modes {
             async fn production() {
                 check($crate::helpers::TestApp::spawn($crate::helpers::Mode::Production).await).await;
             }
+        }
+    };
+}
+
+/// Defines a test of what agents on Redis need, which the embedded mode does not have.
+#[macro_export]
+macro_rules! over_redis {
+    ($(#[$doc:meta])* async fn $name:ident($app:ident: TestApp) $body:block) => {
+        $(#[$doc])*
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let $app: TestApp = $crate::helpers::TestApp::spawn($crate::helpers::Mode::Production).await;
+            $body
         }
     };
 }
@@ -198,15 +211,23 @@ impl TestApp {
         answer.body.get("data").map(|data| serde_json::from_str(data.as_str().unwrap()).unwrap())
     }
 
-    /// Writes a request and its session's pointer to the courier as Aura does.
+    /// Writes a request and its session's pointer to Redis as Aura does. Without Redis, registers it.
     pub async fn ask(&self, asked: &Asked) {
-        let id = RequestId::parse(&asked.id).unwrap();
-        let session = SessionId::parse(&asked.session).unwrap();
-        self.core.courier.put_request(&id, &asked.document.to_string(), false).await.unwrap();
+        if let Courier::InProcess = self.core.courier {
+            let name = |field: &str, other| asked.document[field].as_str().unwrap_or(other);
+            let owner = Who {
+                user: name("userId", ALICE.user),
+                tenant: name("tenantId", ALICE.tenant),
+                role: Role::User,
+            };
+            self.register(owner, asked).await.assert(201, "");
+            return;
+        }
+        self.put(&asked.id, &asked.document.to_string()).await;
         let pointer = json!({
             "sessionId": asked.session, "requestId": asked.id, "userId": "user123", "tenantId": "tenant1",
         });
-        self.core.courier.put_session(&session, &pointer.to_string(), false).await.unwrap();
+        self.point(&asked.session, &pointer.to_string()).await;
     }
 
     /// The signal under the session's key, if there is one.
@@ -220,10 +241,16 @@ impl TestApp {
         self.core.ledger.find_task(&record.tenant, &record.task).await.unwrap().unwrap()
     }
 
-    /// The ledger's row of a request.
+    /// The ledger's row of a request; in these tests no two tenants have the same id, unless they
+    /// say so.
     pub async fn record(&self, request: &str) -> aura_hitl::domain::decision::Record {
-        let id = RequestId::parse(request).unwrap();
-        self.core.ledger.find_request(&id).await.unwrap().unwrap()
+        find_record(&self.core.ledger, request).await.unwrap()
+    }
+
+    /// The ledger's row of a tenant's request.
+    pub async fn record_of(&self, tenant: &str, request: &str) -> Option<Record> {
+        let (tenant, id) = (TenantId::parse(tenant).unwrap(), RequestId::parse(request).unwrap());
+        self.core.ledger.find_request(&tenant, &id).await.unwrap()
     }
 }
 
@@ -404,14 +431,12 @@ impl TestApp {
 
     /// Puts exactly this text under a request's key.
     pub async fn put(&self, id: &str, document: &str) {
-        let id = RequestId::parse(id).unwrap();
-        self.core.courier.put_request(&id, document, false).await.unwrap();
+        put_request(&self.core.courier, id, document).await;
     }
 
     /// Makes exactly this text a session's pointer.
     pub async fn point(&self, session: &str, pointer: &str) {
-        let session = SessionId::parse(session).unwrap();
-        self.core.courier.put_session(&session, pointer, false).await.unwrap();
+        put_session(&self.core.courier, session, pointer).await;
     }
 
     /// What is under a request's key.
@@ -422,8 +447,13 @@ impl TestApp {
 
     /// Whether the ledger has never heard of a request.
     pub async fn is_unrecorded(&self, id: &str) -> bool {
-        let id = RequestId::parse(id).unwrap();
-        self.core.ledger.find_request(&id).await.unwrap().is_none()
+        find_record(&self.core.ledger, id).await.is_none()
+    }
+
+    /// Whether the ledger knows no decision on a request.
+    pub async fn is_undecided(&self, id: &str) -> bool {
+        let record = find_record(&self.core.ledger, id).await;
+        record.is_none_or(|record| record.state == State::Pending)
     }
 
     /// Every task of a tenant.
@@ -459,7 +489,9 @@ impl Answer {
 
     /// All that a caller sees of the answer, to the letter, but its time.
     pub fn seen(&self) -> (StatusCode, BTreeMap<String, String>, String) {
-        let headers = self.headers.iter().filter(|(name, _)| *name != "date");
+        // The CORS middleware names the exposed headers in any order.
+        let differs = ["date", "access-control-expose-headers"];
+        let headers = self.headers.iter().filter(|(name, _)| !differs.contains(&name.as_str()));
         let headers = headers.map(|(name, value)| (name.to_string(), format!("{value:?}")));
         let time = self.body["timestamp"].as_str().unwrap_or("no time");
         (self.status, headers.collect(), self.text.replace(time, ""))
@@ -509,24 +541,16 @@ pub async fn told_to_redis(client: &redis::Client, work: impl Future<Output = ()
     told
 }
 
-/// A subscriber, as real as the mode has them.
-pub enum Ear {
-    Redis { subscription: Box<redis::aio::PubSub>, channel: String },
-    InProcess(InProcessEar),
+/// A subscriber.
+pub struct Ear {
+    subscription: Box<redis::aio::PubSub>,
+    channel: String,
 }
 
 impl Ear {
     /// On a session's channel.
-    pub async fn on(app: &TestApp, session: &str) -> Self {
-        let channel = format!("hitl:channel:{session}");
-        match &app.core.courier {
-            Courier::Redis(_) => Self::on_redis(channel).await,
-            Courier::InProcess(courier) => {
-                let mut ear = courier.listen();
-                ear.subscribe(&[channel]);
-                Self::InProcess(ear)
-            }
-        }
+    pub async fn on(session: &str) -> Self {
+        Self::on_redis(format!("hitl:channel:{session}")).await
     }
 
     /// On a channel of Redis, or on all that a pattern with a `*` names.
@@ -538,45 +562,29 @@ impl Ear {
         } else {
             subscription.subscribe(&channel).await.unwrap();
         }
-        Self::Redis { subscription, channel }
+        Self { subscription, channel }
     }
 
     /// The next message; waits up to 10 s for it.
     pub async fn next(&mut self) -> String {
-        let hearing = async {
-            match self {
-                Self::Redis { subscription, .. } => {
-                    subscription.on_message().next().await.unwrap().get_payload().unwrap()
-                }
-                Self::InProcess(ear) => ear.next().await.unwrap().1,
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), hearing).await.expect("nothing was published")
+        let mut messages = self.subscription.on_message();
+        let hearing = tokio::time::timeout(Duration::from_secs(10), messages.next()).await;
+        hearing.expect("nothing was published").unwrap().get_payload().unwrap()
     }
 
     /// Everything that was published until now: Redis keeps the order, so whatever does not come
     /// before a last word of ours was not said.
     pub async fn heard(&mut self) -> Vec<String> {
+        let last = unique("last");
+        let channel = self.channel.replace('*', "end");
+        redis().await.publish::<_, _, ()>(channel, &last).await.unwrap();
         let mut messages = Vec::new();
-        match self {
-            Self::Redis { channel, .. } => {
-                let last = unique("last");
-                let channel = channel.replace('*', "end");
-                redis().await.publish::<_, _, ()>(channel, &last).await.unwrap();
-                loop {
-                    let message = self.next().await;
-                    if message == last {
-                        return messages;
-                    }
-                    messages.push(message);
-                }
+        loop {
+            let message = self.next().await;
+            if message == last {
+                return messages;
             }
-            Self::InProcess(ear) => {
-                while let Some(heard) = ear.next().now_or_never() {
-                    messages.push(heard.unwrap().1);
-                }
-                messages
-            }
+            messages.push(message);
         }
     }
 }
@@ -770,6 +778,34 @@ pub fn percent_encoded(text: &str) -> String {
             _ => format!("%{byte:02X}"),
         })
         .collect()
+}
+
+/// Tenants whose requests tests look up by their ids alone.
+const TENANTS: [&str; 8] =
+    ["tenant1", "tenant2", "tenant3", "7", "José", "김철수", "Doe, Jane", "50%25"];
+
+/// The ledger's row of a request, whosever it is.
+pub async fn find_record(ledger: &Ledger, request: &str) -> Option<Record> {
+    let id = RequestId::parse(request).unwrap();
+    for tenant in TENANTS {
+        let tenant = TenantId::parse(tenant).unwrap();
+        if let Some(record) = ledger.find_request(&tenant, &id).await.unwrap() {
+            return Some(record);
+        }
+    }
+    ledger.find_request_of_redis(&id).await.unwrap()
+}
+
+/// Puts this text under a request's key, as agents do.
+pub async fn put_request(courier: &Courier, id: &str, document: &str) {
+    assert!(matches!(courier, Courier::Redis(_)), "no agent on Redis in the embedded mode");
+    courier.set(&format!("hitl:request:{id}"), document, 1800).await.unwrap();
+}
+
+/// Makes this text a session's pointer, as agents do.
+pub async fn put_session(courier: &Courier, session: &str, pointer: &str) {
+    assert!(matches!(courier, Courier::Redis(_)), "no agent on Redis in the embedded mode");
+    courier.set(&format!("hitl:session:{session}"), pointer, 3600).await.unwrap();
 }
 
 /// Records a decision on the ledger only, as a process does that dies before it signals.

@@ -78,7 +78,7 @@ both_modes! {
             let asked = Asked::in_session(&unique(&format!("session_{user}")));
             app.ask(&asked).await;
             app.approve(ALICE, &asked.id).await.assert(200, "");
-            let signal = app.poll(ALICE, &asked.session, None).await.unwrap();
+            let signal = app.poll(ALICE, &asked.session, Some(&asked.id)).await.unwrap();
             assert_eq!(signal["requestId"], *asked.id, "{user}");
         }
     }
@@ -160,7 +160,7 @@ both_modes! {
     }
 }
 
-both_modes! {
+over_redis! {
     async fn what_is_wrong_with_a_body_is_said_by_field(app: TestApp) {
         let asked = Asked::new();
         app.ask(&asked).await;
@@ -216,11 +216,11 @@ both_modes! {
             }
         }
         assert_eq!(app.signal(&asked.session).await, None);
-        assert!(app.core.ledger.find_request(&aura_hitl::domain::ids::RequestId::parse(asked.id).unwrap()).await.unwrap().is_none());
+        assert!(app.is_unrecorded(&asked.id).await);
     }
 }
 
-both_modes! {
+over_redis! {
     async fn a_reason_of_a_thousand_characters_arrives_whole(app: TestApp) {
         for letter in ["가", "é", "x", "😀"] {
             let asked = Asked::new();

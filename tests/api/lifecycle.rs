@@ -136,7 +136,7 @@ async fn sigterm_lets_a_decision_under_way_finish() {
 
     let again = Program::new(&folder, &["serve"]).serve().await;
     let visitor = Visitor { base: &again.base, token: &token };
-    let signal = visitor.get("/aura/hitl/signals/session_1").await;
+    let signal = visitor.get(&format!("/aura/hitl/signals/session_1?requestId={id}")).await;
     assert!(signal.data().as_str().unwrap().contains(&id), "{}", signal.text);
 }
 
@@ -175,7 +175,7 @@ async fn sigterm_amid_many_decisions_loses_none_that_was_acknowledged() {
             .unwrap();
     for (id, acknowledged) in ids.iter().zip(acknowledged) {
         let id = RequestId::parse(id.as_str()).unwrap();
-        let record = ledger.find_request(&id).await.unwrap().unwrap();
+        let record = crate::helpers::find_record(&ledger, id.as_str()).await.unwrap();
         let is_decided = record.state != State::Pending;
         assert!(is_decided || !acknowledged, "{id} was acknowledged and is lost");
         let is_sent = record.delivery == Delivery::Sent;
@@ -197,23 +197,23 @@ async fn the_embedded_mode_survives_a_power_cut() {
     let task = visitor.call(Method::POST, "/main/agent/tasks", Some(body)).await;
     let task = task.assert(201, "").data().clone();
     let task_path = format!("/main/agent/tasks/{}", task["taskId"].as_str().unwrap());
-    let signal = visitor.get("/aura/hitl/signals/session_1").await.data().clone();
+    let signals = format!("/aura/hitl/signals/session_1?requestId={decided}");
+    let signal = visitor.get(&signals).await.data().clone();
+    assert!(signal.is_string());
     service.crash();
 
     let secret = folder.path().join("data/jwt_secret");
-    let (kept, expiries) = (std::fs::read(&secret).unwrap(), expiries(&folder).await);
+    let kept = std::fs::read(&secret).unwrap();
     assert_eq!(std::fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(kept.len() >= 32);
-    assert!(expiries.iter().any(|(key, _)| key == "hitl:signal:session_1"), "{expiries:?}");
 
     let mut service = Program::new(&folder, &[]).serve().await;
     let base = service.base.clone();
     let visitor = Visitor { base: &base, token: &token };
-    assert_eq!(*visitor.get("/aura/hitl/signals/session_1").await.data(), signal);
+    assert_eq!(*visitor.get(&signals).await.data(), signal);
     assert_eq!(*visitor.get(&task_path).await.data(), task);
     let request = visitor.get(&format!("/aura/hitl/requests/{pending}")).await;
     assert!(request.data().as_str().unwrap().contains(r#""status":"pending""#), "{}", request.text);
-    assert_eq!(self::expiries(&folder).await, expiries, "times to live go on, not anew");
     visitor.approve(&pending).await.assert(200, "");
     assert_success(service.stop().await);
     assert_eq!(std::fs::read(&secret).unwrap(), kept);
@@ -229,10 +229,10 @@ both_modes! {
         }
         app.ask(&asked).await;
         app.reject(ALICE, &decided.id, Some("no")).await.assert(200, "");
-        let signal = app.poll(ALICE, &decided.session, None).await;
+        let signal = app.poll(ALICE, &decided.session, Some(&decided.id)).await;
         assert!(signal.is_some());
         app.restart().await;
-        assert_eq!(app.poll(ALICE, &decided.session, None).await, signal);
+        assert_eq!(app.poll(ALICE, &decided.session, Some(&decided.id)).await, signal);
         app.approve(ALICE, &decided.id).await.assert(409, "E3006");
         for one in [&asked, &registered] {
             app.approve(ALICE, &one.id).await.assert(200, "");
@@ -267,16 +267,6 @@ both_modes! {
             }
         }
     }
-}
-
-/// When the in-process courier's values expire, in Unix milliseconds.
-async fn expiries(folder: &TempDir) -> Vec<(String, i64)> {
-    let file = folder.path().join("data/aura-hitl.db");
-    let pool = Ledger::open_sqlite(&file).await.unwrap().sqlite_pool().unwrap();
-    let all = "SELECT key, expires_at FROM courier_value ORDER BY key";
-    let found = sqlx::query_as(all).fetch_all(&pool).await.unwrap();
-    pool.close().await;
-    found
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

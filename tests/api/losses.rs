@@ -12,7 +12,7 @@ use futures_util::StreamExt as _;
 use redis::aio::PubSub;
 use serde_json::json;
 
-use crate::helpers::{ALICE, Asked, Ear, Mode, TestApp, eventually, unique};
+use crate::helpers::{ALICE, Asked, Ear, Mode, TestApp, eventually};
 use crate::servers::PrivateRedis;
 
 async fn app_on(mode: Mode, redis: &PrivateRedis) -> TestApp {
@@ -62,15 +62,14 @@ async fn a_signal_that_nobody_has_heard_is_sent_again() {
     for mode in [Mode::Embedded, Mode::Production] {
         let mut redis = PrivateRedis::start().await;
         let app = app_on(mode, &redis).await;
-        let [asked, registered] = [(); 2].map(|()| Asked::new());
-        app.ask(&asked).await;
-        app.register(ALICE, &registered).await.assert(201, "");
-        for one in [&asked, &registered] {
+        let one = &Asked::new();
+        app.ask(one).await;
+        {
             app.approve(ALICE, &one.id).await.assert(200, "");
             assert!(app.settled(&one.id).await.is_unheard(app.core.clock.now()));
         }
         wipe(&mut redis).await;
-        for one in [&asked, &registered] {
+        {
             // As an agent waits that has lost its connection, too.
             let mut agent = agent(&redis, &one.session).await;
             let found = match under_the_key(&redis, &one.session).await {
@@ -129,33 +128,9 @@ async fn what_an_agent_has_heard_never_answers_its_next_question() {
     assert_eq!(next(&mut after).await, signal(&app.record(&second.id).await));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_session_whose_signals_were_lost_the_newest_is_under_the_key_again() {
-    let mut redis = PrivateRedis::start().await;
-    let app = app_on(Mode::Production, &redis).await;
-    let session = unique("session");
-    let asked: Vec<_> = (0..8).map(|_| Asked::in_session(&session)).collect();
-    let _agent = agent(&redis, &session).await;
-    let mut records = Vec::new();
-    for one in &asked {
-        app.register(ALICE, one).await.assert(201, "");
-        app.settled(&one.id).await;
-        app.approve(ALICE, &one.id).await.assert(200, "");
-        records.push(app.settled(&one.id).await);
-    }
-    wipe(&mut redis).await;
-    for record in &records {
-        // Heard, so put back without a word.
-        assert_eq!(noticed(&app, record).await.listeners, Some(1));
-    }
-    assert_eq!(under_the_key(&redis, &session).await, records.last().map(signal));
-}
-
 /// What there is of a session when a signal is sent that was sent before.
 struct Case {
     name: &'static str,
-    /// A registered request, else one of an agent on Redis.
-    is_registered: bool,
     was_heard: bool,
     /// What the session names: this request, another, or nothing.
     names: Option<&'static str>,
@@ -184,9 +159,8 @@ async fn what_may_be_done_about_a_lost_signal() {
         config.redis = Some(redis.settings());
     })
     .await;
-    let case = |name, is_registered, was_heard, names, request, expected| Case {
+    let case = |name, was_heard, names, request, expected| Case {
         name,
-        is_registered,
         was_heard,
         names,
         request,
@@ -194,30 +168,21 @@ async fn what_may_be_done_about_a_lost_signal() {
     };
     let (this, other) = (Some("this"), Some("req_other"));
     let cases = [
-        case("unheard, wiped", false, false, None, "none", SentAgain),
-        case("unheard, still there", false, false, this, "decided", SentAgain),
-        case("unheard, forgotten", false, false, this, "pending", SentAgain),
-        case("unheard, moved on", false, false, other, "decided", Superseded),
-        case("unheard, asked otherwise", false, false, this, "altered", Superseded),
-        case("heard, wiped", false, true, None, "none", Left),
-        case("heard, still there", false, true, this, "decided", PutBack),
-        case("heard, forgotten", false, true, this, "pending", PutBack),
-        case("heard, asked again", false, true, this, "asked again", Left),
-        case("heard, moved on", false, true, other, "decided", Left),
-        case("heard, asked otherwise", false, true, this, "altered", Left),
-        case("registered, unheard, wiped", true, false, None, "none", SentAgain),
-        case("registered, heard, wiped", true, true, None, "none", PutBack),
-        case("registered, heard, still there", true, true, this, "decided", PutBack),
-        case("registered, heard, session of another", true, true, other, "decided", Left),
+        case("unheard, wiped", false, None, "none", SentAgain),
+        case("unheard, still there", false, this, "decided", SentAgain),
+        case("unheard, forgotten", false, this, "pending", SentAgain),
+        case("unheard, moved on", false, other, "decided", Superseded),
+        case("unheard, asked otherwise", false, this, "altered", Superseded),
+        case("heard, wiped", true, None, "none", Left),
+        case("heard, still there", true, this, "decided", PutBack),
+        case("heard, forgotten", true, this, "pending", PutBack),
+        case("heard, asked again", true, this, "asked again", Left),
+        case("heard, moved on", true, other, "decided", Left),
+        case("heard, asked otherwise", true, this, "altered", Left),
     ];
     for case in cases {
         let asked = Asked::new();
-        if case.is_registered {
-            app.register(ALICE, &asked).await.assert(201, "");
-            app.settled(&asked.id).await;
-        } else {
-            app.ask(&asked).await;
-        }
+        app.ask(&asked).await;
         let pending = app.stored(&asked.id).await;
         let heard_then =
             if case.was_heard { Some(agent(&redis, &asked.session).await) } else { None };
@@ -275,10 +240,10 @@ async fn what_may_be_done_about_a_lost_signal() {
     }
 }
 
-both_modes! {
+over_redis! {
     async fn a_signal_that_is_not_sent_aloud_is_only_put_under_its_key(app: TestApp) {
         let asked = Asked::new();
-        let mut ear = Ear::on(&app, &asked.session).await;
+        let mut ear = Ear::on(&asked.session).await;
         let request = &RequestId::parse(&asked.id).unwrap();
         let session = &SessionId::parse(&asked.session).unwrap();
         let only_while = &app.core.courier.look(request, session).await.unwrap();

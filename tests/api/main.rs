@@ -29,6 +29,7 @@ mod lifecycle;
 mod limits;
 mod losses;
 mod outcomes;
+mod overruled;
 mod processes;
 #[allow(dead_code, reason = "some of it is for `scripts/faults`, which shares it")]
 #[path = "../faults/proxy.rs"]

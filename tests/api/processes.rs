@@ -9,7 +9,7 @@ use aura_hitl::auth;
 use aura_hitl::config::JwtConfig;
 use aura_hitl::courier::{Courier, RedisSettings};
 use aura_hitl::domain::decision::{Record, State};
-use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
+use aura_hitl::domain::ids::{RequestId, TenantId, UserId};
 use aura_hitl::domain::task::TaskFilter;
 use aura_hitl::ledger::Ledger;
 use futures_util::StreamExt as _;
@@ -18,7 +18,8 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use crate::helpers::{
-    ALICE, Answer, Asked, Ear, eventually, fresh_database, test_variable, unique,
+    ALICE, Answer, Asked, Ear, eventually, find_record, fresh_database, put_request, put_session,
+    test_variable, unique,
 };
 
 const SECRET: &str = "a secret that the Auth server shares with us";
@@ -104,10 +105,8 @@ impl Replicas {
     }
 
     async fn ask(&self, asked: &Asked) {
-        let id = RequestId::parse(&asked.id).unwrap();
-        let session = SessionId::parse(&asked.session).unwrap();
-        self.courier.put_request(&id, &asked.document.to_string(), false).await.unwrap();
-        self.courier.put_session(&session, &asked.id, false).await.unwrap();
+        put_request(&self.courier, &asked.id, &asked.document.to_string()).await;
+        put_session(&self.courier, &asked.session, &asked.id).await;
     }
 
     /// A click of somebody's: even clicks go to one replica, odd ones to the other.
@@ -135,7 +134,7 @@ impl Replicas {
 
     async fn record(&self, id: &str) -> Record {
         let id = RequestId::parse(id).unwrap();
-        self.ledger.find_request(&id).await.unwrap().unwrap()
+        find_record(&self.ledger, id.as_str()).await.unwrap()
     }
 
     async fn count_tasks(&self) -> u64 {

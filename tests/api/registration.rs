@@ -1,18 +1,21 @@
 //! Requests registered over HTTP, for agents that cannot reach Redis.
 
+use aura_hitl::courier::RedisSettings;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Delivery, State, Verdict};
-use aura_hitl::domain::ids::{RequestId, SessionId};
+use aura_hitl::domain::ids::RequestId;
 use aura_hitl::domain::request::Origin;
 use aura_hitl::ledger::Recorded;
 use chrono::TimeDelta;
+use futures_util::StreamExt as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::helpers::{
-    ALICE, Answer, Asked, BOB, MALLORY, Mode, PREFIXES, TestApp, Who, decide_on_ledger, eventually,
-    test_variable, unique,
+    ALICE, Answer, Asked, BOB, MALLORY, Mode, PREFIXES, TestApp, Who, decide_on_ledger,
+    told_to_redis, unique,
 };
+use crate::servers::PrivateRedis;
 
 const REQUESTS: &str = "/api/aura/hitl/requests";
 const TASKS: &str = "/api/main/agent/tasks";
@@ -51,11 +54,10 @@ async fn begun_task(app: &TestApp) -> (String, String) {
     (path, id)
 }
 
-/// The request as the courier has it now, and the rest of its time to live in seconds.
-async fn in_courier(app: &TestApp, id: &str) -> (Value, u64) {
-    let stored = app.core.courier.find_request(&RequestId::parse(id).unwrap()).await.unwrap();
-    let stored = stored.unwrap();
-    (serde_json::from_str(&stored.document).unwrap(), stored.ttl.unwrap().as_secs())
+/// The request as everybody is shown it.
+async fn shown(app: &TestApp, id: &str) -> Value {
+    let read = app.get(ALICE, &format!("{REQUESTS}/{id}")).await;
+    serde_json::from_str(text(&read.assert(200, "").body, "data")).unwrap()
 }
 
 both_modes! {
@@ -86,10 +88,10 @@ both_modes! {
                 other[field] = value;
                 app.post(ALICE, &path, other).await.assert(409, "E3008");
             }
-            for stranger in [BOB, MALLORY] {
-                app.post(stranger, &path, body.clone()).await.assert(409, "E3008");
-            }
-            let (document, _ttl) = in_courier(&app, text(&body, "requestId")).await;
+            app.post(BOB, &path, body.clone()).await.assert(409, "E3008");
+            // Another tenant's ids are its own.
+            app.post(MALLORY, &path, body.clone()).await.assert(201, "");
+            let document = shown(&app, text(&body, "requestId")).await;
             assert_eq!((&document["context"], &document["userId"]), (&json!({ "to": "a@b.c" }), &json!("user123")));
         }
     }
@@ -135,62 +137,88 @@ both_modes! {
 }
 
 both_modes! {
-    async fn the_keys_are_those_that_agents_write_themselves(app: TestApp) {
+    async fn a_registered_request_reads_like_those_that_agents_write(app: TestApp) {
         let body = registration(&json!({ "taskId": unique("task"), "planSteps": [{ "id": "a" }], "expiresInSeconds": 60 }));
         register(&app, ALICE, &body).await.assert(201, "");
         let id = text(&body, "requestId");
-        let (document, ttl) = in_courier(&app, id).await;
+        let document = shown(&app, id).await;
         let created = document["createdAt"].as_i64().unwrap();
         assert_eq!(document, json!({
             "requestId": id, "sessionId": body["sessionId"], "actionType": "send_email", "context": { "to": "a@b.c" },
             "status": "pending", "userId": "user123", "tenantId": "tenant1", "createdAt": created,
             "message": "Send it?", "taskId": body["taskId"], "planSteps": [{ "id": "a" }],
         }));
-        assert!((1700..=1800).contains(&ttl), "{ttl}");
-        let session = SessionId::parse(text(&body, "sessionId")).unwrap();
-        let pointer = app.core.courier.session(&session).await.unwrap().text.unwrap();
-        assert_eq!(pointer, format!(
-            r#"{{"sessionId":"{session}","requestId":"{id}","userId":"user123","tenantId":"tenant1"}}"#
-        ));
-        let read = app.get(ALICE, &format!("{REQUESTS}/{id}")).await;
-        assert_eq!(serde_json::from_str::<Value>(text(&read.body, "data")).unwrap(), document);
-        assert_eq!(app.poll(ALICE, session.as_str(), None).await, None);
-        // Registered and announced, and no signal sent.
-        eventually(async || (app.record(id).await.delivery == Delivery::Sent).then_some(())).await;
-        assert_eq!(app.signal(session.as_str()).await, None);
+        assert_eq!(app.poll(ALICE, text(&body, "sessionId"), Some(id)).await, None);
+        assert_eq!(app.record(id).await.delivery, Delivery::Sent, "nothing is owed");
     }
 }
 
-/// The very keys, and how long they live, as another program sees them.
+/// Agents on Redis take any message on their channel for their answer, so whoever registers in a
+/// guessed session must not be able to have anything said or written there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_keys_have_the_contracts_names_and_times_to_live() {
-    let app = TestApp::spawn(Mode::Production).await;
-    let body = registration(&json!({}));
-    register(&app, ALICE, &body).await.assert(201, "");
-    let client = redis::Client::open(test_variable("TEST_REDIS_URL")).unwrap();
-    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
-    let (id, session) = (text(&body, "requestId"), text(&body, "sessionId"));
-    let (request, pointer) = (format!("hitl:request:{id}"), format!("hitl:session:{session}"));
-    let signal = format!("hitl:signal:{session}");
-    let mut ttl = async |key: &str| -> i64 {
-        redis::cmd("TTL").arg(key).query_async(&mut redis).await.unwrap()
+async fn a_registered_request_leaves_no_trace_in_redis_but_a_wake_up() {
+    // Its own server, so that the monitor sees nobody else's commands.
+    let redis = PrivateRedis::start().await;
+    let app = TestApp::spawn_with(Mode::Production, Clock::System, |config| {
+        config.redis = Some(RedisSettings::Url(redis.url().into()));
+    })
+    .await;
+    let tenant = Who { tenant: "테넌트:1", ..ALICE };
+    let channel = |id: &str| format!("hitl:decision:%ED%85%8C%EB%84%8C%ED%8A%B8%3A1:{id}");
+    let [approved, rejected, cancelled, expired] = [(); 4].map(|()| Asked::new());
+    let ids = [&approved, &rejected, &cancelled, &expired].map(|asked| asked.id.as_str());
+    let mut subscription = redis.client().get_async_pubsub().await.unwrap();
+    for id in ids {
+        subscription.subscribe(channel(id)).await.unwrap();
+    }
+    let mut heard = subscription.on_message();
+    let work = async {
+        let register = async |asked: &Asked, seconds: i64| {
+            let mut body = asked.registration();
+            body["expiresInSeconds"] = seconds.into();
+            app.post(tenant, REQUESTS, body).await.assert(201, "");
+        };
+        for asked in [&approved, &rejected, &cancelled] {
+            register(asked, 60).await;
+        }
+        register(&expired, 1).await;
+        app.approve(tenant, &approved.id).await.assert(200, "");
+        app.reject(tenant, &rejected.id, None).await.assert(200, "");
+        app.post(tenant, &format!("{REQUESTS}/{}/cancel", cancelled.id), json!({}))
+            .await
+            .assert(200, "");
+        let mut woken = Vec::new();
+        for _closed in ids {
+            let message = heard.next().await.unwrap();
+            assert_eq!(message.get_payload::<String>().unwrap(), "ask");
+            woken.push(message.get_channel_name().to_owned());
+        }
+        woken.sort_unstable();
+        let mut expected = ids.map(channel);
+        expected.sort_unstable();
+        assert_eq!(woken, expected);
     };
-    let table = [(&request, 1800), (&pointer, 3600)];
-    for (key, whole) in table {
-        assert!((whole - 60..=whole).contains(&ttl(key).await), "{key}");
+    let told = told_to_redis(&redis.client(), work).await;
+    // MONITOR shows what is not ASCII byte by byte; ids and sessions here are ASCII.
+    for line in &told {
+        let is_about = [&approved, &rejected, &cancelled, &expired]
+            .iter()
+            .any(|asked| line.contains(&asked.id) || line.contains(&asked.session));
+        let is_read =
+            line.contains("\"EVAL\"") && line.contains("no-writes") || line.contains(" lua] ");
+        let is_wake_up = line.contains("\"PUBLISH\"")
+            && (line.contains("\"hitl:decision:") || line.contains("\"hitl:outcomes\""));
+        assert!(!is_about || is_read || is_wake_up || line.contains("SUBSCRIBE"), "{line}");
     }
-    assert_eq!(ttl(&signal).await, -2, "there is no signal yet");
-    app.approve(ALICE, id).await.assert(200, "");
-    for (key, whole) in table.into_iter().chain([(&signal, 300)]) {
-        assert!((whole - 60..=whole).contains(&ttl(key).await), "{key}");
-    }
+    let keys: Vec<String> = redis.command(&["KEYS", "hitl:*"]).await;
+    assert_eq!(keys, Vec::<String>::new());
 }
 
 both_modes! {
     async fn user_and_tenant_are_the_tokens(app: TestApp) {
         let body = registration(&json!({ "userId": "user123", "tenantId": "tenant1", "status": "approved", "createdAt": 1 }));
         register(&app, ALICE, &body).await.assert(201, "");
-        let (document, _ttl) = in_courier(&app, text(&body, "requestId")).await;
+        let document = shown(&app, text(&body, "requestId")).await;
         assert_eq!((&document["userId"], &document["tenantId"], &document["status"]), (&json!("user123"), &json!("tenant1"), &json!("pending")));
         let id = text(&body, "requestId");
         app.approve(MALLORY, id).await.assert(404, "E1004");
@@ -274,9 +302,7 @@ both_modes! {
             let body = registration(&json!({ "taskId": task }));
             register(&app, ALICE, &body).await.assert(409, "E3002");
             assert_eq!(app.get(ALICE, &path).await.data(), before.data());
-            let id = RequestId::parse(text(&body, "requestId")).unwrap();
-            assert_eq!(app.core.courier.find_request(&id).await.unwrap(), None);
-            app.approve(ALICE, id.as_str()).await.assert(404, "E1004");
+            app.approve(ALICE, text(&body, "requestId")).await.assert(404, "E1004");
         }
     }
 }
@@ -353,19 +379,19 @@ async fn once_somebody_was_told_that_time_is_up_nobody_decides_who_came_before()
     }
 }
 
-both_modes! {
+over_redis! {
     async fn a_copy_in_redis_that_was_tampered_with_is_not_decided(app: TestApp) {
         for (field, value) in [
             ("context", json!({ "to": "evil@b.c" })), ("actionType", json!("delete_all")), ("userId", json!("bob")),
-            ("tenantId", json!("tenant2")), ("sessionId", json!(unique("session_other"))),
+            ("sessionId", json!(unique("session_other"))),
             ("message", json!("Delete everything?")), ("planSteps", json!([])), ("status", json!("approved")),
         ] {
             let body = registration(&json!({}));
             register(&app, ALICE, &body).await.assert(201, "");
             let id = RequestId::parse(text(&body, "requestId")).unwrap();
-            let (mut document, _ttl) = in_courier(&app, id.as_str()).await;
+            let mut document = shown(&app, id.as_str()).await;
             document[field] = value;
-            app.core.courier.put_request(&id, &document.to_string(), false).await.unwrap();
+            app.put(id.as_str(), &document.to_string()).await;
             for who in [ALICE, BOB] {
                 let answer = app.approve(who, id.as_str()).await;
                 assert_eq!((answer.status.as_u16(), answer.code()), (422, "E4220"), "{field}: {}", answer.text);
@@ -383,9 +409,10 @@ both_modes! {
             let body = registration(&json!({}));
             register(&app, ALICE, &body).await.assert(201, "");
             let id = RequestId::parse(text(&body, "requestId")).unwrap();
-            app.core.courier.put_request(&id, broken, false).await.unwrap();
+            app.put(id.as_str(), broken).await;
             app.approve(ALICE, id.as_str()).await.assert(422, "E4220");
-            app.approve(MALLORY, id.as_str()).await.assert(404, "E1004");
+            // For them it is as if nobody had registered it.
+            app.approve(MALLORY, id.as_str()).await.assert(422, "E4220");
             assert_eq!(app.record(id.as_str()).await.state, State::Pending, "{broken}");
         }
     }

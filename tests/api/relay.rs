@@ -8,7 +8,6 @@ use aura_hitl::config::LedgerConfig;
 use aura_hitl::core::Core;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Delivery, Mark, Settled, State, Verdict};
-use aura_hitl::domain::ids::RequestId;
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::signal::signal_json;
 use aura_hitl::domain::task::TaskStatus;
@@ -24,7 +23,7 @@ use tempfile::TempDir;
 
 use crate::helpers::{
     ALICE, Answer, Asked, Ear, Mode, TestApp, Who, config, decide_on_ledger, eventually,
-    fresh_database, redis, unique,
+    find_record, fresh_database, redis, unique,
 };
 use crate::servers::{PrivatePostgres, PrivateRedis};
 
@@ -79,44 +78,44 @@ fn a_lease_ago() -> DateTime<Utc> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_redis_is_down_registered_requests_are_decided_and_signalled_once_it_is_back() {
+async fn while_redis_is_down_registered_requests_go_on_as_if_nothing_were() {
     let mut redis = PrivateRedis::start().await;
     for mode in [Mode::Embedded, Mode::Production] {
         let app = app_on(mode, &redis).await;
-        let [approved, rejected, unknown] = [(); 3].map(|()| Asked::new());
-        for asked in [&approved, &rejected] {
-            app.register(ALICE, asked).await.assert(201, "");
-        }
-        app.ask(&unknown).await;
+        let [approved, rejected, cancelled, written] = [(); 4].map(|()| Asked::new());
+        app.register(ALICE, &rejected).await.assert(201, "");
+        app.ask(&written).await;
         redis.kill();
 
+        for asked in [&approved, &cancelled] {
+            bounded(app.register(ALICE, asked)).await.assert(201, "");
+        }
         let answer = bounded(app.approve(ALICE, &approved.id)).await;
         answer.assert(200, "");
         assert_eq!(answer.data()["status"], "approved");
         bounded(app.reject(ALICE, &rejected.id, Some("아니요"))).await.assert(200, "");
         bounded(app.approve(ALICE, &approved.id)).await.assert(200, "");
         bounded(app.reject(ALICE, &approved.id, None)).await.assert(409, "E3006");
-        assert_turned_away(&bounded(app.approve(ALICE, &unknown.id)).await);
-        let id = RequestId::parse(&unknown.id).unwrap();
-        assert!(app.core.ledger.find_request(&id).await.unwrap().is_none());
-        assert_eq!(app.record(&approved.id).await.delivery, Delivery::Owed);
-        let polled = bounded(app.poll(ALICE, &approved.session, Some(&approved.id))).await;
-        assert_eq!(polled.unwrap()["status"], "approved", "the ledger answers for Redis");
+        let cancel = format!("/aura/hitl/requests/{}/cancel", cancelled.id);
+        bounded(app.post(ALICE, &cancel, Value::Null)).await.assert(200, "");
+        for (asked, status) in [(&approved, "approved"), (&rejected, "rejected")] {
+            let polled = bounded(app.poll(ALICE, &asked.session, Some(&asked.id))).await;
+            assert_eq!(polled.unwrap()["status"], status);
+            let path = format!("/aura/hitl/requests/{}", asked.id);
+            let read = bounded(app.get(ALICE, &path)).await;
+            assert!(read.assert(200, "").data().as_str().unwrap().contains(status));
+            assert_eq!(app.record(&asked.id).await.delivery, Delivery::Sent, "nothing is owed");
+        }
+        assert_turned_away(&bounded(app.approve(ALICE, &written.id)).await);
+        assert!(app.is_unrecorded(&written.id).await);
 
         redis.start_again().await;
+        becomes_ready(&app).await;
         for asked in [&approved, &rejected] {
-            signalled(&app, asked).await;
-            let polled = app.poll(ALICE, &asked.session, None).await.unwrap();
-            assert_eq!(polled["requestId"], asked.id);
-            let stored: String =
-                redis.command(&["GET", &format!("hitl:request:{}", asked.id)]).await;
-            let stored: Value = serde_json::from_str(&stored).unwrap();
-            assert_ne!(stored["status"], "pending");
+            assert_eq!(app.signal(&asked.session).await, None);
         }
-        let polled = app.poll(ALICE, &rejected.session, None).await.unwrap();
-        assert_eq!(polled["reason"], "아니요");
-        app.ask(&unknown).await;
-        app.approve(ALICE, &unknown.id).await.assert(200, "");
+        app.ask(&written).await;
+        app.approve(ALICE, &written.id).await.assert(200, "");
     }
 }
 
@@ -149,31 +148,8 @@ async fn while_redis_is_frozen_every_call_is_answered() {
     join_all(many).await.iter().for_each(assert_turned_away);
     redis.thaw();
     becomes_ready(&app).await;
-    signalled(&app, &registered).await;
-    assert_eq!(app.settled(&late.id).await.delivery, Delivery::Sent);
     app.approve(ALICE, &unknown.id).await.assert(200, "");
     signalled(&app, &unknown).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_registered_while_redis_is_down_is_in_redis_later() {
-    let mut redis = PrivateRedis::start().await;
-    let app = app_on(Mode::Embedded, &redis).await;
-    redis.kill();
-    let asked = Asked::new();
-    bounded(app.register(ALICE, &asked)).await.assert(201, "");
-    assert_eq!(app.record(&asked.id).await.delivery, Delivery::Owed);
-    redis.start_again().await;
-    assert_eq!(app.settled(&asked.id).await.delivery, Delivery::Sent);
-    let stored = async |kind: &str, name: &str| -> Value {
-        let stored: String = redis.command(&["GET", &format!("hitl:{kind}:{name}")]).await;
-        serde_json::from_str(&stored).unwrap()
-    };
-    let request = stored("request", &asked.id).await;
-    assert_eq!((&request["status"], &request["userId"]), (&"pending".into(), &"user123".into()));
-    assert_eq!(stored("session", &asked.session).await["requestId"], asked.id);
-    let signals: i64 = redis.command(&["EXISTS", &format!("hitl:signal:{}", asked.session)]).await;
-    assert_eq!(signals, 0, "agents take anything for an approval");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -206,10 +182,8 @@ async fn while_redis_is_full_decisions_are_kept_and_signalled_after_relief() {
         config.redis = Some(redis.settings());
     })
     .await;
-    let [asked, registered] = [(); 2].map(|()| Asked::new());
+    let asked = Asked::new();
     app.ask(&asked).await;
-    app.register(ALICE, &registered).await.assert(201, "");
-    app.settled(&registered.id).await;
     let _ok: String = redis.command(&["CONFIG", "SET", "maxmemory", "1mb"]).await;
     let ballast = "x".repeat(100_000);
     let full = async |number: u32| {
@@ -224,12 +198,10 @@ async fn while_redis_is_full_decisions_are_kept_and_signalled_after_relief() {
     };
     assert_eq!(refusal.code(), Some("OOM"));
 
-    for one in [&asked, &registered] {
-        bounded(app.approve(ALICE, &one.id)).await.assert(200, "");
-        assert_eq!(app.record(&one.id).await.delivery, Delivery::Owed);
-        let polled = bounded(app.poll(ALICE, &one.session, Some(&one.id))).await.unwrap();
-        assert_eq!(polled["status"], "approved", "pollers do not depend on the key");
-    }
+    bounded(app.approve(ALICE, &asked.id)).await.assert(200, "");
+    assert_eq!(app.record(&asked.id).await.delivery, Delivery::Owed);
+    let polled = bounded(app.poll(ALICE, &asked.session, Some(&asked.id))).await.unwrap();
+    assert_eq!(polled["status"], "approved", "pollers do not depend on the key");
     // The relay tries, again and again, beside the service's own rounds.
     let mut failed = 0;
     eventually(async || {
@@ -243,9 +215,7 @@ async fn while_redis_is_full_decisions_are_kept_and_signalled_after_relief() {
     assert_eq!(app.signal(&asked.session).await, None);
     let _ok: String = redis.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
     app.core.clock.advance(LEASE);
-    for one in [&asked, &registered] {
-        signalled(&app, one).await;
-    }
+    signalled(&app, &asked).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -299,7 +269,7 @@ async fn two_replicas_send_each_owed_signal_once() {
     assert_eq!(heard, expected);
 }
 
-both_modes! {
+over_redis! {
     async fn a_decision_whose_process_died_before_the_signal_is_signalled_by_the_relay(app: TestApp) {
         let [approved, rejected] = [(); 2].map(|()| Asked::new());
         let no = Verdict::Reject { reason: "no".to_owned() };
@@ -315,7 +285,7 @@ both_modes! {
     }
 }
 
-both_modes! {
+over_redis! {
     async fn a_task_that_nobody_let_go_on_goes_on_with_the_signal(app: TestApp) {
         let asked = Asked::new();
         app.ask(&asked).await;
@@ -340,12 +310,12 @@ async fn what_is_owed_is_sent_before_the_service_ends() {
         clock.advance(LEASE);
         replica.stop().await;
         let (ledger, _lock) = app::open_ledger(&config, true).await.unwrap();
-        let record = ledger.find_request(&RequestId::parse(&asked.id).unwrap()).await.unwrap();
+        let record = find_record(&ledger, &asked.id).await;
         assert_eq!(record.unwrap().delivery, Delivery::Sent);
     }
 }
 
-both_modes! {
+over_redis! {
     async fn the_relay_does_not_signal_a_session_that_has_moved_on(app: TestApp) {
         let first = Asked::new();
         let second = Asked::in_session(&first.session);
@@ -403,8 +373,7 @@ async fn while_postgres_is_away_nothing_is_decided() {
     turned_away().await;
     postgres.thaw();
     becomes_ready(&app).await;
-    let unknown = app.core.ledger.find_request(&RequestId::parse(&asked.id).unwrap()).await;
-    assert!(unknown.unwrap().is_none());
+    assert!(app.is_unrecorded(&asked.id).await);
     assert_eq!(app.record(&registered.id).await.state, State::Pending);
     postgres.crash();
     turned_away().await;
@@ -417,8 +386,8 @@ async fn while_postgres_is_away_nothing_is_decided() {
     let bob = Who { user: "bob", ..ALICE };
     for one in [&asked, &registered] {
         app.approve(bob, &one.id).await.assert(200, "");
-        signalled(&app, one).await;
     }
+    signalled(&app, &asked).await;
 }
 
 /// A row that somebody holds locked keeps its own mark waiting, and nobody else's; and what was sent
@@ -442,7 +411,7 @@ async fn a_locked_row_makes_nobody_hear_twice() {
     }
     let mut ears = Vec::new();
     for one in &asked {
-        ears.push(Ear::on(&app, &one.session).await);
+        ears.push(Ear::on(&one.session).await);
     }
     // As after sending and before noting; the leases are over.
     sqlx::query(
@@ -525,7 +494,7 @@ async fn who_asks_again_before_the_note_is_told_again() {
     })
     .await;
     app.core.marks.hand_in(asked_mark);
-    let mut ear = Ear::on(&app, &asked.session).await;
+    let mut ear = Ear::on(&asked.session).await;
     app.ask(&asked).await;
     assert_eq!(app.poll(ALICE, &asked.session, None).await, None);
     app.approve(ALICE, &asked.id).await.assert(200, "");

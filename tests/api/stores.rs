@@ -24,8 +24,8 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::helpers::{
-    ALICE, Asked, BOB, MALLORY, Mode, Who, config, decide_on_ledger, eventually, reached,
-    test_variable, unique,
+    ALICE, Asked, BOB, MALLORY, Mode, Who, config, decide_on_ledger, eventually, find_record,
+    put_request, put_session, reached, test_variable, unique,
 };
 
 /// A ledger and a courier of one's own.
@@ -65,6 +65,17 @@ macro_rules! on_all_stores {
     )*};
 }
 
+/// The same for what only Redis does.
+macro_rules! over_redis {
+    ($(async fn $name:ident($stores:ident: Stores) $body:block)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let $stores = Stores::open(Mode::Production).await;
+            $body
+        }
+    )*};
+}
+
 impl Stores {
     async fn open(mode: Mode) -> Self {
         let folder = TempDir::new().unwrap();
@@ -80,7 +91,7 @@ impl Stores {
         let clock = Clock::manual();
         let courier = match &config.redis {
             Some(redis) => Courier::redis(redis).unwrap(),
-            None => Courier::in_process(ledger.sqlite_pool().unwrap(), clock.clone()),
+            None => Courier::InProcess,
         };
         Self { ledger, courier, clock, postgres, _folder: folder }
     }
@@ -154,7 +165,7 @@ impl Stores {
     }
 
     async fn record(&self, id: &str) -> Record {
-        self.ledger.find_request(&RequestId::parse(id).unwrap()).await.unwrap().unwrap()
+        find_record(&self.ledger, id).await.unwrap()
     }
 }
 
@@ -183,7 +194,7 @@ fn step(fields: &Value) -> PlanStep {
 fn won(recorded: Recorded) -> Record {
     match recorded {
         Recorded::Won(record) => record,
-        Recorded::Lost(record) => panic!("lost to {record:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -191,7 +202,7 @@ fn won(recorded: Recorded) -> Record {
 fn lost(recorded: Recorded) -> Record {
     match recorded {
         Recorded::Lost(record) => record,
-        Recorded::Won(record) => panic!("won: {record:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -218,7 +229,10 @@ on_all_stores! {
         let winners = outcomes.iter().filter(|one| matches!(one, Recorded::Won(_))).count();
         assert_eq!(winners, 1);
         let stands = stores.record(&asked.id).await.state;
-        for Recorded::Won(record) | Recorded::Lost(record) in outcomes {
+        for outcome in outcomes {
+            let (Recorded::Won(record) | Recorded::Lost(record)) = outcome else {
+                panic!("{outcome:?}")
+            };
             assert_eq!(record.state, stands);
         }
     }
@@ -232,17 +246,25 @@ on_all_stores! {
             asked.clone().with("sessionId", json!("another_session")),
             asked.clone().with("userId", json!("bob")),
             asked.clone().with("userId", Value::Null),
-            asked.clone().with("tenantId", json!("tenant2")),
         ];
+        let decide = async |who, asked: &Asked, origin, verdict, at| {
+            stores.decide_as(who, asked, origin, verdict, at).await
+        };
         for other in altered {
-            let standing = lost(stores.decide(ALICE, &other, Verdict::Approve, start).await);
-            assert_eq!(standing.state, State::Pending, "{}", other.document);
+            let standing = decide(ALICE, &other, Origin::Http, Verdict::Approve, start).await;
+            assert_eq!(lost(standing).state, State::Pending, "{}", other.document);
         }
-        let late = stores.decide(ALICE, &asked, Verdict::Approve, start + seconds(1800)).await;
+        let in_redis = decide(ALICE, &asked, Origin::Redis, Verdict::Approve, start).await;
+        assert_eq!(lost(in_redis).state, State::Pending, "another request of the same content");
+        let too_late = start + seconds(1800);
+        let late = decide(ALICE, &asked, Origin::Http, Verdict::Approve, too_late).await;
         assert_eq!(lost(late).state, State::Pending);
+        // Another tenant's request under the same id is another request.
+        let theirs = asked.clone().with("tenantId", json!("tenant2"));
+        won(decide(MALLORY, &theirs, Origin::Redis, Verdict::Approve, start).await);
         let in_time = start + seconds(1799);
-        let record = won(stores.decide(BOB, &asked, no(), in_time).await);
-        assert_eq!(record.origin, Origin::Http, "it stays a registered one");
+        let record = won(decide(BOB, &asked, Origin::Http, no(), in_time).await);
+        assert_eq!((record.origin, record.delivery), (Origin::Http, Delivery::Sent));
         assert_eq!(record.document, asked.document.to_string());
         assert_eq!(record.owed_since, in_time);
     }
@@ -323,7 +345,7 @@ on_all_stores! {
         let Registered::New(new) = stores.register(ALICE, &asked, now).await else {
             panic!("it was not known");
         };
-        assert_eq!((new.state, new.delivery), (State::Pending, Delivery::Owed));
+        assert_eq!((new.state, new.delivery), (State::Pending, Delivery::Sent));
         let other = asked.clone().with("context", json!({ "to": "everybody" }));
         let Registered::Known(known) = stores.register(BOB, &other, now + seconds(5)).await else {
             panic!("it was known");
@@ -357,8 +379,9 @@ on_all_stores! {
             for one in &asked {
                 assert!(matches!(stores.register(ALICE, one, now).await, Registered::New(_)));
             }
-            let decisions =
-                asked.iter().map(|one| stores.decide(BOB, one, Verdict::Approve, now + seconds(1)));
+            let decisions = asked.iter().map(|one| {
+                stores.decide_as(BOB, one, Origin::Http, Verdict::Approve, now + seconds(1))
+            });
             for recorded in join_all(decisions).await {
                 won(recorded);
             }
@@ -395,7 +418,7 @@ on_all_stores! {
             let asked = Asked::new().with("taskId", json!(kept.id.as_str()));
             assert!(matches!(stores.register(ALICE, &asked, now).await, Registered::TaskIsOver));
             let id = RequestId::parse(&asked.id).unwrap();
-            assert!(stores.ledger.find_request(&id).await.unwrap().is_none());
+            assert!(find_record(&stores.ledger, id.as_str()).await.is_none());
             won(stores.decide(BOB, &asked, Verdict::Approve, now).await);
             let still = stores.task("tenant1", kept.id.as_str()).await.unwrap();
             assert_eq!((still.status, still.progress), (over.status, over.progress));
@@ -667,7 +690,8 @@ on_all_stores! {
         won(stores.decide(ALICE, &asked, no(), now).await);
         let broken = format!("UPDATE hitl_request SET session_id = 'a b' WHERE request_id = '{}'", asked.id);
         stores.sql(&broken).await.unwrap();
-        let found = stores.ledger.find_request(&RequestId::parse(&asked.id).unwrap()).await;
+        let (tenant, id) = (&ALICE.caller().tenant, RequestId::parse(&asked.id).unwrap());
+        let found = stores.ledger.find_request(tenant, &id).await;
         assert!(matches!(found, Err(LedgerError::Inconsistent(_))), "{found:?}");
     }
 
@@ -702,49 +726,27 @@ impl Stores {
     async fn listen(&self, session: &SessionId) -> mpsc::UnboundedReceiver<String> {
         let channel = format!("hitl:channel:{session}");
         let (sender, receiver) = mpsc::unbounded_channel();
-        match &self.courier {
-            Courier::InProcess(courier) => {
-                let mut messages = courier.listen();
-                messages.subscribe(&[channel]);
-                tokio::spawn(async move {
-                    while let Ok((_channel, payload)) = messages.next().await {
-                        if sender.send(payload).is_err() {
-                            break;
-                        }
-                    }
-                });
+        let mut messages = redis_client().get_async_pubsub().await.unwrap();
+        messages.subscribe(channel).await.unwrap();
+        tokio::spawn(async move {
+            use futures_util::StreamExt as _;
+            let mut messages = messages.into_on_message();
+            while let Some(message) = messages.next().await {
+                if sender.send(message.get_payload().unwrap()).is_err() {
+                    break;
+                }
             }
-            Courier::Redis(_) => {
-                let mut messages = redis_client().get_async_pubsub().await.unwrap();
-                messages.subscribe(channel).await.unwrap();
-                tokio::spawn(async move {
-                    use futures_util::StreamExt as _;
-                    let mut messages = messages.into_on_message();
-                    while let Some(message) = messages.next().await {
-                        if sender.send(message.get_payload().unwrap()).is_err() {
-                            break;
-                        }
-                    }
-                });
-            }
-        }
+        });
         receiver
     }
 
     /// Makes a key's time run out.
     async fn let_expire(&self, key: &str, ttl: i64) {
-        match &self.courier {
-            Courier::InProcess(_) => self.clock.advance(seconds(ttl)),
-            Courier::Redis(_) => {
-                let left: i64 = redis_command(&["TTL", key]).await;
-                assert!((ttl - 10..=ttl).contains(&left), "{key} lives for {left} s");
-                let _done: i64 = redis_command(&["PEXPIRE", key, "1"]).await;
-                eventually(async || {
-                    (redis_command::<i64>(&["EXISTS", key]).await == 0).then_some(())
-                })
-                .await;
-            }
-        }
+        let left: i64 = redis_command(&["TTL", key]).await;
+        assert!((ttl - 10..=ttl).contains(&left), "{key} lives for {left} s");
+        let _done: i64 = redis_command(&["PEXPIRE", key, "1"]).await;
+        eventually(async || (redis_command::<i64>(&["EXISTS", key]).await == 0).then_some(()))
+            .await;
     }
 
     async fn send(&self, session: &SessionId, signal: &str, rank: i64) -> Sent {
@@ -772,34 +774,18 @@ fn names() -> (RequestId, SessionId) {
     (RequestId::parse(unique("req")).unwrap(), SessionId::parse(session).unwrap())
 }
 
-on_all_stores! {
+over_redis! {
     async fn a_request_is_found_with_the_rest_of_its_time(stores: Stores) {
         let (id, _) = names();
         let courier = &stores.courier;
         assert_eq!(courier.find_request(&id).await.unwrap(), None);
-        courier.put_request(&id, "{ \"한글\": 1 }", false).await.unwrap();
+        put_request(&stores.courier, id.as_str(), "{ \"한글\": 1 }").await;
         let found = courier.find_request(&id).await.unwrap().unwrap();
         assert_eq!(found.document, "{ \"한글\": 1 }");
         let left = found.ttl.unwrap();
         assert!((1_790_000..=1_800_000).contains(&left.as_millis()), "{left:?}");
         stores.let_expire(&format!("hitl:request:{id}"), 1800).await;
         assert_eq!(courier.find_request(&id).await.unwrap(), None);
-    }
-
-    async fn a_late_writer_leaves_what_is_there(stores: Stores) {
-        let (id, session) = names();
-        let courier = &stores.courier;
-        for (only_new, document) in [(true, "1"), (true, "2"), (false, "3"), (true, "4")] {
-            courier.put_request(&id, document, only_new).await.unwrap();
-            courier.put_session(&session, document, only_new).await.unwrap();
-            let kept = if document == "2" { "1" } else if document == "4" { "3" } else { document };
-            assert_eq!(courier.find_request(&id).await.unwrap().unwrap().document, kept);
-            assert_eq!(courier.session(&session).await.unwrap().text.as_deref(), Some(kept));
-        }
-        stores.let_expire(&format!("hitl:session:{session}"), 3600).await;
-        assert_eq!(courier.session(&session).await.unwrap(), SessionPointer::default());
-        courier.put_session(&session, "5", true).await.unwrap();
-        assert_eq!(courier.session(&session).await.unwrap().text.as_deref(), Some("5"));
     }
 
     async fn a_signal_is_under_its_key_when_its_message_arrives(stores: Stores) {
@@ -835,9 +821,7 @@ on_all_stores! {
             assert_eq!(stores.courier.signal(&session).await.unwrap().as_deref(), Some(kept));
         }
         stores.let_expire(&format!("hitl:signal:{session}"), 300).await;
-        if let Courier::Redis(_) = stores.courier {
-            stores.let_expire(&format!("{{hitl:signal:{session}}}:rank"), 300).await;
-        }
+        stores.let_expire(&format!("{{hitl:signal:{session}}}:rank"), 300).await;
         stores.send(&session, "late", rank - 5).await;
         assert_eq!(stores.courier.signal(&session).await.unwrap().as_deref(), Some("late"));
     }
@@ -857,15 +841,15 @@ on_all_stores! {
         };
         let nothing = stores.courier.session(&session).await.unwrap();
         assert_eq!(reached(&send("to nobody in particular", &nothing).await), 1);
-        stores.courier.put_session(&session, "{\"requestId\":\"req_1\"}", false).await.unwrap();
+        put_session(&stores.courier, session.as_str(), "{\"requestId\":\"req_1\"}").await;
         let one = stores.courier.session(&session).await.unwrap();
         assert_eq!(reached(&send("for one", &one).await), 1);
-        stores.courier.put_session(&session, "{\"requestId\":\"req_2\"}", false).await.unwrap();
+        put_session(&stores.courier, session.as_str(), "{\"requestId\":\"req_2\"}").await;
         for stale in [&nothing, &one] {
             assert_eq!(send("stale", stale).await, Sent::Changed);
         }
         let seen = stores.courier.look(&id, &session).await.unwrap();
-        stores.courier.put_request(&id, "{\"other\":1}", false).await.unwrap();
+        put_request(&stores.courier, id.as_str(), "{\"other\":1}").await;
         assert_eq!(send_seeing("stale", seen).await, Sent::Changed);
         let there = stores.courier.find_request(&id).await.unwrap().unwrap();
         assert_eq!(there.document, "{\"other\":1}");
@@ -877,7 +861,9 @@ on_all_stores! {
             assert_eq!(listener.recv().await.unwrap(), expected);
         }
     }
+}
 
+on_all_stores! {
     async fn both_stores_answer(stores: Stores) {
         stores.ledger.check_writable().await.unwrap();
         stores.courier.ping().await.unwrap();

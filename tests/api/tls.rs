@@ -264,9 +264,14 @@ async fn everything_goes_over_tls_with_no_more_rights_than_are_needed() {
 
     // A signal that is owed is sent when Redis is back.
     let owed = Asked::new();
-    app.register(ALICE, &owed).await.assert(201, "");
-    redis.plain.kill();
+    app.ask(&owed).await;
+    let full = async |limit| {
+        let _ok: String = redis.plain.command(&["CONFIG", "SET", "maxmemory", limit]).await;
+    };
+    full("1").await;
     app.approve(ALICE, &owed.id).await.assert(200, "");
+    assert_eq!(app.record(&owed.id).await.delivery, Delivery::Owed);
+    redis.plain.kill();
     redis.plain.start_again().await;
     assert_eq!(app.settled(&owed.id).await.delivery, Delivery::Sent);
     assert!(app.signal(&owed.session).await.unwrap().contains(&owed.id));

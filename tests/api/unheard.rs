@@ -49,7 +49,7 @@ async fn whoever_listens_after_the_decision_hears_it_once() {
         async move {
             let asked = answered_unheard(app).await;
             tokio::time::sleep(Duration::from_millis(50) * place).await;
-            let mut ear = Ear::on(&app, &asked.session).await;
+            let mut ear = Ear::on(&asked.session).await;
             assert_eq!(ear.next().await, signal(app, &asked).await);
             (asked, ear)
         }
@@ -68,7 +68,7 @@ async fn a_session_that_waits_for_something_else_hears_nothing_of_it() {
     let late = answered_unheard(&app).await;
     let now = Asked::in_session(&late.session);
     app.ask(&now).await;
-    let mut ear = Ear::on(&app, &late.session).await;
+    let mut ear = Ear::on(&late.session).await;
     eventually(async || app.core.unheard.is_empty().then_some(())).await;
     assert!(ear.heard().await.is_empty());
     app.reject(ALICE, &now.id, None).await.assert(200, "");
@@ -89,12 +89,12 @@ async fn a_session_that_names_nothing_or_whose_request_is_another_is_left_alone(
     redis::cmd("DEL").arg(key).exec_async(&mut redis).await.unwrap();
     let mut ears = Vec::new();
     for asked in [&unnamed, &altered, &gone] {
-        ears.push(Ear::on(&app, &asked.session).await);
+        ears.push(Ear::on(&asked.session).await);
     }
     // One that is published again, after all of these were looked at several times.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let heard = answered_unheard(&app).await;
-    let mut ear = Ear::on(&app, &heard.session).await;
+    let mut ear = Ear::on(&heard.session).await;
     ear.next().await;
     for ear in &mut ears {
         assert!(ear.heard().await.is_empty());
@@ -113,7 +113,7 @@ async fn an_agent_that_has_given_up_is_told_nothing() {
     let app = TestApp::spawn_with(Mode::Production, clock.clone(), |_| {}).await;
     let asked = answered_unheard(&app).await;
     clock.advance(TimeDelta::seconds(301));
-    let mut ear = Ear::on(&app, &asked.session).await;
+    let mut ear = Ear::on(&asked.session).await;
     eventually(async || app.core.unheard.is_empty().then_some(())).await;
     assert!(ear.heard().await.is_empty());
 }
@@ -129,7 +129,7 @@ async fn what_a_replica_left_unheard_another_says_again_and_only_one_of_them() {
     }
     eventually(async || others.iter().all(|replica| replica.core.unheard.len() == 1).then_some(()))
         .await;
-    let mut ear = Ear::on(&app, &asked.session).await;
+    let mut ear = Ear::on(&asked.session).await;
     assert_eq!(ear.next().await, signal(&app, &asked).await);
     for core in others.iter().map(|replica| &replica.core).chain([&app.core]) {
         eventually(async || core.unheard.is_empty().then_some(())).await;
@@ -152,7 +152,7 @@ async fn a_replica_that_dies_before_it_says_it_again_leaves_it_to_the_relay() {
         assert!(app.core.ledger.claim_unheard(&record, now).await.unwrap().is_none());
     }
     app.ask(&Asked::in_session(&moved_on.session)).await;
-    let mut ears = [Ear::on(&app, &waits.session).await, Ear::on(&app, &moved_on.session).await];
+    let mut ears = [Ear::on(&waits.session).await, Ear::on(&moved_on.session).await];
     let clock = Clock::manual();
     clock.advance(TimeDelta::seconds(10));
     relay::run_once(&Core { clock, ..app.core.clone() }).await.unwrap();
@@ -174,7 +174,7 @@ async fn a_decision_that_the_database_has_lost_is_not_said_again() {
     let mut database = sqlx::PgConnection::connect(url).await.unwrap();
     let lose = format!("DELETE FROM hitl_request WHERE request_id = '{}'", asked.id);
     database.execute(sqlx::AssertSqlSafe(lose)).await.unwrap();
-    let mut ear = Ear::on(&app, &asked.session).await;
+    let mut ear = Ear::on(&asked.session).await;
     eventually(async || app.core.unheard.is_empty().then_some(())).await;
     assert!(ear.heard().await.is_empty());
 }

@@ -70,6 +70,8 @@ impl History {
 pub struct Row {
     pub request: String,
     pub session: String,
+    /// Whether it was registered over HTTP: then no session is ever told of it.
+    pub is_registered: bool,
     /// `pending`, `approved`, `rejected`, …
     pub status: String,
     /// What was decided, if anything was.
@@ -201,6 +203,12 @@ fn check_rows(
         let is_published = published.contains(&(row.session.as_str(), signal.as_str()));
         let is_kept = aftermath.keys.get(&row.session) == Some(&signal);
         let is_polled = aftermath.polled.get(request) == Some(&signal);
+        if row.is_registered {
+            if is_published || is_kept {
+                wrongs.push(format!("{request}: registered, and said in session {}", row.session));
+            }
+            continue;
+        }
         let is_delivered = match delivered {
             Delivered::Published => is_published,
             Delivered::Found => is_published || is_kept || is_polled,
@@ -243,6 +251,7 @@ mod tests {
         Row {
             request: request.to_owned(),
             session: format!("session_{request}"),
+            is_registered: false,
             status: decision.as_ref().map_or("pending", |choice| &choice.status).to_owned(),
             decided_at: decision.as_ref().map(|_| 1_706_152_860),
             decision,
@@ -362,6 +371,17 @@ mod tests {
         assert_eq!(check(&calls, &aftermath, Delivered::Settled), Vec::<String>::new());
         aftermath.rows[1].delivery = "owed".to_owned();
         assert_found(&calls, &aftermath, "still owed");
+    }
+
+    #[test]
+    fn a_registered_request_that_was_said_in_a_session_is_found() {
+        let (calls, mut aftermath) = sound();
+        aftermath.rows[0].is_registered = true;
+        assert_found(&calls, &aftermath, "registered, and said in session");
+        aftermath.heard.remove(0);
+        assert_found(&calls, &aftermath, "registered, and said in session");
+        aftermath.keys.remove("session_a");
+        assert_eq!(check(&calls, &aftermath, Delivered::Published), Vec::<String>::new());
     }
 
     #[test]

@@ -233,10 +233,19 @@ impl World {
 
     /// Every row of the ledger.
     pub async fn rows(&self) -> Vec<Row> {
-        type Columns =
-            (String, String, String, Option<String>, Option<i64>, Option<String>, String, bool);
+        type Columns = (
+            String,
+            String,
+            bool,
+            String,
+            Option<String>,
+            Option<i64>,
+            Option<String>,
+            String,
+            bool,
+        );
         let rows: Vec<Columns> = sqlx::query_as(
-            "SELECT request_id, session_id, status, decided_by,
+            "SELECT request_id, session_id, origin = 'http', status, decided_by,
                     floor(extract(epoch FROM decided_at))::bigint, reason, delivery,
                     EXISTS (SELECT 1 FROM agent_task t
                              WHERE t.task_id = r.task_id AND t.tenant_id = r.tenant_id)
@@ -245,11 +254,29 @@ impl World {
         .fetch_all(&mut self.database().await)
         .await
         .unwrap();
-        let row =
-            |(request, session, status, by, decided_at, reason, delivery, has_task): Columns| {
-                let decision = by.map(|by| Choice { by, status: status.clone(), reason });
-                Row { request, session, status, decision, decided_at, delivery, has_task }
-            };
+        let row = |(
+            request,
+            session,
+            is_registered,
+            status,
+            by,
+            decided_at,
+            reason,
+            delivery,
+            has_task,
+        ): Columns| {
+            let decision = by.map(|by| Choice { by, status: status.clone(), reason });
+            Row {
+                request,
+                session,
+                is_registered,
+                status,
+                decision,
+                decided_at,
+                delivery,
+                has_task,
+            }
+        };
         rows.into_iter().map(row).collect()
     }
 
@@ -350,6 +377,21 @@ impl World {
         None
     }
 
+    /// Makes the ledger owe the signals of these decided requests, as a replica leaves it that dies
+    /// between the decision and the signal.
+    pub async fn owe(&self, requests: &[String]) {
+        sqlx::query(
+            "UPDATE hitl_request
+                SET delivery = 'owed', owed_since = clock_timestamp(), due_at = clock_timestamp(),
+                    attempts = 0, sent_at = NULL, sent_to = NULL, listeners = NULL
+              WHERE request_id = ANY($1)",
+        )
+        .bind(requests)
+        .execute(&mut self.database().await)
+        .await
+        .unwrap();
+    }
+
     /// Waits up to 10 s until what a request owes Redis is there, or need not be any more.
     pub async fn delivered(&self, request: &str) {
         let mut database = self.database().await;
@@ -448,7 +490,7 @@ impl Service for World {
         self.people.call_by(who, method, &format!("{}{path}", self.replicas[0].base()))
     }
 
-    async fn write(&self, asked: &Asked, pointer: &str) {
+    async fn write(&self, _owner: Who<'static>, asked: &Asked, pointer: &str) {
         try_write(&mut self.agents().await, asked, pointer.as_bytes()).await.unwrap();
     }
 }

@@ -7,7 +7,7 @@ use crate::helpers::Asked;
 use crate::history::{Choice, Delivered, Ended, duplicates};
 use crate::proxy::Proxy;
 use crate::report::{Report, Scale};
-use crate::world::{Replica, World, at_once};
+use crate::world::{Listener, Replica, World, ask, at_once};
 
 /// As many rows as a relay claims at once: so many signals may be between sent and noted when it
 /// is killed.
@@ -22,21 +22,21 @@ pub async fn relays_killed(scale: Scale, report: &mut Report) {
     let (bases, people) = (world.bases(), world.people.clone());
     let (asked, most) = scale.of((2000, 500), (120, 8));
     let asked = (0..asked).map(|_| Asked::new()).collect::<Vec<_>>();
+    let agents = world.agents().await;
     at_once(asked.clone(), 8, async |place, asked| {
-        assert_eq!(people.register(&bases[place % 4], &asked).await, Some(201));
+        ask(&mut agents.clone(), &asked).await;
+        people.decide_surely(&bases[place % 4], &asked.id, &yes()).await;
     })
     .await;
     report.demand(world.quiet_within(Duration::from_secs(10)).await.is_some(), || {
-        "what was registered is not in Redis".to_owned()
+        "what was decided is not in Redis".to_owned()
     });
 
-    // All are decided while no relay runs, so all of it is owed when they start. Redis is a little
-    // way off, so that they are killed in the middle of their work.
+    // All of it is owed once more while no relay runs. Redis is a little way off, so that they are
+    // killed in the middle of their work.
     world.replicas.iter_mut().for_each(Replica::kill);
-    let mut away = world.replica_without_redis().await;
-    let base = away.base();
-    at_once(asked, 16, async |_, asked| people.decide_surely(&base, &asked.id, &yes()).await).await;
-    away.kill();
+    world.owe(&asked.iter().map(|asked| asked.id.clone()).collect::<Vec<_>>()).await;
+    world.listener = Listener::start(world.redis.url()).await;
     let redis = Proxy::start(SocketAddr::from(([127, 0, 0, 1], world.redis.port()))).await;
     redis.delay(Duration::from_millis(30));
     for replica in &mut world.replicas {
@@ -70,7 +70,7 @@ pub async fn relay_away_for_long(scale: Scale, report: &mut Report) {
     let world = World::start(2).await;
     let (bases, people) = (world.bases(), world.people.clone());
     let each = scale.of(100, 30);
-    // Of those in Redis and of those registered, half are sent, and half will be owed.
+    // Of those in Redis half are sent, and half will be owed. Registered ones owe nothing.
     let mut asked = world.ask_many(2 * each).await;
     let registered = (0..2 * each).map(|_| Asked::new()).collect::<Vec<_>>();
     at_once(registered.clone(), 8, async |place, asked| {
@@ -116,7 +116,7 @@ pub async fn relay_away_for_long(scale: Scale, report: &mut Report) {
     let owed = "SELECT count(*) FROM hitl_request WHERE delivery = 'owed'";
     let owed = world.number(owed).await;
     report.count(owed, "owed");
-    report.demand(usize::try_from(owed) == Ok(2 * each), || "not what should be owed".to_owned());
+    report.demand(usize::try_from(owed) == Ok(each), || "not what should be owed".to_owned());
 
     let rows = world.rows().await;
     let signal_of = |asked: &Asked| {
@@ -128,7 +128,10 @@ pub async fn relay_away_for_long(scale: Scale, report: &mut Report) {
     };
     let found = at_once(asked.clone(), 8, async |place, asked| {
         let base = &bases[place % 2];
-        [is_found(base, &asked, Some(&asked.id)).await, is_found(base, &asked, None).await]
+        let is_registered = registered.iter().any(|one| one.id == asked.id);
+        // Without the id, a session is asked for requests of Redis only.
+        let unnamed = is_registered || is_found(base, &asked, None).await;
+        [is_found(base, &asked, Some(&asked.id)).await, unnamed]
     })
     .await
     .concat();
@@ -137,9 +140,10 @@ pub async fn relay_away_for_long(scale: Scale, report: &mut Report) {
     // Without any Redis at all, registered requests are answered for by the ledger alone.
     let away = world.replica_without_redis().await;
     let base = away.base();
-    let found =
-        at_once(registered, 8, async |_, asked| is_found(&base, &asked, Some(&asked.id)).await)
-            .await;
+    let found = at_once(registered.clone(), 8, async |_, asked| {
+        is_found(&base, &asked, Some(&asked.id)).await
+    })
+    .await;
     report.count(found.len(), "polls without Redis");
     report.none(found.iter().filter(|found| !**found).count(), "missing without Redis");
 

@@ -53,6 +53,9 @@ pub async fn strangers(scale: Scale, report: &mut Report) {
     report.count(swapped, "calls under two identities");
     report.wrongs("of them not refused with 403", &accepted);
     world.check_untouched(report, &before).await;
+    let (same, leaks) = same_ids(&world, scale.of(500, 20)).await;
+    report.count(same, "calls about ids that three tenants share");
+    report.wrongs("answers about another tenant's", &leaks);
 
     // It was all there, and is still theirs.
     for theirs in &all {
@@ -62,6 +65,57 @@ pub async fn strangers(scale: Scale, report: &mut Report) {
             report.demand(answer.status == StatusCode::OK, || format!("{path}: {}", answer.text));
         }
     }
+}
+
+/// Three tenants register under the same ids, and each decides its own: nobody can tell that there
+/// are others.
+async fn same_ids(world: &World, count: usize) -> (usize, Vec<String>) {
+    let ids = (0..count).map(|_| unique("same")).collect::<Vec<_>>();
+    let results = at_once(ids, 8, async |place, id| {
+        let (mut calls, mut leaks) = (0, Vec::new());
+        let mut expect = |who: Who<'_>, what: &str, answer: &Answer, status: u16, word: &str| {
+            calls += 1;
+            let is_right = answer.status == status && answer.text.contains(word);
+            let others = PEOPLE.into_iter().filter(|other| other.tenant != who.tenant);
+            if !is_right || others.clone().any(|other| answer.text.contains(other.tenant)) {
+                leaks.push(format!("{who:?} {what} {id}: {}", answer.text));
+            }
+        };
+        let mut people = PEOPLE;
+        people.rotate_left(place % 3);
+        let base = "/api/aura/hitl";
+        let body = |who: Who<'_>| {
+            serde_json::json!({
+                "requestId": id, "sessionId": "session_of_many", "actionType": who.tenant,
+            })
+        };
+        for who in people {
+            let path = format!("{base}/requests");
+            let made = send(world, who, (&Method::POST, &path), Some(body(who))).await;
+            expect(who, "registers", &made, 201, "pending");
+        }
+        let verdicts = [("approve", "approved"), ("reject", "rejected"), ("approve", "approved")];
+        for (who, (verb, status)) in people.into_iter().zip(verdicts) {
+            let path = format!("{base}/{verb}/{id}");
+            let body = serde_json::json!({ "userId": who.user });
+            let decided = send(world, who, (&Method::POST, &path), Some(body)).await;
+            expect(who, verb, &decided, 200, status);
+        }
+        for (who, (_, status)) in people.into_iter().zip(verdicts) {
+            for path in [
+                format!("{base}/requests/{id}"),
+                format!("{base}/requests/{id}/decision"),
+                format!("{base}/signals/session_of_many?requestId={id}"),
+            ] {
+                let read = send(world, who, (&Method::GET, &path), None).await;
+                expect(who, &path, &read, 200, status);
+            }
+        }
+        (calls, leaks)
+    })
+    .await;
+    let calls = results.iter().map(|(calls, _)| calls).sum();
+    (calls, results.into_iter().flat_map(|(_, leaks)| leaks).collect())
 }
 
 /// Calls every route for everybody else's things, and for what does not exist.
@@ -75,11 +129,7 @@ async fn read_as_strangers(
         let Some(kind) = operation.id() else { continue };
         for theirs in all {
             for stranger in strangers_to(theirs.owner, roles) {
-                let ids = theirs.named(kind).iter();
-                let is_theirs_alone = |id: &&String| {
-                    stranger.user != theirs.owner.user || !theirs.of_nobodys_tenant.contains(id)
-                };
-                let ids = ids.filter(is_theirs_alone).collect::<Vec<_>>();
+                let ids = theirs.named(kind).iter().collect::<Vec<_>>();
                 groups.extend(
                     [0, 1].map(|prefix| (operation.clone(), prefix, stranger, ids.clone())),
                 );
