@@ -90,9 +90,6 @@ async fn send_signal(
             aloud,
             only_while: &seen,
         };
-        if aloud {
-            core.watcher.sends(&record.session, &signal);
-        }
         match core.courier.send(&outgoing).await? {
             Sent::Published { listeners, history: sent_to } => {
                 let listeners = if aloud { listeners } else { record.listeners };

@@ -12,15 +12,18 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt as _;
+use moka::sync::Cache;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use crate::core::Core;
 use crate::courier::Courier;
 use crate::delivery::{self, Undelivered};
+use crate::domain::approver::Caller;
 use crate::domain::decision::{Delivery, Mark, Record, Settled, State};
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::request::{Origin, PATIENCE};
+use crate::domain::signal::signal_request;
 use crate::ledger::LedgerError;
 use crate::marks;
 use crate::metrics::{self, By, Forgery};
@@ -37,15 +40,25 @@ const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 const SCAN_OVERLAP: TimeDelta = TimeDelta::seconds(10);
 /// Most signals to watch at once; each takes about 300 bytes.
 const CAPACITY: usize = 20_000;
+/// Most answered requests to remember, so that the ledger is not told again at each poll.
+const ANSWERED_CAPACITY: u64 = 20_000;
 /// Most sessions to ask about in one command: 0.2 ms of Redis' time.
 const BATCH_SIZE: usize = 1000;
 /// Most signals to publish again at the same time.
 const CONCURRENCY: usize = 16;
 
 /// The unheard signals that this replica watches; cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Unheard {
     signals: Arc<Mutex<HashMap<RequestId, Watched>>>,
+    /// Requests whose agents were answered over HTTP, and the ledger told of it.
+    answered: Cache<RequestId, ()>,
+}
+
+impl Default for Unheard {
+    fn default() -> Self {
+        Self { signals: Arc::default(), answered: Cache::new(ANSWERED_CAPACITY) }
+    }
 }
 
 #[derive(Debug)]
@@ -78,9 +91,31 @@ impl Unheard {
         }
     }
 
-    /// An agent has been answered the signal of this request.
-    pub fn forget(&self, request: &RequestId) {
+    fn forget(&self, request: &RequestId) {
         self.signals().remove(request);
+    }
+
+    /// An agent was answered the signal of its request over HTTP: it has heard it. What a person is
+    /// shown, nobody has heard. The ledger is told beside the answer.
+    pub fn answered(&self, core: &Core, caller: &Caller, signal: &str) {
+        if caller.via.caller_type.as_deref() != Some("AGENT") {
+            return;
+        }
+        let Some(request) = signal_request(signal).and_then(|id| RequestId::parse(id).ok()) else {
+            return;
+        };
+        self.forget(&request);
+        if self.answered.entry(request.clone()).or_insert(()).is_fresh() {
+            let core = core.clone();
+            let (under_way, runtime) = (core.under_way.clone(), core.runtime.clone());
+            let telling = async move {
+                if let Err(error) = core.ledger.heard(&request, core.clock.now()).await {
+                    core.unheard.answered.invalidate(&request);
+                    debug!(request_id = %request, %error, "heard over HTTP, and not noted");
+                }
+            };
+            under_way.spawn_on(telling, &runtime);
+        }
     }
 
     /// How many are watched.

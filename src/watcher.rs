@@ -3,20 +3,19 @@
 //! anybody who may publish from waking an agent, so the watcher makes it known.
 //!
 //! A signal is published after its decision was committed, so the ledger knows every genuine one. What
-//! this process sent is known without asking; what other replicas sent is looked up in batches. While
+//! this process decided is known without asking; what other replicas did is looked up in batches. While
 //! the ledger is away nothing is reported: messages wait, and are counted if there are too many.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use moka::sync::Cache;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tracing::warn;
 
 use crate::core::Core;
 use crate::courier::Message;
+use crate::domain::decision::Decision;
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::signal::{signal_json, signal_request};
 use crate::ledger::LedgerError;
@@ -30,8 +29,6 @@ const BATCH_SIZE: usize = 256;
 const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// Pause before a ledger that did not answer is asked again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Genuine messages to remember; each takes about 300 bytes.
-const REMEMBERED: u64 = 10_000;
 /// Characters of a forged message that reach the log.
 const LOGGED_CHARACTERS: usize = 200;
 
@@ -39,8 +36,6 @@ const LOGGED_CHARACTERS: usize = 200;
 #[derive(Clone, Debug)]
 pub struct Watcher {
     queue: mpsc::Sender<Message>,
-    /// What the ledger has confirmed, or this process has sent.
-    genuine: Cache<Arc<Message>, ()>,
 }
 
 /// The messages that [`run`] compares with the ledger.
@@ -52,18 +47,12 @@ impl Watcher {
     #[must_use]
     pub fn new() -> (Self, Unchecked) {
         let (queue, unchecked) = mpsc::channel(QUEUE_LENGTH);
-        (Self { queue, genuine: Cache::new(REMEMBERED) }, Unchecked(unchecked))
-    }
-
-    /// This process is about to publish a signal whose decision is committed.
-    pub fn sends(&self, session: &SessionId, signal: &str) {
-        let (channel, payload) = (session.as_str().to_owned(), signal.to_owned());
-        self.genuine.insert(Arc::new(Message { channel, payload }), ());
+        (Self { queue }, Unchecked(unchecked))
     }
 
     /// Takes a message. Never waits: one that finds the queue full is counted and dropped.
     pub fn heard(&self, message: Message) {
-        if !self.genuine.contains_key(&message) && self.queue.try_send(message).is_err() {
+        if self.queue.try_send(message).is_err() {
             metrics::message_unchecked();
         }
     }
@@ -93,24 +82,32 @@ pub async fn run(core: Core, mut unchecked: Unchecked) {
 
 async fn check(core: &Core, messages: &[Message]) -> Result<(), LedgerError> {
     let requests = messages.iter().map(request_of).collect::<Vec<_>>();
-    let ids = requests.iter().flatten().cloned().collect::<Vec<_>>();
-    let decisions = core.ledger.decisions_of(&ids).await?;
-    let signals = decisions
-        .into_iter()
-        .map(|(id, session, decision)| {
-            let payload = signal_json(&id, &decision);
-            (id, Message { channel: session.as_str().to_owned(), payload })
-        })
-        .collect::<HashMap<_, _>>();
+    let (mut signals, mut unknown) = (HashMap::new(), Vec::new());
+    for request in requests.iter().flatten() {
+        match core.decisions.of_redis(request) {
+            Some(known) => {
+                _ = signals
+                    .insert(known.id.clone(), signal(&known.id, &known.session, &known.decision))
+            }
+            None => unknown.push(request.clone()),
+        }
+    }
+    for (id, session, decision) in core.ledger.decisions_of(&unknown).await? {
+        let signal = signal(&id, &session, &decision);
+        signals.insert(id, signal);
+    }
     for (message, request) in messages.iter().zip(requests) {
-        let signal = request.as_ref().and_then(|request| signals.get(request));
-        if signal == Some(message) {
-            core.watcher.genuine.insert(Arc::new(message.clone()), ());
-        } else {
+        let genuine = request.as_ref().and_then(|request| signals.get(request));
+        if genuine != Some(message) {
             report(message, request.as_ref());
         }
     }
     Ok(())
+}
+
+/// What is published when a request of Redis is decided.
+fn signal(id: &RequestId, session: &SessionId, decision: &Decision) -> Message {
+    Message { channel: session.as_str().to_owned(), payload: signal_json(id, decision) }
 }
 
 fn request_of(message: &Message) -> Option<RequestId> {

@@ -98,6 +98,7 @@ pub async fn read(
     if let Some(wanted) = &wanted
         && let Some(signal) = approvals::known_signal(&core, &caller, &session, wanted)
     {
+        core.unheard.answered(&core, &caller, &signal);
         return Ok(ok(RETRIEVED, signal));
     }
     // A request that an agent names may be a registered one, which needs no Redis.
@@ -109,6 +110,7 @@ pub async fn read(
             && let Some(signal) =
                 approvals::signal_at_hand(&core, &caller, &session, wanted.as_ref(), found)
         {
+            core.unheard.answered(&core, &caller, &signal);
             return Ok(ok(RETRIEVED, signal));
         }
         polled = Some(answer);
@@ -118,6 +120,9 @@ pub async fn read(
         end_with_client(&request);
         let ask = || ask(None);
         signal = outcomes::wait(&core, &caller, &session, wait, ask, Option::is_some).await?;
+    }
+    if let Some(signal) = &signal {
+        core.unheard.answered(&core, &caller, signal);
     }
     Ok(match signal {
         Some(signal) => ok(RETRIEVED, signal),

@@ -343,7 +343,7 @@ pub enum Heard {
 }
 
 /// A message on the channel of a session.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     /// What follows `hitl:channel:` in the name of the channel: a session's id, if it is valid.
     pub channel: String,

@@ -540,7 +540,7 @@ impl Ledger {
         row.map(RequestRow::into_record).transpose()
     }
 
-    /// What was decided of these requests, each with its session; those that nobody has
+    /// What was decided of these requests of Redis, each with its session; those that nobody has
     /// decided are left out.
     ///
     /// # Errors

@@ -391,14 +391,14 @@ macro_rules! outcomes_between {
     };
 }
 
-/// What was decided of requests; `$which` picks them by their ids.
+/// What was decided of requests of Redis; `$which` picks them by their ids.
 macro_rules! decisions_of {
     ($which:literal) => {
         concat!(
             "SELECT request_id, session_id, status, decided_by, decided_at, reason FROM hitl_request
               WHERE request_id ",
             $which,
-            " AND decided_at IS NOT NULL"
+            " AND origin = 'redis' AND decided_at IS NOT NULL"
         )
     };
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
+use futures_util::StreamExt as _;
 use redis::AsyncCommands as _;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
@@ -164,6 +165,12 @@ async fn every_message_that_nobody_decided_is_reported_and_no_other() {
     let registered = site.call(0, Method::POST, "/aura/hitl/requests", registered).await;
     let registered = registered.assert(201, "").data()["requestId"].as_str().unwrap().to_owned();
     site.approve(0, &registered).await;
+    let path = format!("/aura/hitl/requests/{registered}/decision");
+    let decided_at = site.call(0, Method::GET, &path, json!({})).await;
+    let session_of_registered = decided_at.data()["sessionId"].as_str().unwrap().to_owned();
+    let path = format!("/aura/hitl/signals/{session_of_registered}?requestId={registered}");
+    let answer = site.call(0, Method::GET, &path, json!({})).await;
+    let genuine_elsewhere = answer.data().as_str().unwrap().to_owned();
     let forgeries = [
         // Nobody decided it, nobody asked for it, nobody can have asked for it.
         (unknown.session.clone(), forged(&unknown.id)),
@@ -174,7 +181,7 @@ async fn every_message_that_nobody_decided_is_reported_and_no_other() {
         (decided[1].0.session.clone(), signal.clone()),
         (asked.session.clone(), format!("{signal} ")),
         // Registered over HTTP: never published.
-        (asked.session.clone(), forged(&registered)),
+        (session_of_registered, genuine_elsewhere),
         // No signals at all, and no sessions.
         (asked.session.clone(), "approved \u{202e}\n{\"level\":\"INFO\"}".to_owned()),
         (asked.session.clone(), String::new()),
@@ -244,7 +251,24 @@ async fn agents_can_ask_and_listen_but_neither_publish_nor_write_answers() {
     // Nothing was refused so far, neither to the agent nor to the service.
     assert_eq!(refused(&site.redis).await, BTreeSet::new());
 
+    // An agent that looks under the key, and the channel on which registered requests are woken.
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/subscriber.py");
+    let careful = Command::new(test_variable("TEST_PYTHON"))
+        .args([fixture, &site.redis_url("aura"), &asked.session, "0"])
+        .output()
+        .unwrap();
+    assert!(careful.status.success() && careful.stdout.starts_with(b"found "));
+    let registered = json!({ "sessionId": unique("session"), "actionType": "send_email" });
+    let registered = site.call(0, Method::POST, "/aura/hitl/requests", registered).await;
+    let registered = registered.assert(201, "").data()["requestId"].as_str().unwrap().to_owned();
     let agents = redis::Client::open(site.redis_url("aura")).unwrap();
+    let mut woken = agents.get_async_pubsub().await.unwrap();
+    woken.subscribe(format!("hitl:decision:tenant1:{registered}")).await.unwrap();
+    site.approve(1, &registered).await;
+    let waking = eventually(async || woken.on_message().next().await).await;
+    assert_eq!(waking.get_payload_bytes(), b"ask");
+    assert_eq!(refused(&site.redis).await, BTreeSet::new());
+
     let mut agents = agents.get_multiplexed_async_connection().await.unwrap();
     let read: String = agents.get(&key).await.unwrap();
     assert_eq!(read, signal);

@@ -162,6 +162,34 @@ async fn a_replica_that_dies_before_it_says_it_again_leaves_it_to_the_relay() {
     assert_eq!(app.settled(&waits.id).await.listeners, Some(1));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_was_answered_over_http_has_heard_it_and_a_browser_has_not() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let poll = async |asked: &Asked, caller_type: &str| {
+        let path = format!("/aura/hitl/signals/{}", asked.session);
+        let call = app.call(ALICE, reqwest::Method::GET, &path);
+        let call = call.header("X-DWP-Caller-Type", caller_type).send().await.unwrap();
+        let answer = crate::helpers::Answer::of(call).await;
+        assert_eq!(answer.data().as_str(), Some(&*signal(&app, asked).await));
+    };
+    let [shown, heard] = [answered_unheard(&app).await, answered_unheard(&app).await];
+    poll(&heard, "AGENT").await;
+    poll(&heard, "AGENT").await;
+    poll(&shown, "USER").await;
+    // What a claim finds, other replicas find too.
+    let record = app.record(&heard.id).await;
+    eventually(async || {
+        let unheard = app.core.ledger.unheard(record.created_at, record.created_at, 10).await;
+        (unheard.unwrap().iter().all(|unheard| unheard.id != record.id)).then_some(())
+    })
+    .await;
+    let claimed = app.core.ledger.claim_unheard(&record, app.core.clock.now()).await.unwrap();
+    assert!(claimed.is_none());
+    let mut ears = [Ear::on(&heard.session).await, Ear::on(&shown.session).await];
+    assert_eq!(ears[1].next().await, signal(&app, &shown).await);
+    assert!(ears[0].heard().await.is_empty());
+}
+
 /// Postgres' own failover, when it is asynchronous, loses what the old primary alone had.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_decision_that_the_database_has_lost_is_not_said_again() {
