@@ -180,13 +180,14 @@ def make_service(
     """Starts services; all of them end with the run."""
     started: list[Service] = []
 
-    def make(mode: Mode, redis_url: str | None = None) -> Service:
+    def make(mode: Mode, redis_url: str | None = None, **settings: str) -> Service:
         folder = tmp_path_factory.mktemp(mode)
         environment = {
             "PATH": os.environ.get("PATH", ""),
             "JWT_SECRET": SECRET,
             "AURA_HITL_RATE_LIMIT_PER_SECOND": "0",
             "RUST_LOG": "info",
+            **settings,
         }
         if mode == "embedded":
             environment["AURA_HITL_DATA_DIR"] = str(folder / "data")

@@ -38,6 +38,7 @@ from aura_hitl import (
     NotAllowed,
     NotFound,
     PreconditionFailed,
+    PreconditionRequired,
     Rejected,
     Unavailable,
     Unprocessable,
@@ -125,6 +126,27 @@ def test_acknowledged_later(service: Service, agent: _Agent, client: Client) -> 
     assert first.status == "approved"
     assert client.acknowledge(request).acted_at == first.acted_at
     assert service.state(request)["actedAt"]
+
+
+def test_a_decision_is_not_lost_when_it_cannot_be_acknowledged(
+    service: Service, agent: _Agent
+) -> None:
+    request, decided = new_request(), [False]
+
+    def see(call: httpx.Request, answer: dict[str, Any]) -> dict[str, Any]:
+        decided[0] |= answer.get("data", {}).get("status") == "approved"
+        return answer
+
+    def give() -> str:
+        if decided[0]:
+            raise OSError("no token any more")
+        return service.token()
+
+    options: dict[str, Any] = {"token": give, "transport": Faulty(after=see)}
+    future = agent.ask_and_wait_until_pending(service, request, **options)
+    service.approve(request)
+    assert isinstance(future.result(10), Approved)
+    assert "actedAt" not in service.state(request)
 
 
 def test_other_content_is_no_approval(service: Service, agent: _Agent) -> None:
@@ -500,3 +522,12 @@ def test_what_cannot_be_decided_has_names(make_service: MakeService, production:
             headers={"If-Match": '"0"'},
         )
     assert (failed.value.status, failed.value.error_code) == (412, "E4120")
+
+    strict = make_service("embedded", AURA_HITL_REQUIRE_IF_MATCH="true")
+    blind = new_request()
+    with Client(strict.url, token=token(PERSON), tenant=TENANT) as client:
+        client.register("x", {}, session_id=session, request_id=blind)
+    with pytest.raises(PreconditionRequired) as required:
+        call_as_a_person(strict, "POST", f"/aura/hitl/approve/{blind}", json={"userId": PERSON})
+    assert (required.value.status, required.value.error_code) == (428, "E4280")
+    strict.stop()

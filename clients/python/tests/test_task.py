@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import TENANT, Service, new_request, new_session, token, until
+from conftest import TENANT, USER, Service, new_request, new_session, token, until
 from faults import Faulty, Once, busy
 
 from aura_hitl import ApiError, AsyncClient, Client, Conflict, Rejected, Unavailable
@@ -214,5 +214,6 @@ def test_completed_though_the_answer_was_lost(service: Service) -> None:
 
 def test_completing_what_somebody_failed(service: Service, client: Client) -> None:
     with pytest.raises(Conflict), client.task("x") as task:
-        service.call("POST", f"/main/agent/tasks/{task.id}/fail", json={"errorMessage": "stop"})
+        path, body = f"/main/agent/tasks/{task.id}/fail", {"errorMessage": "stop"}
+        assert service.call("POST", path, user=USER, json=body).status_code == 200
     assert service.task(task.id)["errorMessage"] == "stop"

@@ -7,6 +7,8 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
@@ -14,6 +16,7 @@ import redis
 import redis.asyncio
 from conftest import (
     TENANT,
+    USER,
     MakeService,
     Mode,
     OwnRedis,
@@ -27,7 +30,7 @@ from conftest import (
 )
 from faults import Faulty
 
-from aura_hitl import Approved, AsyncClient, Expired, Rejected, _listeners
+from aura_hitl import Approved, AsyncClient, Client, Expired, Rejected, _listeners
 from aura_hitl._io import settled
 
 
@@ -67,7 +70,31 @@ def test_woken_by_pubsub(production: Service, agent: _Agent, waits_by: WaitsBy) 
     waits_by(request, "pubsub")
     assert decide_and_measure(production, request, future.done) < 2
     assert isinstance(future.result(), Approved)
-    assert production.state(request)["signal"]["listeners"] == 1
+
+
+def test_a_user_of_redis_that_may_do_nothing_else(
+    production: Service, agent: _Agent, waits_by: WaitsBy
+) -> None:
+    """No key, and no channel of agents that wait on Redis: registered requests are none of them."""
+    url = urlsplit(production.redis_url or "")
+    with redis.Redis.from_url(production.redis_url or "") as link:
+        name = f"agent_{new_request()}"
+        rights = "on >pw resetkeys resetchannels &hitl:decision:* -@all +subscribe +unsubscribe"
+        may = [*rights.split(), "+hello", "+ping"]
+        link.execute_command("ACL", "SETUSER", name, *may)
+        try:
+            request = new_request()
+            redis_url = f"redis://{name}:pw@{url.hostname}:{url.port}"
+            options = {"redis_url": redis_url, "listen_by": ("pubsub",)}
+            future = agent.ask(production, request, **options)
+            waits_by(request, "pubsub")
+            assert decide_and_measure(production, request, future.done) < 2
+            assert isinstance(future.result(), Approved)
+            denied = {each["object"] for each in link.acl_log() if each["username"] == name}
+            # redis-py says its own name, and goes on when it may not.
+            assert {each for each in denied if not each.startswith("client")} == set()
+        finally:
+            link.execute_command("ACL", "DELUSER", name)
 
 
 def test_woken_by_the_stream(service: Service, agent: _Agent, waits_by: WaitsBy) -> None:
@@ -129,41 +156,64 @@ def test_a_client_of_redis_may_be_given(production: Service) -> None:
     asyncio.run(use())
 
 
-def test_signals_for_others_and_forged_ones_are_ignored(
+def test_nothing_that_is_published_is_an_answer(
     production: Service, agent: _Agent, waits_by: WaitsBy
 ) -> None:
-    request, session = new_request(), new_session()
-    url = production.redis_url or ""
-    future = agent.ask(production, request, session_id=session, redis_url=url)
+    """Whoever can publish can say whatever they like: the ledger is asked, and not too often."""
+    request, session, looks = new_request(), new_session(), [0]
+
+    def count(call: httpx.Request) -> None:
+        looks[0] += call.url.path.endswith("/decision")
+
+    options = {"redis_url": production.redis_url, "transport": Faulty(before=count)}
+    future = agent.ask(production, request, session_id=session, **options)
     waits_by(request, "pubsub")
-    channel = f"hitl:channel:{session}"
-    signal = {"type": "approval", "requestId": "", "status": "approved", "timestamp": 1}
-    with redis.Redis.from_url(url) as link:
-        for text in [
-            json.dumps(signal | {"requestId": "req_another"}),
-            # Whoever can publish can say this; the ledger knows better.
-            json.dumps(signal | {"requestId": request}),
-            json.dumps({"type": "heartbeat"}),
-            "approved",
-            b"\xff\xfe",
-            "[]",
-            "",
-        ]:
-            link.publish(channel, text)
-        time.sleep(1)
+    signal = {"type": "approval", "requestId": request, "status": "approved", "timestamp": 1}
+    with redis.Redis.from_url(production.redis_url or "") as link:
+        for channel in (f"hitl:decision:{TENANT}:{request}", f"hitl:channel:{session}"):
+            for text in [json.dumps(signal), "approved", "ask", b"\xff\xfe", "[]", ""] * 20:
+                link.publish(channel, text)
+        link.set(f"hitl:signal:{session}", json.dumps(signal), ex=60)
+        time.sleep(2)
         assert not future.done()
+    # One at once, and then no more than two a second.
+    assert 2 <= looks[0] <= 8
     production.reject(request, "no")
     assert isinstance(future.result(10), Rejected)
 
 
-def test_a_forged_key_is_no_approval(production: Service, agent: _Agent) -> None:
-    request, session = new_request(), new_session()
-    url = production.redis_url or ""
-    forged = {"type": "approval", "requestId": request, "status": "approved", "timestamp": 1}
-    with redis.Redis.from_url(url) as link:
-        link.set(f"hitl:signal:{session}", json.dumps(forged), ex=60)
-    result = agent.ask(production, request, session_id=session, redis_url=url, timeout=2).result(15)
-    assert isinstance(result, Expired)
+def test_a_tenant_that_no_channel_name_holds(production: Service, agent: _Agent) -> None:
+    """The service and the client spell it alike."""
+    tenant, request = "한국 지사:*", new_request()
+    given = token(USER, tenant)
+    options: Any = {"token": given, "tenant": tenant}
+    redis_url = production.redis_url
+    asked = {**options, "redis_url": redis_url, "listen_by": ("pubsub",), "timeout": 60}
+    future = agent.ask(production, request, **asked)
+    channel = f"hitl:decision:%ED%95%9C%EA%B5%AD%20%EC%A7%80%EC%82%AC%3A%2A:{request}"
+    with redis.Redis.from_url(redis_url or "") as link:
+        until(lambda: future.done() or dict(link.pubsub_numsub(channel)).popitem()[1] == 1)
+        with Client(production.url, **options) as client:
+            until(lambda: future.done() or client.decision(request).status == "pending")
+        headers = {
+            "Authorization": f"Bearer {given}",
+            "X-Tenant-ID": quote(tenant, safe=""),
+            "X-User-ID": USER,
+        }
+
+        def decide() -> bool:
+            answer = httpx.post(
+                f"{production.url}/aura/hitl/approve/{request}",
+                headers=headers,
+                json={"userId": USER},
+            )
+            return answer.status_code == 200
+
+        # A little later it waits in earnest.
+        time.sleep(0.5)
+        assert decide()
+        # The next look would come after 15 s.
+        assert isinstance(future.result(5), Approved)
 
 
 def test_a_message_that_is_lost(
@@ -270,11 +320,10 @@ def test_the_outcome_comes_before_the_stream(service: Service, agent: _Agent) ->
 
 
 def test_nothing_stays_open(production: Service, agent: _Agent) -> None:
-    url, request, session = production.redis_url or "", new_request(), new_session()
-    future = agent.ask_and_wait_until_pending(
-        production, request, session_id=session, redis_url=url
-    )
+    url, request = production.redis_url or "", new_request()
+    future = agent.ask_and_wait_until_pending(production, request, redis_url=url)
     production.approve(request)
     assert future.result(10)
     with redis.Redis.from_url(url) as link:
-        until(lambda: dict(link.pubsub_numsub(f"hitl:channel:{session}")).popitem()[1] == 0)
+        channel = f"hitl:decision:{TENANT}:{request}"
+        until(lambda: dict(link.pubsub_numsub(channel)).popitem()[1] == 0)

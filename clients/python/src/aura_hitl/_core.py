@@ -28,7 +28,13 @@ from tenacity import (
 
 from . import _wire
 from ._io import Call, Io, settled
-from ._listeners import Listener, ListeningFailed, PubSubListener, StreamListener
+from ._listeners import (
+    Listener,
+    ListeningFailed,
+    PubSubListener,
+    StreamListener,
+    decision_channel,
+)
 from .errors import (
     AlreadyActed,
     ApiError,
@@ -473,7 +479,7 @@ class Core:
         """The best first."""
         listeners: list[Listener] = []
         if self._by_pubsub:
-            listeners.append(PubSubListener(self._io, f"hitl:channel:{session_id}"))
+            listeners.append(PubSubListener(self._io, decision_channel(self._tenant, request_id)))
         if self._by_stream:
 
             def open_stream(last_id: str | None, until: float) -> AsyncGenerator[Outcome, None]:
@@ -592,8 +598,8 @@ class Core:
             return
         try:
             await self.acknowledge(result.request_id, until=until)
-        except HitlError as problem:
-            log.warning("%s could not be acknowledged: %s", result.request_id, problem)
+        except Exception as problem:
+            log.warning("%s could not be acknowledged: %s", result.request_id, _said(problem))
 
     # Tasks
 
@@ -649,7 +655,7 @@ class Core:
         try:
             await self._finish(task_id, "fail", "FAILED", {"errorMessage": text})
         except Exception as problem:
-            log.warning("task %s could not be failed: %s", task_id, problem)
+            log.warning("task %s could not be failed: %s", task_id, _said(problem))
 
     async def _finish(self, task_id: str, step: str, status: str, body: Any) -> None:
         try:
@@ -658,6 +664,11 @@ class Core:
             # It is there already: the first answer was lost.
             if not (isinstance(conflict.data, dict) and conflict.data.get("status") == status):
                 raise
+
+
+def _said(problem: Exception) -> str:
+    """What a log may hold: an exception of the token's function may repeat the token."""
+    return str(problem) if isinstance(problem, HitlError) else type(problem).__name__
 
 
 def _plan(steps: Sequence[PlanStep]) -> list[dict[str, Any]]:

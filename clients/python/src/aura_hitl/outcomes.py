@@ -22,7 +22,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalDelivery:
-    """What became of the signal on Redis. No listeners does not mean that it was lost."""
+    """What became of the signal on Redis: `none` for a registered request, which has none there."""
 
     state: Literal["none", "owed", "sent", "superseded"]
     sent_at: datetime | None = None
@@ -48,7 +48,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """What the service put on Redis for a decision: a hint, to be confirmed by the decision."""
+    """A decision as agents on Redis are told it: a hint, to be confirmed by the decision."""
 
     type: Literal["approval", "rejection"]
     request_id: str
