@@ -101,8 +101,8 @@ fn understood(id: &RequestId, request: &ApprovalRequest) {
     let hash = |document: String| ApprovalRequest::read(id, document).unwrap().content_hash;
     assert_eq!(hash(canonical(text)), request.content_hash);
     let with = |name: &str| {
+        let value = before.len().to_string();
         let mut fields = before.clone();
-        let value = fields.len().to_string();
         fields.insert(name.to_owned(), &value);
         python_json::object(&fields)
     };

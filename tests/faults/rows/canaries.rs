@@ -68,7 +68,7 @@ impl Nest {
             .header("X-Tenant-ID", "tenant1")
             .header("X-User-ID", "user123")
             .header("X-Trace-Id", "x\",\"forged\":3,\"y\":\"")
-            .header("X-DWP-Source", "x\",\"forged\":4,\"y\":\"")
+            .header("X-Agent-ID", "x\",\"forged\":4,\"y\":\"")
             .header("User-Agent", "x\",\"forged\":5,\"y\":\"")
             .header("Content-Type", "application/json");
         let answer = call.body(body.to_owned()).send().await.ok()?;
