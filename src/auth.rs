@@ -210,7 +210,8 @@ impl ClaimValue {
         match claim {
             Value::String(text) => *text == self.value,
             Value::Array(values) => values.iter().any(|value| self.is_in(value)),
-            Value::Number(_) | Value::Bool(_) => claim.to_string() == self.value,
+            Value::Number(number) => number.to_string() == self.value,
+            Value::Bool(is) => self.value == if *is { "true" } else { "false" },
             Value::Null | Value::Object(_) => false,
         }
     }

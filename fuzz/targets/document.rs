@@ -6,7 +6,7 @@ use aura_hitl::domain::decision::{Decision, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
 use aura_hitl::domain::python_json::{self, canonical};
 use aura_hitl::domain::request::{ApprovalRequest, decided_document};
-use aura_hitl::domain::session::{SessionPointer, pointer_json};
+use aura_hitl::domain::session::SessionPointer;
 use aura_hitl::domain::signal::{signal_json, signal_request};
 use chrono::DateTime;
 use libfuzzer_sys::fuzz_target;
@@ -39,12 +39,15 @@ fn spelled_anew(text: &str) {
     }
 }
 
-/// What we write ourselves, of any name that is one, is read as it was meant.
+/// What agents write of a session, with any name that is one, is read as it was meant.
 fn names(id: &RequestId, text: &str) {
     let names = (SessionId::parse(text), UserId::parse(text), TenantId::parse(text));
     if let (Ok(session), Ok(user), Ok(tenant)) = names {
-        let pointer =
-            SessionPointer::read(Some(pointer_json(&session, id, user.as_str(), &tenant)));
+        let pointer = serde_json::json!({
+            "sessionId": session.as_str(), "requestId": id.as_str(),
+            "userId": user.as_str(), "tenantId": tenant.as_str(),
+        });
+        let pointer = SessionPointer::read(Some(pointer.to_string()));
         assert_eq!(pointer.request.as_deref(), Some(id.as_str()));
         assert_eq!((pointer.user, pointer.tenant), (Some(user), Some(tenant)));
     }

@@ -99,7 +99,7 @@ struct Text<'w, 'p> {
     plain: &'p str,
 }
 
-impl<'w, 'p> Text<'w, 'p> {
+impl<'p> Text<'_, 'p> {
     fn fields(self) -> Option<IndexMap<String, Self>> {
         let fields: IndexMap<String, &'p RawValue> = serde_json::from_str(self.plain).ok()?;
         fields.into_iter().map(|(name, value)| Some((name, self.part(value)?))).collect()

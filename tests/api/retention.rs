@@ -401,7 +401,7 @@ both_modes! {
             "expiresAt": time(Some(record.expires_at)), "taskId": record.task.as_str(),
             "origin": "http", "contentHash": record.content_hash,
             "fingerprint": record.fingerprint, "callerSource": "FRONTEND", "callerType": "USER",
-            "agentId": null, "traceId": "trace-4711", "gatewayRequestId": "gateway-1",
+            "agentId": null, "traceId": "trace-4711", "gatewayRequestId": "gateway-1", "ifMatch": null,
             "delivery": "sent", "sentAt": null, "actedAt": time(record.acted_at),
             "document": record.document,
         });
@@ -485,7 +485,7 @@ both_modes! {
         approved(&app, &unique("session")).await;
         for from in ["2020-01-01", "2020-02-01"] {
             let output = shell(&app, &format!(r#""$0" export --from={from} > /dev/full"#));
-            assert_refused(&output, "cannot write the decisions");
+            assert_refused(&output, "cannot write the lines");
         }
     }
 }

@@ -42,7 +42,7 @@ pub async fn strangers(scale: Scale, report: &mut Report) {
     let mut world = World::start(1).await;
     let mut all = Vec::new();
     for owner in PEOPLE {
-        all.push(Belongings::of(&world, owner, scale.of(4, 1)).await);
+        all.push(Belongings::of(&world, owner, scale.of(5, 1)).await);
     }
     let before = world.settled().await;
     let roles = scale.of(&[Role::User, Role::Admin][..], &[Role::Admin]);
