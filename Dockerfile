@@ -34,8 +34,8 @@ COPY --from=build /build/target/release/aura-hitl /usr/local/bin/aura-hitl
 COPY config /etc/aura-hitl
 COPY LICENSE /usr/share/doc/aura-hitl/LICENSE
 
-# Inside a container only 0.0.0.0 is reachable from outside it. The folder is used by the embedded
-# mode alone; give it a volume to keep it.
+# Inside a container only 0.0.0.0 is reachable from outside it, so DATABASE_URL must be set. The
+# embedded mode: DATABASE_URL=sqlite:/var/lib/aura-hitl/aura-hitl.db, and a volume to keep it.
 ENV HOST=0.0.0.0 \
     PORT=8081 \
     AURA_HITL_DATA_DIR=/var/lib/aura-hitl

@@ -3,11 +3,12 @@
 
 use std::fs::{File, TryLockError};
 use std::future::Future;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_cors::Cors;
 use actix_http::HttpService;
@@ -41,7 +42,7 @@ use crate::domain::clock::Clock;
 use crate::forgeries::Forgeries;
 use crate::hub::{self, Hub, WaitLimits};
 use crate::known_decisions::KnownDecisions;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, LedgerError, LoginError};
 use crate::limits::Limits;
 use crate::marks::{self, Marks};
 use crate::metrics::Scrape;
@@ -65,6 +66,10 @@ const BACKLOG: i32 = 4096;
 const METRICS_CONNECTIONS: usize = 32;
 /// Files a process may have open beside its connections: listener, Redis, SQLite, workers, metrics.
 const OTHER_FILES: u64 = 100;
+/// Longest that a command goes on asking a database that does not answer.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
+/// The pause between two of its questions.
+const COMMAND_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Longest that writes under way, the relay's last round and the pool's closing may each take
 /// after the last answer has gone out.
 const LAST_STEPS: Duration = Duration::from_millis(800);
@@ -77,7 +82,7 @@ pub struct Replica {
     /// Where it listens.
     pub address: SocketAddr,
     server: ServerHandle,
-    serving: JoinHandle<std::io::Result<()>>,
+    serving: JoinHandle<io::Result<()>>,
     workers: JoinSet<()>,
     notice: Duration,
     _lock: Option<File>,
@@ -134,8 +139,10 @@ impl Replica {
             runtime,
         };
         metrics::start(&core, config.max_connections)?;
-        let listener = TcpListener::bind((config.host.as_str(), config.port))
-            .with_context(|| format!("cannot listen on {}:{}", config.host, config.port))?;
+        let listener = TcpListener::bind((config.host.as_str(), config.port)).map_err(|error| {
+            let address = format!("{}:{}", config.host, config.port);
+            cannot_listen(&address, &error, ["HOST", "PORT"])
+        })?;
         // The standard library keeps 128 callers waiting at most; of the others, the system lets some
         // believe that they are connected.
         rustix::net::listen(&listener, BACKLOG)?;
@@ -236,9 +243,7 @@ impl Replica {
 pub async fn open_ledger(config: &Config, lock: bool) -> anyhow::Result<(Ledger, Option<File>)> {
     match &config.ledger {
         LedgerConfig::Postgres { url, pooler, max_connections } => {
-            let ledger = Ledger::connect_postgres(url, *pooler, *max_connections)
-                .await
-                .context("cannot use Postgres (check DATABASE_URL)")?;
+            let ledger = Ledger::connect_postgres(url, *pooler, *max_connections).await?;
             Ok((ledger, None))
         }
         LedgerConfig::Sqlite { file } => {
@@ -266,9 +271,35 @@ pub async fn open_existing_ledger(config: &Config) -> anyhow::Result<Ledger> {
             file.display()
         );
     }
-    let (ledger, _lock) = open_ledger(config, false).await?;
-    ensure_migrated(&ledger).await?;
+    let (ledger, _lock) = patiently(async || open_ledger(config, false).await).await?;
+    patiently(async || ensure_migrated(&ledger).await).await?;
     Ok(ledger)
+}
+
+/// Asks again, for up to [`COMMAND_PATIENCE`], while the database does not answer: a command has
+/// nobody else who would try again. Only for what may be asked twice.
+///
+/// # Errors
+/// The last answer's.
+pub async fn patiently<T>(mut ask: impl AsyncFnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let may_pass = |error: &anyhow::Error| match error.downcast_ref() {
+        Some(LoginError { may_pass, .. }) => *may_pass,
+        None => error.downcast_ref().is_some_and(|error| match error {
+            LedgerError::NotExecuted(_)
+            | LedgerError::Locked(_)
+            | LedgerError::OutcomeUnknown(_) => true,
+            LedgerError::Inconsistent(_) => false,
+        }),
+    };
+    let began = Instant::now();
+    loop {
+        match ask().await {
+            Err(error) if may_pass(&error) && began.elapsed() < COMMAND_PATIENCE => {
+                tokio::time::sleep(COMMAND_RETRY_INTERVAL).await;
+            }
+            answer => return answer,
+        }
+    }
 }
 
 async fn ensure_migrated(ledger: &Ledger) -> anyhow::Result<()> {
@@ -411,6 +442,23 @@ fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<
     Ok(server.listen("http", listener, serve_connections).context("cannot listen")?.run())
 }
 
+/// One sentence with the names of the settings that mend it.
+fn cannot_listen(address: &str, error: &io::Error, [host, port]: [&str; 2]) -> anyhow::Error {
+    let advice = match error.kind() {
+        ErrorKind::AddrInUse => {
+            format!("another program uses this port; stop it, or set {port} to a free one")
+        }
+        ErrorKind::PermissionDenied => {
+            format!("this port is for privileged users; set {port} to 1024 or more")
+        }
+        _ => format!(
+            "it is no address of this machine; set {host} to 127.0.0.1 for this machine alone, or \
+             to 0.0.0.0 for all others too"
+        ),
+    };
+    anyhow::anyhow!("cannot listen on {address}: {advice}")
+}
+
 /// Serves the metrics at an address of their own, until the service stops.
 fn serve_metrics(
     core: &Core,
@@ -425,8 +473,9 @@ fn serve_metrics(
     };
     let server = HttpServer::new(app).workers(1).max_connections(METRICS_CONNECTIONS);
     let server = server.disable_signals().bind(address);
-    let server = server.with_context(|| format!("cannot listen on {address} (metrics_address)"))?;
-    let server = server.run();
+    let metrics_address = ["AURA_HITL_METRICS_ADDRESS"; 2];
+    let server =
+        server.map_err(|error| cannot_listen(&address.to_string(), &error, metrics_address))?.run();
     Ok(async move {
         let handle = server.handle();
         tokio::select! {
@@ -437,7 +486,10 @@ fn serve_metrics(
 }
 
 fn bad_input(field: &str, error: &dyn std::fmt::Display) -> actix_web::Error {
-    let text = Text::new(error.to_string(), "형식이 올바르지 않습니다");
+    // As actix words it: "Query deserialize error: invalid digit found in string".
+    let cause = error.to_string();
+    let cause = cause.rsplit_once(": ").map_or(cause.as_str(), |(_, cause)| cause);
+    let text = Text::new(format!("is not valid ({cause})"), "형식이 올바르지 않습니다");
     ApiError::invalid_field(field, text).into()
 }
 

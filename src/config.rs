@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use url::Url;
 
+use self::mistakes::{Places, broken_file, choice, misspelt_variables, wrong_setting};
 use crate::api::body::TASK_BYTES;
 use crate::courier::RedisSettings;
 use crate::domain::decision::{Approvers, Policy, UnscopedRequests};
@@ -22,6 +23,8 @@ use crate::limits::RateLimit;
 use crate::quotas::QuotaLimits;
 use crate::retention::{Retention, days};
 use crate::revocations::Revocations;
+
+mod mistakes;
 
 /// The settings that hold when nothing is configured.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -119,6 +122,8 @@ pub struct Config {
     pub cors_origins: Vec<String>,
     /// Seconds to finish what is under way.
     pub shutdown_seconds: u64,
+    /// What looks like a mistake and is none for sure, a sentence each.
+    pub warnings: Vec<String>,
     given: Given,
 }
 
@@ -214,7 +219,7 @@ struct RawConfig {
     metrics_address: Option<String>,
     data_dir: PathBuf,
     database_url: Option<SecretString>,
-    database_pooler: Pooler,
+    database_pooler: String,
     database_max_connections: u32,
     redis_url: Option<SecretString>,
     redis_host: Option<String>,
@@ -231,8 +236,8 @@ struct RawConfig {
     agent_claim: Option<String>,
     person_claim: Option<String>,
     revocations_file: Option<PathBuf>,
-    approvers: Approvers,
-    unscoped_requests: UnscopedRequests,
+    approvers: String,
+    unscoped_requests: String,
     require_if_match: bool,
     rate_limit_per_second: u32,
     rate_limit_burst: u32,
@@ -258,7 +263,12 @@ impl Config {
     /// # Errors
     /// One sentence: which setting is wrong, and what it should be.
     pub fn load(file: Option<&Path>) -> anyhow::Result<Self> {
-        Self::from_raw(RawConfig::load(file)?)
+        let warnings = misspelt_variables();
+        match RawConfig::load(file).and_then(Self::from_raw) {
+            Ok(config) => Ok(Self { warnings, ..config }),
+            Err(error) if warnings.is_empty() => Err(error),
+            Err(error) => bail!("{error:#}; {}", warnings.join("; ")),
+        }
     }
 
     /// Where the service listens, without looking at anything else.
@@ -348,9 +358,11 @@ impl Config {
                  REDIS_HOST), or unset DATABASE_URL for the embedded mode"
             );
         }
+        let policy = raw.policy()?;
         let secret = raw.secret(redis.is_some())?;
         let previous = raw.previous_secret()?;
         let revocations = raw.revocations()?;
+        raw.names_its_ledger(redis.is_some())?;
         raw.given.insert("jwt_secret".to_owned(), secret.clone());
         if let Some(RedisSettings::Tls { trusted, .. }) = &redis {
             raw.given.insert("redis_ca_file".to_owned(), SecretString::from(trusted.as_str()));
@@ -373,11 +385,7 @@ impl Config {
                 person_claim: ClaimValue::parse("person_claim", raw.person_claim)?,
                 revocations,
             },
-            policy: Policy {
-                approvers: raw.approvers,
-                unscoped_requests: raw.unscoped_requests,
-                require_if_match: raw.require_if_match,
-            },
+            policy,
             rate_limit,
             max_calls_under_way: raw.max_calls_under_way,
             max_connections: raw.max_connections,
@@ -388,6 +396,7 @@ impl Config {
             retention,
             cors_origins: raw.cors_origins,
             shutdown_seconds: raw.shutdown_seconds,
+            warnings: Vec::new(),
             given: raw.given,
         })
     }
@@ -431,16 +440,18 @@ impl RawConfig {
     fn load(file: Option<&Path>) -> anyhow::Result<Self> {
         let mut builder = config::Config::builder()
             .add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
+        let mut places = Places::new();
         let named = std::env::var_os("AURA_HITL_CONFIG").map(PathBuf::from);
         if let Some(file) = file.map(Path::to_path_buf).or(named) {
-            ensure!(file.is_file(), "the configuration file {} does not exist", file.display());
+            ensure!(file.exists(), "the configuration file {} does not exist", file.display());
+            ensure!(file.is_file(), "the configuration file {} is not a file", file.display());
             let text = fs::read_to_string(&file)
                 .with_context(|| format!("cannot read {}", file.display()))?;
             let table: config::Map<String, config::Value> = config::Config::builder()
                 .add_source(config::File::from_str(&text, config::FileFormat::Toml))
                 .build()
                 .and_then(config::Config::try_deserialize)
-                .map_err(|error| broken(&file, &error))?;
+                .map_err(|error| broken_file(&file, &error))?;
             for secret in ["jwt_secret", "jwt_secret_previous", "redis_password"] {
                 ensure!(
                     !table.contains_key(secret),
@@ -450,9 +461,11 @@ impl RawConfig {
                     secret.to_uppercase()
                 );
             }
+            places.extend(table.into_keys().map(|key| (key, format!("in {}", file.display()))));
             builder = builder.add_source(config::File::from_str(&text, config::FileFormat::Toml));
         }
-        for (name, value) in settings_in_environment()? {
+        for InEnvironment { variable, key: name, value } in settings_in_environment()? {
+            places.insert(name.clone(), format!("from {variable}"));
             let value = if LISTS.contains(&name.as_str()) {
                 config::Value::from(value.split(',').map(str::trim).collect::<Vec<_>>())
             } else {
@@ -464,9 +477,8 @@ impl RawConfig {
         }
         let settings = builder.build().context("the settings cannot be put together")?;
         let values: BTreeMap<String, config::Value> = settings.clone().try_deserialize()?;
-        let mut raw: Self = settings
-            .try_deserialize()
-            .context("a setting is not valid (config/default.toml has them all)")?;
+        let mut raw: Self =
+            settings.try_deserialize().map_err(|error| wrong_setting(&error, &places))?;
         let given = |(key, value): (_, config::Value)| (key, SecretString::from(value.to_string()));
         raw.given = values.into_iter().map(given).collect();
         Ok(raw)
@@ -478,7 +490,9 @@ impl RawConfig {
         };
         let text = url.expose_secret();
         if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-            let (pooler, max_connections) = (self.database_pooler, self.database_max_connections);
+            let poolers = [("none", Pooler::None), ("transaction", Pooler::Transaction)];
+            let pooler = choice("database_pooler", &self.database_pooler, &poolers)?;
+            let max_connections = self.database_max_connections;
             check_postgres_parameters(text)?;
             return Ok(LedgerConfig::Postgres { url: url.clone(), pooler, max_connections });
         }
@@ -498,6 +512,33 @@ impl RawConfig {
             "DATABASE_URL names no SQLite file; decisions must survive a restart"
         );
         Ok(LedgerConfig::Sqlite { file: PathBuf::from(file) })
+    }
+
+    fn policy(&self) -> anyhow::Result<Policy> {
+        let approvers = [("tenant", Approvers::Tenant), ("requester", Approvers::Requester)];
+        let unscoped = [("refuse", UnscopedRequests::Refuse), ("accept", UnscopedRequests::Accept)];
+        Ok(Policy {
+            approvers: choice("approvers", &self.approvers, &approvers)?,
+            unscoped_requests: choice("unscoped_requests", &self.unscoped_requests, &unscoped)?,
+            require_if_match: self.require_if_match,
+        })
+    }
+
+    /// A misspelt `DATABASE_URL` must not send production's decisions into a file of one process.
+    fn names_its_ledger(&self, has_redis: bool) -> anyhow::Result<()> {
+        if self.database_url.is_some() || !has_redis && is_loopback(&self.host) {
+            return Ok(());
+        }
+        let why = if has_redis {
+            "Redis is configured".to_owned()
+        } else {
+            format!("HOST is {}", self.host)
+        };
+        bail!(
+            "DATABASE_URL is not set, although {why}; set DATABASE_URL=postgres://…, or, to keep \
+             decisions in a file of this one process, DATABASE_URL=sqlite:{}",
+            self.data_dir.join("aura-hitl.db").display()
+        )
     }
 
     fn redis(&self) -> anyhow::Result<Option<RedisSettings>> {
@@ -643,14 +684,21 @@ fn is_origin(text: &str) -> bool {
     })
 }
 
-/// Where a file cannot be read. The other lines of the message repeat the file, secrets and all.
-fn broken(file: &Path, error: &config::ConfigError) -> anyhow::Error {
-    let text = error.to_string();
-    anyhow::anyhow!("cannot read {}: {}", file.display(), text.lines().next().unwrap_or_default())
+/// Whether only programs of this machine can reach an address.
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// A setting that the environment names.
+struct InEnvironment {
+    variable: String,
+    key: String,
+    value: String,
 }
 
 /// Every setting that the environment names, by its key; blank ones count as absent.
-fn settings_in_environment() -> anyhow::Result<Vec<(String, String)>> {
+fn settings_in_environment() -> anyhow::Result<Vec<InEnvironment>> {
     let mut settings = Vec::new();
     // What is not a setting need not be text. In this order, so that the name with our prefix wins
     // over the plain one.
@@ -682,9 +730,11 @@ fn settings_in_environment() -> anyhow::Result<Vec<(String, String)>> {
             }
             let text = fs::read_to_string(&value)
                 .with_context(|| format!("cannot read the file {value} that {variable} names"))?;
-            settings.push((secret.to_lowercase(), text.trim().to_owned()));
+            let (key, value) = (secret.to_lowercase(), text.trim().to_owned());
+            settings.push(InEnvironment { variable, key, value });
         } else {
-            settings.push((key.to_lowercase(), value));
+            let key = key.to_lowercase();
+            settings.push(InEnvironment { variable, key, value });
         }
     }
     Ok(settings)

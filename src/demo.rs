@@ -49,24 +49,13 @@ pub async fn run(interactive: bool) -> anyhow::Result<()> {
         client: Client::builder().timeout(Duration::from_secs(10)).build()?,
         base: format!("http://{}", replica.address),
         token,
-        language: language_of_terminal(),
+        language: Language::of_terminal(),
         interactive,
         replica: &replica,
     };
     let played = stage.play().await;
     replica.stop().await;
     played
-}
-
-fn language_of_terminal() -> Language {
-    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let locale =
-        variable("LC_ALL").or_else(|| variable("LC_MESSAGES")).or_else(|| variable("LANG"));
-    if locale.is_some_and(|locale| locale.starts_with("ko")) {
-        Language::Korean
-    } else {
-        Language::English
-    }
 }
 
 struct Stage<'a> {

@@ -1,14 +1,15 @@
 //! The command line. Whatever goes wrong is one line on standard error and exit code 1.
 
-use std::io::{ErrorKind, Write as _};
-use std::net::Ipv6Addr;
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use aura_hitl::api::text::{Language, Text};
 use aura_hitl::app::{self, Replica};
-use aura_hitl::config::Config;
+use aura_hitl::config::{Config, LedgerConfig};
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::ids::{TenantId, UserId};
@@ -145,9 +146,13 @@ async fn serve(file: Option<&Path>) -> anyhow::Result<()> {
     let hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let config = Config::load(file)?;
+    let config = load(file)?;
     let _log = telemetry::start()?;
+    for warning in &config.warnings {
+        tracing::warn!(warning, "a variable looks like a misspelt setting");
+    }
     let replica = Replica::start(&config, Clock::System).await?;
+    greet(&config, replica.address);
     let reloading = Box::pin(reload::on_hangup(hangup, file, config, replica.core.clone()));
     let ended = replica
         .run(async move {
@@ -162,6 +167,39 @@ async fn serve(file: Option<&Path>) -> anyhow::Result<()> {
     ended
 }
 
+/// The settings. What looks like a mistake is a line of its own on standard error.
+fn load(file: Option<&Path>) -> anyhow::Result<Config> {
+    let config = Config::load(file)?;
+    for warning in &config.warnings {
+        eprintln!("aura-hitl: warning: {warning}");
+    }
+    Ok(config)
+}
+
+/// Tells somebody who tries the embedded mode at a terminal what to do now. Logs are for programs.
+fn greet(config: &Config, address: SocketAddr) {
+    let (LedgerConfig::Sqlite { file }, None) = (&config.ledger, &config.redis) else { return };
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+    let file = file.display();
+    let token = "aura-hitl token --sub user123 --tenant tenant1";
+    let lines = Text::new(
+        format!(
+            "Running at http://{address}; try the API at http://{address}/swagger-ui/\n\
+             A token for it: {token}\n\
+             Decisions are kept in {file}"
+        ),
+        format!(
+            "http://{address} 에서 실행 중입니다. API 사용해 보기: http://{address}/swagger-ui/\n\
+             토큰 발급: {token}\n\
+             결정이 저장되는 곳: {file}"
+        ),
+    );
+    eprintln!("{}", lines.in_language(Language::of_terminal()));
+}
+
 fn token(
     file: Option<&Path>,
     sub: String,
@@ -169,7 +207,7 @@ fn token(
     role: RoleName,
     ttl: i64,
 ) -> anyhow::Result<()> {
-    let config = Config::load(file)?;
+    let config = load(file)?;
     let user = UserId::parse(sub).context("--sub")?;
     let tenant = TenantId::parse(tenant).context("--tenant")?;
     let role = match role {
@@ -181,8 +219,8 @@ fn token(
 }
 
 async fn migrate(file: Option<&Path>, finish: bool) -> anyhow::Result<()> {
-    let config = Config::load(file)?;
-    let (ledger, _lock) = app::open_ledger(&config, false).await?;
+    let config = load(file)?;
+    let (ledger, _lock) = app::patiently(async || app::open_ledger(&config, false).await).await?;
     app::migrate(&config, &ledger).await?;
     if finish {
         app::finish(&config, &ledger).await?;
@@ -201,7 +239,7 @@ async fn purge(
 ) -> anyhow::Result<()> {
     let requests = Some(retention::age("--older-than", requests)?);
     let tasks = tasks.map(|tasks| retention::age("--tasks-older-than", tasks)).transpose()?;
-    let ledger = app::open_existing_ledger(&Config::load(file)?).await?;
+    let ledger = app::open_existing_ledger(&load(file)?).await?;
     let (retention, now) = (Retention { requests, tasks }, Clock::System.now());
     if dry_run {
         println!("would purge {}", retention::count(&ledger, retention, now).await?);
@@ -219,7 +257,7 @@ async fn export(
     refused: bool,
 ) -> anyhow::Result<()> {
     let span = export::span(from, to, all, Clock::System.now())?;
-    let ledger = app::open_existing_ledger(&Config::load(file)?).await?;
+    let ledger = app::open_existing_ledger(&load(file)?).await?;
     let output = std::io::stdout().lock();
     if refused {
         export::refused_attempts(&ledger, &span, output).await

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
 use tracing::{info, warn};
 
+use crate::app::patiently;
 use crate::core::Core;
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics;
@@ -155,18 +156,25 @@ pub async fn purge(
     now: DateTime<Utc>,
 ) -> anyhow::Result<Purged> {
     let mut all = Purged::default();
-    loop {
-        let purged = run_once(ledger, retention, now)
-            .await
-            .with_context(|| format!("purged {all}; run it again for the rest"))?;
-        all.requests += purged.requests;
-        all.tasks += purged.tasks;
-        all.attempts += purged.attempts;
-        if !purged.is_full() {
-            return Ok(all);
+    // One table after the other, so that asking again counts nothing twice.
+    let parts = [
+        Retention { requests: retention.requests, tasks: None },
+        Retention { requests: None, tasks: retention.tasks },
+    ];
+    for part in parts {
+        loop {
+            let purged = patiently(async || Ok(run_once(ledger, part, now).await?))
+                .await
+                .with_context(|| format!("purged {all}; run it again for the rest"))?;
+            all.requests += purged.requests;
+            all.tasks += purged.tasks;
+            if !purged.is_full() {
+                break;
+            }
+            tokio::time::sleep(BREATH).await;
         }
-        tokio::time::sleep(BREATH).await;
     }
+    Ok(all)
 }
 
 /// What [`purge`] would delete now.

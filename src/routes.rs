@@ -196,5 +196,5 @@ begins_with!(A B C D);
 /// # Errors
 /// Always: that there is nothing.
 pub async fn unknown() -> Result<HttpResponse, ApiError> {
-    Err(ApiError::not_found())
+    Err(ApiError::no_such_address())
 }

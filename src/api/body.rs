@@ -10,6 +10,7 @@ use actix_web::http::header::CONTENT_TYPE;
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize as _, Deserializer};
+use serde_json::error::Category;
 use serde_json::value::RawValue;
 use serde_json::{Number, Value};
 use validator::{Validate, ValidationError, ValidationErrors};
@@ -22,8 +23,6 @@ use crate::domain::json::{Sound, SoundValue};
 pub const DECISION_BYTES: usize = 16 * 1024;
 /// Largest body of a registration or a task, in bytes.
 pub const TASK_BYTES: usize = 1024 * 1024;
-/// In Korean, what is wrong with a text that the parser refuses.
-const NOT_JSON: &str = "JSON 형식이 올바르지 않습니다";
 /// Longest a body may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(5);
 
@@ -117,8 +116,8 @@ fn arrive<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> R
     })
 }
 
-fn malformed(field: &str, en: &str, ko: &'static str) -> ApiError {
-    ApiError::invalid_field(field, Text::new(en.to_owned(), ko))
+fn malformed(field: &str, en: &'static str, ko: &'static str) -> ApiError {
+    ApiError::invalid_field(field, Text::new(en, ko))
 }
 
 /// One JSON value and nothing behind it.
@@ -126,9 +125,16 @@ fn malformed(field: &str, en: &str, ko: &'static str) -> ApiError {
 /// # Errors
 /// [`ApiError::invalid`], naming the field that could not be read.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    if body.trim_ascii().is_empty() {
+        return Err(malformed(
+            "body",
+            "is empty; send a JSON object",
+            "비어 있습니다. JSON 객체를 보내 주세요",
+        ));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = read_from(&mut deserializer)?;
-    deserializer.end().map_err(|error| malformed("body", &error.to_string(), NOT_JSON))?;
+    deserializer.end().map_err(|error| ApiError::invalid_field("body", why_not(&error)))?;
     Ok(value)
 }
 
@@ -137,10 +143,56 @@ fn read_from<'de, T: DeserializeOwned>(
 ) -> Result<T, ApiError> {
     serde_path_to_error::deserialize(json).map_err(|error| {
         let path = error.path().to_string();
-        // "?" is a name that was cut off.
-        let field = if path == "." || path == "?" { "body" } else { path.as_str() };
-        malformed(field, &error.inner().to_string(), NOT_JSON)
+        // "?" is a name that was cut off, and where a body ends too early is not what is wrong.
+        let is_whole = !matches!(path.as_str(), "." | "?") && !error.inner().is_eof();
+        let field = if is_whole { path.as_str() } else { "body" };
+        ApiError::invalid_field(field, why_not(error.inner()))
     })
+}
+
+/// What is wrong with a text that the parser refuses, for people who do not know the parser.
+fn why_not(error: &serde_json::Error) -> Text {
+    let (line, column) = (error.line(), error.column());
+    match error.classify() {
+        Category::Eof => Text::new(
+            "ends too early: it is not complete JSON",
+            "중간에 끝납니다. 완전한 JSON을 보내 주세요",
+        ),
+        Category::Syntax | Category::Io => Text::new(
+            format!("is not valid JSON (line {line}, column {column})"),
+            format!("올바른 JSON이 아닙니다 ({line}행 {column}열)"),
+        ),
+        Category::Data => {
+            let text = error.to_string();
+            let text = text.split(" at line ").next().unwrap_or_default();
+            // As serde words it: "invalid type: integer `5`, expected a string".
+            match text.rsplit_once(", expected ") {
+                Some((_found, expected)) => must_be(expected),
+                None => match text.strip_prefix("duplicate field ") {
+                    Some(name) => Text::new(
+                        format!("has the field {name} twice"),
+                        format!("{name} 필드가 두 번 있습니다"),
+                    ),
+                    None => Text::new(text.to_owned(), "형식이 올바르지 않습니다"),
+                },
+            }
+        }
+    }
+}
+
+fn must_be(expected: &str) -> Text {
+    let (en, ko) = match expected {
+        "a string" => ("a string", "문자열이어야 합니다"),
+        "a boolean" => ("true or false", "true 또는 false여야 합니다"),
+        "a sequence" => ("an array", "배열이어야 합니다"),
+        "a map" => ("a JSON object", "JSON 객체여야 합니다"),
+        number if number.starts_with(['i', 'u', 'f']) || number.contains("number") => {
+            ("a number", "숫자여야 합니다")
+        }
+        object if object.starts_with("struct ") => ("a JSON object", "JSON 객체여야 합니다"),
+        other => return Text::new(format!("must be {other}"), "형식이 올바르지 않습니다"),
+    };
+    Text::new(format!("must be {en}"), ko)
 }
 
 /// One JSON object. Derived readers would also take an array of the fields' values.
@@ -160,7 +212,7 @@ fn from_object<T: DeserializeOwned>(read: Value) -> Result<T, ApiError> {
 }
 
 fn not_an_object() -> ApiError {
-    malformed("body", "is not a JSON object", "JSON 객체여야 합니다")
+    malformed("body", "must be a JSON object", "JSON 객체여야 합니다")
 }
 
 /// A whole number, however it is spelled: to JSON, and to Python's `json.dumps` of a float, `40.0`

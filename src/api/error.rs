@@ -17,7 +17,7 @@ use super::text::Text;
 use crate::approvals::Problem;
 use crate::auth::TokenProblem;
 use crate::core::Undone;
-use crate::domain::decision::{Refusal, Standing};
+use crate::domain::decision::{DEFAULT_REASON, Refusal, Standing};
 use crate::domain::task::TaskRefusal;
 use crate::ledger::LedgerError;
 use crate::limits::{Limit, TooMany};
@@ -229,8 +229,8 @@ impl ApiError {
         error!(cause, "a call failed");
         Self::new(
             ErrorCode::Internal,
-            "Something went wrong on our side. Please try again later.",
-            "서버에 문제가 발생했습니다. 잠시 후 다시 시도해 주세요.",
+            "Server error: it is not your fault. Please try again later.",
+            "서버 오류: 잠시 후 다시 시도해 주세요.",
         )
     }
 
@@ -240,8 +240,8 @@ impl ApiError {
         warn!(cause, "a call was turned away");
         Self::new(
             ErrorCode::Unavailable,
-            "The service is temporarily unavailable and nothing was decided. Please try again.",
-            "서비스를 일시적으로 사용할 수 없어 아무것도 결정되지 않았습니다. 다시 시도해 주세요.",
+            "Service unavailable: nothing was decided. Please try again.",
+            "서비스 이용 불가: 결정되지 않았습니다. 다시 시도해 주세요.",
         )
     }
 
@@ -249,9 +249,9 @@ impl ApiError {
         warn!(cause, "it could not be confirmed what was recorded");
         Self::new(
             ErrorCode::Unavailable,
-            "The service did not answer in time, so it could not be confirmed whether this was \
-             recorded. Please try again: what was recorded stays as it is.",
-            "제시간에 응답하지 않아 기록되었는지 확인할 수 없습니다. 다시 시도해 주세요. 이미 기록된 내용은 그대로 유지됩니다.",
+            "Outcome unknown: it could not be confirmed whether this was recorded. Please try again; \
+             what was recorded stays as it is.",
+            "결과 확인 불가: 기록되었는지 알 수 없습니다. 다시 시도해 주세요. 이미 기록된 내용은 그대로 유지됩니다.",
         )
     }
 
@@ -260,19 +260,35 @@ impl ApiError {
         warn!(cause, "a call was turned away");
         Self::new(
             ErrorCode::Unavailable,
-            "The service is busy and nothing was done. Please try again in a moment.",
-            "서비스가 혼잡하여 아무 작업도 수행하지 않았습니다. 잠시 후 다시 시도해 주세요.",
+            "Too busy: nothing was done. Please try again in a moment.",
+            "서비스 혼잡: 아무 작업도 하지 않았습니다. 잠시 후 다시 시도해 주세요.",
         )
     }
 
-    /// Nothing here; also what other tenants see.
+    /// There is no such request; also what other tenants see.
     #[must_use]
-    pub fn not_found() -> Self {
+    pub fn no_such_request() -> Self {
         Self::new(
             ErrorCode::NotFound,
-            "There is nothing here under this address.",
-            "요청한 대상을 찾을 수 없습니다.",
+            "No such request, or not yours.",
+            "없는 요청이거나 내 요청이 아닙니다.",
         )
+    }
+
+    /// There is no such task; also what other tenants see.
+    #[must_use]
+    pub fn no_such_task() -> Self {
+        Self::new(
+            ErrorCode::NotFound,
+            "No such task, or not yours.",
+            "없는 작업이거나 내 작업이 아닙니다.",
+        )
+    }
+
+    /// No route has this address.
+    #[must_use]
+    pub fn no_such_address() -> Self {
+        Self::new(ErrorCode::NotFound, "No such address.", "없는 주소입니다.")
     }
 
     /// A known address, another method.
@@ -280,8 +296,8 @@ impl ApiError {
     pub fn method_not_allowed(allow: &str) -> Self {
         let mut error = Self::new(
             ErrorCode::MethodNotAllowed,
-            format!("This address only answers {allow}."),
-            format!("이 주소는 {allow} 요청만 지원합니다."),
+            format!("Wrong method: this address only answers {allow}."),
+            format!("잘못된 메서드: 이 주소는 {allow} 요청만 지원합니다."),
         );
         error.allow = Some(allow.into());
         error
@@ -303,13 +319,13 @@ impl ApiError {
         match problem {
             TokenProblem::Expired => Self::new(
                 ErrorCode::TokenExpired,
-                "The token has expired. Please sign in again.",
-                "로그인이 만료되었습니다. 다시 로그인해 주세요.",
+                "Login expired. Please sign in again.",
+                "로그인 만료: 다시 로그인해 주세요.",
             ),
             TokenProblem::Invalid => Self::new(
                 ErrorCode::TokenInvalid,
-                "The token is not valid. Please sign in again.",
-                "유효하지 않은 토큰입니다. 다시 로그인해 주세요.",
+                "Invalid login: the token is not valid. Please sign in again.",
+                "로그인 오류: 유효하지 않은 토큰입니다. 다시 로그인해 주세요.",
             ),
         }
     }
@@ -319,8 +335,8 @@ impl ApiError {
     pub fn no_tenant() -> Self {
         Self::new(
             ErrorCode::NoTenant,
-            "The X-Tenant-ID header is missing.",
-            "X-Tenant-ID 헤더가 없습니다.",
+            "X-Tenant-ID is missing: send this header with your tenant.",
+            "X-Tenant-ID 없음: 테넌트를 이 헤더로 보내 주세요.",
         )
     }
 
@@ -329,8 +345,8 @@ impl ApiError {
     pub fn wrong_tenant() -> Self {
         Self::new(
             ErrorCode::WrongTenant,
-            "The token belongs to another tenant.",
-            "토큰의 테넌트가 요청한 테넌트와 다릅니다.",
+            "Signed in to another tenant. Please sign in again.",
+            "다른 테넌트로 로그인됨: 다시 로그인해 주세요.",
         )
     }
 
@@ -339,8 +355,8 @@ impl ApiError {
     pub fn wrong_user() -> Self {
         Self::new(
             ErrorCode::Forbidden,
-            "The token belongs to another user.",
-            "토큰의 사용자가 요청한 사용자와 다릅니다.",
+            "Signed in as another user. Please sign in again.",
+            "다른 사용자로 로그인됨: 다시 로그인해 주세요.",
         )
     }
 
@@ -349,8 +365,8 @@ impl ApiError {
     pub fn agents_do_not_decide() -> Self {
         Self::new(
             ErrorCode::Forbidden,
-            "Only a person can approve or reject; this call says that it comes from an agent.",
-            "승인과 거절은 사람만 할 수 있습니다. 이 요청은 에이전트가 보낸 것입니다.",
+            "Agents cannot decide: this call comes from an agent. Only a person can approve or reject.",
+            "에이전트는 결정 불가: 에이전트가 보낸 요청입니다. 사람만 승인하거나 거절할 수 있습니다.",
         )
     }
 
@@ -359,8 +375,8 @@ impl ApiError {
     pub fn not_proven_a_person() -> Self {
         Self::new(
             ErrorCode::Forbidden,
-            "Only a person can approve or reject; this token does not say that a person uses it.",
-            "승인과 거절은 사람만 할 수 있습니다. 이 토큰으로는 사람이 보낸 요청임을 확인할 수 없습니다.",
+            "Not a person: this token does not say that a person uses it. Only a person can decide.",
+            "사람 확인 불가: 이 토큰은 사람이 보낸 것임을 증명하지 않습니다. 사람만 결정할 수 있습니다.",
         )
     }
 
@@ -369,8 +385,8 @@ impl ApiError {
     pub fn bad_caller_kind(name: &'static str, person: &str) -> Self {
         Self::new(
             ErrorCode::BadHeader,
-            format!("The {name} header of a person is {person}, or is left out."),
-            format!("사람이 보내는 {name} 헤더의 값은 {person}이거나 없어야 합니다."),
+            format!("{name} is not valid: a person sends {person}, or leaves it out."),
+            format!("{name} 오류: 사람이 보낼 때는 {person}이거나 없어야 합니다."),
         )
     }
 
@@ -379,8 +395,8 @@ impl ApiError {
     pub fn admins_only() -> Self {
         Self::new(
             ErrorCode::Forbidden,
-            "Only an admin can list other users' tasks.",
-            "다른 사용자의 작업 목록은 관리자만 볼 수 있습니다.",
+            "Admins only: others cannot list other users' tasks.",
+            "관리자 전용: 다른 사용자의 작업 목록은 관리자만 볼 수 있습니다.",
         )
     }
 
@@ -389,8 +405,8 @@ impl ApiError {
     pub fn unconditional() -> Self {
         Self::new(
             ErrorCode::Unconditional,
-            "Nothing was decided: If-Match must carry the ETag of the request as it was read.",
-            "아무것도 결정되지 않았습니다. 확인한 요청의 ETag를 If-Match 헤더로 보내야 합니다.",
+            "Look at it first: nothing was decided. Send the ETag of the request in If-Match.",
+            "먼저 확인 필요: 결정되지 않았습니다. 확인한 요청의 ETag를 If-Match로 보내 주세요.",
         )
     }
 
@@ -399,8 +415,8 @@ impl ApiError {
     pub fn missing_header(name: &'static str) -> Self {
         Self::new(
             ErrorCode::BadHeader,
-            format!("The {name} header is missing."),
-            format!("{name} 헤더가 없습니다."),
+            format!("{name} is missing: send this header."),
+            format!("{name} 없음: 이 헤더를 보내 주세요."),
         )
     }
 
@@ -409,8 +425,8 @@ impl ApiError {
     pub fn bad_header(name: &'static str) -> Self {
         Self::new(
             ErrorCode::BadHeader,
-            format!("The {name} header must be there once, with one value."),
-            format!("{name} 헤더는 값 하나로 한 번만 보내야 합니다."),
+            format!("{name} is not valid: send this header once, with one value."),
+            format!("{name} 오류: 이 헤더는 값 하나로 한 번만 보내야 합니다."),
         )
     }
 
@@ -419,8 +435,8 @@ impl ApiError {
     pub fn odd_header(name: &str, en: &str, ko: &str) -> Self {
         Self::new(
             ErrorCode::BadHeader,
-            format!("The {name} header must be {en}."),
-            format!("{name} 헤더는 {ko}여야 합니다."),
+            format!("{name} is not valid: it must be {en}."),
+            format!("{name} 오류: {ko}여야 합니다."),
         )
     }
 
@@ -441,17 +457,21 @@ impl ApiError {
     #[must_use]
     pub fn invalid(fields: FieldErrors) -> Self {
         let language = Call::current().language;
-        let names = fields.keys().cloned().collect::<Vec<_>>().join(", ");
+        let mut sentences = [Vec::new(), Vec::new()];
+        let [english, korean] = &mut sentences;
+        for (field, text) in &fields {
+            let [en, ko] =
+                if field == "body" { ["The body", "본문"] } else { [field.as_str(); 2] };
+            english.push(format!("{en} {}", text.en));
+            korean.push(format!("{ko}: {}", text.ko));
+        }
+        let [english, korean] = sentences.map(|sentences| sentences.join("; "));
         let data = fields
             .into_iter()
             .map(|(field, text)| (field, Value::String(text.in_language(language))))
             .collect();
-        Self::new(
-            ErrorCode::Invalid,
-            format!("Please correct: {names}."),
-            format!("다음 항목을 확인해 주세요: {names}"),
-        )
-        .with_data(Value::Object(data))
+        Self::new(ErrorCode::Invalid, format!("{english}."), format!("{korean}."))
+            .with_data(Value::Object(data))
     }
 
     /// A body over the limit.
@@ -459,8 +479,8 @@ impl ApiError {
     pub fn too_large(limit: usize) -> Self {
         Self::new(
             ErrorCode::TooLarge,
-            format!("The body is larger than {limit} bytes."),
-            format!("요청 본문이 {limit}바이트를 넘습니다."),
+            format!("Too large: the body may have at most {limit} bytes."),
+            format!("본문이 너무 큼: 최대 {limit}바이트까지 보낼 수 있습니다."),
         )
     }
 
@@ -469,8 +489,8 @@ impl ApiError {
     pub fn not_json() -> Self {
         Self::new(
             ErrorCode::NotJson,
-            "The body must be JSON, sent with Content-Type: application/json.",
-            "요청 본문은 Content-Type: application/json 형식의 JSON이어야 합니다.",
+            "Not JSON: send JSON with the header Content-Type: application/json.",
+            "JSON이 아님: Content-Type: application/json 헤더와 함께 JSON을 보내 주세요.",
         )
     }
 
@@ -479,8 +499,8 @@ impl ApiError {
     pub fn id_taken() -> Self {
         Self::new(
             ErrorCode::Conflict,
-            "This request id is already used for another request. Register it under a new id.",
-            "이미 다른 요청에 사용된 요청 ID입니다. 새 ID로 등록해 주세요.",
+            "Request id taken: it stands for another request. Register under a new id.",
+            "사용 중인 요청 ID: 다른 요청에 쓰였습니다. 새 ID로 등록해 주세요.",
         )
     }
 
@@ -489,8 +509,8 @@ impl ApiError {
     pub fn task_is_over() -> Self {
         Self::new(
             ErrorCode::WrongState,
-            "The task this request names is already completed or failed.",
-            "이 요청이 가리키는 작업은 이미 완료되었거나 실패했습니다.",
+            "Task is over: the task that this request names is already completed or failed.",
+            "끝난 작업: 이 요청이 가리키는 작업은 이미 완료되었거나 실패했습니다.",
         )
     }
 
@@ -500,13 +520,13 @@ impl ApiError {
         match refusal {
             TaskRefusal::State(status) => Self::new(
                 ErrorCode::WrongState,
-                format!("The task is {}, which does not allow this step.", status.as_str()),
-                format!("현재 작업 상태({})에서는 이 단계를 수행할 수 없습니다.", status.as_str()),
+                format!("Task is {}: this step is not possible now.", status.as_str()),
+                format!("작업 상태 {}: 지금은 이 단계를 수행할 수 없습니다.", status.as_str()),
             )
             .with_data(json!({ "status": status.as_str() })),
             TaskRefusal::Plan(problem) => {
                 let text = Text::new(
-                    format!("a step {problem}"),
+                    format!("has a step that {problem}"),
                     "계획이 너무 큽니다 (최대 1000단계, 1 MiB)",
                 );
                 Self::invalid_field("planSteps", text)
@@ -526,47 +546,64 @@ impl ApiError {
         if let (Some(reason), Some(fields)) = (decision.verdict.reason(), data.as_object_mut()) {
             fields.insert("reason".to_owned(), reason.into());
         }
+        let by = shown(decision.by.as_str());
         let (en, ko) = match decision.verdict.status() {
             "approved" => ("approved", "승인"),
             _ => ("rejected", "거절"),
         };
+        // A rejection without a reason says nothing that "rejected" does not say.
+        let reason = decision.verdict.reason().filter(|reason| *reason != DEFAULT_REASON);
+        let reason = reason.map(|reason| format!(" · \"{}\"", shown(reason))).unwrap_or_default();
         Self::new(
             ErrorCode::AlreadyDecided,
-            format!("The request was already {en}; that decision stands."),
-            format!("이미 {ko}된 요청이며, 그 결정이 유지됩니다."),
+            format!("Already {en} by {by}{reason} · Please reload."),
+            format!("이미 {ko}됨: {by}{reason} · 새로 고침하세요."),
         )
         .with_data(data)
     }
 }
 
+/// A stranger's text within a sentence: one line, nothing that turns the line around, not too long.
+fn shown(text: &str) -> String {
+    const MAX_CHARS: usize = 80;
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let line =
+        text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    let line = line.collect::<Vec<_>>().join(" ").replace(turns, "");
+    if line.chars().count() <= MAX_CHARS {
+        return line;
+    }
+    line.chars().take(MAX_CHARS).chain(['…']).collect()
+}
+
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::NotFound => Self::not_found(),
+            Refusal::NotFound => Self::no_such_request(),
             Refusal::NotTheRequester => Self::new(
                 ErrorCode::Forbidden,
-                "Only the user whom the request names can decide it.",
-                "요청에 지정된 사용자만 결정할 수 있습니다.",
+                "Not your request: only the user whom it names can decide it.",
+                "본인 요청이 아님: 요청에 지정된 사용자만 결정할 수 있습니다.",
             ),
             Refusal::NotTheOwner => Self::new(
                 ErrorCode::Forbidden,
-                "Only its user or an admin can change this; nothing was changed.",
-                "담당 사용자나 관리자만 변경할 수 있습니다. 아무것도 변경되지 않았습니다.",
+                "Not yours to change: only its user or an admin can. Nothing was changed.",
+                "변경 권한 없음: 담당 사용자나 관리자만 변경할 수 있습니다.",
             ),
             Refusal::MovedOn => Self::new(
                 ErrorCode::Gone,
-                "The agent has moved on and no longer waits for this request; nothing was decided.",
-                "에이전트가 더 이상 이 요청을 기다리지 않습니다. 아무것도 결정되지 않았습니다.",
+                "The agent moved on: it no longer waits for this request. Nothing was decided.",
+                "에이전트가 떠남: 더 이상 이 요청을 기다리지 않아 결정되지 않았습니다.",
             ),
             Refusal::Expired => Self::new(
                 ErrorCode::Gone,
-                "The request expired before anyone decided it.",
-                "결정되기 전에 만료된 요청입니다.",
+                "Expired: nobody decided this request in time.",
+                "만료됨: 제시간에 결정되지 않은 요청입니다.",
             ),
             Refusal::Cancelled { id, session } => Self::new(
                 ErrorCode::Gone,
-                "The agent withdrew it; nobody can decide this request any more.",
-                "에이전트가 철회한 요청이므로 더 이상 결정할 수 없습니다.",
+                "The agent withdrew it: nobody can decide this request any more.",
+                "에이전트가 철회함: 더 이상 결정할 수 없는 요청입니다.",
             )
             .with_data(json!({
                 "requestId": id.as_str(), "sessionId": session.as_str(), "status": "cancelled",
@@ -574,24 +611,24 @@ impl From<Refusal> for ApiError {
             Refusal::AlreadyDecided(standing) => Self::already_decided(&standing),
             Refusal::Changed => Self::new(
                 ErrorCode::Changed,
-                "The request has changed since you looked at it; nothing was decided. Please look again.",
-                "확인하신 이후 요청 내용이 변경되어 아무것도 결정되지 않았습니다. 다시 확인해 주세요.",
+                "Changed since you looked: nothing was decided. Please reload and look again.",
+                "내용이 바뀜: 결정되지 않았습니다. 새로 고침하고 다시 확인해 주세요.",
             ),
             Refusal::WeakTag => Self::new(
                 ErrorCode::Changed,
-                "A proxy has weakened the ETag, perhaps by compressing the answer; nothing was \
-                 decided. Send the strong ETag in If-Match.",
-                "프록시가 ETag를 약하게 바꾸어(응답 압축 등) 아무것도 결정되지 않았습니다. 강한 ETag를 If-Match로 보내 주세요.",
+                "ETag weakened by a proxy, perhaps by compressing: nothing was decided. Send the \
+                 strong ETag in If-Match.",
+                "약한 ETag: 프록시가 바꾸어(응답 압축 등) 결정되지 않았습니다. 강한 ETag를 If-Match로 보내 주세요.",
             ),
             Refusal::Undecided => Self::new(
                 ErrorCode::Conflict,
-                "Nobody has decided this request yet, so there is nothing to acknowledge.",
-                "아직 결정되지 않은 요청이므로 확인 처리할 수 없습니다.",
+                "Not decided yet: there is nothing to acknowledge.",
+                "아직 결정되지 않음: 확인 처리할 결정이 없습니다.",
             ),
             Refusal::Altered => Self::new(
                 ErrorCode::Unprocessable,
-                "The request differs from the one that this id stands for; nothing was decided.",
-                "이 ID로 등록되거나 결정된 요청과 내용이 다릅니다. 아무것도 결정되지 않았습니다.",
+                "Request altered: it differs from the one that this id stands for. Nothing was decided.",
+                "내용이 다름: 이 ID로 등록되거나 결정된 요청과 달라 결정되지 않았습니다.",
             ),
         }
     }
@@ -604,15 +641,15 @@ impl From<Problem> for ApiError {
             Problem::Unreadable(what) => Self::new(
                 ErrorCode::Unprocessable,
                 format!(
-                    "The request in Redis {what}, so nobody can decide it. The agent must ask again."
+                    "Unreadable request: in Redis it {what}. Nothing was decided; the agent must ask again."
                 ),
-                "저장된 요청을 읽을 수 없어 결정할 수 없습니다. 에이전트가 다시 요청해야 합니다.",
+                "읽을 수 없는 요청: 결정되지 않았습니다. 에이전트가 다시 요청해야 합니다.",
             ),
             Problem::DecidedByNobody => Self::new(
                 ErrorCode::Unprocessable,
-                "Nobody decided this request here, but Redis says that it is no longer pending. \
-                 The agent must ask again.",
-                "이 서비스에서 결정되지 않았지만 Redis에는 처리된 것으로 표시되어 있습니다. 에이전트가 다시 요청해야 합니다.",
+                "Request altered: nobody decided it here, but Redis says that it is no longer \
+                 pending. The agent must ask again.",
+                "상태가 다름: 결정된 적이 없지만 Redis에는 처리된 것으로 되어 있습니다. 에이전트가 다시 요청해야 합니다.",
             ),
             Problem::Courier(unavailable) => Self::unavailable(&unavailable.to_string()),
             Problem::Ledger(error) => error.into(),
@@ -636,34 +673,57 @@ impl From<TooMany> for ApiError {
     fn from(TooMany { limit, retry_after_seconds }: TooMany) -> Self {
         let (en, ko) = match limit {
             Limit::Calls => (
-                "You are sending too many requests and nothing was done. Please try again in a moment."
-                    .to_owned(),
-                "요청이 너무 많아 아무 작업도 수행하지 않았습니다. 잠시 후 다시 시도해 주세요."
+                "Too many requests: nothing was done. Please try again in a moment.".to_owned(),
+                "요청이 너무 많음: 아무 작업도 하지 않았습니다. 잠시 후 다시 시도해 주세요."
                     .to_owned(),
             ),
             Limit::WaitsOfPerson(most) => (
-                format!("You have {most} long-polls and streams open, the most for one person (max_waits_per_person)."),
-                format!("열려 있는 대기 연결이 한 사람의 한도인 {most}개에 도달했습니다 (max_waits_per_person)."),
+                format!(
+                    "Too many waits: you have {most} long-polls and streams open, the most for one person (max_waits_per_person)."
+                ),
+                format!(
+                    "대기 연결 초과: 열려 있는 대기 연결이 한 사람의 한도인 {most}개에 도달했습니다 (max_waits_per_person)."
+                ),
             ),
             Limit::WaitsOfTenant(most) => (
-                format!("Your tenant has {most} long-polls and streams open, the most for one tenant (max_waits_per_tenant)."),
-                format!("열려 있는 대기 연결이 테넌트 한도인 {most}개에 도달했습니다 (max_waits_per_tenant)."),
+                format!(
+                    "Too many waits: your tenant has {most} long-polls and streams open, the most for one tenant (max_waits_per_tenant)."
+                ),
+                format!(
+                    "대기 연결 초과: 열려 있는 대기 연결이 테넌트 한도인 {most}개에 도달했습니다 (max_waits_per_tenant)."
+                ),
             ),
             Limit::Waits(most) => (
-                format!("{most} long-polls and streams are open, the most for this service (three quarters of max_connections)."),
-                format!("열려 있는 대기 연결이 서비스 한도인 {most}개에 도달했습니다 (max_connections의 4분의 3)."),
+                format!(
+                    "Too many waits: {most} long-polls and streams are open, the most for this service (three quarters of max_connections)."
+                ),
+                format!(
+                    "대기 연결 초과: 열려 있는 대기 연결이 서비스 한도인 {most}개에 도달했습니다 (max_connections의 4분의 3)."
+                ),
             ),
             Limit::PendingOfPerson(most) => (
-                format!("You have {most} pending requests, the most for one person (max_pending_per_person). Nothing was registered."),
-                format!("대기 중인 요청이 한 사람의 한도인 {most}건에 도달하여 등록하지 않았습니다 (max_pending_per_person)."),
+                format!(
+                    "Too many pending: you have {most} pending requests, the most for one person (max_pending_per_person). Nothing was registered."
+                ),
+                format!(
+                    "대기 요청 초과: 대기 중인 요청이 한 사람의 한도인 {most}건에 도달하여 등록하지 않았습니다 (max_pending_per_person)."
+                ),
             ),
             Limit::PendingOfTenant(most) => (
-                format!("Your tenant has {most} pending requests, the most for one tenant (max_pending_per_tenant). Nothing was registered."),
-                format!("대기 중인 요청이 테넌트 한도인 {most}건에 도달하여 등록하지 않았습니다 (max_pending_per_tenant)."),
+                format!(
+                    "Too many pending: your tenant has {most} pending requests, the most for one tenant (max_pending_per_tenant). Nothing was registered."
+                ),
+                format!(
+                    "대기 요청 초과: 대기 중인 요청이 테넌트 한도인 {most}건에 도달하여 등록하지 않았습니다 (max_pending_per_tenant)."
+                ),
             ),
             Limit::BytesOfTenant(most) => (
-                format!("Your tenant has registered {most} bytes in this hour, the most for one tenant (max_bytes_per_tenant_hour). Nothing was registered."),
-                format!("이번 시간의 등록 용량이 테넌트 한도인 {most}바이트에 도달하여 등록하지 않았습니다 (max_bytes_per_tenant_hour)."),
+                format!(
+                    "Too much: your tenant has registered {most} bytes in this hour, the most for one tenant (max_bytes_per_tenant_hour). Nothing was registered."
+                ),
+                format!(
+                    "등록 용량 초과: 이번 시간의 등록 용량이 테넌트 한도인 {most}바이트에 도달하여 등록하지 않았습니다 (max_bytes_per_tenant_hour)."
+                ),
             ),
         };
         let mut error = Self::new(ErrorCode::TooMany, en, ko);

@@ -250,7 +250,7 @@ pub async fn read(
     let work = core.get_ref().clone();
     let found =
         core.run_to_end(async move { work.ledger.find_task(&caller.tenant, &id).await }).await??;
-    Ok(ok("Task retrieved", found.ok_or_else(ApiError::not_found)?.into()))
+    Ok(ok("Task retrieved", found.ok_or_else(ApiError::no_such_task)?.into()))
 }
 
 /// List tasks, newest first.
@@ -505,7 +505,7 @@ async fn change(
         .await?;
     match changed? {
         TaskChange::Done(task) => Ok(ok(message, TaskView::from(*task))),
-        TaskChange::NotFound => Err(ApiError::not_found()),
+        TaskChange::NotFound => Err(ApiError::no_such_task()),
         TaskChange::NotTheOwner => Err(Refusal::NotTheOwner.into()),
         TaskChange::Refused(refusal) => Err(ApiError::task_refused(&refusal)),
     }

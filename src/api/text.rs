@@ -43,3 +43,18 @@ pub enum Language {
     /// Korean.
     Korean,
 }
+
+impl Language {
+    /// The language of whoever sits at the terminal, as the locale names it.
+    #[must_use]
+    pub fn of_terminal() -> Self {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let locale =
+            variable("LC_ALL").or_else(|| variable("LC_MESSAGES")).or_else(|| variable("LANG"));
+        if locale.is_some_and(|locale| locale.starts_with("ko")) {
+            Self::Korean
+        } else {
+            Self::English
+        }
+    }
+}

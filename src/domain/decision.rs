@@ -80,8 +80,7 @@ pub struct Policy {
 }
 
 /// Who of a request's tenant may decide it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Approvers {
     /// Anyone of the tenant.
     Tenant,
@@ -90,8 +89,7 @@ pub enum Approvers {
 }
 
 /// What happens to a request that names neither a tenant nor a user, in a session without either.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnscopedRequests {
     /// It is answered as if it did not exist.
     Refuse,

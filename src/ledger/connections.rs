@@ -20,7 +20,6 @@ use deadpool::managed::{
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, iter, once};
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
-use serde::Deserialize;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{
     PgArguments, PgConnectOptions, PgDatabaseError, PgQueryResult, PgRow, PgSeverity, PgStatement,
@@ -55,8 +54,7 @@ const MAX_REST: Duration = Duration::from_mins(10);
 const REST_INTERVAL: Duration = Duration::from_mins(1);
 
 /// What stands between us and Postgres.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pooler {
     /// Nothing, or a pooler in session mode: a session keeps its settings.
     #[default]

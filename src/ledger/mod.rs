@@ -10,6 +10,7 @@ mod sql;
 mod queries;
 mod connections;
 mod export;
+mod login;
 mod migrations;
 mod outbox;
 mod postgres;
@@ -33,6 +34,7 @@ use uuid::Uuid;
 use self::connections::NotSent;
 pub use self::connections::Pooler;
 pub use self::export::{Exported, Span};
+pub use self::login::LoginError;
 pub use self::outbox::{OutboxKind, OutboxRow};
 use self::postgres::PgLedger;
 pub use self::refused::{ExportedAttempt, RefusedAttempt};
@@ -296,43 +298,44 @@ fn read_only(error: LedgerError) -> LedgerError {
     }
 }
 
-/// In time, or the server's own words, which are what the operator needs.
-async fn logging_in<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
+/// In time, or a sentence for whoever operates the service.
+async fn logging_in<T>(
+    url: &SecretString,
+    work: impl Future<Output = sqlx::Result<T>>,
+) -> std::result::Result<T, LoginError> {
+    let options = url.expose_secret().parse::<PgConnectOptions>().ok();
     tokio::time::timeout(CONNECT_TIMEOUT, work)
         .await
-        .map_err(|_elapsed| LedgerError::NotExecuted("no answer in time".to_owned()))?
-        .map_err(|error| match error {
-            sqlx::Error::Database(said) => LedgerError::NotExecuted(said.message().to_owned()),
-            sqlx::Error::Configuration(cause) => {
-                LedgerError::NotExecuted(anyhow::Error::from_boxed(cause).root_cause().to_string())
-            }
-            error => error.into(),
-        })
+        .map_err(|_elapsed| LoginError::no_answer(options.as_ref()))?
+        .map_err(|error| LoginError::new(error, options.as_ref()))
 }
 
 impl Ledger {
     /// Connects to Postgres.
     ///
     /// # Errors
-    /// [`LedgerError`] when it cannot be reached or does not let us in.
+    /// [`LoginError`] when it cannot be reached or does not let us in.
     pub async fn connect_postgres(
         url: &SecretString,
         pooler: Pooler,
         max_connections: u32,
-    ) -> Result<Self> {
+    ) -> std::result::Result<Self, LoginError> {
         let connecting = PgLedger::connect(url.expose_secret(), pooler, max_connections);
-        Ok(Self::Postgres(logging_in(connecting).await?))
+        Ok(Self::Postgres(logging_in(url, connecting).await?))
     }
 
     /// Logs in to the same Postgres database by other means: another user, password or certificate.
     /// Nothing changes until [`Self::adopt`].
     ///
     /// # Errors
-    /// [`LedgerError`] when that database does not let us in, or it is another one.
-    pub async fn try_login(&self, url: &SecretString) -> Result<PgConnectOptions> {
+    /// [`LoginError`] when that database does not let us in, or it is another one.
+    pub async fn try_login(
+        &self,
+        url: &SecretString,
+    ) -> std::result::Result<PgConnectOptions, LoginError> {
         match self {
-            Self::Postgres(ledger) => logging_in(ledger.try_login(url.expose_secret())).await,
-            Self::Sqlite(_) => Err(LedgerError::NotExecuted("Postgres needs a restart".to_owned())),
+            Self::Postgres(ledger) => logging_in(url, ledger.try_login(url.expose_secret())).await,
+            Self::Sqlite(_) => Err(LoginError::final_word("Postgres needs a restart")),
         }
     }
 

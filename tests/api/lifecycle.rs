@@ -382,6 +382,7 @@ async fn healthcheck_tells_a_container_whether_the_service_is_ready() {
     let folder = TempDir::new().unwrap();
     let mut redis = PrivateRedis::start().await;
     let service = Program::new(&folder, &[])
+        .with("DATABASE_URL", "sqlite:data/aura-hitl.db")
         .with("REDIS_URL", redis.url())
         .with("JWT_SECRET", SECRET)
         .serve()
@@ -452,7 +453,10 @@ async fn nonsense_in_the_environment_is_refused_in_one_line_without_secrets() {
         (&[("PORT", "eighty")], "port"),
         (&[("PORT", "65536")], "port"),
         (&[("PORT", &taken)], "cannot listen"),
-        (&[("HOST", "no.such.host.invalid")], "cannot listen"),
+        (
+            &[("HOST", "no.such.host.invalid"), ("DATABASE_URL", "sqlite:data/x.db")],
+            "cannot listen",
+        ),
         (&[("AURA_HITL_JWT_LEEWAY_SECONDS", "31")], "at most 30"),
         (&[("AURA_HITL_JWT_MAX_LIFETIME_SECONDS", "0")], "jwt_max_lifetime_seconds"),
         (&[("AURA_HITL_AGENT_CLAIM", "agent")], "agent_claim is \"agent\""),

@@ -28,6 +28,7 @@ mod infrastructure;
 mod lifecycle;
 mod limits;
 mod losses;
+mod mistakes;
 mod outcomes;
 mod overruled;
 mod processes;

@@ -248,7 +248,16 @@ async fn what_is_wrong_or_needs_a_restart_changes_nothing() {
             "these settings have changed and need a restart: cors_origins, max_connections",
         ),
         ("settings.toml", "approvers = \"requester\"\n", "need a restart: approvers"),
-        ("settings.toml", "redis_url = \"redis://:canary@redis\"\n", "needs a restart"),
+        (
+            "settings.toml",
+            "redis_url = \"redis://:canary@redis\"\n",
+            "DATABASE_URL is not set, although Redis is configured",
+        ),
+        (
+            "settings.toml",
+            "redis_url = \"redis://:canary@redis\"\ndatabase_url = \"sqlite:canary\"\n",
+            "needs a restart",
+        ),
         ("settings.toml", "database_url = \"sqlite:canary\"\n", "needs a restart"),
     ] {
         let good = std::fs::read_to_string(site.file(file)).unwrap();

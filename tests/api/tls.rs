@@ -126,6 +126,19 @@ impl PrivatePostgres {
         .await;
     }
 
+    /// From now on whoever is not the superuser needs a password.
+    pub async fn ask_for_passwords(&self) {
+        let rules = "host all postgres all trust\nhost all all all scram-sha-256\n";
+        std::fs::write(self.folder().join("pg_hba.conf"), rules).unwrap();
+        self.sql("SELECT pg_reload_conf()").await;
+        eventually(async || {
+            let nobody = self.url().replacen("postgres@", "nobody:canary@", 1);
+            let refused = PgConnection::connect(&nobody).await.unwrap_err().to_string();
+            refused.contains("password").then_some(())
+        })
+        .await;
+    }
+
     /// Makes a user of this password and a database that belongs to it.
     pub async fn welcome(&self, user: &str, password: &str) {
         self.sql(format!("CREATE ROLE {user} LOGIN PASSWORD '{password}'")).await;
@@ -172,7 +185,10 @@ impl StrictRedis {
 
 /// The service, embedded but for its Redis.
 fn program(folder: &TempDir, redis: &str) -> Program {
-    Program::new(folder, &[]).with("REDIS_URL", redis).with("JWT_SECRET", SECRET)
+    Program::new(folder, &[])
+        .with("DATABASE_URL", "sqlite:data/aura-hitl.db")
+        .with("REDIS_URL", redis)
+        .with("JWT_SECRET", SECRET)
 }
 
 async fn readiness(service: &Running) -> Answer {

@@ -6,6 +6,7 @@
     frontend.py types FILE              the events' types in order
     frontend.py ids FILE                the events' ids in order
     frontend.py field FILE TYPE NAME    a field of the last event of a type
+    frontend.py encoded TEXT            a text as browsers put it into an address
     frontend.py text FILE               what the content events say, put together
 
 A value that is not there is an empty line.
@@ -15,6 +16,7 @@ import json
 import pathlib
 import sys
 import time
+import urllib.parse
 
 SCHEMA = pathlib.Path(__file__).parents[2] / "examples/aura_agent/events.schema.json"
 
@@ -90,6 +92,8 @@ def main(what, path, *more):
             check(path, *more)
         except (AssertionError, KeyError, ValueError) as problem:
             sys.exit(f"{type(problem).__name__}: {problem}")
+    elif what == "encoded":
+        print(urllib.parse.quote(path))
     elif what == "types":
         print(" ".join(kind for _, kind, _ in events(path)))
     elif what == "ids":

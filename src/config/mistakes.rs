@@ -1,0 +1,122 @@
+//! What people get wrong in settings, said in one sentence: names that are almost right, values of
+//! the wrong kind, files that are not TOML. Never repeats the value of a secret.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::path::Path;
+
+use config::ConfigError;
+
+use super::{PLAIN_NAMES, PREFIX, SECRETS};
+
+/// Most edits between a name and the one that was meant.
+const MAX_EDITS: usize = 2;
+
+/// Where each key was given: `from PORT`, `in settings.toml`.
+pub type Places = BTreeMap<String, String>;
+
+/// Warnings about variables that are no settings but one edit away from one, like `DATABSE_URL`.
+pub fn misspelt_variables() -> Vec<String> {
+    let files = SECRETS.iter().map(|name| format!("{name}_FILE"));
+    let known = PLAIN_NAMES.iter().map(|&name| name.to_owned()).chain(files).collect::<Vec<_>>();
+    let prefixed = known.iter().map(|name| format!("{PREFIX}{name}")).collect::<Vec<_>>();
+    let known = [known, prefixed].concat();
+    let mut warnings = std::env::vars_os()
+        .filter_map(|(variable, value)| {
+            let variable = variable.into_string().ok().filter(|_| !value.is_empty())?;
+            // Names with our prefix that are no settings are refused.
+            if known.contains(&variable) || variable.starts_with(PREFIX) {
+                return None;
+            }
+            let meant = known.iter().find(|name| strsim::osa_distance(name, &variable) == 1)?;
+            Some(format!("{variable} is not a setting; did you mean {meant}?"))
+        })
+        .collect::<Vec<_>>();
+    warnings.sort_unstable();
+    warnings
+}
+
+/// Why a file is not TOML, and where. The other lines of the message repeat the file, secrets and
+/// all.
+pub fn broken_file(file: &Path, error: &ConfigError) -> anyhow::Error {
+    let text = error.to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    let place = first.strip_prefix("TOML parse error at ").unwrap_or(first);
+    let reason = lines.next_back().map(|reason| format!(": {reason}")).unwrap_or_default();
+    anyhow::anyhow!(
+        "cannot read {}: {place}{reason}; in TOML a text needs quotes, and a name may be there once",
+        file.display()
+    )
+}
+
+/// What is wrong with a setting, and where it was given.
+pub fn wrong_setting(error: &ConfigError, places: &Places) -> anyhow::Error {
+    let place = |key: &str| places.get(key).map(|at| format!(" ({at})")).unwrap_or_default();
+    match error {
+        ConfigError::At { error: cause, key: Some(key), .. } => match &**cause {
+            ConfigError::Type { unexpected, expected, .. } => {
+                wrong_type(key, &place(key), unexpected, expected)
+            }
+            cause => anyhow::anyhow!("{key} is not valid{}: {cause}", place(key)),
+        },
+        ConfigError::Type { unexpected, expected, key: Some(key), .. } => {
+            wrong_type(key, &place(key), unexpected, expected)
+        }
+        // As serde words it: "unknown field `colour`, expected one of `host`, `port`, …".
+        error => {
+            let text = error.to_string();
+            let mut quoted = text.split('`').skip(1).step_by(2);
+            match quoted.next().filter(|_| text.starts_with("unknown field ")) {
+                Some(key) => unknown(key, &place(key), quoted),
+                None => anyhow::anyhow!("the settings are not valid: {text}"),
+            }
+        }
+    }
+}
+
+fn unknown<'a>(key: &str, place: &str, known: impl Iterator<Item = &'a str>) -> anyhow::Error {
+    let meant = known
+        .map(|name| (strsim::osa_distance(name, key), name))
+        .filter(|(edits, _)| *edits <= MAX_EDITS)
+        .min();
+    match meant {
+        Some((_, meant)) => anyhow::anyhow!("{key} is not a setting{place}; did you mean {meant}?"),
+        None => anyhow::anyhow!(
+            "{key} is not a setting{place}; config/default.toml and the README have them all"
+        ),
+    }
+}
+
+fn wrong_type(key: &str, place: &str, found: &impl Display, expected: &str) -> anyhow::Error {
+    let is_secret = SECRETS.iter().any(|secret| secret.eq_ignore_ascii_case(key));
+    // As the library words it: a string "eighty", an integer `65536`, a sequence.
+    let found = found.to_string();
+    let quoted = found.split('`').nth(1).or_else(|| found.strip_prefix("string "));
+    let found = match (found.as_str(), quoted) {
+        _ if is_secret => "of another kind",
+        (_, Some(value)) => value,
+        ("sequence", None) => "a list",
+        ("map", None) => "a table",
+        (other, None) => other,
+    };
+    let expected = match expected {
+        "an unsigned 16 bit integer" => "a whole number from 0 to 65535",
+        "an unsigned 32 bit integer" => "a whole number from 0 to 4294967295",
+        integer if integer.ends_with("integer") => "a whole number, 0 or more",
+        "a boolean" => "true or false",
+        "a sequence" => "a list, like [\"https://app.example\"]",
+        text if is_secret || text.contains("string") => "a text in quotes",
+        other => other,
+    };
+    anyhow::anyhow!("{key} is {found}{place}; it must be {expected}")
+}
+
+/// One of the words that a setting may be.
+pub fn choice<T: Copy>(key: &str, given: &str, choices: &[(&str, T)]) -> anyhow::Result<T> {
+    let chosen = choices.iter().find(|(word, _)| *word == given);
+    chosen.map(|(_, choice)| *choice).ok_or_else(|| {
+        let words = choices.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>();
+        anyhow::anyhow!("{key} is {given:?}; it must be {}", words.join(" or "))
+    })
+}
