@@ -51,7 +51,7 @@ use crate::refused_attempts::{self, RefusedAttempts};
 use crate::telemetry::CallSpan;
 use crate::unheard::{self, Unheard};
 use crate::watcher::{self, Watcher};
-use crate::{expiry, metrics, relay, retention, routes};
+use crate::{expiry, metrics, open_tasks, relay, retention, routes};
 
 /// How long an idle connection stays open. Longer than nginx keeps one to us (60 s), so that the
 /// Gateway never sends a request into a connection that we are closing.
@@ -165,6 +165,7 @@ impl Replica {
         if let Some(address) = config.metrics_address {
             workers.spawn(serve_metrics(&core, address)?);
         }
+        workers.spawn(open_tasks::run(core.clone()));
         workers.spawn(refused_attempts::run(core.clone(), attempts_to_write));
         if let Some(url) = &config.audit_url {
             let sender = AuditSender::new(url).context("cannot feed the audit log")?;

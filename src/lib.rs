@@ -42,6 +42,7 @@ pub mod ledger;
 pub mod limits;
 pub mod marks;
 pub mod metrics;
+pub mod open_tasks;
 pub mod outcomes;
 pub mod quotas;
 pub mod refused_attempts;

@@ -17,6 +17,7 @@ use crate::connection::end_with_client;
 use crate::core::Core;
 use crate::domain::decision::{Delivery, Record, State};
 use crate::domain::request::Origin;
+use crate::open_tasks;
 use crate::outcomes::{self, Found};
 
 /// Longest that a call may wait, in seconds: under the minute after which many proxies give up.
@@ -149,6 +150,11 @@ pub async fn read(
             // By now its key may be gone.
             found = core.run_to_end(ask()).await??;
         }
+    }
+    if let Found::InLedger(record) = &found
+        && open_tasks::is_agent(&caller, &request)
+    {
+        open_tasks::told(&core, record);
     }
     let is_pending = found.is_pending();
     let tag = etag(found.etag());

@@ -18,8 +18,11 @@ use crate::approvals;
 use crate::auth::{CallerOf, rest_of_token};
 use crate::connection::end_with_client;
 use crate::core::Core;
+use crate::domain::approver::Caller;
 use crate::domain::decision::{Record, State};
+use crate::domain::ids::RequestId;
 use crate::domain::json;
+use crate::open_tasks;
 use crate::outcomes::{self, Outcomes};
 
 /// How often a stream says that it is still there: more often than proxies give up on one.
@@ -99,6 +102,7 @@ pub async fn read(
         && let Some(signal) = approvals::known_signal(&core, &caller, &session, wanted)
     {
         core.unheard.answered(&core, &caller, &signal);
+        note_told(&core, &caller, Some(wanted), &request);
         return Ok(ok(RETRIEVED, signal));
     }
     // A request that an agent names may be a registered one, which needs no Redis.
@@ -123,6 +127,7 @@ pub async fn read(
     }
     if let Some(signal) = &signal {
         core.unheard.answered(&core, &caller, signal);
+        note_told(&core, &caller, wanted.as_ref(), &request);
     }
     Ok(match signal {
         Some(signal) => ok(RETRIEVED, signal),
@@ -156,13 +161,18 @@ pub async fn stream(
     let wanted = query.into_inner().request_id.map(|id| request_id(&id)).transpose()?;
     let after = last_event(request.headers())?;
     end_with_client(&request);
+    let is_agent = open_tasks::is_agent(&caller, &request);
     let work = core.get_ref().clone();
     let outcomes = core
         .run_to_end(async move { Outcomes::of(&work, &caller, session, wanted, after).await })
         .await??;
-    let events = unfold(outcomes, |mut outcomes| async {
+    let agents_core = is_agent.then(|| core.get_ref().clone());
+    let events = unfold((outcomes, agents_core), |(mut outcomes, agents_core)| async {
         let record = outcomes.next().await?;
-        Some((Event::Data(event(&record)), outcomes))
+        if let Some(core) = &agents_core {
+            open_tasks::told(core, &record);
+        }
+        Some((Event::Data(event(&record)), (outcomes, agents_core)))
     });
     // Whoever reconnects has to be let in again.
     let events = events.take_until(Box::pin(sleep(rest_of_token(&request))));
@@ -171,6 +181,13 @@ pub async fn stream(
         .with_retry_duration(RECONNECT);
     // nginx would collect events otherwise.
     Ok(stream.customize().insert_header(("X-Accel-Buffering", "no")))
+}
+
+/// Notes that the agent that named this request was told of its decision.
+fn note_told(core: &Core, caller: &Caller, wanted: Option<&RequestId>, request: &HttpRequest) {
+    if let Some(id) = wanted.filter(|_id| open_tasks::is_agent(caller, request)) {
+        open_tasks::told_of(core, &caller.tenant, id);
+    }
 }
 
 /// The number of the last outcome that a client has seen.

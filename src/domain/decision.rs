@@ -208,6 +208,12 @@ pub struct Record {
 }
 
 impl Record {
+    /// Whether somebody agreed.
+    #[must_use]
+    pub fn is_approved(&self) -> bool {
+        self.state.decision().is_some_and(|decision| decision.verdict == Verdict::Approve)
+    }
+
     /// The entity tag of what was asked: see [`etag`](super::request::etag).
     #[must_use]
     pub fn etag(&self) -> String {

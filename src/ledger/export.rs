@@ -57,6 +57,9 @@ pub struct Exported {
     gateway_request_id: Option<String>,
     /// The entity tag by which the decider named what they had looked at.
     if_match: Option<String>,
+    /// The role and the `jti` of the decider's token.
+    decider_role: Option<String>,
+    token_id: Option<String>,
     delivery: String,
     #[serde(serialize_with = "instant_or_null")]
     sent_at: Option<DateTime<Utc>>,

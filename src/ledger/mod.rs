@@ -619,7 +619,13 @@ impl Ledger {
         now: DateTime<Utc>,
     ) -> Result<Option<Record>> {
         let row = on_engine!(self, ledger => ledger.acknowledge(caller, id, now))?;
-        row.map(RequestRow::into_record).transpose()
+        let record = row.map(RequestRow::into_record).transpose()?;
+        if record.as_ref().is_some_and(Record::is_approved) {
+            // Acknowledging again does this again.
+            let tenant = &caller.tenant;
+            on_engine!(self, ledger => ledger.complete_acted_task(tenant, id, now))?;
+        }
+        Ok(record)
     }
 
     /// Up to `limit` outcomes of a session with numbers above `after`, in their order, but for those
@@ -843,6 +849,35 @@ impl Ledger {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         let used = on_engine!(self, ledger => ledger.add_usage(tenant, hour, bytes))?;
         Ok(u64::try_from(used).unwrap_or(0))
+    }
+
+    /// Closes up to `limit` tasks that we made for requests that were approved and signalled before
+    /// then, and that nobody has reported on; says how many requests that were.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer; doing it again is safe.
+    pub async fn close_open_tasks(
+        &self,
+        before: DateTime<Utc>,
+        limit: i64,
+        now: DateTime<Utc>,
+    ) -> Result<u64> {
+        let closed = on_engine!(self, ledger => ledger.close_open_tasks(before, limit, now))?;
+        Ok(u64::try_from(closed).unwrap_or(0))
+    }
+
+    /// Notes that the agent of an approved registered request asked for the decision. The first time
+    /// counts.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn note_asked(
+        &self,
+        tenant: &TenantId,
+        id: &RequestId,
+        now: DateTime<Utc>,
+    ) -> Result<()> {
+        on_engine!(self, ledger => ledger.note_asked(tenant, id, now))
     }
 
     /// Records refused attempts to decide.

@@ -263,6 +263,25 @@ impl PgLedger {
         sqlx::query_as(decisions_of!("= ANY($1)")).bind(ids).fetch_all(&self.pool).await
     }
 
+    pub async fn close_open_tasks(
+        &self,
+        before: DateTime<Utc>,
+        limit: i64,
+        now: DateTime<Utc>,
+    ) -> sqlx::Result<i64> {
+        let close = concat!(
+            "WITH due AS MATERIALIZED (",
+            open_tasks!("FOR UPDATE SKIP LOCKED"),
+            "), closed AS (",
+            close_open_tasks!("due"),
+            "), noted AS (",
+            note_closed_tasks!("due"),
+            ") SELECT COUNT(*) FROM due"
+        );
+        let close = sqlx::query_scalar(close).bind(before).bind(limit).bind(now);
+        close.fetch_one(&self.pool).await
+    }
+
     pub async fn expire(
         &self,
         tenant: &TenantId,

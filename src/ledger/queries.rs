@@ -291,6 +291,50 @@ macro_rules! ledger_queries {
                 .await
             }
 
+            /// Completes the task that we made for an approved request whose agent has acted.
+            pub async fn complete_acted_task(
+                &self,
+                tenant: &TenantId,
+                id: &RequestId,
+                now: DateTime<Utc>,
+            ) -> sqlx::Result<()> {
+                sqlx::query(
+                    "UPDATE agent_task
+                        SET status = 'COMPLETED', progress = 100, completed_at = $3,
+                            updated_at = CASE WHEN updated_at > $3 THEN updated_at ELSE $3 END
+                      WHERE status = 'IN_PROGRESS' AND task_id = (
+                          SELECT task_id FROM hitl_request
+                           WHERE request_id = $1 AND tenant_id = $2 AND status = 'approved'
+                             AND owns_task AND acted_at IS NOT NULL
+                      )",
+                )
+                .bind(id.as_str())
+                .bind(tenant.as_str())
+                .bind(now)
+                .execute(&self.pool)
+                .await
+                .map(drop)
+            }
+
+            pub async fn note_asked(
+                &self,
+                tenant: &TenantId,
+                id: &RequestId,
+                now: DateTime<Utc>,
+            ) -> sqlx::Result<()> {
+                sqlx::query(
+                    "UPDATE hitl_request SET heard_at = $3
+                      WHERE request_id = $1 AND tenant_id = $2 AND origin = 'http'
+                        AND status = 'approved' AND heard_at IS NULL",
+                )
+                .bind(id.as_str())
+                .bind(tenant.as_str())
+                .bind(now)
+                .execute(&self.pool)
+                .await
+                .map(drop)
+            }
+
             pub async fn insert_refused_attempts(
                 &self,
                 attempts: &[RefusedAttempt],
@@ -530,8 +574,7 @@ macro_rules! ledger_queries {
             ) -> sqlx::Result<bool> {
                 sqlx::query(
                     "UPDATE agent_task
-                        SET status = 'IN_PROGRESS',
-                            updated_at = CASE WHEN updated_at > $2 THEN updated_at ELSE $2 END
+                        SET status = 'IN_PROGRESS'
                       WHERE task_id = $1 AND status = 'WAITING_APPROVAL'
                         AND NOT EXISTS (
                             SELECT 1 FROM hitl_request
@@ -663,6 +706,8 @@ macro_rules! ledger_queries {
                 .bind(writing.if_match.map(own))
                 .bind(writing.refusal())
                 .bind(writing.task_owner().map(|user| own(user.as_str())))
+                .bind(decision.map(|_decision| writing.caller.role.as_str()))
+                .bind(decision.and_then(|_decision| writing.caller.token_id.clone()))
         }
     };
 }

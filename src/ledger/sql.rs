@@ -11,7 +11,7 @@
 //! 18 caller type · 19 agent id · 20 trace id · 21 gateway request id · 22 now · 23 `due_at` ·
 //! 24 context · 25 message · 26 plan steps · 27 the caller · 28 content hash · 29 trace parent ·
 //! 30 audit entry · 31 `if_match` · 32 what a rejected task says ·
-//! 33 whose task it may be, if not anybody's.
+//! 33 whose task it may be, if not anybody's · 34 the decider's role · 35 their token's id.
 
 /// The columns of a request that are read back, and those that its task follows. Never `*`: that
 /// fails in statements that are prepared while a later release adds a column.
@@ -82,8 +82,8 @@ macro_rules! write_request {
                 request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint,
                 content_hash, document, task_id, owns_task, created_at, expires_at, status, decided_by,
                 decided_at, reason, caller_source, caller_type, agent_id, trace_id,
-                gateway_request_id, delivery, owed_since, due_at, if_match, outcome, settled_at,
-                trace_parent
+                gateway_request_id, delivery, owed_since, due_at, if_match, decider_role, token_id,
+                outcome, settled_at, trace_parent
              )
              SELECT $1, $2, $3, $4, $5, $6, $7, $28, $8,
                 COALESCE(
@@ -95,6 +95,7 @@ macro_rules! write_request {
             is_owned!("task.kept"),
             ", $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
                 CASE WHEN $2 = 'http' OR $13 = 'cancelled' THEN 'sent' ELSE 'owed' END, $22, $23, $31,
+                $34, $35,
                 CASE WHEN $13 <> 'pending' THEN ",
             next_outcome!("$3", "$4"),
             " END,
@@ -231,6 +232,7 @@ macro_rules! decide_request {
                 caller_source = excluded.caller_source, caller_type = excluded.caller_type,
                 agent_id = excluded.agent_id, trace_id = excluded.trace_id,
                 gateway_request_id = excluded.gateway_request_id, if_match = excluded.if_match,
+                decider_role = excluded.decider_role, token_id = excluded.token_id,
                 delivery = excluded.delivery, owed_since = excluded.owed_since,
                 due_at = excluded.due_at, attempts = 0, sent_at = NULL, listeners = NULL,
                 sent_to = NULL, outcome = excluded.outcome, settled_at = excluded.settled_at,
@@ -239,6 +241,59 @@ macro_rules! decide_request {
                 AND hitl_request.expires_at > excluded.settled_at
                 AND hitl_request.origin = excluded.origin
                 AND hitl_request.content_hash = excluded.content_hash"
+        )
+    };
+}
+
+/// Approved requests whose tasks we made and may have to close: their agents' patience was over
+/// at $1. A batch of $2, the earliest first.
+macro_rules! open_tasks {
+    ($locking:literal) => {
+        concat!(
+            "SELECT tenant_id, request_id, task_id, settled_at, acted_at IS NOT NULL AS acted,
+                    COALESCE(listeners, 0) > 0 OR heard_at IS NOT NULL OR acted_at IS NOT NULL
+                        AS heard
+               FROM hitl_request
+              WHERE status = 'approved' AND owns_task AND NOT task_closed
+                AND settled_at <= $1 AND COALESCE(sent_at, settled_at) <= $1
+                AND delivery <> 'owed'
+              ORDER BY settled_at LIMIT $2 ",
+            $locking
+        )
+    };
+}
+
+/// Closes such tasks at $3, as completed if the agent heard the approval. A task that has changed
+/// since the approval is left alone: its agent keeps it, or it goes on under a later approval.
+macro_rules! close_open_tasks {
+    ($from:expr) => {
+        concat!(
+            "UPDATE agent_task
+                SET status = CASE WHEN due.heard THEN 'COMPLETED' ELSE 'FAILED' END,
+                    progress = CASE WHEN due.heard THEN 100 ELSE progress END,
+                    result_data = CASE WHEN due.heard AND NOT due.acted
+                                       THEN '{\"reportedByAgent\":false}' END,
+                    error_message = CASE WHEN due.heard THEN error_message
+                                         ELSE 'approved, but no agent was listening' END,
+                    completed_at = CASE WHEN due.heard THEN $3 END,
+                    updated_at = CASE WHEN updated_at > $3 THEN updated_at ELSE $3 END
+               FROM ",
+            $from,
+            " AS due
+              WHERE agent_task.task_id = due.task_id AND agent_task.status = 'IN_PROGRESS'
+                AND agent_task.progress = 0 AND agent_task.updated_at <= due.settled_at"
+        )
+    };
+}
+
+/// Remembers that nothing is left to do for the tasks of these requests.
+macro_rules! note_closed_tasks {
+    ($from:expr) => {
+        concat!(
+            "UPDATE hitl_request SET task_closed = TRUE
+              WHERE (tenant_id, request_id) IN (SELECT tenant_id, request_id FROM ",
+            $from,
+            " AS closed)"
         )
     };
 }

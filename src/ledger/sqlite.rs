@@ -182,6 +182,21 @@ impl SqliteLedger {
         sqlx::query_as(query).bind(ids).fetch_all(&self.pool).await
     }
 
+    pub async fn close_open_tasks(
+        &self,
+        before: DateTime<Utc>,
+        limit: i64,
+        now: DateTime<Utc>,
+    ) -> sqlx::Result<i64> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let close = close_open_tasks!(concat!("(", open_tasks!(""), ")"));
+        sqlx::query(close).bind(before).bind(limit).bind(now).execute(&mut *transaction).await?;
+        let note = note_closed_tasks!(concat!("(", open_tasks!(""), ")"));
+        let noted = sqlx::query(note).bind(before).bind(limit).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(i64::try_from(noted.rows_affected()).unwrap_or(i64::MAX))
+    }
+
     pub async fn expire(
         &self,
         tenant: &TenantId,

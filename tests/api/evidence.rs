@@ -187,3 +187,21 @@ async fn a_stop_loses_no_row() {
         assert_eq!(number(&app, ROWS).await, 1);
     }
 }
+
+both_modes! {
+    async fn a_decision_says_with_which_role_and_token_it_was_made(app: TestApp) {
+        let claims = json!({
+            "sub": "user123", "tenant_id": "tenant1", "jti": "token-7", "role": "admin",
+            "iat": crate::forged::now(), "exp": crate::forged::now() + 600,
+        });
+        let token = crate::forged::token(app.config.jwt.secret.expose_secret().as_bytes(), &claims);
+        let asked = Asked::new();
+        app.register(ALICE, &asked).await.assert(201, "");
+        let call = app.client.post(format!("{}/aura/hitl/approve/{}", app.base, asked.id)).bearer_auth(token);
+        let call = call.header("X-Tenant-ID", "tenant1").header("X-User-ID", "user123");
+        let answer = call.json(&json!({ "userId": "user123" })).send().await.unwrap();
+        Answer::of(answer).await.assert(200, "");
+        let lines = exported(&app, &["--from=2020-01-01"]);
+        assert_eq!((&lines[0]["tokenId"], &lines[0]["deciderRole"]), (&json!("token-7"), &json!("admin")));
+    }
+}

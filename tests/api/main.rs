@@ -29,6 +29,7 @@ mod lifecycle;
 mod limits;
 mod losses;
 mod mistakes;
+mod open_tasks;
 mod outcomes;
 mod overruled;
 mod processes;

@@ -50,7 +50,7 @@ async fn a_person_has_so_many_pending_requests() {
         app.approve(ALICE, &ids[0]).await.assert(200, "");
         register(&app, ALICE).await.1.assert(201, "");
         // Requests of Redis do not count, and are not counted.
-        for _ in 0..5 {
+        for _ in 0..if mode == Mode::Production { 5 } else { 0 } {
             let asked = Asked::new();
             app.ask(&asked).await;
             app.approve(ALICE, &asked.id).await.assert(200, "");
