@@ -7,6 +7,7 @@
 //! whose statements have time-outs.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
@@ -126,14 +127,14 @@ async fn lock(connection: &mut PgConnection) -> anyhow::Result<()> {
                  SET LOCAL idle_in_transaction_session_timeout = 0";
     raw_sql(begin).execute(&mut *connection).await?;
     let ask = format!("SELECT pg_try_advisory_xact_lock({LOCK})");
-    let began = Instant::now();
+    let asked_at = Instant::now();
     let mut is_told = false;
     loop {
         let answer = raw_sql(AssertSqlSafe(ask.clone())).fetch_one(&mut *connection).await?;
         if answer.try_get(0)? {
             return Ok(());
         }
-        if began.elapsed() > LOCK_TIMEOUT {
+        if asked_at.elapsed() > LOCK_TIMEOUT {
             bail!(
                 "another process has been migrating this database for {} s; try again when it has \
                  ended",
@@ -178,5 +179,9 @@ async fn apply(connection: &mut PgConnection, one: &Migration) -> anyhow::Result
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut digits, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
 }

@@ -322,7 +322,7 @@ async fn reach(url: &str, pooler: Pooler) -> sqlx::Result<PgConnectOptions> {
     Ok(options)
 }
 
-/// Without start-up parameters that PgBouncer refuses: `options` and `extra_float_digits`.
+/// Without the start-up parameters that `PgBouncer` refuses: `options` and `extra_float_digits`.
 fn options(url: &str) -> sqlx::Result<PgConnectOptions> {
     let options = PgConnectOptions::from_str(url)?;
     Ok(options.application_name("aura-hitl").extra_float_digits(None))

@@ -373,12 +373,32 @@ pub struct PrivatePostgres {
 impl PrivatePostgres {
     pub async fn start() -> Self {
         // Not in a private TMPDIR: the user that it runs as must get there.
+        Self::start_in(TempDir::new_in("/tmp").unwrap(), None).await
+    }
+
+    /// A standby of another server, which streams from it.
+    pub async fn standby_of(primary: &Self) -> Self {
         let folder = TempDir::new_in("/tmp").unwrap();
+        let mut standby = Self { port: free_port(), bin: Self::bin(), server: None, folder };
+        let mut copy = standby.program("pg_basebackup");
+        copy.args(["-R", "-X", "stream", "--checkpoint=fast", "--no-sync", "-U", "postgres"]);
+        copy.args(["-h", "127.0.0.1", "-p", &primary.port.to_string(), "-D"]);
+        let copied = copy.arg(standby.folder.path()).output().unwrap();
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(standby.folder.path(), private).unwrap();
+        standby.start_again().await;
+        standby
+    }
+
+    /// In a folder of the caller's, with its WAL elsewhere if need be.
+    pub async fn start_in(folder: TempDir, wal: Option<&Path>) -> Self {
         let mut postgres = Self { port: free_port(), bin: Self::bin(), server: None, folder };
         let initialised = postgres
             .program("initdb")
             .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
             .arg(postgres.folder.path())
+            .args(wal.map(|wal| format!("--waldir={}", wal.display())))
             .output()
             .unwrap();
         assert!(initialised.status.success(), "{}", String::from_utf8_lossy(&initialised.stderr));

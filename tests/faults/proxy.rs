@@ -30,6 +30,7 @@ pub struct Proxy {
     weather: Arc<Mutex<watch::Sender<Weather>>>,
     abandoned: Mutex<Vec<watch::Sender<Weather>>>,
     delay_micros: Arc<AtomicU64>,
+    target: Arc<Mutex<SocketAddr>>,
     connections: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
@@ -43,21 +44,29 @@ impl Proxy {
         let delay_micros = Arc::new(AtomicU64::new(0));
         let connections = Arc::new(AtomicUsize::new(0));
         let (watching, delay, count) = (weather.clone(), delay_micros.clone(), connections.clone());
+        let target = Arc::new(Mutex::new(target));
+        let leading = target.clone();
         let accepting = tokio::spawn(async move {
             loop {
                 let Ok((client, _)) = listener.accept().await else { continue };
                 count.fetch_add(1, Ordering::Relaxed);
                 let weather = watching.lock().unwrap().subscribe();
+                let target = *leading.lock().unwrap();
                 tokio::spawn(pass(client, target, weather, delay.clone()));
             }
         });
         let abandoned = Mutex::default();
-        Self { address, weather, abandoned, delay_micros, connections, accepting }
+        Self { address, weather, abandoned, delay_micros, target, connections, accepting }
     }
 
     /// Holds every piece of data back for so long, in both directions.
     pub fn delay(&self, delay: Duration) {
         self.delay_micros.store(u64::try_from(delay.as_micros()).unwrap(), Ordering::Relaxed);
+    }
+
+    /// New connections lead elsewhere.
+    pub fn lead_to(&self, target: SocketAddr) {
+        *self.target.lock().unwrap() = target;
     }
 
     /// From now on nothing passes, and no connection ends: a black hole.

@@ -120,7 +120,7 @@ servers would refuse. */}}
 {{- define "aura-hitl.secretVolume" -}}
 - name: secrets
   secret:
-    secretName: {{ .Values.existingSecret }}
+    secretName: {{ .secretName | default .Values.existingSecret }}
     defaultMode: 0440
     # A key that is missing keeps the pod from starting, and says so in its events.
     items:
