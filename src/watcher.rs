@@ -84,12 +84,11 @@ async fn check(core: &Core, messages: &[Message]) -> Result<(), LedgerError> {
     let requests = messages.iter().map(request_of).collect::<Vec<_>>();
     let (mut signals, mut unknown) = (HashMap::new(), Vec::new());
     for request in requests.iter().flatten() {
-        match core.decisions.of_redis(request) {
-            Some(known) => {
-                _ = signals
-                    .insert(known.id.clone(), signal(&known.id, &known.session, &known.decision))
-            }
-            None => unknown.push(request.clone()),
+        if let Some(known) = core.decisions.of_redis(request) {
+            let signal = signal(&known.id, &known.session, &known.decision);
+            signals.insert(known.id.clone(), signal);
+        } else {
+            unknown.push(request.clone());
         }
     }
     for (id, session, decision) in core.ledger.decisions_of(&unknown).await? {
