@@ -165,20 +165,16 @@ impl Attempt<'_> {
 
     /// Something stands in the ledger that this attempt cannot change.
     async fn on_standing(self, record: Record, is_altered: bool) -> Result<Decided> {
-        let is_over = record.state == State::Pending
-            && record.tenant == self.caller.tenant
-            && self.now >= record.expires_at;
+        let is_over = record.state == State::Pending && self.now >= record.expires_at;
         // Nobody is told so while somebody who came in time may still be on the way.
-        let record = if is_over {
-            match outcomes::expire(self.core, &record.tenant, self.id, self.now).await? {
-                Some(expired) => expired,
-                None => {
-                    let tenant = &self.caller.tenant;
-                    self.core.ledger.find_request(tenant, self.id).await?.unwrap_or(record)
-                }
-            }
-        } else {
+        let record = if !is_over {
             record
+        } else if let Some(expired) =
+            outcomes::expire(self.core, &record.tenant, self.id, self.now).await?
+        {
+            expired
+        } else {
+            self.stands().await?.unwrap_or(record)
         };
         let decision = settle(&record, is_altered, self.caller, &self.verdict, self.now)?;
         let etag = record.etag();

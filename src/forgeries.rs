@@ -69,6 +69,6 @@ impl Forgeries {
 }
 
 fn digest(kind: &str, subject: &str, text: &str) -> [u8; 32] {
-    let parts = [kind, subject, text].map(|part| Sha256::digest(part));
+    let parts = [kind, subject, text].map(Sha256::digest);
     Sha256::digest(parts.concat()).into()
 }
