@@ -12,8 +12,8 @@ use crate::courier::{Polled, Seen, Unavailable};
 use crate::delivery;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{
-    self, Candidate, CourierCopy, Decision, Delivery, Expected, Mark, Record, Refusal, State,
-    Verdict, is_same, is_visible, may_write, settle,
+    self, Candidate, CourierCopy, Decision, Delivery, Expected, Mark, Record, Refusal, Settled,
+    State, Verdict, is_same, is_visible, may_write, settle,
 };
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::request::{
@@ -222,6 +222,10 @@ impl Attempt<'_> {
                 self.core.decisions.remember(&record);
                 let Some(pointer) = pointer else {
                     outcomes::tell(self.core, &record);
+                    if record.delivery == Delivery::Owed {
+                        // The ledger has looked after its task; without this the relay would.
+                        self.core.marks.hand_in(Mark::of(&record, Settled::SENT, now));
+                    }
                     return Ok(Decided { session: record.session, decision, etag });
                 };
                 // Those who wait here need not wait for Redis.

@@ -74,7 +74,9 @@ macro_rules! is_owned {
     };
 }
 
-/// Inserts the request's row. `kept` is the task that goes on; it is ours if no agent made it.
+/// Inserts the request's row. `kept` is the task that goes on; it is ours if no agent made it. A
+/// registered request has no signal, but while its task has other pending requests its row is owed
+/// until somebody has looked whether the task may go on.
 macro_rules! write_request {
     ($only_if:literal, $on_conflict:literal) => {
         concat!(
@@ -94,7 +96,13 @@ macro_rules! write_request {
                 task.kept IS NULL OR ",
             is_owned!("task.kept"),
             ", $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-                CASE WHEN $2 = 'http' OR $13 = 'cancelled' THEN 'sent' ELSE 'owed' END, $22, $23, $31,
+                CASE WHEN $13 IN ('pending', 'cancelled') THEN 'sent'
+                     WHEN $2 = 'http' AND NOT EXISTS (
+                         SELECT 1 FROM hitl_request o
+                          WHERE o.task_id = task.kept AND o.tenant_id IS NOT DISTINCT FROM $3
+                            AND o.request_id <> $1 AND o.status = 'pending'
+                     ) THEN 'sent'
+                     ELSE 'owed' END, $22, $23, $31,
                 $34, $35,
                 CASE WHEN $13 <> 'pending' THEN ",
             next_outcome!("$3", "$4"),

@@ -480,7 +480,7 @@ both_modes! {
     }
 }
 
-both_modes! {
+over_redis! {
     /// A colleague sees a task and does not touch it: not even by a request that it would wait for.
     async fn only_its_user_or_an_admin_changes_a_task(app: TestApp) {
         for owner in [ALICE, ADMIN] {
