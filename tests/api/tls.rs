@@ -392,7 +392,7 @@ async fn a_redis_that_is_not_right_keeps_the_service_from_being_ready() {
     let named = StrictRedis::start(&named, "canary", RIGHTS).await;
     let expired = authority.certify(HOST, 2001);
     let expired = StrictRedis::start(&expired, "canary", RIGHTS).await;
-    let mute = RIGHTS.replace("+ping", "");
+    let mute = RIGHTS.replace("+info ", "");
     let mute = StrictRedis::start(&authority.identity(), "canary", &mute).await;
     let login = "service:canary";
     let plain = format!("rediss://{HOST}:{}", right.plain.port());
@@ -404,7 +404,7 @@ async fn a_redis_that_is_not_right_keeps_the_service_from_being_ready() {
         (plain, Some(&trusted), "timed out"),
         (right.url("service:canary-wrong"), Some(&trusted), "Password authentication failed"),
         (right.url("canary:canary"), Some(&trusted), "Password authentication failed"),
-        (mute.url(login), Some(&trusted), "no permissions to run the 'ping' command"),
+        (mute.url(login), Some(&trusted), "no permissions to run the 'info' command"),
     ];
     for (url, authority, expected) in cases {
         eventually_within(THEIR_PART, async || {
