@@ -103,7 +103,10 @@ pub async fn decide(
     let found = look(core, caller, id).await;
     if let InRedis::Request(request) = &found {
         let (candidate, pointer) = &**request;
-        if candidate.request.is_pending() && pointer.allows(id) {
+        if candidate.request.is_pending()
+            && pointer.allows(id)
+            && !has_moved_on(core, caller, candidate, pointer).await?
+        {
             return attempt.record(candidate, Some(pointer)).await;
         }
     }
@@ -120,9 +123,29 @@ pub async fn decide(
             let (candidate, pointer) = *request;
             let verdict = attempt.verdict;
             decision::decide(&candidate, &pointer, caller, verdict, attempt.now, core.policy)?;
+            if candidate.request.is_pending() {
+                return Err(Refusal::MovedOn.into());
+            }
             Err(decided_by_nobody(core, id, &candidate).await?)
         }
     }
+}
+
+/// Whether a session that names nothing has asked for something newer, as far as the ledger knows.
+async fn has_moved_on(
+    core: &Core,
+    caller: &Caller,
+    candidate: &Candidate,
+    pointer: &SessionPointer,
+) -> Result<bool> {
+    if pointer.request.is_some() {
+        return Ok(false);
+    }
+    let session = &candidate.request.session;
+    let newest = core.ledger.newest_of_redis(session, &caller.tenant).await?;
+    Ok(newest.is_some_and(|newest| {
+        newest.id != candidate.request.id && newest.created_at > candidate.created_at
+    }))
 }
 
 /// What to say of a request in Redis that is not pending, and that the ledger, read after it, does

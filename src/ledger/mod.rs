@@ -666,6 +666,20 @@ impl Ledger {
         Ok(settled.into_iter().filter_map(readable).collect())
     }
 
+    /// The tenant's request of Redis in a session that was asked last.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn newest_of_redis(
+        &self,
+        session: &SessionId,
+        tenant: &TenantId,
+    ) -> Result<Option<Record>> {
+        let row = on_engine!(self, ledger => ledger.newest_of_redis(session, tenant))
+            .map_err(read_only)?;
+        row.map(RequestRow::into_record).transpose()
+    }
+
     /// The tenant's last decided request of Redis in a session.
     ///
     /// # Errors

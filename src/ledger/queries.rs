@@ -156,6 +156,21 @@ macro_rules! ledger_queries {
                 .await
             }
 
+            pub async fn newest_of_redis(
+                &self,
+                session: &SessionId,
+                tenant: &TenantId,
+            ) -> sqlx::Result<Option<RequestRow>> {
+                sqlx::query_as(select_request!(
+                    "WHERE session_id = $1 AND tenant_id = $2 AND origin = 'redis'
+                      ORDER BY created_at DESC LIMIT 1"
+                ))
+                .bind(session.as_str())
+                .bind(tenant.as_str())
+                .fetch_optional(&self.pool)
+                .await
+            }
+
             pub async fn newest_decided(
                 &self,
                 session: &SessionId,

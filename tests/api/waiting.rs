@@ -119,6 +119,23 @@ over_redis! {
 }
 
 over_redis! {
+    async fn in_a_session_that_names_nothing_nothing_is_decided_after_something_newer(app: TestApp) {
+        let older = Asked::new();
+        let newer = Asked::in_session(&older.session);
+        app.put(&older.id, &older.document.to_string()).await;
+        // As much older as its key has lived longer.
+        let mut redis = redis().await;
+        redis.expire::<_, ()>(format!("hitl:request:{}", older.id), 1790).await.unwrap();
+        app.put(&newer.id, &newer.document.to_string()).await;
+        let mut agent = NaiveAgent(Ear::on(&older.session).await);
+        app.reject(ALICE, &newer.id, None).await.assert(200, "");
+        assert!(!agent.may_act().await);
+        app.approve(ALICE, &older.id).await.assert(410, "E3007");
+        assert!(app.is_unrecorded(&older.id).await && agent.heard_nothing().await);
+    }
+}
+
+over_redis! {
     async fn a_pointer_may_be_a_bare_id_and_what_is_not_understood_names_another(app: TestApp) {
         let asked = Asked::new();
         app.ask(&asked).await;
