@@ -391,14 +391,10 @@ fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<
             .app_data(core.clone())
             .app_data(readiness.clone())
             .app_data(scrape.clone())
-            .app_data(
-                web::PathConfig::default()
-                    .error_handler(|error, _request| bad_input("path", &error)),
-            )
-            .app_data(
-                web::QueryConfig::default()
-                    .error_handler(|error, _request| bad_input("query", &error)),
-            )
+            .app_data(web::PathConfig::default().error_handler(|_error, _request| {
+                let text = Text::new("is not valid", "형식이 올바르지 않습니다");
+                ApiError::invalid_field("path", text).into()
+            }))
             .configure(metrics_routes)
             .configure(routes::configure)
             .default_service(web::to(routes::unknown))
@@ -484,14 +480,6 @@ fn serve_metrics(
             () = stopping.cancelled() => handle.stop(false).await,
         }
     })
-}
-
-fn bad_input(field: &str, error: &dyn std::fmt::Display) -> actix_web::Error {
-    // As actix words it: "Query deserialize error: invalid digit found in string".
-    let cause = error.to_string();
-    let cause = cause.rsplit_once(": ").map_or(cause.as_str(), |(_, cause)| cause);
-    let text = Text::new(format!("is not valid ({cause})"), "형식이 올바르지 않습니다");
-    ApiError::invalid_field(field, text).into()
 }
 
 fn cors(origins: &[String]) -> Cors {

@@ -1,7 +1,7 @@
 //! Request bodies: read within a time and a size, parsed once, checked, and only then handed to a
-//! handler.
+//! handler. Queries: read like them, so that an error names the parameter.
 
-use std::future::Future;
+use std::future::{Future, Ready, ready};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use serde::{Deserialize as _, Deserializer};
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 use serde_json::{Number, Value};
+use url::form_urlencoded;
 use validator::{Validate, ValidationError, ValidationErrors};
 
 use super::error::{ApiError, FieldErrors};
@@ -33,6 +34,10 @@ pub struct Checked<T, const LIMIT: usize>(pub T);
 /// A JSON body of at most `LIMIT` bytes, or none at all, as raw text.
 #[derive(Debug)]
 pub struct AnyJson<const LIMIT: usize>(pub Option<Box<RawValue>>);
+
+/// The parameters of a query.
+#[derive(Debug)]
+pub struct Query<T>(pub T);
 
 type Reading<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>>>>;
 
@@ -81,6 +86,32 @@ impl<const LIMIT: usize> FromRequest for AnyJson<LIMIT> {
     }
 }
 
+impl<T: DeserializeOwned> FromRequest for Query<T> {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
+        let pairs = form_urlencoded::parse(request.query_string().as_bytes());
+        let read = serde_path_to_error::deserialize(serde_urlencoded::Deserializer::new(pairs));
+        ready(read.map(Self).map_err(|error| {
+            let path = error.path().to_string();
+            let name = if path == "." { "query" } else { path.as_str() };
+            ApiError::invalid_field(name, why_not_parameter(error.inner()))
+        }))
+    }
+}
+
+fn why_not_parameter(error: &serde_urlencoded::de::Error) -> Text {
+    match error.to_string().as_str() {
+        // As the standard library words it.
+        "invalid digit found in string" | "cannot parse integer from empty string" => {
+            Text::new("must be a whole number", "정수여야 합니다")
+        }
+        "number too large to fit in target type" => Text::new("is too large", "너무 큽니다"),
+        cause => Text::new(format!("is not valid ({cause})"), "형식이 올바르지 않습니다"),
+    }
+}
+
 fn is_json(request: &HttpRequest) -> bool {
     request.mime_type().ok().flatten().is_some_and(|mime| {
         mime.subtype() == "json" || mime.suffix().is_some_and(|suffix| suffix == "json")
@@ -89,7 +120,7 @@ fn is_json(request: &HttpRequest) -> bool {
 
 fn read<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> Reading<web::Bytes> {
     if !is_json(request) {
-        return Box::pin(std::future::ready(Err(ApiError::not_json())));
+        return Box::pin(ready(Err(ApiError::not_json())));
     }
     arrive::<LIMIT>(request, payload)
 }
@@ -98,7 +129,7 @@ fn arrive<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> R
     // actix takes what follows for another protocol's, which has no end, whatever its length.
     if request.head().upgrade() {
         let refused = ApiError::odd_header("Upgrade", "absent", "없어");
-        return Box::pin(std::future::ready(Err(refused)));
+        return Box::pin(ready(Err(refused)));
     }
     let payload = web::Payload::from_request(request, payload);
     Box::pin(async move {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::approvals::etag;
+use super::body::Query;
 use super::envelope::{Answer, ok, wire_time};
 use super::error::ApiError;
 use super::request_id;
@@ -131,7 +132,7 @@ pub async fn read(
     CallerOf(caller): CallerOf,
     core: web::Data<Core>,
     id: web::Path<String>,
-    query: web::Query<WaitQuery>,
+    Query(query): Query<WaitQuery>,
     request: HttpRequest,
 ) -> Result<Answer<OutcomeView>, ApiError> {
     let id = request_id(&id)?;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use utoipa::IntoParams;
 
+use super::body::Query;
 use super::envelope::{Answer, nothing, ok};
 use super::error::ApiError;
 use super::outcomes::wait_of;
@@ -84,11 +85,10 @@ pub async fn read(
     CallerOf(caller): CallerOf,
     core: web::Data<Core>,
     session: web::Path<String>,
-    query: web::Query<SignalQuery>,
+    Query(query): Query<SignalQuery>,
     request: HttpRequest,
 ) -> Result<Answer<String>, ApiError> {
     let session = session_id(&session)?;
-    let query = query.into_inner();
     let wanted = query.request_id.map(|id| request_id(&id)).transpose()?;
     let wait = wait_of(query.wait_seconds.as_deref(), &request)?;
     let ask = |polled: Option<_>| {
@@ -154,11 +154,11 @@ pub async fn stream(
     CallerOf(caller): CallerOf,
     core: web::Data<Core>,
     session: web::Path<String>,
-    query: web::Query<StreamQuery>,
+    Query(query): Query<StreamQuery>,
     request: HttpRequest,
 ) -> Result<impl Responder, ApiError> {
     let session = session_id(&session)?;
-    let wanted = query.into_inner().request_id.map(|id| request_id(&id)).transpose()?;
+    let wanted = query.request_id.map(|id| request_id(&id)).transpose()?;
     let after = last_event(request.headers())?;
     end_with_client(&request);
     let is_agent = open_tasks::is_agent(&caller, &request);

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 use validator::{Validate, ValidationErrors};
 
-use super::body::{AnyJson, Checked, TASK_BYTES, whole_number};
+use super::body::{AnyJson, Checked, Query, TASK_BYTES, whole_number};
 use super::envelope::{Answer, created, ok, wire_time};
 use super::error::ApiError;
 use super::schemas;
@@ -265,9 +265,9 @@ pub async fn read(
 pub async fn list(
     CallerOf(caller): CallerOf,
     core: web::Data<Core>,
-    query: web::Query<ListQuery>,
+    Query(query): Query<ListQuery>,
 ) -> Result<Answer<TaskPage>, ApiError> {
-    let filter = filter(query.into_inner(), caller)?;
+    let filter = filter(query, caller)?;
     let (page, size) = (filter.page, filter.size);
     let work = core.get_ref().clone();
     let (tasks, total) =
@@ -408,7 +408,7 @@ pub async fn fail(
     CallerOf(caller): CallerOf,
     core: web::Data<Core>,
     id: web::Path<String>,
-    query: web::Query<FailQuery>,
+    Query(query): Query<FailQuery>,
     body: AnyJson<TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let body = body.0.filter(|body| body.get() != "null");
@@ -419,7 +419,7 @@ pub async fn fail(
     if let Some(body) = &body {
         body.validate().map_err(invalid)?;
     }
-    let error = query.into_inner().error_message.or(body.and_then(|body| body.error_message));
+    let error = query.error_message.or(body.and_then(|body| body.error_message));
     if error.as_deref().is_some_and(|error| error.contains('\0')) {
         let text = Text::new("holds a NUL character", "NUL 문자를 포함할 수 없습니다");
         return Err(ApiError::invalid_field("errorMessage", text));

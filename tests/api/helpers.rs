@@ -47,6 +47,7 @@ macro_rules! both_modes {
             #[allow(unused_imports)]
             use super::*;
 
+            $(#[$doc])*
             async fn check($app: $crate::helpers::TestApp) $body
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -402,6 +402,7 @@ async fn healthcheck_tells_a_container_whether_the_service_is_ready() {
     assert_refused(&check(port, "127.0.0.1"), "503");
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nonsense_in_the_environment_is_refused_in_one_line_without_secrets() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -14,6 +14,7 @@ const REDIS: (&str, &str) = ("REDIS_URL", "redis://127.0.0.1:1");
 /// A command, variables, and what it says.
 type Mistake<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], String);
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_the_start_each_mistake_is_one_sentence() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -281,6 +282,7 @@ async fn at_a_terminal_the_embedded_mode_says_what_to_do_now() {
 type Call<'a> = (Method, String, &'a [(&'a str, &'a str)], &'a str, [String; 2]);
 
 both_modes! {
+    #[expect(clippy::too_many_lines, reason = "a table")]
     async fn over_http_each_mistake_is_one_sentence_in_both_languages(app: TestApp) {
         let [pending, rejected, approved, withdrawn, expired, altered] = [(); 6].map(|()| Asked::new());
         for asked in [&pending, &rejected, &approved, &withdrawn] {
@@ -385,7 +387,7 @@ both_modes! {
                 "requestId is not a valid id.", "requestId: 올바른 형식의 ID가 아닙니다.",
             )),
             (get.clone(), "/main/agent/tasks?size=many".to_owned(), &[], "", says(
-                "query is not valid (invalid digit found in string).", "query: 형식이 올바르지 않습니다.",
+                "size must be a whole number.", "size: 정수여야 합니다.",
             )),
             (get, "/main/agent/tasks?userId=bob".to_owned(), &[], "", says(
                 "Admins only: others cannot list other users' tasks.",

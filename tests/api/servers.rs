@@ -507,7 +507,7 @@ fn as_other_user(program: impl AsRef<std::ffi::OsStr>, folder: &Path) -> Command
     command
 }
 
-/// A PgBouncer of one's own, as Debian packages it, in front of a Postgres.
+/// A `PgBouncer` of one's own, as Debian packages it, in front of a Postgres.
 pub struct PgBouncer {
     port: u16,
     server: Option<Server>,
