@@ -83,7 +83,7 @@ fn unknown<'a>(key: &str, place: &str, known: impl Iterator<Item = &'a str>) -> 
     match meant {
         Some((_, meant)) => anyhow::anyhow!("{key} is not a setting{place}; did you mean {meant}?"),
         None => anyhow::anyhow!(
-            "{key} is not a setting{place}; config/default.toml and the README have them all"
+            "{key} is not a setting{place}; config/default.toml and docs/configuration.md have them all"
         ),
     }
 }

@@ -100,7 +100,7 @@ async fn at_the_start_each_mistake_is_one_sentence() {
         (
             &["--config", "section.toml"],
             &[],
-            "server is not a setting (in section.toml); config/default.toml and the README have them all"
+            "server is not a setting (in section.toml); config/default.toml and docs/configuration.md have them all"
                 .to_owned(),
         ),
         (

@@ -155,7 +155,7 @@ impl PrivateRedis {
 
 /// Longest that a Cluster or Sentinels take to do their part.
 pub const THEIR_PART: Duration = Duration::from_mins(1);
-/// The service logs in, and may do no more than the README says; everybody else need not.
+/// The service logs in, and may do no more than docs/OPERATIONS.md says; everybody else need not.
 const SERVICE: [&str; 24] = [
     "--user",
     "service",

@@ -27,7 +27,7 @@ use crate::servers::{
 };
 
 pub const SECRET: &str = "canary-secret-0123456789abcdef0123456789abcdef";
-/// The service's rights in Redis: those of the README, and none for a Cluster or Sentinels.
+/// The service's rights in Redis: those of docs/OPERATIONS.md, and none for a Cluster or Sentinels.
 pub const RIGHTS: &str = "~hitl:* ~{* &hitl:channel:* &hitl:decision:* &hitl:outcomes +get +set +pttl \
                           +time +eval +publish +pubsub|numsub +subscribe +psubscribe +info +ping";
 /// What the servers of these tests are called, to those who trust their certificates.
