@@ -4,7 +4,3 @@ ALTER TABLE hitl_request ADD COLUMN token_id TEXT;      -- the token's jti
 
 -- Whether there is nothing left to do for the task that we made for an approved request.
 ALTER TABLE hitl_request ADD COLUMN task_closed BOOLEAN NOT NULL DEFAULT FALSE;
-
--- The worker that closes such tasks asks for these, and only for these.
-CREATE INDEX hitl_request_task_open ON hitl_request (settled_at)
-    WHERE status = 'approved' AND owns_task AND NOT task_closed;

@@ -166,6 +166,7 @@ async fn apply(connection: &mut PgConnection, one: &Migration) -> anyhow::Result
         hex(&one.checksum)
     );
     if one.no_tx {
+        drop_half_built(connection, one).await?;
         raw_sql(one.sql.clone()).execute(&mut *connection).await?;
         raw_sql(AssertSqlSafe(note)).execute(connection).await?;
         return Ok(());
@@ -175,6 +176,22 @@ async fn apply(connection: &mut PgConnection, one: &Migration) -> anyhow::Result
     raw_sql(one.sql.clone()).execute(&mut *connection).await?;
     raw_sql(AssertSqlSafe(note)).execute(&mut *connection).await?;
     raw_sql("COMMIT").execute(connection).await?;
+    Ok(())
+}
+
+/// Drops an index of this migration that an earlier attempt left half-built (`indisvalid` is false):
+/// Postgres neither uses nor completes it, and `IF NOT EXISTS` would take it for done. Indexes of
+/// other names, which an operator may be building, are left alone.
+async fn drop_half_built(connection: &mut PgConnection, one: &Migration) -> anyhow::Result<()> {
+    let read = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid";
+    for row in raw_sql(read).fetch_all(&mut *connection).await? {
+        let index: String = row.try_get(0)?;
+        if one.sql.as_str().split_whitespace().any(|word| word == index) {
+            warn!(index, "an earlier migration left this index half-built: it is built anew");
+            let drop = format!("DROP INDEX CONCURRENTLY {index}");
+            raw_sql(AssertSqlSafe(drop)).execute(&mut *connection).await?;
+        }
+    }
     Ok(())
 }
 

@@ -440,9 +440,10 @@ def compare_migrations():
         if reads_all and (added := migrations.widened(ours[name])):
             found.append(f"adds columns to {', '.join(added)}, which the older release reads with *: "
                          "on Postgres its prepared statements would fail from then on")
+        blocked = migrations.blocks_writes(ours[name])
+        if blocked:
+            found.append(f"builds an index on {', '.join(blocked)} without CONCURRENTLY: writes wait meanwhile")
         check(f"{name} is additive", found and "; ".join(found))
-        for table in migrations.blocks_writes(ours[name]):
-            print(f"      note: {name} builds an index on {table}; writes to it wait meanwhile")
 
 
 def rehearse():
