@@ -103,10 +103,7 @@ pub async fn decide(
     let found = look(core, caller, id).await;
     if let InRedis::Request(request) = &found {
         let (candidate, pointer) = &**request;
-        if candidate.request.is_pending()
-            && pointer.allows(id)
-            && !has_moved_on(core, caller, candidate, pointer).await?
-        {
+        if candidate.request.is_pending() && pointer.allows(id) {
             return attempt.record(candidate, Some(pointer)).await;
         }
     }
@@ -123,29 +120,9 @@ pub async fn decide(
             let (candidate, pointer) = *request;
             let verdict = attempt.verdict;
             decision::decide(&candidate, &pointer, caller, verdict, attempt.now, core.policy)?;
-            if candidate.request.is_pending() {
-                return Err(Refusal::MovedOn.into());
-            }
             Err(decided_by_nobody(core, id, &candidate).await?)
         }
     }
-}
-
-/// Whether a session that names nothing has asked for something newer, as far as the ledger knows.
-async fn has_moved_on(
-    core: &Core,
-    caller: &Caller,
-    candidate: &Candidate,
-    pointer: &SessionPointer,
-) -> Result<bool> {
-    if pointer.request.is_some() {
-        return Ok(false);
-    }
-    let session = &candidate.request.session;
-    let newest = core.ledger.newest_of_redis(session, &caller.tenant).await?;
-    Ok(newest.is_some_and(|newest| {
-        newest.id != candidate.request.id && newest.created_at > candidate.created_at
-    }))
 }
 
 /// What to say of a request in Redis that is not pending, and that the ledger, read after it, does
@@ -228,10 +205,20 @@ impl Attempt<'_> {
         let if_match = self.expected.check(&candidate.request.etag)?;
         let (caller, now, held_for) = (self.caller, self.now, LEASE);
         let state = &State::Decided(decision.clone());
+        let only_newest = pointer.is_some_and(|pointer| pointer.request.is_none());
         let trace_parent = traces::here();
         let audit = self.core.audit_entry(candidate, state, caller, now);
-        let writing =
-            Writing { candidate, state, caller, now, held_for, if_match, trace_parent, audit };
+        let writing = Writing {
+            candidate,
+            state,
+            caller,
+            now,
+            held_for,
+            if_match,
+            only_newest,
+            trace_parent,
+            audit,
+        };
         crash_point!("deciding");
         let recorded = match self.core.ledger.record_outcome(&writing).await {
             Err(error @ LedgerError::OutcomeUnknown(_)) => self.confirm(&decision, error).await?,
@@ -275,6 +262,7 @@ impl Attempt<'_> {
                 }
                 Ok(decided)
             }
+            Recorded::MovedOn => Err(Refusal::MovedOn.into()),
             Recorded::IdTaken => {
                 // The key was another tenant's when it was decided.
                 self.core.forgeries.request(self.id, &candidate.request.document);
@@ -448,7 +436,7 @@ async fn send_if_asked_again(core: &Core, id: &RequestId, record: &Record) -> Re
     let Ok(request) = ApprovalRequest::read(id, stored.document) else { return Ok(()) };
     let pointer = core.courier.session_of(stored.beside, &request.session).await?;
     let asked = in_redis(request, &pointer, stored.ttl, core.clock.now());
-    if !(asked.request.is_pending() && is_same(record, &asked) && pointer.allows(id)) {
+    if !(asked.request.is_pending() && is_same(record, &asked) && pointer.names(id)) {
         return Ok(());
     }
     // What is owed anew must have been noted as sent.
@@ -493,8 +481,17 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
     }
     let (state, trace_parent) = (&State::Pending, traces::here());
     let audit = core.audit_entry(candidate, state, caller, now);
-    let writing =
-        Writing { candidate, state, caller, now, held_for, if_match, trace_parent, audit };
+    let writing = Writing {
+        candidate,
+        state,
+        caller,
+        now,
+        held_for,
+        if_match,
+        only_newest: false,
+        trace_parent,
+        audit,
+    };
     match core.ledger.register(&writing).await? {
         Registered::New(record) => {
             crash_point!("registered");
@@ -656,11 +653,11 @@ pub async fn find_signal(
             core.ledger.find_request(&caller.tenant, &id).await?
         }
         (None, Some(Err(_invalid))) => None,
-        (None, None) => core.ledger.newest_decided(session, &caller.tenant).await?,
+        (None, None) => core.ledger.newest_of_redis(session).await?,
     };
-    let Some(mut record) = record.filter(|record| record.origin == Origin::Redis) else {
-        return Ok(None);
-    };
+    let is_ours =
+        |record: &Record| record.origin == Origin::Redis && record.tenant == caller.tenant;
+    let Some(mut record) = record.filter(is_ours) else { return Ok(None) };
     core.decisions.remember(&record);
     core.marks.apply(&mut record);
     let names_nothing = named.is_none() && wanted.is_none();
@@ -668,7 +665,7 @@ pub async fn find_signal(
     if names_nothing && !is_under_the_key && !still_waits(&record, core.clock.now()) {
         return Ok(None);
     }
-    if !pointer.allows(&record.id) {
+    if !delivery::is_waited_for(core, &record, &pointer).await? {
         return Ok(None);
     }
     let stored = core.courier.find_request(&record.id).await?;

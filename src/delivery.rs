@@ -5,6 +5,7 @@ use crate::core::Core;
 use crate::courier::{self, Outgoing, Seen, Sent, Unavailable};
 use crate::domain::decision::{CourierCopy, Decision, Delivery, Record, Settled, State};
 use crate::domain::request::{Origin, age, decided_document};
+use crate::domain::session::SessionPointer;
 use crate::domain::signal::signal_json;
 use crate::ledger::LedgerError;
 
@@ -61,7 +62,8 @@ async fn send_signal(
             None => core.courier.look(&record.id, &record.session).await?,
         };
         let copy = CourierCopy::of(record, seen.document.as_deref());
-        let may_reach = copy != CourierCopy::Other && seen.pointer.allows(&record.id);
+        let may_reach =
+            copy != CourierCopy::Other && is_waited_for(core, record, &seen.pointer).await?;
         let aloud = may_reach
             && (!was_sent
                 || (is_unheard && may_be_said_again(core, record, decision, &seen).await?));
@@ -103,12 +105,29 @@ async fn send_signal(
     Err(Undelivered::Restless)
 }
 
+/// Whether a session names this request, or names nothing and the ledger knows no newer request of
+/// Redis in it.
+///
+/// # Errors
+/// [`LedgerError`] when the ledger does not answer.
+pub async fn is_waited_for(
+    core: &Core,
+    record: &Record,
+    pointer: &SessionPointer,
+) -> Result<bool, LedgerError> {
+    if pointer.request.is_some() {
+        return Ok(pointer.names(&record.id));
+    }
+    let newest = core.ledger.newest_of_redis(&record.session).await?;
+    Ok(newest.is_none_or(|newest| newest.created_at <= record.created_at))
+}
+
 /// Whether a session names this request and Redis holds what was decided, so that its agent still
 /// waits if it has not heard the signal.
 #[must_use]
 pub fn still_names(record: &Record, decision: &Decision, seen: &Seen) -> bool {
     let Some(document) = seen.document.as_deref() else { return false };
-    seen.pointer.request.as_deref() == Some(record.id.as_str())
+    seen.pointer.names(&record.id)
         && (document == decided_document(&record.document, decision)
             || CourierCopy::of(record, Some(document)) == CourierCopy::Pending)
 }
@@ -125,14 +144,10 @@ async fn may_be_said_again(
         return Ok(true);
     }
     let Some(sent_to) = &record.sent_to else { return Ok(false) };
-    if seen.pointer.request.is_some()
-        || !record.is_unheard(core.clock.now())
-        || core.courier.histories().await?.contains(sent_to)
-    {
-        return Ok(false);
-    }
-    let newest = core.ledger.newest_decided(&record.session, &record.tenant).await?;
-    Ok(newest.is_some_and(|newest| newest.id == record.id))
+    // Of a session that names nothing, `is_waited_for` has found this to be the newest request.
+    Ok(seen.pointer.request.is_none()
+        && record.is_unheard(core.clock.now())
+        && !core.courier.histories().await?.contains(sent_to))
 }
 
 /// Whether a signal that was sent, and that Redis may have lost since, is put back under its key,
@@ -146,7 +161,7 @@ async fn may_be_put_back(
     seen: &Seen,
     copy: CourierCopy,
 ) -> Result<bool, Unavailable> {
-    if seen.pointer.request.as_deref() != Some(record.id.as_str()) {
+    if !seen.pointer.names(&record.id) {
         return Ok(false);
     }
     if copy != CourierCopy::Pending {

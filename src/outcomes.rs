@@ -121,8 +121,17 @@ pub async fn cancel(core: &Core, caller: &Caller, id: &RequestId) -> Result<Reco
     let trace_parent = traces::here();
     let audit = AuditEntry::None;
     let (candidate, if_match) = (&candidate, None);
-    let writing =
-        Writing { candidate, state, caller, now, held_for, if_match, trace_parent, audit };
+    let writing = Writing {
+        candidate,
+        state,
+        caller,
+        now,
+        held_for,
+        if_match,
+        only_newest: false,
+        trace_parent,
+        audit,
+    };
     match core.ledger.record_outcome(&writing).await? {
         Recorded::Won(record) => {
             info!(request_id = %id, session_id = %record.session, "withdrawn by its agent");
@@ -131,6 +140,7 @@ pub async fn cancel(core: &Core, caller: &Caller, id: &RequestId) -> Result<Reco
             Ok(record)
         }
         Recorded::Lost(record) => withdrawn(record),
+        Recorded::MovedOn => Err(Refusal::MovedOn.into()),
         Recorded::IdTaken => Err(Refusal::NotFound.into()),
     }
 }

@@ -45,10 +45,17 @@ impl SessionPointer {
     }
 
     /// Whether the session names this request, or names nothing: only then may a signal for it
-    /// reach the session.
+    /// reach the session. If the session names nothing, the ledger has the last word: it may know a
+    /// newer request.
     #[must_use]
     pub fn allows(&self, request: &RequestId) -> bool {
         self.request.as_deref().is_none_or(|named| named == request.as_str())
+    }
+
+    /// Whether the session names this request.
+    #[must_use]
+    pub fn names(&self, request: &RequestId) -> bool {
+        self.request.as_deref() == Some(request.as_str())
     }
 }
 

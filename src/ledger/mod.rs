@@ -158,6 +158,9 @@ pub struct Writing<'a> {
     pub held_for: TimeDelta,
     /// The entity tag by which the decider named what they had looked at.
     pub if_match: Option<&'a str>,
+    /// Whether to write nothing if the ledger knows a newer request of Redis in the session: for a
+    /// request of Redis whose session names nothing.
+    pub only_newest: bool,
     /// Where in a trace it happens; see [`traces::here`].
     pub trace_parent: Option<String>,
     /// What the Auth server's audit log is to be told of it.
@@ -200,6 +203,8 @@ pub enum Recorded {
     Won(Record),
     /// Something else stands: the row as it is.
     Lost(Record),
+    /// The ledger knows a newer request of Redis in the session; see [`Writing::only_newest`].
+    MovedOn,
     /// The id is another tenant's.
     IdTaken,
 }
@@ -489,10 +494,14 @@ impl Ledger {
             }
             Written::Nothing => {
                 let id = &writing.candidate.request.id;
-                let standing = self.find_request(writing.tenant(), id).await?;
-                standing.map(Recorded::Lost).ok_or_else(|| {
-                    LedgerError::Inconsistent("a request was neither decided nor found".to_owned())
-                })
+                match self.find_request(writing.tenant(), id).await? {
+                    Some(standing) => Ok(Recorded::Lost(standing)),
+                    None if writing.only_newest => Ok(Recorded::MovedOn),
+                    None => {
+                        let problem = "a request was neither decided nor found";
+                        Err(LedgerError::Inconsistent(problem.to_owned()))
+                    }
+                }
             }
             Written::IdTaken => Ok(Recorded::IdTaken),
         }
@@ -666,31 +675,13 @@ impl Ledger {
         Ok(settled.into_iter().filter_map(readable).collect())
     }
 
-    /// The tenant's request of Redis in a session that was asked last.
+    /// The newest request of Redis that is known in a session, whichever tenant's it is: Redis has
+    /// one key for a session.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
-    pub async fn newest_of_redis(
-        &self,
-        session: &SessionId,
-        tenant: &TenantId,
-    ) -> Result<Option<Record>> {
-        let row = on_engine!(self, ledger => ledger.newest_of_redis(session, tenant))
-            .map_err(read_only)?;
-        row.map(RequestRow::into_record).transpose()
-    }
-
-    /// The tenant's last decided request of Redis in a session.
-    ///
-    /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
-    pub async fn newest_decided(
-        &self,
-        session: &SessionId,
-        tenant: &TenantId,
-    ) -> Result<Option<Record>> {
-        let row = on_engine!(self, ledger => ledger.newest_decided(session, tenant))
-            .map_err(read_only)?;
+    pub async fn newest_of_redis(&self, session: &SessionId) -> Result<Option<Record>> {
+        let row = on_engine!(self, ledger => ledger.newest_of_redis(session)).map_err(read_only)?;
         row.map(RequestRow::into_record).transpose()
     }
 

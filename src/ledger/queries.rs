@@ -159,30 +159,12 @@ macro_rules! ledger_queries {
             pub async fn newest_of_redis(
                 &self,
                 session: &SessionId,
-                tenant: &TenantId,
             ) -> sqlx::Result<Option<RequestRow>> {
                 sqlx::query_as(select_request!(
-                    "WHERE session_id = $1 AND tenant_id = $2 AND origin = 'redis'
-                      ORDER BY created_at DESC LIMIT 1"
+                    "WHERE session_id = $1 AND origin = 'redis'
+                      ORDER BY created_at DESC, owed_since DESC LIMIT 1"
                 ))
                 .bind(session.as_str())
-                .bind(tenant.as_str())
-                .fetch_optional(&self.pool)
-                .await
-            }
-
-            pub async fn newest_decided(
-                &self,
-                session: &SessionId,
-                tenant: &TenantId,
-            ) -> sqlx::Result<Option<RequestRow>> {
-                sqlx::query_as(select_request!(
-                    "WHERE session_id = $1 AND tenant_id = $2 AND origin = 'redis'
-                        AND status IN ('approved', 'rejected')
-                      ORDER BY owed_since DESC LIMIT 1"
-                ))
-                .bind(session.as_str())
-                .bind(tenant.as_str())
                 .fetch_optional(&self.pool)
                 .await
             }
@@ -723,6 +705,7 @@ macro_rules! ledger_queries {
                 .bind(writing.task_owner().map(|user| own(user.as_str())))
                 .bind(decision.map(|_decision| writing.caller.role.as_str()))
                 .bind(decision.and_then(|_decision| writing.caller.token_id.clone()))
+                .bind(writing.only_newest)
         }
     };
 }

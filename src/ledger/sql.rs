@@ -11,7 +11,8 @@
 //! 18 caller type · 19 agent id · 20 trace id · 21 gateway request id · 22 now · 23 `due_at` ·
 //! 24 context · 25 message · 26 plan steps · 27 the caller · 28 content hash · 29 trace parent ·
 //! 30 audit entry · 31 `if_match` · 32 what a rejected task says ·
-//! 33 whose task it may be, if not anybody's · 34 the decider's role · 35 their token's id.
+//! 33 whose task it may be, if not anybody's · 34 the decider's role · 35 their token's id ·
+//! 36 whether the ledger may know no newer request of Redis in the session.
 
 /// The columns of a request that are read back, and those that its task follows. Never `*`: that
 /// fails in statements that are prepared while a later release adds a column.
@@ -233,7 +234,9 @@ macro_rules! claim_outbox {
 macro_rules! decide_request {
     () => {
         write_request!(
-            "true",
+            "(NOT $36 OR NOT EXISTS (SELECT 1 FROM hitl_request newer
+                                      WHERE newer.session_id = $4 AND newer.origin = 'redis'
+                                        AND newer.created_at > $11 AND newer.request_id <> $1))",
             "DO UPDATE SET
                 status = excluded.status, decided_by = excluded.decided_by,
                 decided_at = excluded.decided_at, reason = excluded.reason,

@@ -829,6 +829,7 @@ pub async fn decide_on_ledger(
         now,
         held_for,
         if_match: None,
+        only_newest: false,
         trace_parent,
         audit,
     };

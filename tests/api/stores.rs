@@ -136,6 +136,7 @@ impl Stores {
             now,
             held_for: LEASE,
             if_match: None,
+            only_newest: false,
             trace_parent: None,
             audit: AuditEntry::None,
         };
@@ -626,24 +627,58 @@ on_all_stores! {
             start + TimeDelta::microseconds(3));
     }
 
-    async fn the_newest_decision_of_a_session_is_the_tenants_own(stores: Stores) {
-        let (start, session) = (now(), unique("session"));
-        let asked = |tenant: &str| Asked::in_session(&session).with("tenantId", json!(tenant));
+    async fn the_newest_request_of_redis_in_a_session_is_any_tenants(stores: Stores) {
+        let (start, name) = (now(), unique("session"));
+        let asked = |tenant: &str| Asked::in_session(&name).with("tenantId", json!(tenant));
         let (old, new) = (asked("tenant1"), asked("tenant1"));
-        let (foreign, pending) = (asked("tenant2"), asked("tenant1"));
-        won(stores.decide(ALICE, &new, no(), start + seconds(2)).await);
-        won(stores.decide(ALICE, &old, Verdict::Approve, start + seconds(1)).await);
-        won(stores.decide(MALLORY, &foreign, no(), start + seconds(3)).await);
-        stores.register(ALICE, &pending, start + seconds(4)).await;
-        let newest = async |tenant: &str| {
-            let (session, tenant) =
-                (SessionId::parse(&*session).unwrap(), TenantId::parse(tenant).unwrap());
-            let found = stores.ledger.newest_decided(&session, &tenant).await.unwrap();
+        let (foreign, registered) = (asked("tenant2"), asked("tenant1"));
+        let session = SessionId::parse(&*name).unwrap();
+        let newest = async || {
+            let found = stores.ledger.newest_of_redis(&session).await.unwrap();
             found.map(|record| record.id.to_string())
         };
-        assert_eq!(newest("tenant1").await, Some(new.id));
-        assert_eq!(newest("tenant2").await, Some(foreign.id));
-        assert_eq!(newest("tenant3").await, None);
+        assert_eq!(newest().await, None);
+        won(stores.decide(ALICE, &new, no(), start + seconds(2)).await);
+        won(stores.decide(ALICE, &old, Verdict::Approve, start + seconds(1)).await);
+        stores.register(ALICE, &registered, start + seconds(4)).await;
+        assert_eq!(newest().await, Some(new.id));
+        won(stores.decide(MALLORY, &foreign, no(), start + seconds(3)).await);
+        assert_eq!(newest().await, Some(foreign.id));
+    }
+
+    async fn where_a_newer_request_of_redis_is_known_an_older_one_is_not_decided(stores: Stores) {
+        let (start, session) = (now(), unique("session"));
+        let decide = async |asked: &Asked, at| {
+            let (candidate, caller) = (asked.candidate(Origin::Redis, at), ALICE.caller());
+            let state = &State::Decided(ALICE.decides(Verdict::Approve, at));
+            let writing = Writing {
+                candidate: &candidate,
+                state,
+                caller: &caller,
+                now: at,
+                held_for: LEASE,
+                if_match: None,
+                only_newest: true,
+                trace_parent: None,
+                audit: AuditEntry::None,
+            };
+            stores.ledger.record_outcome(&writing).await.unwrap()
+        };
+        let [old, known, newest, elsewhere] = [(); 4].map(|()| Asked::in_session(&session));
+        let elsewhere = elsewhere.with("sessionId", json!(unique("session")));
+        let foreign = Asked::in_session(&session).with("tenantId", json!("tenant2"));
+        // Neither an older one, nor one of another session, nor a registered one is in the way.
+        won(decide(&known, start).await);
+        won(stores.decide(ALICE, &elsewhere, no(), start + seconds(9)).await);
+        stores.register(ALICE, &newest, start + seconds(9)).await;
+        won(decide(&Asked::in_session(&session), start + seconds(1)).await);
+        won(stores.decide(MALLORY, &foreign, no(), start + seconds(3)).await);
+        assert!(matches!(decide(&old, start + seconds(2)).await, Recorded::MovedOn));
+        let tenant = TenantId::parse("tenant1").unwrap();
+        let id = RequestId::parse(&*old.id).unwrap();
+        assert!(stores.ledger.find_request(&tenant, &id).await.unwrap().is_none());
+        // What stands is told all the same.
+        assert!(matches!(decide(&known, start).await, Recorded::Lost(_)));
     }
 
     async fn the_database_refuses_rows_that_cannot_be(stores: Stores) {

@@ -179,7 +179,8 @@ async fn an_agent_that_was_answered_over_http_has_heard_it_and_a_browser_has_not
     // What a claim finds, other replicas find too.
     let record = app.record(&heard.id).await;
     eventually(async || {
-        let unheard = app.core.ledger.unheard(record.created_at, record.created_at, 10).await;
+        let before = record.created_at - TimeDelta::seconds(1);
+        let unheard = app.core.ledger.unheard(before, before, 10).await;
         (unheard.unwrap().iter().all(|unheard| unheard.id != record.id)).then_some(())
     })
     .await;

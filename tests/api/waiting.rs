@@ -118,6 +118,79 @@ over_redis! {
     }
 }
 
+/// Writes a request that is so many seconds old, and no pointer.
+async fn put_aged(app: &TestApp, asked: &Asked, age: u64) {
+    let key = format!("hitl:request:{}", asked.id);
+    app.core.courier.set(&key, &asked.document.to_string(), 1800 - age).await.unwrap();
+}
+
+over_redis! {
+    async fn in_a_session_that_names_nothing_only_the_newest_known_request_is_decided(app: TestApp) {
+        let old = Asked::new();
+        let new = Asked::in_session(&old.session);
+        put_aged(&app, &old, 60).await;
+        put_aged(&app, &new, 30).await;
+        app.reject(ALICE, &new.id, None).await.assert(200, "");
+        app.settled(&new.id).await;
+        let under_the_key = app.signal(&old.session).await;
+        let mut agent = NaiveAgent(Ear::on(&old.session).await);
+        app.approve(ALICE, &old.id).await.assert(410, "E3007");
+        assert!(agent.heard_nothing().await && app.is_unrecorded(&old.id).await);
+        assert_eq!(app.signal(&old.session).await, under_the_key);
+        // One that is newer still is decided; its agent waits for it.
+        let newest = Asked::in_session(&old.session);
+        put_aged(&app, &newest, 0).await;
+        app.approve(ALICE, &newest.id).await.assert(200, "");
+        assert!(agent.may_act().await);
+        // Another tenant's counts as well: the session is one key in Redis.
+        let old = Asked::new();
+        let foreign = Asked::in_session(&old.session).with("tenantId", json!("tenant2"));
+        put_aged(&app, &old, 60).await;
+        put_aged(&app, &foreign, 30).await;
+        app.reject(MALLORY, &foreign.id, None).await.assert(200, "");
+        app.approve(ALICE, &old.id).await.assert(410, "E3007");
+        assert!(app.is_unrecorded(&old.id).await);
+        // Named by its session, it is decided.
+        app.point(&old.session, &old.id).await;
+        app.approve(ALICE, &old.id).await.assert(200, "");
+    }
+}
+
+over_redis! {
+    async fn in_a_session_that_names_nothing_a_poll_is_answered_for_the_newest_request(app: TestApp) {
+        let old = Asked::new();
+        let new = Asked::in_session(&old.session);
+        put_aged(&app, &old, 60).await;
+        app.approve(ALICE, &old.id).await.assert(200, "");
+        app.settled(&old.id).await;
+        let polled = app.poll(ALICE, &old.session, Some(&old.id)).await.unwrap();
+        assert_eq!(polled["requestId"], old.id.as_str());
+        put_aged(&app, &new, 30).await;
+        app.reject(ALICE, &new.id, None).await.assert(200, "");
+        app.settled(&new.id).await;
+        assert_eq!(app.poll(ALICE, &old.session, Some(&old.id)).await, None);
+        let polled = app.poll(ALICE, &old.session, Some(&new.id)).await.unwrap();
+        assert_eq!(polled["requestId"], new.id.as_str());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_left_owing_is_superseded_if_its_session_names_nothing_and_a_newer_is_known() {
+    let (app, clock) = frozen(Mode::Production).await;
+    let old = Asked::new();
+    approve_and_die(&app, &old).await;
+    clock.advance(TimeDelta::seconds(1));
+    let new = Asked::in_session(&old.session);
+    approve_and_die(&app, &new).await;
+    let mut ear = Ear::on(&old.session).await;
+    let round = relay_later(&app).await;
+    assert_eq!(round, Round { sent: 1, superseded: 1, ..Round::default() });
+    assert_eq!(app.record(&old.id).await.delivery, Delivery::Superseded);
+    assert_eq!(app.record(&new.id).await.delivery, Delivery::Sent);
+    let heard = ear.heard().await;
+    assert!(heard.len() == 1 && heard[0].contains(&new.id), "{heard:?}");
+}
+
 over_redis! {
     async fn in_a_session_that_names_nothing_nothing_is_decided_after_something_newer(app: TestApp) {
         let older = Asked::new();

@@ -54,6 +54,7 @@ pub async fn statement(
                 now,
                 held_for,
                 if_match: None,
+                only_newest: false,
                 trace_parent,
                 audit,
             };
