@@ -800,13 +800,16 @@ pub async fn find_record(ledger: &Ledger, request: &str) -> Option<Record> {
 /// Puts this text under a request's key, as agents do.
 pub async fn put_request(courier: &Courier, id: &str, document: &str) {
     assert!(matches!(courier, Courier::Redis(_)), "no agent on Redis in the embedded mode");
-    courier.set(&format!("hitl:request:{id}"), document, 1800).await.unwrap();
+    let key = format!("hitl:request:{id}");
+    // Agents are more patient than the service is.
+    eventually(async || courier.set(&key, document, 1800).await.ok()).await;
 }
 
 /// Makes this text a session's pointer, as agents do.
 pub async fn put_session(courier: &Courier, session: &str, pointer: &str) {
     assert!(matches!(courier, Courier::Redis(_)), "no agent on Redis in the embedded mode");
-    courier.set(&format!("hitl:session:{session}"), pointer, 3600).await.unwrap();
+    let key = format!("hitl:session:{session}");
+    eventually(async || courier.set(&key, pointer, 3600).await.ok()).await;
 }
 
 /// Records a decision on the ledger only, as a process does that dies before it signals.

@@ -257,7 +257,7 @@ fn assert_shed(answer: &Answer) {
 }
 
 fn is_shed(answer: &Answer) -> bool {
-    answer.body["message"].as_str().unwrap().contains("busy and nothing was done")
+    answer.body["message"].as_str().unwrap().contains("Too busy: nothing was done")
 }
 
 over_redis! {

@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::helpers::{ALICE, Answer, Asked, BOB, eventually, test_variable};
+use crate::helpers::{ALICE, Answer, Asked, BOB, Mode, eventually, test_variable};
 use crate::servers::{PrivatePostgres, Program, free_port};
 
 const SECRET: (&str, &str) = ("JWT_SECRET", "0123456789abcdef0123456789abcdef");
@@ -294,8 +294,11 @@ both_modes! {
         app.reject(BOB, &rejected.id, Some("예산\n초과")).await.assert(200, "");
         app.approve(BOB, &approved.id).await.assert(200, "");
         app.post(ALICE, &format!("/aura/hitl/requests/{}/cancel", withdrawn.id), json!({})).await.assert(200, "");
-        app.ask(&altered).await;
-        app.put(&altered.id, "not JSON").await;
+        let is_on_redis = app.mode == Mode::Production;
+        if is_on_redis {
+            app.ask(&altered).await;
+            app.put(&altered.id, "not JSON").await;
+        }
         eventually(async || {
             let path = format!("/aura/hitl/requests/{}/decision", expired.id);
             (app.get(ALICE, &path).await.data()["status"] == "expired").then_some(())
@@ -399,6 +402,9 @@ both_modes! {
         ];
         let mut wrong = Vec::new();
         for (method, path, headers, body, expected) in &calls {
+            if !is_on_redis && path.contains(&altered.id) {
+                continue;
+            }
             for (language, expected) in ["en", "ko"].iter().zip(expected) {
                 let mut call = app
                     .call(ALICE, method.clone(), path)

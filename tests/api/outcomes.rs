@@ -364,7 +364,7 @@ both_modes! {
         }
         for odd in ["", "x", "W/", &fingerprint, &format!("\"{fingerprint}\"")] {
             let answer = decide("approve", odd).await;
-            assert!(answer.assert(412, "E4120").text.contains("has changed"), "{odd}: {}", answer.text);
+            assert!(answer.assert(412, "E4120").text.contains("Changed since"), "{odd}: {}", answer.text);
         }
         // What a proxy that compresses answers makes of it is not "changed".
         let bare = etag.trim_matches('"');
@@ -381,7 +381,6 @@ both_modes! {
         decide("approve", "\"x\"").await.assert(412, "E4120");
         decide("reject", "\"x\"").await.assert(409, "E3006");
         assert_eq!(decision(&app, ALICE, &id, 0).await.data()["fingerprint"], *fingerprint);
-
     }
 }
 

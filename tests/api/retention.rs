@@ -396,7 +396,7 @@ both_modes! {
         let expected = json!({
             "requestId": asked.id, "tenantId": "tenant1", "sessionId": asked.session,
             "userId": "user123", "actionType": "send_email", "status": "rejected",
-            "decidedBy": "bob", "decidedAt": time(Some(decision.at)), "reason": reason,
+            "decidedBy": "bob", "deciderRole": "user", "tokenId": null, "decidedAt": time(Some(decision.at)), "reason": reason,
             "settledAt": time(record.settled_at), "createdAt": time(Some(record.created_at)),
             "expiresAt": time(Some(record.expires_at)), "taskId": record.task.as_str(),
             "origin": "http", "contentHash": record.content_hash,
