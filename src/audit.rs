@@ -32,6 +32,9 @@ const BATCH_SIZE: usize = 16;
 const FIRST_RETRY_DELAY: TimeDelta = TimeDelta::seconds(1);
 /// Longest pause between two retries.
 const LONGEST_RETRY_DELAY: TimeDelta = TimeDelta::seconds(60);
+/// The same of an entry that the server refuses: it will hardly be taken before somebody mends
+/// something.
+const LONGEST_REFUSED_DELAY: TimeDelta = TimeDelta::hours(1);
 
 /// Sends to one Auth server.
 #[derive(Clone, Debug)]
@@ -56,6 +59,18 @@ enum SendError {
     NoAnswer(#[from] reqwest::Error),
     #[error("it answered {0} in place of 204")]
     NotTaken(StatusCode),
+}
+
+impl SendError {
+    /// Longest pause until the entry is sent again.
+    fn longest_delay(&self) -> TimeDelta {
+        match self {
+            Self::NotTaken(StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+            | Self::NoAnswer(_) => LONGEST_RETRY_DELAY,
+            Self::NotTaken(status) if status.is_client_error() => LONGEST_REFUSED_DELAY,
+            Self::NotTaken(_) => LONGEST_RETRY_DELAY,
+        }
+    }
 }
 
 impl AuditSender {
@@ -87,7 +102,7 @@ impl AuditSender {
                 () = core.stopping.cancelled() => break,
             };
             match round {
-                Ok(Round { sent: BATCH_SIZE, .. }) => continue,
+                Ok(round) if round.sent > 0 && round.sent + round.failed == BATCH_SIZE => continue,
                 Ok(_) => {}
                 Err(error) => warn!(%error, "the audit entries to send cannot be read"),
             }
@@ -117,8 +132,9 @@ impl AuditSender {
                 }
                 Err(error) => {
                     metrics::audited(AuditResult::Failed);
+                    let longest = error.longest_delay();
+                    let due_at = retry_at(core.clock.now(), row.attempts, longest);
                     failure = Some(error);
-                    let due_at = retry_at(core.clock.now(), row.attempts);
                     // If this fails too, the lease runs out by itself.
                     let _given_back = core.ledger.postpone_outbox(row.id, due_at).await;
                 }
@@ -137,9 +153,9 @@ impl AuditSender {
 }
 
 /// When to try again after so many attempts.
-fn retry_at(now: DateTime<Utc>, attempts: i32) -> DateTime<Utc> {
-    let doublings = attempts.saturating_sub(1).clamp(0, 6);
-    now + (FIRST_RETRY_DELAY * (1 << doublings)).min(LONGEST_RETRY_DELAY)
+fn retry_at(now: DateTime<Utc>, attempts: i32, longest: TimeDelta) -> DateTime<Utc> {
+    let doublings = attempts.saturating_sub(1).clamp(0, 12);
+    now + (FIRST_RETRY_DELAY * (1 << doublings)).min(longest)
 }
 
 #[cfg(test)]
@@ -152,7 +168,10 @@ mod tests {
         for (attempts, seconds) in
             [(0, 1), (1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (i32::MAX, 60)]
         {
-            assert_eq!((retry_at(now, attempts) - now).num_seconds(), seconds, "{attempts}");
+            let at = retry_at(now, attempts, LONGEST_RETRY_DELAY);
+            assert_eq!((at - now).num_seconds(), seconds, "{attempts}");
         }
+        let at = retry_at(now, i32::MAX, LONGEST_REFUSED_DELAY);
+        assert_eq!((at - now).num_seconds(), 3600);
     }
 }

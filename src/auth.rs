@@ -254,6 +254,12 @@ fn now() -> u64 {
 /// Until when the caller of a call is who they are, in Unix seconds.
 struct Until(u64);
 
+/// Whether the token of a call says that an agent acts with it.
+#[must_use]
+pub fn acts_as_agent(request: &HttpRequest) -> bool {
+    request.extensions().get::<Actor>() == Some(&Actor::Agent)
+}
+
 /// For how long the caller's token is still good: an answer that takes longer must end with it.
 #[must_use]
 pub fn rest_of_token(request: &HttpRequest) -> Duration {
@@ -366,6 +372,7 @@ fn authenticate(
     let token = token.and_then(bearer).ok_or_else(ApiError::no_token)?;
     let bearer = tokens.verify(token).map_err(ApiError::bad_token)?;
     request.extensions_mut().insert(Until(bearer.until));
+    request.extensions_mut().insert(bearer.actor);
     let Bearer { user, tenant, role, id: token_id, actor, .. } = bearer;
     let caller = Caller { user, tenant, role, token_id, via: telemetry::via(headers) };
     // Known from here on, even if the call is refused.

@@ -155,7 +155,7 @@ pub async fn read(
     if let Found::InLedger(record) = &found
         && open_tasks::is_agent(&caller, &request)
     {
-        open_tasks::told(&core, record);
+        open_tasks::told(&core, &caller, record);
     }
     let is_pending = found.is_pending();
     let tag = etag(found.etag());

@@ -161,18 +161,18 @@ pub async fn stream(
     let wanted = query.request_id.map(|id| request_id(&id)).transpose()?;
     let after = last_event(request.headers())?;
     end_with_client(&request);
-    let is_agent = open_tasks::is_agent(&caller, &request);
+    let agent =
+        open_tasks::is_agent(&caller, &request).then(|| (core.get_ref().clone(), caller.clone()));
     let work = core.get_ref().clone();
     let outcomes = core
         .run_to_end(async move { Outcomes::of(&work, &caller, session, wanted, after).await })
         .await??;
-    let agents_core = is_agent.then(|| core.get_ref().clone());
-    let events = unfold((outcomes, agents_core), |(mut outcomes, agents_core)| async {
+    let events = unfold((outcomes, agent), |(mut outcomes, agent)| async {
         let record = outcomes.next().await?;
-        if let Some(core) = &agents_core {
-            open_tasks::told(core, &record);
+        if let Some((core, caller)) = &agent {
+            open_tasks::told(core, caller, &record);
         }
-        Some((Event::Data(event(&record)), (outcomes, agents_core)))
+        Some((Event::Data(event(&record)), (outcomes, agent)))
     });
     // Whoever reconnects has to be let in again.
     let events = events.take_until(Box::pin(sleep(rest_of_token(&request))));
@@ -186,7 +186,7 @@ pub async fn stream(
 /// Notes that the agent that named this request was told of its decision.
 fn note_told(core: &Core, caller: &Caller, wanted: Option<&RequestId>, request: &HttpRequest) {
     if let Some(id) = wanted.filter(|_id| open_tasks::is_agent(caller, request)) {
-        open_tasks::told_of(core, &caller.tenant, id);
+        open_tasks::told_of(core, caller, id);
     }
 }
 

@@ -879,10 +879,11 @@ impl Ledger {
     pub async fn note_asked(
         &self,
         tenant: &TenantId,
+        user: &UserId,
         id: &RequestId,
         now: DateTime<Utc>,
     ) -> Result<()> {
-        on_engine!(self, ledger => ledger.note_asked(tenant, id, now))
+        on_engine!(self, ledger => ledger.note_asked(tenant, user, id, now))
     }
 
     /// Records refused attempts to decide.

@@ -316,17 +316,20 @@ macro_rules! ledger_queries {
             pub async fn note_asked(
                 &self,
                 tenant: &TenantId,
+                user: &UserId,
                 id: &RequestId,
                 now: DateTime<Utc>,
             ) -> sqlx::Result<()> {
                 sqlx::query(
                     "UPDATE hitl_request SET heard_at = $3
                       WHERE request_id = $1 AND tenant_id = $2 AND origin = 'http'
+                        AND user_id = $4
                         AND status = 'approved' AND heard_at IS NULL",
                 )
                 .bind(id.as_str())
                 .bind(tenant.as_str())
                 .bind(now)
+                .bind(user.as_str())
                 .execute(&self.pool)
                 .await
                 .map(drop)

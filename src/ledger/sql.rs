@@ -213,7 +213,8 @@ macro_rules! write_audit {
     };
 }
 
-/// Takes the lease of what is due in the outbox, the earliest first. $1 kind · $2 now ·
+/// Takes the lease of what is due in the outbox: first what was never tried, so that nothing new
+/// waits behind what its receiver refuses, then the earliest. $1 kind · $2 now ·
 /// $3 the lease's end · $4 how many at most.
 macro_rules! claim_outbox {
     ($locking:literal) => {
@@ -222,7 +223,7 @@ macro_rules! claim_outbox {
               WHERE outbox_id IN (
                   SELECT outbox_id FROM hitl_outbox
                    WHERE kind = $1 AND due_at <= $2
-                   ORDER BY due_at LIMIT $4 ",
+                   ORDER BY attempts > 0, due_at LIMIT $4 ",
             $locking,
             ") RETURNING outbox_id AS id, payload, attempts"
         )

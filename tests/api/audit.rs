@@ -36,6 +36,8 @@ enum Answers {
     Late,
     /// It has taken the entry, and says that it failed.
     Falsely,
+    /// 400 to every entry whose actor is not an integer.
+    Choosily,
     /// With a redirect to where entries are taken, too.
     Elsewhere,
 }
@@ -64,11 +66,13 @@ impl Auth {
     fn come_up(&mut self) {
         let (taken, answers) = (self.taken.clone(), self.answers.clone());
         let take = move |body: web::Json<Value>| {
+            let is_odd = body["actorUserId"].is_null();
             taken.lock().unwrap().push(body.into_inner());
             let answers = *answers.lock().unwrap();
             async move {
                 match answers {
-                    Answers::Well => HttpResponse::NoContent().finish(),
+                    Answers::Choosily if is_odd => HttpResponse::BadRequest().finish(),
+                    Answers::Well | Answers::Choosily => HttpResponse::NoContent().finish(),
                     Answers::Late => {
                         tokio::time::sleep(Duration::from_mins(1)).await;
                         HttpResponse::NoContent().finish()
@@ -357,4 +361,28 @@ async fn what_a_killed_replica_has_sent_and_not_noted_is_sent_by_another() {
         (left == 0).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_entry_does_not_wait_behind_those_that_were_refused() {
+    const REFUSED: usize = 80;
+    for mode in MODES {
+        let auth = Auth::start();
+        auth.answer(Answers::Choosily);
+        let app = app(mode, &auth, Clock::manual()).await;
+        for _ in 0..REFUSED {
+            app.register(LEE, &Asked::new()).await.assert(201, "");
+        }
+        auth.taken_at_least(REFUSED).await;
+        app.core.clock.advance(TimeDelta::hours(2));
+        let before = auth.taken().len();
+        app.register(KIM, &Asked::new()).await.assert(201, "");
+        // A round or two may have been under way; there are five of refused ones.
+        let sent_before = eventually(async || {
+            let taken = auth.taken();
+            taken.iter().skip(before).position(|entry| entry["actorUserId"] == 42)
+        })
+        .await;
+        assert!(sent_before < REFUSED / 2, "{mode:?}: {sent_before} went first");
+    }
 }

@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::helpers::{ALICE, Answer, Asked, Ear, Mode, TestApp, eventually};
+use crate::helpers::{ALICE, Answer, Asked, BOB, Ear, Mode, TestApp, Who, eventually};
 
 const MODES: [Mode; 2] = [Mode::Embedded, Mode::Production];
 const NOT_REPORTED: &str = r#"{"reportedByAgent":false}"#;
@@ -43,7 +43,11 @@ fn assert_ended(task: &Task, status: TaskStatus, result: Option<&str>, error: Op
 
 /// Asks where a request stands, with these headers.
 async fn ask(app: &TestApp, path: &str, headers: &[(&str, &str)]) {
-    let call = app.call(ALICE, Method::GET, path);
+    ask_as(app, ALICE, path, headers).await;
+}
+
+async fn ask_as(app: &TestApp, who: Who<'_>, path: &str, headers: &[(&str, &str)]) {
+    let call = app.call(who, Method::GET, path);
     let call = headers.iter().fold(call, |call, (name, value)| call.header(*name, *value));
     Answer::of(call.send().await.unwrap()).await.assert(200, "");
 }
@@ -83,8 +87,14 @@ async fn a_registered_request_was_heard_if_its_agent_asked_for_the_decision() {
             [("X-DWP-Source", "FRONTEND")],
             [("X-DWP-Caller-Type", "USER")],
             [("Sec-Fetch-Mode", "cors")],
+            [("Referer", "http://localhost:4200/")],
+            [("X-Forwarded-Origin", "http://localhost:4200")],
         ] {
             ask(&app, &decision(&looked), &headers).await;
+        }
+        // Another user's look is none of the agent's.
+        for headers in [&[][..], &[("X-DWP-Caller-Type", "AGENT")]] {
+            ask_as(&app, BOB, &decision(&looked), headers).await;
         }
         // That the agents asked is noted beside the answer.
         eventually(async || {
