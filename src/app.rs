@@ -60,6 +60,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// a Gateway then uses none of its connections that we are about to close. Part of
 /// `shutdown_seconds`.
 const NOTICE: Duration = Duration::from_millis(1500);
+/// How long connections are served after the service stopped accepting. A call may be on its way over a
+/// connection that was just accepted; a Gateway that is refused its next connection goes elsewhere.
+const LAST_CALLS: Duration = Duration::from_millis(500);
 /// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 /// Open connections to the metrics' own address.
@@ -420,7 +423,10 @@ fn serve(config: &Config, core: &Core, listener: TcpListener) -> anyhow::Result<
         let http = HttpService::build()
             .graceful_shutdown_signal(move || {
                 let stopping = stopping.clone();
-                async move { stopping.notified().await }
+                async move {
+                    stopping.notified().await;
+                    tokio::time::sleep(LAST_CALLS).await;
+                }
             })
             // `Connection` times heads, and not only the first.
             .client_request_timeout(Duration::ZERO)

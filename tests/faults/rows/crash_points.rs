@@ -49,7 +49,7 @@ impl Leaves {
     }
 }
 
-/// Every crash point outside the relay, in the order in which a request passes them.
+/// Every crash point that a call meets, in the order in which a request passes them.
 const STEPS: [(&str, By, Leaves); 8] = [
     ("registered", By::Registering, Leaves::Registration),
     ("deciding", By::Deciding, Leaves::Nothing),
@@ -62,6 +62,15 @@ const STEPS: [(&str, By, Leaves); 8] = [
 ];
 /// Those in the relay.
 const RELAY_STEPS: [&str; 2] = ["relay-claimed", "relay-signalled"];
+/// Those where a signal that nobody heard is published again.
+const UNHEARD_STEPS: [&str; 2] = ["unheard-claimed", "unheard-signalled"];
+
+/// Which of a replica's workers dies.
+#[derive(Clone, Copy, Debug)]
+enum Background {
+    Relay,
+    Unheard,
+}
 
 /// A replica that died where it should.
 struct Crash {
@@ -88,21 +97,28 @@ pub async fn crash_at_each_step(scale: Scale, report: &mut Report) {
         crashes += round.len();
         slowest = slowest.max(recovered(&world, &round, report).await);
     }
-    let expected = times * (STEPS.len() + RELAY_STEPS.len());
-    // What a relay left behind may kill the next one, too, before its own turn comes: then there
-    // are fewer crashes than relays, and another round.
-    let mut relays = RELAY_STEPS.into_iter().cycle();
-    for _round in 0..times {
-        if crashes >= expected {
-            break;
+    // A replica may die of what another left behind before its own turn comes: then there are fewer
+    // crashes than replicas, and another round.
+    let mut expected = times * STEPS.len();
+    for (steps, who) in [(RELAY_STEPS, Background::Relay), (UNHEARD_STEPS, Background::Unheard)] {
+        expected += times * steps.len();
+        let mut steps = steps.into_iter().cycle();
+        for _round in 0..times {
+            if crashes >= expected {
+                break;
+            }
+            let points = doomed.len().min(expected - crashes);
+            let points = steps.by_ref().take(points).collect::<Vec<_>>();
+            let round = match who {
+                Background::Relay => crash_relays(&mut world, &mut doomed, &points).await,
+                Background::Unheard => crash_unheard(&mut world, &mut doomed, &points).await,
+            };
+            crashes += round.len();
+            slowest = slowest.max(recovered(&world, &round, report).await);
         }
-        let points = relays.by_ref().take(doomed.len().min(expected - crashes)).collect::<Vec<_>>();
-        let round = crash_relays(&mut world, &mut doomed, &points).await;
-        crashes += round.len();
-        slowest = slowest.max(recovered(&world, &round, report).await);
     }
 
-    report.count(STEPS.len() + RELAY_STEPS.len(), "steps");
+    report.count(STEPS.len() + RELAY_STEPS.len() + UNHEARD_STEPS.len(), "steps");
     report.count(crashes, "crashes");
     report.demand(crashes == expected, || format!("{crashes} of {expected} replicas died"));
     report.at_most(slowest, LIMIT, "from crash to signal at most");
@@ -307,6 +323,43 @@ async fn crash_relays(
     doomed.iter_mut().for_each(Replica::kill);
     world.replicas[0].thaw();
     crashes
+}
+
+/// Lets replicas die that publish again what nobody heard: each decides before its agent subscribes.
+/// The healthy one is frozen meanwhile, so that it is they who find the agents.
+async fn crash_unheard(
+    world: &mut World,
+    doomed: &mut [Replica],
+    points: &[&'static str],
+) -> Vec<Crash> {
+    let people = world.people.clone();
+    join_all(doomed.iter_mut().zip(points).map(async |(crasher, point)| {
+        crasher.crash_at(&format!("{point}=return"));
+        crasher.start().await;
+    }))
+    .await;
+    let decided = world.ask_many(points.len()).await;
+    for (crasher, asked) in doomed.iter().zip(&decided) {
+        people.decide_surely(&crasher.base(), &asked.id, &yes()).await;
+        world.delivered(&asked.id).await;
+    }
+    world.listener.caught_up(world.agents().await).await;
+    world.replicas[0].freeze();
+    let since = Instant::now();
+    let mut agents = world.redis.client().get_async_pubsub().await.unwrap();
+    for asked in &decided {
+        agents.subscribe(format!("hitl:channel:{}", asked.session)).await.unwrap();
+    }
+    let crashing = doomed.iter_mut().zip(points).zip(decided);
+    let crashes = join_all(crashing.map(async |((crasher, point), asked)| {
+        let leaves = Leaves::Decision;
+        let is_dead = crasher.dies_within(Duration::from_secs(3)).await;
+        is_dead.then(|| Crash { point: *point, leaves, asked, since, died: Instant::now() })
+    }))
+    .await;
+    doomed.iter_mut().for_each(Replica::kill);
+    world.replicas[0].thaw();
+    crashes.into_iter().flatten().collect()
 }
 
 /// Waits until all that was interrupted is finished, and asks again for what never began. Says how

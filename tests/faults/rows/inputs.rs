@@ -289,7 +289,8 @@ impl Found {
     fn objection(&self, row: &Decided) -> Option<String> {
         let text = self.text.as_deref().and_then(|text| std::str::from_utf8(text).ok());
         let Some(text) = text else { return Some("was no text".to_owned()) };
-        let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(text) else {
+        let plain = without_python_words(text);
+        let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(&plain) else {
             return Some(format!("was no object: {text}"));
         };
         let name = |field: &str| {
@@ -304,6 +305,26 @@ impl Found {
             && name("status").is_none_or(|status| status == "pending");
         (!is_same).then(|| format!("says something else: {text}"))
     }
+}
+
+/// `true` in place of the bare numbers that Python alone writes: it stands where a value may, joins
+/// no other token, and names nobody.
+fn without_python_words(text: &str) -> String {
+    let (mut plain, mut rest, mut in_string) = (String::new(), text, false);
+    while let Some(next) = rest.chars().next() {
+        let words = ["NaN", "-Infinity", "Infinity"];
+        if let Some(word) = words.into_iter().find(|word| !in_string && rest.starts_with(word)) {
+            plain.push_str("true");
+            rest = &rest[word.len()..];
+            continue;
+        }
+        let escaped = rest.chars().nth(1).filter(|_| in_string && next == '\\');
+        in_string ^= next == '"';
+        plain.push(next);
+        plain.extend(escaped);
+        rest = &rest[next.len_utf8() + escaped.map_or(0, char::len_utf8)..];
+    }
+    plain
 }
 
 /// A decided row of the ledger.
