@@ -255,9 +255,16 @@ pub async fn open_ledger(config: &Config, lock: bool) -> anyhow::Result<(Ledger,
                 make_private_folder(folder)?;
             }
             let lock = if lock { Some(lock_beside(file)?) } else { None };
-            let ledger = Ledger::open_sqlite(file)
-                .await
-                .with_context(|| format!("cannot open {}", file.display()))?;
+            let opened = Ledger::open_sqlite(file).await;
+            if let Err(error) = &opened
+                && error.to_string().contains("file is not a database")
+            {
+                bail!(
+                    "{} is not a SQLite database; move it away, or name another file",
+                    file.display()
+                );
+            }
+            let ledger = opened.with_context(|| format!("cannot open {}", file.display()))?;
             Ok((ledger, lock))
         }
     }
@@ -280,6 +287,17 @@ pub async fn open_existing_ledger(config: &Config) -> anyhow::Result<Ledger> {
     Ok(ledger)
 }
 
+/// Whether Postgres would not do something now, but may in a moment: somebody holds a lock, all
+/// connections are taken, or it is starting or stopping.
+fn is_passing(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let code = match cause.downcast_ref() {
+        Some(sqlx::Error::Database(said)) => said.code(),
+        Some(sqlx::Error::Io(_)) => return true,
+        _ => return false,
+    };
+    matches!(code.as_deref(), Some("55P03" | "53300" | "57P01" | "57P03" | "40P01"))
+}
+
 /// Asks again, for up to [`COMMAND_PATIENCE`], while the database does not answer: a command has
 /// nobody else who would try again. Only for what may be asked twice.
 ///
@@ -288,6 +306,7 @@ pub async fn open_existing_ledger(config: &Config) -> anyhow::Result<Ledger> {
 pub async fn patiently<T>(mut ask: impl AsyncFnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let may_pass = |error: &anyhow::Error| match error.downcast_ref() {
         Some(LoginError { may_pass, .. }) => *may_pass,
+        None if error.chain().any(is_passing) => true,
         None => error.downcast_ref().is_some_and(|error| match error {
             LedgerError::NotExecuted(_)
             | LedgerError::Locked(_)

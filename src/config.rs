@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::num::NonZeroU32;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -92,6 +92,8 @@ pub struct Config {
     pub port: u16,
     /// Where `/metrics` is; `None` is among the other addresses.
     pub metrics_address: Option<SocketAddr>,
+    /// Where the embedded mode keeps what it makes.
+    pub data_dir: PathBuf,
     /// Where decisions are recorded.
     pub ledger: LedgerConfig,
     /// Agents' Redis; `None` is the in-process courier.
@@ -255,6 +257,8 @@ struct RawConfig {
     shutdown_seconds: u64,
     #[serde(skip)]
     given: Given,
+    #[serde(skip)]
+    places: Places,
 }
 
 impl Config {
@@ -269,6 +273,16 @@ impl Config {
             Err(error) if warnings.is_empty() => Err(error),
             Err(error) => bail!("{error:#}; {}", warnings.join("; ")),
         }
+    }
+
+    /// How tokens are made and checked, without looking at what only the service needs.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_jwt(file: Option<&Path>) -> anyhow::Result<JwtConfig> {
+        let mut raw = RawConfig::load(file)?;
+        raw.check_times_of_tokens()?;
+        raw.jwt(raw.redis_url.is_some() || raw.redis_host.is_some())
     }
 
     /// Where the service listens, without looking at anything else.
@@ -304,16 +318,7 @@ impl Config {
     }
 
     fn from_raw(mut raw: RawConfig) -> anyhow::Result<Self> {
-        ensure!(
-            raw.jwt_leeway_seconds <= MAX_LEEWAY_SECONDS,
-            "jwt_leeway_seconds is {}; it may be at most {MAX_LEEWAY_SECONDS}",
-            raw.jwt_leeway_seconds
-        );
-        ensure!(
-            (1..=MAX_LIFETIME_SECONDS).contains(&raw.jwt_max_lifetime_seconds),
-            "jwt_max_lifetime_seconds is {}; it must be from 1 to {MAX_LIFETIME_SECONDS}",
-            raw.jwt_max_lifetime_seconds
-        );
+        raw.check_times_of_tokens()?;
         ensure!(
             (1..=MAX_SHUTDOWN_SECONDS).contains(&raw.shutdown_seconds),
             "shutdown_seconds is {}; it must be from 1 to {MAX_SHUTDOWN_SECONDS}",
@@ -359,11 +364,8 @@ impl Config {
             );
         }
         let policy = raw.policy()?;
-        let secret = raw.secret(redis.is_some())?;
-        let previous = raw.previous_secret()?;
-        let revocations = raw.revocations()?;
+        let jwt = raw.jwt(redis.is_some())?;
         raw.names_its_ledger(redis.is_some())?;
-        raw.given.insert("jwt_secret".to_owned(), secret.clone());
         if let Some(RedisSettings::Tls { trusted, .. }) = &redis {
             raw.given.insert("redis_ca_file".to_owned(), SecretString::from(trusted.as_str()));
         }
@@ -371,20 +373,11 @@ impl Config {
             host: raw.host,
             port: raw.port,
             metrics_address,
+            data_dir: raw.data_dir,
             ledger,
             redis,
             auto_migrate: raw.auto_migrate,
-            jwt: JwtConfig {
-                secret,
-                previous,
-                leeway_seconds: raw.jwt_leeway_seconds,
-                audience: raw.jwt_audience,
-                issuer: raw.jwt_issuer,
-                max_lifetime_seconds: raw.jwt_max_lifetime_seconds,
-                agent_claim: ClaimValue::parse("agent_claim", raw.agent_claim)?,
-                person_claim: ClaimValue::parse("person_claim", raw.person_claim)?,
-                revocations,
-            },
+            jwt,
             policy,
             rate_limit,
             max_calls_under_way: raw.max_calls_under_way,
@@ -415,6 +408,41 @@ fn audit_url(text: &str) -> anyhow::Result<Url> {
 }
 
 impl RawConfig {
+    fn check_times_of_tokens(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.jwt_leeway_seconds <= MAX_LEEWAY_SECONDS,
+            "jwt_leeway_seconds is {}; it may be at most {MAX_LEEWAY_SECONDS}",
+            self.jwt_leeway_seconds
+        );
+        ensure!(
+            (1..=MAX_LIFETIME_SECONDS).contains(&self.jwt_max_lifetime_seconds),
+            "jwt_max_lifetime_seconds is {}; it must be from 1 to {MAX_LIFETIME_SECONDS}",
+            self.jwt_max_lifetime_seconds
+        );
+        Ok(())
+    }
+
+    fn jwt(&mut self, is_shared: bool) -> anyhow::Result<JwtConfig> {
+        let secret = self.secret(is_shared)?;
+        self.given.insert("jwt_secret".to_owned(), secret.clone());
+        Ok(JwtConfig {
+            secret,
+            previous: self.previous_secret()?,
+            leeway_seconds: self.jwt_leeway_seconds,
+            audience: self.jwt_audience.clone(),
+            issuer: self.jwt_issuer.clone(),
+            max_lifetime_seconds: self.jwt_max_lifetime_seconds,
+            agent_claim: ClaimValue::parse("agent_claim", self.agent_claim.clone())?,
+            person_claim: ClaimValue::parse("person_claim", self.person_claim.clone())?,
+            revocations: self.revocations()?,
+        })
+    }
+
+    /// One of the words that a setting may be.
+    fn choice<T: Copy>(&self, key: &str, given: &str, of: &[(&str, T)]) -> anyhow::Result<T> {
+        choice(key, given, self.places.get(key), of)
+    }
+
     fn quotas(&self) -> anyhow::Result<QuotaLimits> {
         for (name, value) in [
             ("max_pending_per_person", self.max_pending_per_person),
@@ -445,8 +473,11 @@ impl RawConfig {
         if let Some(file) = file.map(Path::to_path_buf).or(named) {
             ensure!(file.exists(), "the configuration file {} does not exist", file.display());
             ensure!(file.is_file(), "the configuration file {} is not a file", file.display());
-            let text = fs::read_to_string(&file)
-                .with_context(|| format!("cannot read {}", file.display()))?;
+            let bytes =
+                fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let text = String::from_utf8(bytes).ok().with_context(|| {
+                format!("{} is not UTF-8 text; save it as UTF-8", file.display())
+            })?;
             let table: config::Map<String, config::Value> = config::Config::builder()
                 .add_source(config::File::from_str(&text, config::FileFormat::Toml))
                 .build()
@@ -480,18 +511,26 @@ impl RawConfig {
         let mut raw: Self =
             settings.try_deserialize().map_err(|error| wrong_setting(&error, &places))?;
         let given = |(key, value): (_, config::Value)| (key, SecretString::from(value.to_string()));
+        raw.places = places;
         raw.given = values.into_iter().map(given).collect();
         Ok(raw)
     }
 
     fn ledger(&self) -> anyhow::Result<LedgerConfig> {
+        let poolers = [("none", Pooler::None), ("transaction", Pooler::Transaction)];
+        let pooler = self.choice("database_pooler", &self.database_pooler, &poolers)?;
+        let text = self.database_url.as_ref().map_or("", |url| url.expose_secret());
+        ensure!(
+            pooler == Pooler::None || !(text.is_empty() || text.starts_with("sqlite:")),
+            "database_pooler is {:?}, but decisions are kept in a SQLite file; remove it, or set \
+             DATABASE_URL=postgres://…",
+            self.database_pooler
+        );
         let Some(url) = &self.database_url else {
             return Ok(LedgerConfig::Sqlite { file: self.data_dir.join("aura-hitl.db") });
         };
         let text = url.expose_secret();
         if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-            let poolers = [("none", Pooler::None), ("transaction", Pooler::Transaction)];
-            let pooler = choice("database_pooler", &self.database_pooler, &poolers)?;
             let max_connections = self.database_max_connections;
             check_postgres_parameters(text)?;
             return Ok(LedgerConfig::Postgres { url: url.clone(), pooler, max_connections });
@@ -518,8 +557,12 @@ impl RawConfig {
         let approvers = [("tenant", Approvers::Tenant), ("requester", Approvers::Requester)];
         let unscoped = [("refuse", UnscopedRequests::Refuse), ("accept", UnscopedRequests::Accept)];
         Ok(Policy {
-            approvers: choice("approvers", &self.approvers, &approvers)?,
-            unscoped_requests: choice("unscoped_requests", &self.unscoped_requests, &unscoped)?,
+            approvers: self.choice("approvers", &self.approvers, &approvers)?,
+            unscoped_requests: self.choice(
+                "unscoped_requests",
+                &self.unscoped_requests,
+                &unscoped,
+            )?,
             require_if_match: self.require_if_match,
         })
     }
@@ -529,6 +572,18 @@ impl RawConfig {
         if self.database_url.is_some() || !has_redis && is_loopback(&self.host) {
             return Ok(());
         }
+        ensure!(
+            !self.host.contains("://") && !self.host.contains('/'),
+            "HOST is {:?}; it must be an address or a name alone, like 127.0.0.1",
+            self.host
+        );
+        let host = self.host.trim_start_matches('[').trim_end_matches(']');
+        ensure!(
+            (host, self.port).to_socket_addrs().is_ok(),
+            "HOST is {:?}, which is not known here; it must be an address of this machine, like \
+             127.0.0.1",
+            self.host
+        );
         let why = if has_redis {
             "Redis is configured".to_owned()
         } else {
@@ -687,7 +742,8 @@ fn is_origin(text: &str) -> bool {
 /// Whether only programs of this machine can reach an address.
 fn is_loopback(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost"
+        || address.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// A setting that the environment names.

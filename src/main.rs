@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ use aura_hitl::retention::{self, Retention};
 use aura_hitl::{api, auth, demo, export, reload, telemetry, traces};
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How long a command says nothing while it waits for the database.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// Human-in-the-loop approvals: decides once, records, and wakes the agent.
 #[derive(Parser)]
@@ -107,9 +111,39 @@ async fn main() -> ExitCode {
     match run(arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let line = format!("{error:#}").replace('\n', " ");
-            eprintln!("aura-hitl: {line}");
+            eprintln!("aura-hitl: {}", sentence(&error));
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error and its causes, none of them twice, as many libraries would have it.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut sentence = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        // The driver adds the line of Postgres' own source.
+        let cause = match cause.rsplit_once(" at line ") {
+            Some((cause, line)) if line.bytes().all(|byte| byte.is_ascii_digit()) => cause,
+            _ => &cause,
+        };
+        if sentence.is_empty() {
+            cause.clone_into(&mut sentence);
+        } else if !sentence.contains(cause) {
+            sentence = format!("{sentence}: {cause}");
+        }
+    }
+    sentence.replace('\n', " ")
+}
+
+/// Does this, and says so on standard error if it has to wait.
+async fn saying_that_it_waits<T>(work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    tokio::select! {
+        done = &mut work => done,
+        () = tokio::time::sleep(SILENCE) => {
+            eprintln!("aura-hitl: waiting for the database");
+            work.await
         }
     }
 }
@@ -152,7 +186,7 @@ async fn serve(file: Option<&Path>) -> anyhow::Result<()> {
         tracing::warn!(warning, "a variable looks like a misspelt setting");
     }
     let replica = Replica::start(&config, Clock::System).await?;
-    greet(&config, replica.address);
+    greet(&config, file, replica.address);
     let reloading = Box::pin(reload::on_hangup(hangup, file, config, replica.core.clone()));
     let ended = replica
         .run(async move {
@@ -177,27 +211,60 @@ fn load(file: Option<&Path>) -> anyhow::Result<Config> {
 }
 
 /// Tells somebody who tries the embedded mode at a terminal what to do now. Logs are for programs.
-fn greet(config: &Config, address: SocketAddr) {
+fn greet(config: &Config, config_file: Option<&Path>, address: SocketAddr) {
     let (LedgerConfig::Sqlite { file }, None) = (&config.ledger, &config.redis) else { return };
     if !std::io::stderr().is_terminal() {
         return;
     }
-    let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+    let file = absolute(file);
     let file = file.display();
-    let token = "aura-hitl token --sub user123 --tenant tenant1";
+    let token = token_command(&config.data_dir, config_file);
     let lines = Text::new(
         format!(
-            "Running at http://{address}; try the API at http://{address}/swagger-ui/\n\
+            "Running; try the API at http://{address}/swagger-ui/\n\
              A token for it: {token}\n\
              Decisions are kept in {file}"
         ),
         format!(
-            "http://{address} 에서 실행 중입니다. API 사용해 보기: http://{address}/swagger-ui/\n\
+            "실행 중입니다. API 사용해 보기: http://{address}/swagger-ui/\n\
              토큰 발급: {token}\n\
              결정이 저장되는 곳: {file}"
         ),
     );
     eprintln!("{}", lines.in_language(Language::of_terminal()));
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
+/// A command that prints a token for this service, from whichever folder it is given.
+fn token_command(data_dir: &Path, config_file: Option<&Path>) -> String {
+    let quoted = |path: &Path| {
+        let text = path.display().to_string();
+        let is_plain = |letter: char| letter.is_alphanumeric() || "/._-".contains(letter);
+        if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    };
+    let program = std::env::current_exe().ok();
+    let on_path = std::env::var_os("PATH").and_then(|path| {
+        std::env::split_paths(&path)
+            .map(|folder| folder.join("aura-hitl"))
+            .find(|file| file.is_file())
+    });
+    let on_path = on_path.and_then(|file| file.canonicalize().ok());
+    let program = match program {
+        Some(program) if on_path.as_ref() != Some(&program) => quoted(&program),
+        _ => "aura-hitl".to_owned(),
+    };
+    let named = std::env::var_os("AURA_HITL_CONFIG").filter(|name| !name.is_empty());
+    let config_file = config_file.map(Path::to_path_buf).or(named.map(PathBuf::from));
+    let config = config_file.map(|file| format!(" --config {}", quoted(&absolute(&file))));
+    // The secret is there; a folder that is not absolute would be another one elsewhere.
+    format!(
+        "AURA_HITL_DATA_DIR={} {program}{} token --sub user123 --tenant tenant1",
+        quoted(&absolute(data_dir)),
+        config.unwrap_or_default()
+    )
 }
 
 fn token(
@@ -207,23 +274,30 @@ fn token(
     role: RoleName,
     ttl: i64,
 ) -> anyhow::Result<()> {
-    let config = load(file)?;
+    let jwt = Config::load_jwt(file)?;
     let user = UserId::parse(sub).context("--sub")?;
     let tenant = TenantId::parse(tenant).context("--tenant")?;
     let role = match role {
         RoleName::User => Role::User,
         RoleName::Admin => Role::Admin,
     };
-    println!("{}", auth::mint(&config.jwt, &user, &tenant, role, ttl)?);
+    println!("{}", auth::mint(&jwt, &user, &tenant, role, ttl)?);
     Ok(())
 }
 
 async fn migrate(file: Option<&Path>, finish: bool) -> anyhow::Result<()> {
     let config = load(file)?;
-    let (ledger, _lock) = app::patiently(async || app::open_ledger(&config, false).await).await?;
-    app::migrate(&config, &ledger).await?;
+    let migrating = async {
+        let opening = app::patiently(async || app::open_ledger(&config, false).await);
+        let (ledger, _lock) = opening.await?;
+        app::patiently(async || app::migrate(&config, &ledger).await).await?;
+        if finish {
+            app::patiently(async || app::finish(&config, &ledger).await).await?;
+        }
+        anyhow::Ok(ledger)
+    };
+    let ledger = saying_that_it_waits(migrating).await?;
     if finish {
-        app::finish(&config, &ledger).await?;
         println!("the {} schema is up to date and finished", ledger.engine());
     } else {
         println!("the {} schema is up to date", ledger.engine());
@@ -239,7 +313,8 @@ async fn purge(
 ) -> anyhow::Result<()> {
     let requests = Some(retention::age("--older-than", requests)?);
     let tasks = tasks.map(|tasks| retention::age("--tasks-older-than", tasks)).transpose()?;
-    let ledger = app::open_existing_ledger(&load(file)?).await?;
+    let config = load(file)?;
+    let ledger = saying_that_it_waits(app::open_existing_ledger(&config)).await?;
     let (retention, now) = (Retention { requests, tasks }, Clock::System.now());
     if dry_run {
         println!("would purge {}", retention::count(&ledger, retention, now).await?);
@@ -257,7 +332,8 @@ async fn export(
     refused: bool,
 ) -> anyhow::Result<()> {
     let span = export::span(from, to, all, Clock::System.now())?;
-    let ledger = app::open_existing_ledger(&load(file)?).await?;
+    let config = load(file)?;
+    let ledger = saying_that_it_waits(app::open_existing_ledger(&config)).await?;
     let output = std::io::stdout().lock();
     if refused {
         export::refused_attempts(&ledger, &span, output).await

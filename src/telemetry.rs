@@ -10,11 +10,12 @@ use actix_web::HttpMessage as _;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::HeaderMap;
+use anyhow::{Context as _, ensure};
 use tracing::field::Empty;
 use tracing::{Span, info};
 use tracing_actix_web::{RequestId, RootSpanBuilder};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::Directive;
+use tracing_subscriber::filter::{Directive, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
@@ -64,9 +65,13 @@ impl Drop for LogGuard {
 pub fn start() -> anyhow::Result<LogGuard> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) if !filter.trim().is_empty() => {
-            EnvFilter::try_new(&filter).map_err(|_cause| {
-                anyhow::anyhow!("RUST_LOG is {filter:?}; it looks like info,sqlx=warn")
-            })?
+            let wrong = || format!("RUST_LOG is {filter:?}; it looks like info,sqlx=warn");
+            // A word alone that is no level would be a module's name, and silence all others.
+            let is_level = |word: &str| {
+                word.is_empty() || word.contains('=') || LevelFilter::from_str(word).is_ok()
+            };
+            ensure!(filter.split(',').map(str::trim).all(is_level), wrong());
+            EnvFilter::try_new(&filter).ok().with_context(wrong)?
         }
         _ => EnvFilter::new("info"),
     };

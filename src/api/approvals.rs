@@ -150,7 +150,9 @@ fn valid_task_id(id: &str) -> Result<(), ValidationError> {
 
 fn valid_plan(plan: &RawValue) -> Result<(), ValidationError> {
     let invalid = |problem: InvalidStep| {
-        ValidationError::new("plan").with_message(format!("a step {problem}").into())
+        let mut invalid = ValidationError::new("plan");
+        invalid.add_param("ko".into(), &problem.in_korean());
+        invalid.with_message(format!("has a step that {problem}").into())
     };
     let steps = serde_json::from_str::<Vec<Box<RawValue>>>(plan.get());
     let steps = steps.map_err(|_cause| ValidationError::new("plan"))?;

@@ -6,8 +6,10 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use actix_web::dev::Payload;
-use actix_web::http::header::CONTENT_TYPE;
+use actix_web::error::PayloadError;
+use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING, UPGRADE};
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
+use futures_util::StreamExt as _;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize as _, Deserializer};
 use serde_json::error::Category;
@@ -26,6 +28,9 @@ pub const DECISION_BYTES: usize = 16 * 1024;
 pub const TASK_BYTES: usize = 1024 * 1024;
 /// Longest a body may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(5);
+
+/// What is wrong with a number that is none of those that [`whole_number`] takes.
+const NOT_WHOLE: &str = "must be a whole number in range";
 
 /// A JSON body of at most `LIMIT` bytes whose fields have been checked.
 #[derive(Debug)]
@@ -126,15 +131,20 @@ fn read<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> Rea
 }
 
 fn arrive<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> Reading<web::Bytes> {
-    // actix takes what follows for another protocol's, which has no end, whatever its length.
-    if request.head().upgrade() {
-        let refused = ApiError::odd_header("Upgrade", "absent", "없어");
-        return Box::pin(ready(Err(refused)));
+    let length = length_beside_upgrade(request);
+    if length.is_some_and(|length| length > LIMIT) {
+        return Box::pin(ready(Err(ApiError::too_large(LIMIT))));
     }
     let payload = web::Payload::from_request(request, payload);
     Box::pin(async move {
         let payload = payload.await.map_err(|error| ApiError::internal(&error.to_string()))?;
-        match tokio::time::timeout(ARRIVAL, payload.to_bytes_limited(LIMIT)).await {
+        let reading = async {
+            match length {
+                Some(length) => Ok(first_bytes(payload, length).await),
+                None => payload.to_bytes_limited(LIMIT).await,
+            }
+        };
+        match tokio::time::timeout(ARRIVAL, reading).await {
             Ok(Ok(Ok(body))) => Ok(body),
             Ok(Ok(Err(_broken))) => {
                 Err(malformed("body", "did not arrive whole", "본문이 완전하지 않습니다"))
@@ -145,6 +155,33 @@ fn arrive<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> R
             }
         }
     })
+}
+
+/// How long the body is of a call that offers another protocol. We ignore the offer (RFC 9110
+/// § 7.8), but actix takes what follows `Upgrade: websocket` for that protocol's, which has no end.
+fn length_beside_upgrade(request: &HttpRequest) -> Option<usize> {
+    let headers = request.headers();
+    if !headers.contains_key(UPGRADE) || headers.contains_key(TRANSFER_ENCODING) {
+        return None;
+    }
+    let Some(length) = headers.get(CONTENT_LENGTH) else { return Some(0) };
+    length.to_str().ok()?.trim().parse().ok()
+}
+
+/// So many bytes of a body, and no more.
+async fn first_bytes(
+    mut payload: web::Payload,
+    count: usize,
+) -> Result<web::Bytes, actix_web::Error> {
+    let mut body = web::BytesMut::new();
+    while body.len() < count {
+        let Some(bytes) = payload.next().await else {
+            return Err(PayloadError::Incomplete(None).into());
+        };
+        body.extend_from_slice(&bytes?);
+    }
+    body.truncate(count);
+    Ok(body.freeze())
 }
 
 fn malformed(field: &str, en: &'static str, ko: &'static str) -> ApiError {
@@ -204,6 +241,7 @@ fn why_not(error: &serde_json::Error) -> Text {
                         format!("has the field {name} twice"),
                         format!("{name} 필드가 두 번 있습니다"),
                     ),
+                    None if text == NOT_WHOLE => Text::new(NOT_WHOLE, "범위 안의 정수여야 합니다"),
                     None => Text::new(text.to_owned(), "형식이 올바르지 않습니다"),
                 },
             }
@@ -260,7 +298,7 @@ pub fn whole_number<'de, D: Deserializer<'de>, N: TryFrom<i64>>(
         format!("{float:.0}").parse().ok()
     });
     let whole = whole.and_then(|whole| N::try_from(whole).ok());
-    whole.map(Some).ok_or_else(|| D::Error::custom("is not a whole number in range"))
+    whole.map(Some).ok_or_else(|| D::Error::custom(NOT_WHOLE))
 }
 
 /// What the validator found, by the names under which the caller sent the fields.
@@ -303,7 +341,10 @@ fn sentence(problem: &ValidationError) -> Text {
         ("id", ..) => Text::new("is not a valid id", "올바른 형식의 ID가 아닙니다"),
         ("plan", ..) => Text::new(
             problem.message.clone().unwrap_or_else(|| "is not a list of plan steps".into()),
-            "계획 단계 형식이 올바르지 않습니다",
+            match problem.params.get("ko").and_then(Value::as_str) {
+                Some(reason) => reason.to_owned(),
+                None => "계획 단계의 배열이어야 합니다".to_owned(),
+            },
         ),
         _ => Text::new("is not valid", "올바르지 않습니다"),
     }

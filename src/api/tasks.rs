@@ -471,7 +471,7 @@ pub async fn merge_plan(
 /// One step or an array of steps, each checked.
 fn plan_steps(body: Option<&RawValue>) -> Result<Vec<PlanStep>, ApiError> {
     let wrong = |field: &str, problem: &InvalidStep| {
-        let text = Text::new(problem.to_string(), "계획 단계 형식이 올바르지 않습니다");
+        let text = Text::new(problem.to_string(), problem.in_korean());
         ApiError::invalid_field(field, text)
     };
     let body = body.ok_or_else(|| wrong("planSteps", &InvalidStep::NotAnObject))?;

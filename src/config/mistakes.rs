@@ -105,7 +105,7 @@ fn wrong_type(key: &str, place: &str, found: &impl Display, expected: &str) -> a
         "an unsigned 32 bit integer" => "a whole number from 0 to 4294967295",
         integer if integer.ends_with("integer") => "a whole number, 0 or more",
         "a boolean" => "true or false",
-        "a sequence" => "a list, like [\"https://app.example\"]",
+        "a sequence" | "an array" => "a list, like [\"https://app.example\"]",
         text if is_secret || text.contains("string") => "a text in quotes",
         other => other,
     };
@@ -113,10 +113,16 @@ fn wrong_type(key: &str, place: &str, found: &impl Display, expected: &str) -> a
 }
 
 /// One of the words that a setting may be.
-pub fn choice<T: Copy>(key: &str, given: &str, choices: &[(&str, T)]) -> anyhow::Result<T> {
+pub fn choice<T: Copy>(
+    key: &str,
+    given: &str,
+    place: Option<&String>,
+    choices: &[(&str, T)],
+) -> anyhow::Result<T> {
     let chosen = choices.iter().find(|(word, _)| *word == given);
     chosen.map(|(_, choice)| *choice).ok_or_else(|| {
         let words = choices.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>();
-        anyhow::anyhow!("{key} is {given:?}; it must be {}", words.join(" or "))
+        let place = place.map(|place| format!(" ({place})")).unwrap_or_default();
+        anyhow::anyhow!("{key} is {given:?}{place}; it must be {}", words.join(" or "))
     })
 }

@@ -48,6 +48,23 @@ pub enum InvalidStep {
     TooLarge,
 }
 
+impl InvalidStep {
+    /// The same in Korean.
+    #[must_use]
+    pub const fn in_korean(&self) -> &'static str {
+        match self {
+            Self::NotAnObject => "단계는 JSON 객체여야 합니다",
+            Self::NoId => "단계에 1자 이상 128자 이하의 stepId(또는 id)가 필요합니다",
+            Self::Status => {
+                "단계의 status는 pending, in_progress, waiting, completed, failed, skipped 중 하나여야 합니다"
+            }
+            Self::Confidence => "단계의 confidence는 0.0에서 1.0 사이의 숫자여야 합니다",
+            Self::TooMany => "단계가 너무 많습니다 (최대 1000단계)",
+            Self::TooLarge => "계획이 너무 큽니다 (최대 1MiB)",
+        }
+    }
+}
+
 impl PlanStep {
     /// Checks one step, flat or wrapped in `data`.
     ///

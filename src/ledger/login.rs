@@ -42,6 +42,13 @@ impl LoginError {
                 let why = if refused { "connection refused".to_owned() } else { error.to_string() };
                 (does_not_answer(&at, &why), true)
             }
+            sqlx::Error::Tls(cause) if cause.to_string().contains("not support TLS") => (
+                format!(
+                    "Postgres{at} has no TLS, which sslmode in DATABASE_URL demands; turn it on \
+                     there, or change sslmode"
+                ),
+                false,
+            ),
             sqlx::Error::Configuration(cause) => {
                 let cause = anyhow::Error::from_boxed(cause);
                 let cause = cause.root_cause();

@@ -303,17 +303,23 @@ async fn small_things_that_operators_do() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_post_that_asks_for_another_protocol_is_refused_at_once() {
+async fn an_offer_of_another_protocol_is_ignored() {
     let app = TestApp::spawn(Mode::Embedded).await;
-    let path = "/aura/hitl/requests";
-    let head = app.head(ALICE, &reqwest::Method::POST, path);
-    let answer = app
-        .raw(format!(
-            "{head}X-Tenant-ID: tenant1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
-             Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}"
-        ))
-        .await;
-    answer.first().assert(400, "E4001");
+    let head = app.head(ALICE, &reqwest::Method::POST, "/main/agent/tasks");
+    let body = r#"{"taskType":"mail","userId":"user123","tenantId":"tenant1"}"#;
+    for offer in [
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA",
+        "Connection: upgrade\r\nUpgrade: websocket",
+    ] {
+        let answer = app
+            .raw(format!(
+                "{head}X-Tenant-ID: tenant1\r\n{offer}\r\nContent-Type: application/json\r\n\
+                 Content-Length: {}\r\n\r\n{body}",
+                body.len()
+            ))
+            .await;
+        answer.first().assert(201, "");
+    }
 }
 
 /// More tasks than are counted one by one.

@@ -32,13 +32,43 @@ async fn at_the_start_each_mistake_is_one_sentence() {
         ("unquoted.toml", "port = 8081\nhost = 127.0.0.1\n"),
         ("twice.toml", "port = 1\nport = 2\n"),
         ("section.toml", "[server]\nport = 8081\n"),
+        ("list.toml", "cors_origins = \"http://a\"\n"),
         ("secret.toml", "jwt_secret = \"0123456789abcdef0123456789abcdef\"\n"),
     ] {
         std::fs::write(folder.path().join(name), text).unwrap();
     }
+    std::fs::write(folder.path().join("latin.toml"), b"host = \"Jos\xe9\"\n").unwrap();
     let data = folder.path().join("data/aura-hitl.db");
     let data = data.display();
     let mistakes: &[Mistake<'_>] = &[
+        (
+            &[],
+            &[("HOST", "http://127.0.0.1")],
+            "HOST is \"http://127.0.0.1\"; it must be an address or a name alone, like 127.0.0.1".to_owned(),
+        ),
+        (
+            &[],
+            &[("AURA_HITL_DATABASE_POOLER", "transaction")],
+            "database_pooler is \"transaction\", but decisions are kept in a SQLite file; remove it, or set \
+             DATABASE_URL=postgres://…"
+                .to_owned(),
+        ),
+        (
+            &["--config", "list.toml"],
+            &[],
+            "cors_origins is \"http://a\" (in list.toml); it must be a list, like [\"https://app.example\"]".to_owned(),
+        ),
+        (
+            &["--config", "latin.toml"],
+            &[],
+            "latin.toml is not UTF-8 text; save it as UTF-8".to_owned(),
+        ),
+        (
+            &[],
+            &[("DATABASE_URL", "sqlite:section.toml")],
+            "section.toml is not a SQLite database; move it away, or name another file".to_owned(),
+        ),
+        (&[], &[("RUST_LOG", "verbose")], "RUST_LOG is \"verbose\"; it looks like info,sqlx=warn".to_owned()),
         (&[], &[("JWT_SECRET", "secret")], "JWT_SECRET has 6 bytes; it must have at least 32".to_owned()),
         (
             &[],
@@ -67,7 +97,7 @@ async fn at_the_start_each_mistake_is_one_sentence() {
         (
             &[],
             &[("AURA_HITL_APPROVERS", "everybody")],
-            "approvers is \"everybody\"; it must be \"tenant\" or \"requester\"".to_owned(),
+            "approvers is \"everybody\" (from AURA_HITL_APPROVERS); it must be \"tenant\" or \"requester\"".to_owned(),
         ),
         (
             &[],
@@ -242,16 +272,16 @@ async fn at_a_terminal_the_embedded_mode_says_what_to_do_now() {
         (
             "C.UTF-8",
             [
-                "Running at {base}; try the API at {base}/swagger-ui/",
-                "A token for it: aura-hitl token --sub user123 --tenant tenant1",
+                "Running; try the API at {base}/swagger-ui/",
+                "A token for it: AURA_HITL_DATA_DIR={folder} {program} token --sub user123 --tenant tenant1",
                 "Decisions are kept in {data}",
             ],
         ),
         (
             "ko_KR.UTF-8",
             [
-                "{base} 에서 실행 중입니다. API 사용해 보기: {base}/swagger-ui/",
-                "토큰 발급: aura-hitl token --sub user123 --tenant tenant1",
+                "실행 중입니다. API 사용해 보기: {base}/swagger-ui/",
+                "토큰 발급: AURA_HITL_DATA_DIR={folder} {program} token --sub user123 --tenant tenant1",
                 "결정이 저장되는 곳: {data}",
             ],
         ),
@@ -261,7 +291,10 @@ async fn at_a_terminal_the_embedded_mode_says_what_to_do_now() {
         let program = Program::of(python.as_ref(), &folder, &arguments);
         let mut service = program.with("LANG", locale).serve().await;
         let data = folder.path().join("data/aura-hitl.db").display().to_string();
+        let kept_in = folder.path().join("data").display().to_string();
         let expected = lines.join("\r\n").replace("{base}", &service.base).replace("{data}", &data);
+        let expected = expected.replace("{folder}", &kept_in);
+        let expected = expected.replace("{program}", env!("CARGO_BIN_EXE_aura-hitl"));
         let shown = eventually(async || {
             let shown = service.stderr();
             (shown.lines().count() >= 3 && shown.ends_with('\n')).then_some(shown)
