@@ -213,14 +213,14 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operati
 }
 
 /// Only required headers have an example: Swagger UI fills every example into "Try it out", and an
-/// `If-Match` or a language that nobody chose would be sent along. Deciding routes refuse values of
-/// the two headers that have a list; the others read any.
+/// `If-Match` or a language that nobody chose would be sent along. Deciding routes take one value of
+/// the headers that name the kind of caller; the others read any.
 fn add_headers(operation: &mut Operation, decides: bool) {
     operation.security = Some(vec![SecurityRequirement::new("bearer", Vec::<String>::new())]);
     let header = |name: &str, description: &str, example: Option<&str>| {
         let values = match name {
-            "X-DWP-Source" if decides => Some(["FRONTEND", "AURA", "INTERNAL", "BATCH"].as_slice()),
-            "X-DWP-Caller-Type" if decides => Some(["USER", "AGENT", "SYSTEM"].as_slice()),
+            "X-DWP-Source" if decides => Some(["FRONTEND"]),
+            "X-DWP-Caller-Type" if decides => Some(["USER"]),
             _ => None,
         };
         let required = if example.is_some() { Required::True } else { Required::False };
@@ -229,11 +229,7 @@ fn add_headers(operation: &mut Operation, decides: bool) {
             .parameter_in(ParameterIn::Header)
             .required(required)
             .description(Some(description))
-            .schema(Some(
-                ObjectBuilder::new()
-                    .schema_type(Type::String)
-                    .enum_values(values.map(<[_]>::to_vec)),
-            ))
+            .schema(Some(ObjectBuilder::new().schema_type(Type::String).enum_values(values)))
             .example(example.map(Value::from))
             .build()
     };

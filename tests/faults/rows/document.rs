@@ -55,7 +55,6 @@ pub async fn fuzz(scale: Scale, report: &mut Report) {
 
 /// How many calls the report's last part counts: `10423 generated, 10423 passed`.
 fn generated(said: &str) -> usize {
-    let number =
-        said.split(" generated").next().and_then(|before| before.split_whitespace().last());
-    number.and_then(|number| number.parse().ok()).unwrap_or(0)
+    let counts = said.lines().filter_map(|line| line.trim().split_once(" generated,"));
+    counts.filter_map(|(count, _)| count.parse().ok()).next_back().unwrap_or(0)
 }
