@@ -44,8 +44,13 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_millis(1900);
 /// A connection used within this time is not pinged before its next use: under load a decision is
 /// one round trip. Shorter than any restart of Postgres.
 const FRESH: Duration = Duration::from_millis(100);
+/// How long a session keeps its plans. A plan that Postgres made while a table was small reads the
+/// whole table, and only an ANALYZE would replace it.
+const PLANS_MAX_AGE: Duration = Duration::from_secs(5);
 /// Longest to wait for the answer to a ping.
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest to look at start whether connections share a session.
+const SHARING_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Age at which a connection is replaced, so that a changed login takes effect.
 const MAX_AGE: Duration = Duration::from_mins(30);
 /// Rest after which a connection is closed.
@@ -116,12 +121,25 @@ impl Manager for Maker {
         if metrics.age() > MAX_AGE {
             return Err(RecycleError::message("it is too old"));
         }
-        if metrics.last_used() > FRESH {
+        if self.pooler == Pooler::None && are_plans_old(metrics) {
+            // The answer says as much as that to a ping.
+            let discarded = raw_sql("DISCARD PLANS").execute(connection);
+            let discarded = timeout(PING_TIMEOUT, discarded).await;
+            discarded.map_err(|_elapsed| RecycleError::message("it does not answer"))??;
+        } else if metrics.last_used() > FRESH {
             let pinged = timeout(PING_TIMEOUT, connection.ping()).await;
             pinged.map_err(|_elapsed| RecycleError::message("it does not answer"))??;
         }
         Ok(())
     }
+}
+
+/// Whether one of the spans of [`PLANS_MAX_AGE`] since the connection was made has ended since its
+/// last use.
+fn are_plans_old(metrics: &Metrics) -> bool {
+    let spans = |age: Duration| age.as_nanos() / PLANS_MAX_AGE.as_nanos();
+    let age = metrics.age();
+    spans(age) > spans(age.saturating_sub(metrics.last_used()))
 }
 
 /// Connects, and refuses a server that is read-only: the address may lead to a standby for a while.
@@ -133,6 +151,28 @@ pub async fn log_in(options: &PgConnectOptions, pooler: Pooler) -> sqlx::Result<
     };
     check_writable(&raw_sql(statement).fetch_one(&mut connection).await?)?;
     Ok(connection)
+}
+
+/// Whether two connections at once share one server process: then a pooler in transaction mode stands
+/// between us and Postgres. One that is busy with others may give them two, and is not recognised.
+pub async fn share_a_session(options: &PgConnectOptions) -> bool {
+    let asking = async {
+        let (mut one, mut two) = tokio::try_join!(
+            PgConnection::connect_with(options),
+            PgConnection::connect_with(options)
+        )?;
+        // One after the other: at once, each would have a server process.
+        let mut pids = [0; 2];
+        for (pid, connection) in pids.iter_mut().zip([&mut one, &mut two]) {
+            let answer = raw_sql("SELECT pg_backend_pid()").fetch_one(&mut *connection).await?;
+            *pid = answer.try_get::<i32, _>(0)?;
+        }
+        close(vec![one, two]).await;
+        let [one, two] = pids;
+        Ok::<_, sqlx::Error>(one == two)
+    };
+    // No second connection, or none in time: not known.
+    timeout(SHARING_TIMEOUT, asking).await.is_ok_and(|shared| shared.unwrap_or(false))
 }
 
 fn check_writable(is_read_only: &PgRow) -> sqlx::Result<()> {

@@ -175,7 +175,7 @@ impl PgLedger {
                 DELETE FROM agent_task WHERE task_id IN (SELECT task_id FROM old)
                 RETURNING task_id
             ), forgotten AS (
-                DELETE FROM owned_task WHERE task_id IN (SELECT task_id FROM gone)
+                DELETE FROM owned_task WHERE task_id = ANY(ARRAY(SELECT task_id FROM gone))
             ) SELECT COUNT(*) FROM gone"
         );
         sqlx::query_scalar(purge).bind(before).bind(limit).fetch_one(&self.pool).await
@@ -319,6 +319,11 @@ async fn reach(url: &str, pooler: Pooler) -> sqlx::Result<PgConnectOptions> {
         return Err(sqlx::Error::Configuration(reason.into()));
     }
     connection.close().await?;
+    if pooler == Pooler::None && connections::share_a_session(&options).await {
+        let reason = "a pooler in transaction mode stands before it (two connections share one \
+                      session); set database_pooler = \"transaction\", or take its session mode";
+        return Err(sqlx::Error::Configuration(reason.into()));
+    }
     Ok(options)
 }
 

@@ -71,11 +71,12 @@ macro_rules! ledger_queries {
                 now: DateTime<Utc>,
                 limit: i64,
             ) -> sqlx::Result<Vec<(String, String)>> {
-                sqlx::query_as(
+                sqlx::query_as(concat!(
                     "SELECT tenant_id, request_id FROM hitl_request
-                      WHERE status = 'pending' AND expires_at <= $1
-                      ORDER BY expires_at LIMIT $2",
-                )
+                      WHERE status = 'pending' AND ",
+                    until!("expires_at", "<= $1"),
+                    " ORDER BY expires_at LIMIT $2"
+                ))
                 .bind(now)
                 .bind(limit)
                 .fetch_all(&self.pool)
@@ -146,11 +147,11 @@ macro_rules! ledger_queries {
                 &self,
                 since: DateTime<Utc>,
             ) -> sqlx::Result<Vec<(String, String)>> {
-                sqlx::query_as(
-                    "SELECT session_id, tenant_id || '/' || request_id FROM hitl_request
-                      WHERE settled_at > $1
-                      ORDER BY settled_at DESC LIMIT 10000",
-                )
+                sqlx::query_as(concat!(
+                    "SELECT session_id, tenant_id || '/' || request_id FROM hitl_request WHERE ",
+                    since!("settled_at", "> $1"),
+                    " ORDER BY settled_at DESC LIMIT 10000"
+                ))
                 .bind(since)
                 .fetch_all(&self.pool)
                 .await
@@ -161,7 +162,7 @@ macro_rules! ledger_queries {
                 session: &SessionId,
             ) -> sqlx::Result<Option<RequestRow>> {
                 sqlx::query_as(select_request!(
-                    "WHERE session_id = $1 AND origin = 'redis'
+                    "WHERE session_id = $1 AND origin <> 'http'
                       ORDER BY created_at DESC, owed_since DESC LIMIT 1"
                 ))
                 .bind(session.as_str())
@@ -408,16 +409,18 @@ macro_rules! ledger_queries {
                 .await
             }
 
+            /// As [`Self::owe_lost`].
             pub async fn unheard(
                 &self,
                 since: DateTime<Utc>,
                 patient: DateTime<Utc>,
                 limit: i64,
             ) -> sqlx::Result<Vec<RequestRow>> {
-                sqlx::query_as(select_request!(
-                    "WHERE delivery = 'sent' AND sent_at > $1 AND listeners = 0
-                        AND created_at > $2 AND origin = 'redis' AND heard_at IS NULL
-                        AND decided_at IS NOT NULL
+                sqlx::query_as(concat!(
+                    select_request!("WHERE delivery = 'sent' AND "),
+                    since!("sent_at", "> $1"),
+                    " AND listeners = 0 AND created_at > $2 AND origin <> 'http'
+                        AND heard_at IS NULL AND decided_at IS NOT NULL
                       ORDER BY sent_at DESC LIMIT $3"
                 ))
                 .bind(since)
@@ -462,21 +465,23 @@ macro_rules! ledger_queries {
                 .map(drop)
             }
 
+            /// Not `origin = 'redis'`: that would fit the index of all ids of Redis.
             pub async fn owe_lost(
                 &self,
                 histories: &str,
                 since: DateTime<Utc>,
                 now: DateTime<Utc>,
             ) -> sqlx::Result<u64> {
-                sqlx::query(
+                sqlx::query(concat!(
                     "UPDATE hitl_request SET delivery = 'owed', due_at = $1
-                      WHERE origin = 'redis' AND request_id IN (
-                          SELECT request_id FROM hitl_request
-                           WHERE origin = 'redis' AND delivery = 'sent' AND sent_at > $2
-                             AND $3 NOT LIKE '%' || sent_to || '%'
+                      WHERE (tenant_id, request_id) IN (
+                          SELECT tenant_id, request_id FROM hitl_request
+                           WHERE origin <> 'http' AND delivery = 'sent' AND ",
+                    since!("sent_at", "> $2"),
+                    " AND $3 NOT LIKE '%' || sent_to || '%'
                            ORDER BY sent_at DESC LIMIT $4
-                      ) AND delivery = 'sent'",
-                )
+                      ) AND delivery = 'sent'"
+                ))
                 .bind(now)
                 .bind(since)
                 .bind(histories)

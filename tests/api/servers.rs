@@ -68,6 +68,7 @@ impl Drop for Server {
 
 /// A Redis of one's own.
 pub struct PrivateRedis {
+    program: String,
     port: u16,
     arguments: Vec<String>,
     server: Option<Server>,
@@ -81,9 +82,14 @@ impl PrivateRedis {
 
     /// The same with further arguments of `redis-server`.
     pub async fn start_with(arguments: &[&str]) -> Self {
+        Self::start_program("redis-server".to_owned(), arguments).await
+    }
+
+    /// A server of another version.
+    pub async fn start_program(program: String, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&one| one.to_owned()).collect();
         let folder = TempDir::new().unwrap();
-        let mut redis = Self { port: free_port(), arguments, server: None, folder };
+        let mut redis = Self { program, port: free_port(), arguments, server: None, folder };
         redis.start_again().await;
         redis
     }
@@ -96,7 +102,7 @@ impl PrivateRedis {
     /// Starts it, empty, on the port it had.
     pub async fn start_again(&mut self) {
         assert!(self.server.is_none(), "it is running");
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(&self.program);
         command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
         command.args(["--maxmemory-policy", "noeviction", "--port"]).arg(self.port.to_string());
         command.arg("--dir").arg(self.folder.path()).args(&self.arguments);
@@ -424,9 +430,19 @@ impl PrivatePostgres {
 
     /// Starts it with the data it had, on the port it had.
     pub async fn start_again(&mut self) {
+        self.start_listening(&["-c", "unix_socket_directories="]).await;
+    }
+
+    /// The same, on a socket in its folder too.
+    pub async fn start_with_sockets(&mut self) {
+        let sockets = format!("unix_socket_directories={}", self.folder.path().display());
+        self.start_listening(&["-c", &sockets]).await;
+    }
+
+    async fn start_listening(&mut self, arguments: &[&str]) {
         assert!(self.server.is_none(), "it is running");
         let mut command = self.program("postgres");
-        command.args(["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]);
+        command.args(["-c", "listen_addresses=127.0.0.1"]).args(arguments);
         command.arg("-p").arg(self.port.to_string()).arg("-D").arg(self.folder.path());
         self.server = Some(Server::start(&mut command, &self.folder.path().join("log")));
         eventually(async || {
