@@ -15,9 +15,10 @@ use crate::domain::decision::{
     self, Candidate, CourierCopy, Decision, Delivery, Expected, Mark, Record, Refusal, Settled,
     State, Verdict, is_same, is_visible, may_write, settle,
 };
-use crate::domain::ids::{RequestId, SessionId};
+use crate::domain::ids::{RequestId, SessionId, TenantId};
+use crate::domain::printable::printable;
 use crate::domain::request::{
-    ApprovalRequest, Origin, PATIENCE, REQUEST_TTL_SECONDS, Unreadable, age, closed_document,
+    ApprovalRequest, Origin, PATIENCE, REQUEST_TTL_SECONDS, Scope, age, closed_document,
     decided_document, status_of,
 };
 use crate::domain::session::SessionPointer;
@@ -227,9 +228,13 @@ impl Attempt<'_> {
         match recorded {
             Recorded::Won(record) => {
                 crash_point!("decided");
-                info!(session_id = %record.session, outcome = decision.verdict.status(), "decided");
+                info!(
+                    session_id = printable(record.session.as_str()),
+                    outcome = decision.verdict.status(),
+                    "decided"
+                );
                 metrics::decided(self.core, &record);
-                self.core.decisions.remember(&record);
+                self.core.decisions.remember(&record, now);
                 let Some(pointer) = pointer else {
                     outcomes::tell(self.core, &record);
                     if record.delivery == Delivery::Owed {
@@ -295,8 +300,7 @@ impl Attempt<'_> {
 /// [`Problem::Unreadable`], when its row was edited by hand.
 pub(crate) fn candidate(record: Record) -> Result<Candidate> {
     Ok(Candidate {
-        request: ApprovalRequest::read(&record.id, record.document)
-            .map_err(|unreadable| Problem::Unreadable(unreadable.problem))?,
+        request: ApprovalRequest::read(&record.id, record.document).map_err(Problem::Unreadable)?,
         origin: record.origin,
         tenant: Some(record.tenant),
         user: record.user,
@@ -329,25 +333,34 @@ pub(crate) async fn look(core: &Core, caller: &Caller, id: &RequestId) -> InRedi
         Ok(None) => return InRedis::Nothing,
         Err(unavailable) => return InRedis::Unreachable(unavailable),
     };
-    let request = match ApprovalRequest::read(id, stored.document.clone()) {
-        Ok(request) => request,
-        Err(Unreadable { tenant: Some(tenant), .. }) if tenant != caller.tenant => {
+    // Judged before anything costly: what a stranger is told must not take longer for a large request.
+    let scope = Scope::read(&stored.document);
+    let is_foreign =
+        |tenant: &Option<TenantId>| tenant.as_ref().is_some_and(|tenant| *tenant != caller.tenant);
+    if scope.as_ref().is_some_and(|scope| is_foreign(&scope.tenant)) {
+        return InRedis::Nothing;
+    }
+    let session = scope.as_ref().and_then(|scope| scope.session.as_ref());
+    let pointer = match session {
+        Some(session) => match core.courier.session_of(stored.beside, session).await {
+            Ok(pointer) => pointer,
+            Err(unavailable) => return InRedis::Unreachable(unavailable),
+        },
+        None => SessionPointer::default(),
+    };
+    if let Some(scope) = scope {
+        let tenant = scope.tenant.as_ref().or(pointer.tenant.as_ref());
+        let user = scope.user.as_ref().or(pointer.user.as_ref());
+        if !is_visible(tenant, user, caller, core.policy) {
             return InRedis::Nothing;
         }
-        Err(Unreadable { problem, .. }) => {
-            return InRedis::Unreadable { problem, text: stored.document };
+    }
+    match ApprovalRequest::read(id, stored.document.clone()) {
+        Ok(request) => {
+            let candidate = in_redis(request, &pointer, stored.ttl, core.clock.now());
+            InRedis::Request(Box::new((candidate, pointer)))
         }
-    };
-    let pointer = match core.courier.session_of(stored.beside, &request.session).await {
-        Ok(pointer) => pointer,
-        Err(unavailable) => return InRedis::Unreachable(unavailable),
-    };
-    let candidate = in_redis(request, &pointer, stored.ttl, core.clock.now());
-    let user = candidate.user.as_ref();
-    if is_visible(candidate.tenant.as_ref(), user, caller, core.policy) {
-        InRedis::Request(Box::new((candidate, pointer)))
-    } else {
-        InRedis::Nothing
+        Err(problem) => InRedis::Unreadable { problem, text: stored.document },
     }
 }
 
@@ -496,8 +509,9 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
         Registered::New(record) => {
             crash_point!("registered");
             core.quotas.count(caller, candidate).await;
-            info!(request_id = %record.id, session_id = %record.session, user = %caller.user,
-                tenant = %caller.tenant, "registered");
+            info!(request_id = %record.id, session_id = printable(record.session.as_str()),
+                user = printable(caller.user.as_str()), tenant = printable(caller.tenant.as_str()),
+                "registered");
             Ok(Registered::New(record))
         }
         Registered::Known(record)
@@ -528,7 +542,7 @@ pub async fn read_request(
         let Candidate { request, .. } = undecided(core, id, found).await?;
         return Ok((request.document, request.etag));
     };
-    core.decisions.remember(&record);
+    core.decisions.remember(&record, core.clock.now());
     core.marks.apply(&mut record);
     let is_altered = compare(core, &record, &found);
     if let InRedis::Request(request) = found
@@ -594,13 +608,15 @@ pub fn signal_at_hand(
     let named = RequestId::parse(polled.pointer.request.as_deref()?).ok()?;
     let known = core.decisions.of_redis(&named)?;
     let (answered, document) = polled.answered.as_ref()?;
-    let status = status_of(document)?;
     if wanted.is_some_and(|wanted| *wanted != named)
         || known.tenant != caller.tenant
         || known.session != *session
         || answered != named.as_str()
-        || status == State::Pending.as_str()
     {
+        return None;
+    }
+    let status = status_of(document)?;
+    if status == State::Pending.as_str() {
         return None;
     }
     let signal = known.signal();
@@ -631,7 +647,7 @@ pub async fn find_signal(
     };
     if let Some(record) = record.as_ref().filter(|record| record.origin == Origin::Http) {
         // Registered requests do not depend on what their session names.
-        core.decisions.remember(record);
+        core.decisions.remember(record, core.clock.now());
         return Ok(answer_of(record, caller, session));
     }
     let polled = match polled {
@@ -658,7 +674,7 @@ pub async fn find_signal(
     let is_ours =
         |record: &Record| record.origin == Origin::Redis && record.tenant == caller.tenant;
     let Some(mut record) = record.filter(is_ours) else { return Ok(None) };
-    core.decisions.remember(&record);
+    core.decisions.remember(&record, core.clock.now());
     core.marks.apply(&mut record);
     let names_nothing = named.is_none() && wanted.is_none();
     let is_under_the_key = under_the_key.as_ref() == Some(&record.id);
@@ -711,7 +727,7 @@ async fn answered_by(
         }
         let of_redis = core.ledger.find_request_of_redis(&id).await?;
         if let Some(record) = of_redis.filter(says_so) {
-            core.decisions.remember(&record);
+            core.decisions.remember(&record, core.clock.now());
             return Ok(Some(id));
         }
         // An older release signals registered requests, too.

@@ -28,6 +28,7 @@ use crate::core::Core;
 use crate::domain::approver::{Caller, Role};
 use crate::domain::ids::{TenantId, UserId};
 use crate::domain::json::RawObject;
+use crate::domain::printable::printable;
 use crate::revocations::Revocations;
 use crate::telemetry;
 
@@ -179,12 +180,16 @@ impl Checks {
         let (Ok(user), Ok(tenant)) = (UserId::parse(claims.sub), TenantId::parse(tenant)) else {
             return Err(TokenProblem::Invalid);
         };
-        let id = claims.others.get("jti").and_then(Value::as_str);
-        if self.revocations.revoke(id, &tenant, &user, claims.iat) {
+        let id = match claims.others.get("jti") {
+            Some(Value::String(text)) => Some(text.clone()),
+            Some(Value::Number(number)) if !number.is_f64() => Some(number.to_string()),
+            _ => None,
+        };
+        if self.revocations.revoke(id.as_deref(), &tenant, &user, claims.iat) {
             return Err(TokenProblem::Invalid);
         }
         // The rules for names are those of what every store and log can keep.
-        let id = id.filter(|id| UserId::parse(*id).is_ok()).map(ToOwned::to_owned);
+        let id = id.filter(|id| UserId::parse(id.as_str()).is_ok());
         let until = claims.exp.saturating_add(self.validation.leeway);
         Ok(Bearer { user, tenant, role, id, actor: self.actor(&claims.others), until })
     }
@@ -387,8 +392,8 @@ fn authenticate(
         return Err(ApiError::wrong_user());
     }
     let span = tracing::Span::current();
-    span.record("user", caller.user.as_str());
-    span.record("tenant", caller.tenant.as_str());
+    span.record("user", printable(caller.user.as_str()));
+    span.record("tenant", printable(caller.tenant.as_str()));
     Ok((caller, actor))
 }
 

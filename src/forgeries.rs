@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 use crate::domain::ids::{RequestId, SessionId};
+use crate::domain::printable::printable;
 use crate::metrics::{self, Forgery};
 
 /// How long a forgery that is still there is not reported again: agents poll often.
@@ -52,8 +53,11 @@ impl Forgeries {
     pub fn signal(&self, session: &SessionId, text: &str) {
         if self.is_new("signal", session.as_str(), text) {
             metrics::forged(Forgery::Signal);
-            warn!(security = true, session_id = %session,
-                "a signal in Redis answers for a decision that the ledger does not know");
+            warn!(
+                security = true,
+                session_id = printable(session.as_str()),
+                "a signal in Redis answers for a decision that the ledger does not know"
+            );
         }
     }
 

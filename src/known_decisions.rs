@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use moka::sync::Cache;
 
 use crate::domain::decision::{Decision, Record, State};
@@ -15,6 +16,9 @@ use crate::domain::signal::{SIGNAL_TTL_SECONDS, signal_json};
 
 /// Most decisions to remember.
 const CAPACITY: u64 = 50_000;
+/// Older decisions are read from the ledger. Nothing younger than a day is purged; the rest is for
+/// the time that a decision is remembered, and for clocks that differ.
+const MAX_AGE: TimeDelta = TimeDelta::hours(23);
 
 /// Which request: an id of Redis is unique by itself, a registered one within its tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,9 +62,13 @@ impl Default for KnownDecisions {
 }
 
 impl KnownDecisions {
-    /// Remembers what the ledger says, if it says that somebody has decided.
-    pub fn remember(&self, record: &Record) {
+    /// Remembers what the ledger says, if it says that somebody has decided: but not what can be
+    /// purged while it is remembered, since its id may stand for another request then.
+    pub fn remember(&self, record: &Record, now: DateTime<Utc>) {
         let State::Decided(decision) = &record.state else { return };
+        if now - decision.at >= MAX_AGE {
+            return;
+        }
         let key = match record.origin {
             Origin::Redis => Key::Redis(record.id.clone()),
             Origin::Http => Key::Registered(record.tenant.clone(), record.id.clone()),

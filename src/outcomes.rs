@@ -17,6 +17,7 @@ use crate::domain::approver::Caller;
 use crate::domain::audit::AuditEntry;
 use crate::domain::decision::{Candidate, Record, Refusal, Standing, State, may_write};
 use crate::domain::ids::{RequestId, SessionId, TenantId, UserId};
+use crate::domain::printable::printable;
 use crate::domain::request::{Origin, REQUEST_TTL_SECONDS};
 use crate::hub::Waiter;
 use crate::ledger::{LedgerError, Recorded, Writing};
@@ -134,7 +135,7 @@ pub async fn cancel(core: &Core, caller: &Caller, id: &RequestId) -> Result<Reco
     };
     match core.ledger.record_outcome(&writing).await? {
         Recorded::Won(record) => {
-            info!(request_id = %id, session_id = %record.session, "withdrawn by its agent");
+            info!(request_id = %id, session_id = printable(record.session.as_str()), "withdrawn by its agent");
             metrics::closed(&record);
             tell(core, &record);
             Ok(record)
@@ -170,7 +171,7 @@ pub async fn expire(
 ) -> std::result::Result<Option<Record>, LedgerError> {
     let expired = core.ledger.expire(tenant, id, now).await?;
     if let Some(record) = &expired {
-        info!(request_id = %id, session_id = %record.session, "expired undecided");
+        info!(request_id = %id, session_id = printable(record.session.as_str()), "expired undecided");
         metrics::closed(record);
         tell(core, record);
     }

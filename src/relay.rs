@@ -152,7 +152,7 @@ async fn send_one(core: Core, record: Record) -> Option<Delivery> {
             let delivery = settled.delivery;
             info!(request_id = %record.id, ?delivery, "the relay delivered what was owed");
             // Whoever decided may have died before looking at the task again.
-            if let Err(error) = core.ledger.release_task(&record.task, now).await {
+            if let Err(error) = core.ledger.release_task(&record.tenant, &record.task, now).await {
                 warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
                 return None;
             }

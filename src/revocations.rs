@@ -24,17 +24,32 @@ pub struct Revocations {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRevocations {
-    #[serde(default)]
-    jti: Vec<String>,
-    #[serde(default)]
-    not_before: Vec<RawNotBefore>,
+    jti: Option<Vec<Name>>,
+    not_before: Option<Vec<RawNotBefore>>,
+}
+
+/// Text, or an integer that stands for its digits, as in tokens.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "must be text or an integer")]
+enum Name {
+    Number(i64),
+    Text(String),
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        match name {
+            Name::Number(number) => number.to_string(),
+            Name::Text(text) => text,
+        }
+    }
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawNotBefore {
-    tenant: String,
-    user: String,
+    tenant: Name,
+    user: Name,
     time: String,
 }
 
@@ -51,8 +66,14 @@ impl Revocations {
             .and_then(config::Config::try_deserialize)
             .map_err(|error| anyhow::anyhow!("{}", first_line(&error.to_string())))
             .with_context(|| format!("{}, which cannot be read", name()))?;
+        ensure!(
+            raw.jti.is_some() || raw.not_before.is_some(),
+            "{}, which holds neither jti nor not_before; write jti = [] to revoke nothing",
+            name()
+        );
         let mut not_before = HashMap::new();
-        for RawNotBefore { tenant, user, time } in raw.not_before {
+        for RawNotBefore { tenant, user, time } in raw.not_before.unwrap_or_default() {
+            let (tenant, user) = (String::from(tenant), String::from(user));
             let instant = DateTime::parse_from_rfc3339(&time).ok().with_context(|| {
                 format!("{}: {time:?} is not a time like 2026-01-16T12:00:00Z", name())
             })?;
@@ -66,12 +87,15 @@ impl Revocations {
             let latest = not_before.entry((tenant, user)).or_insert(from);
             *latest = (*latest).max(from);
         }
-        ensure!(
-            raw.jti.iter().all(|id| !id.trim().is_empty()),
-            "{}: a jti is blank, which would revoke nothing",
-            name()
-        );
-        Ok(Self { ids: raw.jti.into_iter().collect(), not_before })
+        let ids: HashSet<_> = raw.jti.into_iter().flatten().map(String::from).collect();
+        for id in &ids {
+            ensure!(
+                !id.is_empty() && id.trim() == id,
+                "{}: the jti {id:?} is blank or has blanks around it, which would revoke nothing",
+                name()
+            );
+        }
+        Ok(Self { ids, not_before })
     }
 
     /// Whether a token of this id, issued at `iat` (Unix seconds), is revoked.
@@ -129,10 +153,30 @@ mod tests {
     }
 
     #[test]
+    fn integers_stand_for_their_digits_and_an_empty_list_revokes_nothing() {
+        let (tenant, user) = (TenantId::parse("1").unwrap(), UserId::parse("7").unwrap());
+        let list =
+            "jti = [12345]\n[[not_before]]\ntenant = 1\nuser = 7\ntime = \"1970-01-01T00:01:40Z\"";
+        let revocations = read(list).unwrap();
+        assert!(revocations.revoke(Some("12345"), &tenant, &user, 500));
+        assert!(revocations.revoke(None, &tenant, &user, 99));
+        let nothing = read("jti = []").unwrap();
+        assert!(!nothing.revoke(Some("12345"), &tenant, &user, 99));
+    }
+
+    #[test]
     fn one_wrong_entry_refuses_the_list_in_one_line() {
         for wrong in [
+            "",
+            "# nothing is revoked",
             "jti = 7",
+            "jti = [true]",
+            "jti = [1.5]",
+            "jti = [[\"a\"]]",
             "jti = [\"\"]",
+            "jti = [\" a \"]",
+            "jti = [\"a\\n\"]",
+            "[[not_before]]\ntenant = true\nuser = \"u\"\ntime = \"2026-01-16T12:00:00Z\"",
             "jti = [",
             "ids = []",
             "[[not_before]]\ntenant = \"t\"\nuser = \"u\"\ntime = \"yesterday\"",

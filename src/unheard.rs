@@ -22,6 +22,7 @@ use crate::delivery::{self, Undelivered};
 use crate::domain::approver::Caller;
 use crate::domain::decision::{Delivery, Mark, Record, Settled, State};
 use crate::domain::ids::{RequestId, SessionId};
+use crate::domain::printable::printable;
 use crate::domain::request::{Origin, PATIENCE};
 use crate::domain::signal::signal_request;
 use crate::ledger::LedgerError;
@@ -209,7 +210,7 @@ async fn publish_again(
     let Some(mut record) = core.ledger.find_request_of_redis(request).await? else {
         // This service has sent a signal whose decision is gone.
         metrics::forged(Forgery::Signal);
-        warn!(security = true, request_id = %request, session_id = %session,
+        warn!(security = true, request_id = %request, session_id = printable(session.as_str()),
             "a signal was sent and the ledger does not know its decision any more: a failover of \
              the database lost it");
         return Ok(Again::Over);

@@ -365,8 +365,8 @@ fn registration(body: RegisterBody, caller: &Caller, core: &Core) -> Result<Cand
         created_at: now,
     };
     let request = ApprovalRequest::read(&registration.id, registration.document());
-    let request = request.map_err(|unreadable| {
-        let text = Text::new(unreadable.problem, "요청 형식이 올바르지 않습니다");
+    let request = request.map_err(|problem| {
+        let text = Text::new(problem, "요청 형식이 올바르지 않습니다");
         ApiError::invalid_field("body", text)
     })?;
     Ok(Candidate {

@@ -16,6 +16,7 @@ pub mod tasks;
 pub mod text;
 
 use crate::domain::ids::{RequestId, SessionId, TaskId};
+use crate::domain::printable::printable;
 use error::ApiError;
 
 /// A request id as it came in; from here on the log names it.
@@ -32,7 +33,7 @@ fn session_id(text: &str) -> Result<SessionId, ApiError> {
         return Err(ApiError::bad_id("sessionId"));
     }
     let id = SessionId::parse(text).map_err(|invalid| ApiError::bad_id(invalid.kind))?;
-    tracing::Span::current().record("session_id", id.as_str());
+    tracing::Span::current().record("session_id", printable(id.as_str()));
     Ok(id)
 }
 

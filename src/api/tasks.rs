@@ -33,12 +33,12 @@ const MAX_PAGE: u32 = i32::MAX.unsigned_abs();
 #[serde(rename_all = "camelCase")]
 pub struct TaskBody {
     /// What kind of work.
-    #[validate(required, length(min = 1, max = 128))]
+    #[validate(required, length(min = 1, max = 200))]
     #[schema(
         required,
         nullable = false,
         min_length = 1,
-        max_length = 128,
+        max_length = 200,
         example = "mail_summary"
     )]
     task_type: Option<String>,

@@ -80,41 +80,55 @@ pub struct ApprovalRequest {
     pub document: String,
 }
 
-/// A request that nobody can decide, because it cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{problem}")]
-pub struct Unreadable {
-    /// What is wrong; never holds the request's own text.
-    pub problem: &'static str,
-    /// Its tenant, when that much could be read: other tenants must not learn that it exists.
+/// Whom a request in Redis concerns. Reads no more than that, so that a stranger is refused before
+/// anything is compared or hashed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// See [`ApprovalRequest::tenant`].
     pub tenant: Option<TenantId>,
+    /// See [`ApprovalRequest::user`].
+    pub user: Option<UserId>,
+    /// See [`ApprovalRequest::session`].
+    pub session: Option<SessionId>,
+}
+
+impl Scope {
+    /// Reads the scope of a request that may be unreadable otherwise. `None` when the document is
+    /// not a JSON object or its tenant cannot be read: then nobody knows whom it concerns.
+    #[must_use]
+    pub fn read(document: &str) -> Option<Self> {
+        let object = python_json::fields(document)?;
+        let tenant = name(&object, "tenantId").ok()?.map(TenantId::parse).transpose().ok()?;
+        let user = name(&object, "userId").ok().flatten();
+        let session = name(&object, "sessionId").ok().flatten();
+        Some(Self {
+            tenant,
+            user: user.and_then(|user| UserId::parse(user).ok()),
+            session: session.and_then(|session| SessionId::parse(session).ok()),
+        })
+    }
 }
 
 impl ApprovalRequest {
     /// Reads a request's JSON, found under the key of `id`.
     ///
     /// # Errors
-    /// [`Unreadable`] when it is not a JSON object, names a field twice, lacks a session id, carries
-    /// another request's id, or names its people in a way that cannot be understood.
-    pub fn read(id: &RequestId, document: String) -> Result<Self, Unreadable> {
-        let object = python_json::fields(&document)
-            .ok_or(Unreadable { problem: "is not a JSON object", tenant: None })?;
-        let tenant = name(&object, "tenantId")
-            .and_then(|t| {
-                t.map(TenantId::parse).transpose().map_err(|_invalid| "has a bad tenantId")
-            })
-            .map_err(|problem| Unreadable { problem, tenant: None })?;
-        let read = Self::from_object(id, &object, tenant.clone(), &document);
-        let request = read.map_err(|problem| Unreadable { problem, tenant })?;
+    /// What is wrong, in words that hold none of the document's own: it is not a JSON object, names a
+    /// field twice, lacks a session id, carries another request's id, or names its people in a way
+    /// that cannot be understood.
+    pub fn read(id: &RequestId, document: String) -> Result<Self, &'static str> {
+        let object = python_json::fields(&document).ok_or("is not a JSON object")?;
+        let request = Self::from_object(id, &object, &document)?;
         Ok(Self { document, ..request })
     }
 
     fn from_object(
         id: &RequestId,
         object: &Fields<'_>,
-        tenant: Option<TenantId>,
         document: &str,
     ) -> Result<Self, &'static str> {
+        let tenant = name(object, "tenantId")?.map(TenantId::parse).transpose();
+        let tenant = tenant.map_err(|_invalid| "has a bad tenantId")?;
         if python_json::repeats_a_name(document) {
             return Err("names a field twice");
         }
@@ -351,7 +365,7 @@ mod tests {
 
     use super::*;
 
-    fn read(document: &str) -> Result<ApprovalRequest, Unreadable> {
+    fn read(document: &str) -> Result<ApprovalRequest, &'static str> {
         ApprovalRequest::read(&RequestId::parse("req_1").unwrap(), document.to_owned())
     }
 
@@ -379,10 +393,18 @@ mod tests {
             (r#"{"sessionId":"s","context":{"x":[{"to":1,"to":1}]}}"#, "names a field twice"),
             (r#"{"sessionId":"s","context":nan}"#, "is not a JSON object"),
         ] {
-            assert_eq!(read(document).unwrap_err().problem, problem, "{document}");
+            assert_eq!(read(document).unwrap_err(), problem, "{document}");
         }
-        let stranger = read(r#"{"tenantId":"t2"}"#).unwrap_err();
-        assert_eq!(stranger.tenant.unwrap().as_str(), "t2");
+    }
+
+    #[test]
+    fn whom_an_unreadable_request_concerns_is_read_all_the_same() {
+        let scope = Scope::read(r#"{"tenantId":"t2","userId":{},"sessionId":7,"actionType":5}"#);
+        let scope = scope.unwrap();
+        assert_eq!(scope.tenant.unwrap().as_str(), "t2");
+        assert_eq!((scope.user, scope.session.unwrap().as_str()), (None, "7"));
+        assert_eq!(Scope::read(r#"{"tenantId":{}}"#), None);
+        assert_eq!(Scope::read("nonsense"), None);
     }
 
     #[test]

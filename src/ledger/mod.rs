@@ -488,7 +488,8 @@ impl Ledger {
                     crash_point!("task-waits");
                     // The task has other requests. If one of them was decided at this very moment,
                     // neither decision saw the other's; looking again after both does.
-                    let _released = self.release_task(&record.task, writing.now).await;
+                    let _released =
+                        self.release_task(&record.tenant, &record.task, writing.now).await;
                 }
                 Ok(Recorded::Won(record))
             }
@@ -511,8 +512,13 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer; the task's next step lets it go on, too.
-    pub async fn release_task(&self, task: &TaskId, now: DateTime<Utc>) -> Result<bool> {
-        on_engine!(self, ledger => ledger.release_task(task, now))
+    pub async fn release_task(
+        &self,
+        tenant: &TenantId,
+        task: &TaskId,
+        now: DateTime<Utc>,
+    ) -> Result<bool> {
+        on_engine!(self, ledger => ledger.release_task(tenant, task, now))
     }
 
     /// Registers a pending request and makes its task wait; all or nothing.
@@ -1006,7 +1012,7 @@ impl Ledger {
                     Ok(after) => after,
                     // What it waited for may have expired, which nobody reports.
                     Err(TaskRefusal::State(TaskStatus::WaitingApproval))
-                        if self.release_task(id, now).await? =>
+                        if self.release_task(&caller.tenant, id, now).await? =>
                     {
                         continue;
                     }

@@ -574,20 +574,23 @@ macro_rules! ledger_queries {
 
             pub async fn release_task(
                 &self,
+                tenant: &TenantId,
                 id: &TaskId,
                 now: DateTime<Utc>,
             ) -> sqlx::Result<bool> {
                 sqlx::query(
                     "UPDATE agent_task
                         SET status = 'IN_PROGRESS'
-                      WHERE task_id = $1 AND status = 'WAITING_APPROVAL'
+                      WHERE task_id = $1 AND tenant_id = $3 AND status = 'WAITING_APPROVAL'
                         AND NOT EXISTS (
-                            SELECT 1 FROM hitl_request
-                             WHERE task_id = $1 AND status = 'pending' AND expires_at > $2
+                            SELECT 1 FROM hitl_request o
+                             WHERE o.task_id = $1 AND o.tenant_id IS NOT DISTINCT FROM $3
+                               AND o.status = 'pending' AND o.expires_at > $2
                         )",
                 )
                 .bind(id.as_str())
                 .bind(now)
+                .bind(tenant.as_str())
                 .execute(&self.pool)
                 .await
                 .map(|done| done.rows_affected() == 1)

@@ -77,13 +77,14 @@ macro_rules! next_outcome {
     };
 }
 
-/// Whether we made a task, and no agent keeps it.
+/// Whether we made a task of tenant $3, and no agent keeps it.
 macro_rules! is_owned {
     ($task:literal) => {
         concat!(
             "(EXISTS (SELECT 1 FROM hitl_request r WHERE r.task_id = ",
             $task,
-            " AND r.owns_task)
+            " AND r.owns_task
+                      AND r.tenant_id IS NOT DISTINCT FROM $3)
               OR EXISTS (SELECT 1 FROM owned_task o WHERE o.task_id = ",
             $task,
             "))"

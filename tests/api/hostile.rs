@@ -204,7 +204,7 @@ over_redis! {
             (&tasks, r#"{"taskType":"\u0000","userId":"user123","tenantId":"tenant1"}"#.to_owned(), "taskType"),
             (&tasks, r#"{"taskType":"a","userId":"user123","tenantId":"tenant1","description":"\u0000"}"#.to_owned(), "description"),
             (&tasks, r#"{"taskType":"a","userId":"user123","tenantId":"tenant1","inputData":{"a":["\u0000"]}}"#.to_owned(), "inputData.a[0]"),
-            (&tasks, json!({ "taskType": long(129), "userId": "user123", "tenantId": "tenant1" }).to_string(), "taskType"),
+            (&tasks, json!({ "taskType": long(201), "userId": "user123", "tenantId": "tenant1" }).to_string(), "taskType"),
         ] {
             let answer = send(&app, &Method::POST, path, "application/json", body.clone().into_bytes()).await;
             answer.assert(400, "E4000");

@@ -178,7 +178,7 @@ both_modes! {
         for (field, value, status, code) in [
             ("userId", json!("bob"), 403, "E2001"), ("tenantId", json!("tenant2"), 403, "E2007"),
             ("userId", json!(null), 400, "E4000"), ("tenantId", json!(null), 400, "E4000"), ("taskType", json!(null), 400, "E4000"),
-            ("taskType", json!(""), 400, "E4000"), ("taskType", json!("x".repeat(129)), 400, "E4000"), ("taskType", json!(7), 400, "E4000"),
+            ("taskType", json!(""), 400, "E4000"), ("taskType", json!("x".repeat(201)), 400, "E4000"), ("taskType", json!(7), 400, "E4000"),
             ("description", json!("x".repeat(2001)), 400, "E4000"), ("description", json!([]), 400, "E4000"),
         ] {
             let mut body = new_task(ALICE);
@@ -321,7 +321,7 @@ both_modes! {
         let path = make(&app, ALICE).await;
         let steps = format!("{path}/plan-steps");
         post(&app, &steps, r#"{"id":"a"}"#).await.assert(200, "");
-        let long = format!(r#"{{"id":"{}"}}"#, "x".repeat(129));
+        let long = format!(r#"{{"id":"{}"}}"#, "x".repeat(201));
         for step in [
             "{}", "7", "\"a\"", "null", r#"{"stepId":""}"#, r#"{"id":" "}"#, r#"{"id":null}"#, r#"{"id":1.5}"#, r#"{"id":{}}"#,
             r#"{"stepId":"","id":"b"}"#, r#"{"id":"a","status":"done"}"#, r#"{"id":"a","status":"PENDING"}"#, r#"{"id":"a","status":7}"#,
