@@ -50,7 +50,7 @@ pub enum Limit {
     PendingOfPerson(u64),
     /// A tenant's pending requests.
     PendingOfTenant(u64),
-    /// Bytes that a tenant registers in an hour.
+    /// Bytes of the requests and tasks that a tenant sends in an hour.
     BytesOfTenant(u64),
 }
 

@@ -1,4 +1,5 @@
-//! How much a person and a tenant may register: pending requests, and bytes in an hour. Whoever has
+//! How much a person and a tenant may register: pending requests, and bytes of requests and tasks in an
+//! hour. Whoever has
 //! too much is told so, and nobody else notices.
 //!
 //! A person's pending requests are counted in the ledger with each registration, up to the limit. A
@@ -34,7 +35,7 @@ pub struct QuotaLimits {
     pub pending_per_person: u32,
     /// Pending registered requests of one tenant.
     pub pending_per_tenant: u32,
-    /// Bytes of the requests that one tenant registers in a clock hour.
+    /// Bytes of the requests that one tenant registers, and of the tasks that it writes, in a clock hour.
     pub bytes_per_tenant_hour: u64,
 }
 
@@ -101,16 +102,29 @@ impl Quotas {
         if usage.pending >= of_tenant {
             return Err(pending_limit(Limit::PendingOfTenant(of_tenant)).into());
         }
-        let of_hour = limits.bytes_per_tenant_hour;
-        if usage.bytes + usage.unsaved + size(candidate) > of_hour {
-            let rest = usage.hour + TimeDelta::hours(1) - now;
-            let rest = u64::try_from(rest.num_milliseconds()).unwrap_or(0);
-            let retry_after_seconds = rest.div_ceil(1000).max(1);
-            return Err(
-                TooMany { limit: Limit::BytesOfTenant(of_hour), retry_after_seconds }.into()
-            );
-        }
-        Ok(())
+        Ok(usage.make_sure_of_room(size(candidate), limits, now)?)
+    }
+
+    /// Makes sure that this tenant may have so many bytes of a task written.
+    ///
+    /// # Errors
+    /// [`QuotaError`]; they must not be written then.
+    pub async fn check_bytes(
+        &self,
+        ledger: &Ledger,
+        tenant: &TenantId,
+        bytes: u64,
+        now: DateTime<Utc>,
+    ) -> Result<(), QuotaError> {
+        let usage = self.usage(tenant);
+        let mut usage = usage.lock().await;
+        usage.refresh(ledger, tenant, self.limits, now).await?;
+        Ok(usage.make_sure_of_room(bytes, self.limits, now)?)
+    }
+
+    /// Counts bytes of a task that were written.
+    pub async fn count_bytes(&self, tenant: &TenantId, bytes: u64) {
+        self.usage(tenant).lock().await.unsaved += bytes;
     }
 
     /// Counts a request that was registered.
@@ -133,6 +147,23 @@ impl Quotas {
 impl Usage {
     fn is_fresh(&self) -> bool {
         self.refreshed_at.is_some_and(|at| at.elapsed() < REFRESH_INTERVAL)
+    }
+
+    /// Whether so many more bytes fit into the hour.
+    fn make_sure_of_room(
+        &self,
+        bytes: u64,
+        limits: QuotaLimits,
+        now: DateTime<Utc>,
+    ) -> Result<(), TooMany> {
+        let of_hour = limits.bytes_per_tenant_hour;
+        if self.bytes + self.unsaved + bytes <= of_hour {
+            return Ok(());
+        }
+        let rest = self.hour + TimeDelta::hours(1) - now;
+        let rest = u64::try_from(rest.num_milliseconds()).unwrap_or(0);
+        let retry_after_seconds = rest.div_ceil(1000).max(1);
+        Err(TooMany { limit: Limit::BytesOfTenant(of_hour), retry_after_seconds })
     }
 
     fn is_worth_keeping(&self) -> bool {

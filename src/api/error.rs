@@ -719,10 +719,10 @@ impl From<TooMany> for ApiError {
             ),
             Limit::BytesOfTenant(most) => (
                 format!(
-                    "Too much: your tenant has registered {most} bytes in this hour, the most for one tenant (max_bytes_per_tenant_hour). Nothing was registered."
+                    "Too much: your tenant may send {most} bytes of requests and tasks in an hour (max_bytes_per_tenant_hour), and this would be more. Nothing was changed."
                 ),
                 format!(
-                    "등록 용량 초과: 이번 시간의 등록 용량이 테넌트 한도인 {most}바이트에 도달하여 등록하지 않았습니다 (max_bytes_per_tenant_hour)."
+                    "용량 초과: 테넌트가 한 시간에 보낼 수 있는 요청과 작업의 한도인 {most}바이트를 넘게 되어 처리하지 않았습니다 (max_bytes_per_tenant_hour)."
                 ),
             ),
         };

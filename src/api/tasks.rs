@@ -12,11 +12,13 @@ use super::error::ApiError;
 use super::schemas;
 use super::task_id;
 use super::text::Text;
+use crate::approvals::Problem;
 use crate::auth::CallerOf;
 use crate::core::Core;
 use crate::domain::approver::{Caller, Role};
 use crate::domain::decision::Refusal;
 use crate::domain::ids::{TaskId, UserId};
+use crate::domain::json;
 use crate::domain::plan::{InvalidStep, PlanStep};
 use crate::domain::task::{Task, TaskFilter, TaskStatus, TaskStep};
 use crate::ledger::{TaskChange, new_task_id};
@@ -54,7 +56,7 @@ pub struct TaskBody {
     #[validate(length(max = 2000))]
     #[schema(max_length = 2000)]
     description: Option<String>,
-    /// Any JSON, kept to the letter.
+    /// Any JSON.
     #[schema(schema_with = schemas::any)]
     input_data: Option<Box<RawValue>>,
 }
@@ -224,11 +226,18 @@ pub async fn create(
     let task_type = body.task_type.unwrap_or_default();
     let task = Task {
         description: body.description,
-        input_data: body.input_data.map(|data| data.get().to_owned()),
+        input_data: body.input_data.map(|data| json::storable(data.get())),
         ..Task::requested(id, caller.user, caller.tenant, task_type, core.clock.now())
     };
     let (work, inserted) = (core.get_ref().clone(), task.clone());
-    core.run_to_end(async move { work.ledger.insert_task(&inserted).await }).await??;
+    let inserting = async move {
+        let (bytes, tenant) = (inserted.size(), &inserted.tenant);
+        work.quotas.check_bytes(&work.ledger, tenant, bytes, inserted.created_at).await?;
+        work.ledger.insert_task(&inserted).await?;
+        work.quotas.count_bytes(tenant, bytes).await;
+        Ok::<_, Problem>(())
+    };
+    core.run_to_end(inserting).await??;
     Ok(created("Task created", task.into()))
 }
 
@@ -500,10 +509,18 @@ async fn change(
 ) -> Result<Answer<TaskView>, ApiError> {
     let id: TaskId = task_id(id)?;
     let work = core.clone();
-    let changed = core
-        .run_to_end(async move { work.ledger.change_task(&caller, &id, &step, &work.clock).await })
-        .await?;
-    match changed? {
+    let changing = async move {
+        let (bytes, tenant) = (step.size(), &caller.tenant);
+        if bytes > 0 {
+            work.quotas.check_bytes(&work.ledger, tenant, bytes, work.clock.now()).await?;
+        }
+        let changed = work.ledger.change_task(&caller, &id, &step, &work.clock).await?;
+        if bytes > 0 && matches!(changed, TaskChange::Done(_)) {
+            work.quotas.count_bytes(tenant, bytes).await;
+        }
+        Ok::<_, Problem>(changed)
+    };
+    match core.run_to_end(changing).await?? {
         TaskChange::Done(task) => Ok(ok(message, TaskView::from(*task))),
         TaskChange::NotFound => Err(ApiError::no_such_task()),
         TaskChange::NotTheOwner => Err(Refusal::NotTheOwner.into()),

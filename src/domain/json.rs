@@ -47,15 +47,72 @@ pub fn read_name(value: &str) -> Option<String> {
     (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then(|| value.to_owned())
 }
 
-/// The same JSON without what Postgres' `json` cannot take apart: escapes of NUL and of half
-/// surrogates become those of the replacement character.
+/// Most digits of a Postgres `numeric` before its decimal point.
+const MAX_WHOLE_DIGITS: i64 = 131_072;
+/// Most digits of a Postgres `numeric` after its decimal point.
+const MAX_FRACTION_DIGITS: i64 = 16_383;
+
+/// The same JSON without what Postgres cannot cast to `jsonb`: escapes of NUL and of half surrogates
+/// become those of the replacement character, and numbers beyond `numeric` become strings. The text
+/// must have been parsed.
 #[must_use]
-pub fn storable(text: String) -> String {
-    if !text.contains("\\u") {
-        return text;
-    }
+pub fn storable(text: &str) -> String {
     let mut storable = String::with_capacity(text.len());
-    let mut rest = text.as_str();
+    let mut rest = text;
+    let starts = |letter: char| matches!(letter, '"' | '-' | '0'..='9');
+    while let Some((before, from)) = rest.find(starts).and_then(|at| rest.split_at_checked(at)) {
+        storable.push_str(before);
+        rest = if from.starts_with('"') {
+            let (string, after) = split_string(from);
+            push_storable_string(&mut storable, string);
+            after
+        } else {
+            let is_over = |letter: char| !matches!(letter, '0'..='9' | '+' | '-' | '.' | 'e' | 'E');
+            let end = from.find(is_over).unwrap_or(from.len());
+            let (number, after) = from.split_at_checked(end).unwrap_or((from, ""));
+            let quote = if is_numeric(number) { "" } else { "\"" };
+            storable.extend([quote, number, quote]);
+            after
+        };
+    }
+    storable.push_str(rest);
+    storable
+}
+
+/// Whether a JSON number fits Postgres' `numeric`.
+fn is_numeric(number: &str) -> bool {
+    let (digits, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let count = |digits: &str| i64::try_from(digits.trim_start_matches('-').len()).ok();
+    let fits = || {
+        let exponent = exponent.trim_start_matches('+').parse::<i32>().ok()?;
+        let exponent = i64::from(exponent);
+        Some(
+            count(whole)? + exponent <= MAX_WHOLE_DIGITS
+                && count(fraction)? - exponent <= MAX_FRACTION_DIGITS,
+        )
+    };
+    fits().unwrap_or(false)
+}
+
+/// The string that a text begins with, its quotes included, and what follows. A string without an
+/// end is all of it.
+pub(super) fn split_string(text: &str) -> (&str, &str) {
+    let mut is_escaped = true;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => return text.split_at_checked(at + 1).unwrap_or((text, "")),
+            _ => {}
+        }
+    }
+    (text, "")
+}
+
+/// Writes a string, with the replacement character for escapes of NUL and of half surrogates.
+fn push_storable_string(storable: &mut String, string: &str) {
+    let mut rest = string;
     while let Some((before, escape)) = rest.split_once('\\') {
         storable.push_str(before);
         let code = |escape: &str| {
@@ -77,7 +134,6 @@ pub fn storable(text: String) -> String {
         rest = escape.get(length..).unwrap_or_default();
     }
     storable.push_str(rest);
-    storable
 }
 
 /// A JSON text that all readers understand alike and every store can keep: no name twice in an
@@ -186,8 +242,14 @@ mod tests {
             (r#"["\ud83d\ude00"]"#, r#"["\ud83d\ude00"]"#),
             (r#"["\ud83d", "\ude00", "\ud83d\u0041"]"#, r#"["\ufffd", "\ufffd", "\ufffd\u0041"]"#),
             (r#"["\n\u0041é\"", 1]"#, r#"["\n\u0041é\"", 1]"#),
+            (r#"{"\u0000":1,"\ud800":2}"#, r#"{"\ufffd":1,"\ufffd":2}"#),
+            (r#"{"a\\":-1.50,"1e-99999":[0,1E5]}"#, r#"{"a\\":-1.50,"1e-99999":[0,1E5]}"#),
+            ("[1e-99999,-1E+140000 , 1e400]", r#"["1e-99999","-1E+140000" , 1e400]"#),
+            ("1e99999999999", r#""1e99999999999""#),
+            ("[1e-16383,1e-16384,0.0e-16383]", r#"[1e-16383,"1e-16384","0.0e-16383"]"#),
+            ("[1e131071,1e131072,-1e131071]", r#"[1e131071,"1e131072",-1e131071]"#),
         ] {
-            assert_eq!(storable(text.to_owned()), kept);
+            assert_eq!(storable(text), kept);
         }
     }
 

@@ -66,6 +66,12 @@ impl InvalidStep {
 }
 
 impl PlanStep {
+    /// Bytes of its names and values.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.fields.iter().map(|(name, value)| name.len() + value.get().len()).sum()
+    }
+
     /// Checks one step, flat or wrapped in `data`.
     ///
     /// # Errors
@@ -146,11 +152,11 @@ pub fn merge(plan: &str, steps: Vec<PlanStep>) -> Result<String, InvalidStep> {
         entries.push(json::raw(&fields));
         ids.push(Some(step.id));
     }
-    let plan = json::raw(&entries);
-    if plan.get().len() > MAX_PLAN_BYTES {
+    let plan = json::storable(json::raw(&entries).get());
+    if plan.len() > MAX_PLAN_BYTES {
         return Err(InvalidStep::TooLarge);
     }
-    Ok(plan.get().to_owned())
+    Ok(plan)
 }
 
 fn overlay(mut before: RawObject, update: RawObject) -> RawObject {

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
-use super::json::{MAX_DEPTH, raw};
+use super::json::{MAX_DEPTH, raw, split_string};
 
 /// An object's fields, each value as it was written.
 pub type Fields<'a> = IndexMap<String, &'a str>;
@@ -207,21 +207,6 @@ fn replace_bare(
         rest = rest.get(length..).unwrap_or_default();
     }
     Cow::Owned(out)
-}
-
-/// The string that a text begins with, its quotes included, and what follows. A string without an
-/// end is all of it.
-fn split_string(text: &str) -> (&str, &str) {
-    let mut is_escaped = true;
-    for (at, byte) in text.bytes().enumerate() {
-        match byte {
-            _ if is_escaped => is_escaped = false,
-            b'\\' => is_escaped = true,
-            b'"' => return text.split_at_checked(at + 1).unwrap_or((text, "")),
-            _ => {}
-        }
-    }
-    (text, "")
 }
 
 #[cfg(test)]

@@ -57,14 +57,14 @@ pub struct ApprovalRequest {
     pub tenant: Option<TenantId>,
     /// What the agent is about to do, `unknown` when it does not say.
     pub action_type: String,
-    /// With what: JSON, `null` when it does not say. Bare words of Python's are strings here, so that
-    /// every database and parser takes it.
+    /// With what: JSON, `null` when it does not say. Bare words of Python's are strings here, and what
+    /// Postgres cannot cast is replaced (see [`json::storable`]).
     pub context: String,
     /// The sentence shown to the person, when there is one.
     pub message: Option<String>,
     /// The agent's own task, when the request names a usable one.
     pub task: Option<TaskId>,
-    /// The plan the request brought along: a JSON array, bare words as in `context`.
+    /// The plan the request brought along: a JSON array, made storable like `context`.
     pub plan_steps: String,
     /// `pending` until decided.
     pub status: String,
@@ -160,7 +160,7 @@ impl ApprovalRequest {
             message: text(object, "message").ok().flatten(),
             task: task.and_then(|task| TaskId::parse(task).ok()),
             plan_steps: plan_steps(object, context),
-            context: python_json::quoted(context).into_owned(),
+            context: json::storable(&python_json::quoted(context)),
             status,
             document: String::new(),
         })
@@ -208,7 +208,7 @@ fn plan_steps(object: &Fields<'_>, context: &str) -> String {
         let text = serde_json::from_str::<String>(value).unwrap_or_else(|_| value.to_owned());
         let text = python_json::quoted(&text);
         serde_json::from_str::<Vec<&serde_json::value::RawValue>>(&text).ok()?;
-        Some(json::storable(text.into_owned()))
+        Some(json::storable(&text))
     };
     array(object)
         .or_else(|| array(&python_json::fields(context)?))

@@ -6,6 +6,7 @@
 use chrono::{DateTime, Utc};
 
 use super::ids::{RequestId, TaskId, TenantId, UserId};
+use super::json;
 use super::plan::{self, InvalidStep, PlanStep};
 
 /// Where a task stands.
@@ -132,7 +133,32 @@ pub enum TaskRefusal {
     Plan(#[from] InvalidStep),
 }
 
+impl TaskStep {
+    /// Bytes that it writes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        let bytes = match self {
+            Self::Start => 0,
+            Self::Progress { description: text, .. }
+            | Self::Complete { result: text }
+            | Self::Fail { error: text } => text.as_ref().map_or(0, String::len),
+            Self::ReplacePlan(steps) | Self::MergePlan(steps) => {
+                steps.iter().map(PlanStep::size).sum()
+            }
+        };
+        bytes as u64
+    }
+}
+
 impl Task {
+    /// Bytes of what its agent wrote when it asked for it.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        let texts = [&self.description, &self.input_data].into_iter().flatten();
+        let bytes = self.task_type.len() + texts.map(String::len).sum::<usize>();
+        bytes as u64
+    }
+
     /// A task that has been asked for and not begun.
     #[must_use]
     pub fn requested(
@@ -183,7 +209,7 @@ impl Task {
             (TaskStep::Complete { result }, InProgress) => {
                 next.status = Completed;
                 next.progress = 100;
-                next.result_data = result;
+                next.result_data = result.as_deref().map(json::storable);
                 next.completed_at = Some(now);
             }
             (TaskStep::Fail { error }, _) => {

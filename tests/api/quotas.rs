@@ -111,6 +111,56 @@ async fn a_tenant_registers_so_many_bytes_an_hour() {
     }
 }
 
+/// Tasks take from the same hour as requests, whatever of them it is that is large.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_writes_so_many_bytes_of_tasks_an_hour() {
+    for mode in MODES {
+        let clock = Clock::manual();
+        let app = TestApp::spawn_with(mode, clock.clone(), |config| {
+            config.quotas.bytes_per_tenant_hour = 100_000;
+        })
+        .await;
+        let hour = clock.now().duration_trunc(TimeDelta::hours(1)).unwrap();
+        clock.advance(hour + TimeDelta::minutes(60) - clock.now());
+        let tasks = "/main/agent/tasks";
+        let task = |who: Who<'_>, input: usize| {
+            json!({
+                "taskType": "mail", "userId": who.user, "tenantId": who.tenant,
+                "inputData": "x".repeat(input),
+            })
+        };
+        let large = json!({ "text": "x".repeat(60_000) });
+        let begin = async |who: Who<'_>| {
+            let made = app.post(who, tasks, task(who, 1)).await;
+            let path = format!("{tasks}/{}", made.data()["taskId"].as_str().unwrap());
+            app.post(who, &format!("{path}/start"), json!({})).await.assert(200, "");
+            path
+        };
+        let first = begin(ALICE).await;
+        let second = begin(BOB).await;
+        app.post(ALICE, tasks, task(ALICE, 60_000)).await.assert(201, "");
+        let too_much = [
+            app.post(BOB, tasks, task(BOB, 60_000)).await,
+            app.post(ALICE, &format!("{first}/complete"), large.clone()).await,
+            app.post(
+                BOB,
+                &format!("{second}/plan-steps"),
+                json!({ "id": "a", "text": "x".repeat(60_000) }),
+            )
+            .await,
+        ];
+        for refused in too_much {
+            assert_limited(&refused, "max_bytes_per_tenant_hour", "100000");
+        }
+        app.post(ALICE, &format!("{first}/complete"), json!("done")).await.assert(200, "");
+        let other = begin(MALLORY).await;
+        app.post(MALLORY, &format!("{other}/complete"), large.clone()).await.assert(200, "");
+        app.post(MALLORY, tasks, task(MALLORY, 60_000)).await.assert(429, "E4290");
+        clock.advance(TimeDelta::hours(1));
+        app.post(BOB, &format!("{second}/complete"), large).await.assert(200, "");
+    }
+}
+
 /// What one replica has registered is known to the others once it has said so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_add_up_what_a_tenant_registers() {
