@@ -333,34 +333,32 @@ pub(crate) async fn look(core: &Core, caller: &Caller, id: &RequestId) -> InRedi
         Ok(None) => return InRedis::Nothing,
         Err(unavailable) => return InRedis::Unreachable(unavailable),
     };
-    // Judged before anything costly: what a stranger is told must not take longer for a large request.
+    // Judged first: what a stranger is told must not take longer because a request is there.
+    let is_foreign = |tenant: Option<&TenantId>| tenant.is_some_and(|is| *is != caller.tenant);
     let scope = Scope::read(&stored.document);
-    let is_foreign =
-        |tenant: &Option<TenantId>| tenant.as_ref().is_some_and(|tenant| *tenant != caller.tenant);
-    if scope.as_ref().is_some_and(|scope| is_foreign(&scope.tenant)) {
+    if is_foreign(scope.tenant.as_ref()) {
         return InRedis::Nothing;
     }
-    let session = scope.as_ref().and_then(|scope| scope.session.as_ref());
-    let pointer = match session {
+    let pointer = match &scope.session {
         Some(session) => match core.courier.session_of(stored.beside, session).await {
             Ok(pointer) => pointer,
             Err(unavailable) => return InRedis::Unreachable(unavailable),
         },
         None => SessionPointer::default(),
     };
-    if let Some(scope) = scope {
-        let tenant = scope.tenant.as_ref().or(pointer.tenant.as_ref());
-        let user = scope.user.as_ref().or(pointer.user.as_ref());
-        if !is_visible(tenant, user, caller, core.policy) {
-            return InRedis::Nothing;
-        }
+    if scope.tenant.is_none() && is_foreign(pointer.tenant.as_ref()) {
+        return InRedis::Nothing;
     }
-    match ApprovalRequest::read(id, stored.document.clone()) {
-        Ok(request) => {
-            let candidate = in_redis(request, &pointer, stored.ttl, core.clock.now());
-            InRedis::Request(Box::new((candidate, pointer)))
-        }
-        Err(problem) => InRedis::Unreadable { problem, text: stored.document },
+    let request = match ApprovalRequest::read(id, stored.document.clone()) {
+        Ok(request) => request,
+        Err(problem) => return InRedis::Unreadable { problem, text: stored.document },
+    };
+    let candidate = in_redis(request, &pointer, stored.ttl, core.clock.now());
+    let user = candidate.user.as_ref();
+    if is_visible(candidate.tenant.as_ref(), user, caller, core.policy) {
+        InRedis::Request(Box::new((candidate, pointer)))
+    } else {
+        InRedis::Nothing
     }
 }
 

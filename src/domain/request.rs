@@ -80,32 +80,26 @@ pub struct ApprovalRequest {
     pub document: String,
 }
 
-/// Whom a request in Redis concerns. Reads no more than that, so that a stranger is refused before
-/// anything is compared or hashed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Of which tenant a request in Redis is, and of which session. Reads no more than that, so that a
+/// stranger is refused before anything is compared or hashed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
     /// See [`ApprovalRequest::tenant`].
     pub tenant: Option<TenantId>,
-    /// See [`ApprovalRequest::user`].
-    pub user: Option<UserId>,
     /// See [`ApprovalRequest::session`].
     pub session: Option<SessionId>,
 }
 
 impl Scope {
-    /// Reads the scope of a request that may be unreadable otherwise. `None` when the document is
-    /// not a JSON object or its tenant cannot be read: then nobody knows whom it concerns.
+    /// Reads the scope of a request that may be unreadable otherwise. What cannot be read is absent.
     #[must_use]
-    pub fn read(document: &str) -> Option<Self> {
-        let object = python_json::fields(document)?;
-        let tenant = name(&object, "tenantId").ok()?.map(TenantId::parse).transpose().ok()?;
-        let user = name(&object, "userId").ok().flatten();
-        let session = name(&object, "sessionId").ok().flatten();
-        Some(Self {
-            tenant,
-            user: user.and_then(|user| UserId::parse(user).ok()),
-            session: session.and_then(|session| SessionId::parse(session).ok()),
-        })
+    pub fn read(document: &str) -> Self {
+        let Some(object) = python_json::fields(document) else { return Self::default() };
+        let name = |field| name(&object, field).ok().flatten();
+        Self {
+            tenant: name("tenantId").and_then(|tenant| TenantId::parse(tenant).ok()),
+            session: name("sessionId").and_then(|session| SessionId::parse(session).ok()),
+        }
     }
 }
 
@@ -400,11 +394,10 @@ mod tests {
     #[test]
     fn whom_an_unreadable_request_concerns_is_read_all_the_same() {
         let scope = Scope::read(r#"{"tenantId":"t2","userId":{},"sessionId":7,"actionType":5}"#);
-        let scope = scope.unwrap();
         assert_eq!(scope.tenant.unwrap().as_str(), "t2");
-        assert_eq!((scope.user, scope.session.unwrap().as_str()), (None, "7"));
-        assert_eq!(Scope::read(r#"{"tenantId":{}}"#), None);
-        assert_eq!(Scope::read("nonsense"), None);
+        assert_eq!(scope.session.unwrap().as_str(), "7");
+        assert_eq!(Scope::read(r#"{"tenantId":{}}"#), Scope::default());
+        assert_eq!(Scope::read("nonsense"), Scope::default());
     }
 
     #[test]

@@ -561,6 +561,25 @@ over_redis! {
 }
 
 over_redis! {
+    /// Whose it is may stand in its session alone.
+    async fn a_foreign_request_that_cannot_be_read_looks_like_none(app: TestApp) {
+        for scoped_by_session in [false, true] {
+            let (id, session) = (unique("req"), unique("session"));
+            let mut document = json!({ "sessionId": session, "actionType": 5 });
+            let mut pointer = json!({ "requestId": id });
+            let scoped = if scoped_by_session { &mut pointer } else { &mut document };
+            scoped["tenantId"] = json!("tenant1");
+            app.put(&id, &document.to_string()).await;
+            app.point(&session, &pointer.to_string()).await;
+            app.approve(ALICE, &id).await.assert(422, "E4220");
+            let nothing = app.approve(MALLORY, &unique("req")).await;
+            nothing.assert(404, "E1004");
+            assert_eq!(app.approve(MALLORY, &id).await.seen(), nothing.seen());
+        }
+    }
+}
+
+over_redis! {
     /// In the row that admins look at, a reason begins no line and hides nothing; agents and callers
     /// get it as it was given.
     async fn a_reason_is_escaped_where_people_read_it_among_other_text(app: TestApp) {
