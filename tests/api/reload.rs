@@ -282,7 +282,7 @@ async fn what_is_wrong_or_needs_a_restart_changes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_are_revoked_by_a_list_that_holds_as_a_whole_or_not_at_all() {
     let program = |folder: &TempDir| {
-        std::fs::write(folder.path().join("revoked.toml"), "").unwrap();
+        std::fs::write(folder.path().join("revoked.toml"), "jti = []\n").unwrap();
         Program::new(folder, &[]).with("AURA_HITL_REVOCATIONS_FILE", "revoked.toml")
     };
     let mut site = Site::start(program, &[("JWT_SECRET_FILE", OLD)]).await;
@@ -305,7 +305,7 @@ async fn tokens_are_revoked_by_a_list_that_holds_as_a_whole_or_not_at_all() {
     site.write("revoked.toml", &format!("{not_before}time = \"2999-01-01T00:00:00Z\"\n"));
     site.reloaded("revocations_file").await;
     other.tasks().await.assert(401, "E2003");
-    site.write("revoked.toml", "");
+    site.write("revoked.toml", "jti = []\n");
     site.reloaded("revocations_file").await;
     named.tasks().await.assert(200, "");
     std::fs::remove_file(site.file("revoked.toml")).unwrap();
