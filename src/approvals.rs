@@ -201,12 +201,16 @@ impl Attempt<'_> {
             let is_altered = !is_same(&record, candidate);
             return self.on_standing(record, is_altered).await;
         }
+        if matches!(decision, Err(Refusal::AnothersSession)) {
+            return self.in_anothers_session(candidate).await;
+        }
         let decision = decision?;
         let etag = candidate.request.etag.clone();
         let if_match = self.expected.check(&candidate.request.etag)?;
         let (caller, now, held_for) = (self.caller, self.now, LEASE);
         let state = &State::Decided(decision.clone());
         let only_newest = pointer.is_some_and(|pointer| pointer.request.is_none());
+        let alone_since = pointer.map(|_pointer| now - delivery::SESSION_LIFETIME);
         let trace_parent = traces::here();
         let audit = self.core.audit_entry(candidate, state, caller, now);
         let writing = Writing {
@@ -217,6 +221,7 @@ impl Attempt<'_> {
             held_for,
             if_match,
             only_newest,
+            alone_since,
             trace_parent,
             audit,
         };
@@ -268,11 +273,28 @@ impl Attempt<'_> {
                 Ok(decided)
             }
             Recorded::MovedOn => Err(Refusal::MovedOn.into()),
+            Recorded::AnothersSession => {
+                self.core.forgeries.request(self.id, &candidate.request.document);
+                Err(Refusal::AnothersSession.into())
+            }
             Recorded::IdTaken => {
                 // The key was another tenant's when it was decided.
                 self.core.forgeries.request(self.id, &candidate.request.document);
                 Err(Refusal::NotFound.into())
             }
+        }
+    }
+
+    /// A request of Redis in a session that names somebody else. If it was decided before, that
+    /// stands.
+    async fn in_anothers_session(self, candidate: &Candidate) -> Result<Decided> {
+        self.core.forgeries.request(self.id, &candidate.request.document);
+        match self.stands().await? {
+            Some(record) if record.state != State::Pending => {
+                let is_altered = !is_same(&record, candidate);
+                self.on_standing(record, is_altered).await
+            }
+            _ => Err(Refusal::AnothersSession.into()),
         }
     }
 
@@ -353,6 +375,14 @@ pub(crate) async fn look(core: &Core, caller: &Caller, id: &RequestId) -> InRedi
         Ok(request) => request,
         Err(problem) => return InRedis::Unreadable { problem, text: stored.document },
     };
+    if pointer.is_ambiguous && (request.tenant.is_none() || request.user.is_none()) {
+        // Without a tenant it is nobody's.
+        if request.tenant.as_ref() != Some(&caller.tenant) {
+            return InRedis::Nothing;
+        }
+        let problem = "is in a session that does not say plainly whose it is";
+        return InRedis::Unreadable { problem, text: stored.document };
+    }
     let candidate = in_redis(request, &pointer, stored.ttl, core.clock.now());
     let user = candidate.user.as_ref();
     if is_visible(candidate.tenant.as_ref(), user, caller, core.policy) {
@@ -400,9 +430,11 @@ fn in_redis(
 ) -> Candidate {
     let created_at = now - age(ttl);
     let lifetime = TimeDelta::seconds(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
+    // Another tenant's session does not say whose it is.
+    let lender = (!pointer.is_anothers(request.tenant.as_ref(), None)).then_some(pointer);
     Candidate {
-        tenant: request.tenant.clone().or_else(|| pointer.tenant.clone()),
-        user: request.user.clone().or_else(|| pointer.user.clone()),
+        tenant: request.tenant.clone().or_else(|| lender?.tenant.clone()),
+        user: request.user.clone().or_else(|| lender?.user.clone()),
         request,
         origin: Origin::Redis,
         created_at,
@@ -447,7 +479,9 @@ async fn send_if_asked_again(core: &Core, id: &RequestId, record: &Record) -> Re
     let Ok(request) = ApprovalRequest::read(id, stored.document) else { return Ok(()) };
     let pointer = core.courier.session_of(stored.beside, &request.session).await?;
     let asked = in_redis(request, &pointer, stored.ttl, core.clock.now());
-    if !(asked.request.is_pending() && is_same(record, &asked) && pointer.names(id)) {
+    if !(asked.request.is_pending() && is_same(record, &asked) && pointer.names(id))
+        || pointer.is_anothers(Some(&record.tenant), record.user.as_ref())
+    {
         return Ok(());
     }
     // What is owed anew must have been noted as sent.
@@ -500,6 +534,7 @@ pub async fn register(core: &Core, caller: &Caller, candidate: &Candidate) -> Re
         held_for,
         if_match,
         only_newest: false,
+        alone_since: None,
         trace_parent,
         audit,
     };

@@ -1,6 +1,8 @@
 //! Sends the signal of a decided request of Redis, under the contract's rules on sessions that have
 //! moved on. Used at once by whoever decided, and later by the relay for what was left owing.
 
+use chrono::TimeDelta;
+
 use crate::core::Core;
 use crate::courier::{self, Outgoing, Seen, Sent, Unavailable};
 use crate::domain::decision::{CourierCopy, Decision, Delivery, Record, Settled, State};
@@ -11,6 +13,10 @@ use crate::ledger::LedgerError;
 
 /// How often to look again at a session that keeps changing while we send.
 const LOOKS: usize = 3;
+
+/// How long a request of another tenant keeps a session from being signalled in: for as long as a
+/// request lives in Redis, so that its agent may wait there.
+pub const SESSION_LIFETIME: TimeDelta = TimeDelta::seconds(1800);
 
 /// Why a row is still owed.
 #[derive(Debug, thiserror::Error)]
@@ -56,14 +62,23 @@ async fn send_signal(
     let document = decided_document(&record.document, decision);
     let was_sent = record.sent_to.is_some() || record.listeners.is_some();
     let is_unheard = record.is_waited_for(core.clock.now());
+    // The decision's own write has just looked.
+    let is_shared = (seen.is_none() || was_sent)
+        && core
+            .ledger
+            .is_shared(&record.session, &record.tenant, core.clock.now() - SESSION_LIFETIME)
+            .await?;
     for _look in 0..LOOKS {
         let seen = match seen.take() {
             Some(seen) => seen,
             None => core.courier.look(&record.id, &record.session).await?,
         };
         let copy = CourierCopy::of(record, seen.document.as_deref());
-        let may_reach =
-            copy != CourierCopy::Other && is_waited_for(core, record, &seen.pointer).await?;
+        let is_anothers =
+            is_shared || seen.pointer.is_anothers(Some(&record.tenant), record.user.as_ref());
+        let may_reach = copy != CourierCopy::Other
+            && !is_anothers
+            && is_waited_for(core, record, &seen.pointer).await?;
         let aloud = may_reach
             && (!was_sent
                 || (is_unheard && may_be_said_again(core, record, decision, &seen).await?));

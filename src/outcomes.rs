@@ -130,6 +130,7 @@ pub async fn cancel(core: &Core, caller: &Caller, id: &RequestId) -> Result<Reco
         held_for,
         if_match,
         only_newest: false,
+        alone_since: None,
         trace_parent,
         audit,
     };
@@ -142,6 +143,7 @@ pub async fn cancel(core: &Core, caller: &Caller, id: &RequestId) -> Result<Reco
         }
         Recorded::Lost(record) => withdrawn(record),
         Recorded::MovedOn => Err(Refusal::MovedOn.into()),
+        Recorded::AnothersSession => Err(Refusal::AnothersSession.into()),
         Recorded::IdTaken => Err(Refusal::NotFound.into()),
     }
 }

@@ -21,7 +21,7 @@ use crate::courier::Courier;
 use crate::delivery::{self, Undelivered};
 use crate::domain::approver::Caller;
 use crate::domain::decision::{Delivery, Mark, Record, Settled, State};
-use crate::domain::ids::{RequestId, SessionId};
+use crate::domain::ids::{RequestId, SessionId, UserId};
 use crate::domain::printable::printable;
 use crate::domain::request::{Origin, PATIENCE};
 use crate::domain::signal::signal_request;
@@ -53,7 +53,7 @@ const CONCURRENCY: usize = 16;
 pub struct Unheard {
     signals: Arc<Mutex<HashMap<RequestId, Watched>>>,
     /// Requests whose agents were answered over HTTP, and the ledger told of it.
-    answered: Cache<RequestId, ()>,
+    answered: Cache<(RequestId, UserId), ()>,
 }
 
 impl Default for Unheard {
@@ -97,7 +97,7 @@ impl Unheard {
     }
 
     /// An agent was answered the signal of its request over HTTP: it has heard it. What a person is
-    /// shown, nobody has heard. The ledger is told beside the answer.
+    /// shown, or an agent of a colleague, nobody has heard. The ledger is told beside the answer.
     pub fn answered(&self, core: &Core, caller: &Caller, signal: &str) {
         if caller.via.caller_type.as_deref() != Some("AGENT") {
             return;
@@ -105,14 +105,18 @@ impl Unheard {
         let Some(request) = signal_request(signal).and_then(|id| RequestId::parse(id).ok()) else {
             return;
         };
-        self.forget(&request);
-        if self.answered.entry(request.clone()).or_insert(()).is_fresh() {
-            let core = core.clone();
+        let answered = (request.clone(), caller.user.clone());
+        if self.answered.entry(answered.clone()).or_insert(()).is_fresh() {
+            let (core, tenant, user) = (core.clone(), caller.tenant.clone(), caller.user.clone());
             let (under_way, runtime) = (core.under_way.clone(), core.runtime.clone());
             let telling = async move {
-                if let Err(error) = core.ledger.heard(&request, core.clock.now()).await {
-                    core.unheard.answered.invalidate(&request);
-                    debug!(request_id = %request, %error, "heard over HTTP, and not noted");
+                match core.ledger.heard(&tenant, &user, &request, core.clock.now()).await {
+                    Ok(true) => core.unheard.forget(&request),
+                    Ok(false) => {}
+                    Err(error) => {
+                        core.unheard.answered.invalidate(&answered);
+                        debug!(request_id = %request, %error, "heard over HTTP, and not noted");
+                    }
                 }
             };
             under_way.spawn_on(telling, &runtime);
@@ -232,6 +236,9 @@ async fn publish_again(
     }
     let seen = core.courier.look(&record.id, &record.session).await?;
     if !seen.pointer.allows(&record.id) {
+        // Noted for every replica: whoever makes the session name it once more wakes nobody.
+        let mark = Mark::of(&record, Settled::SUPERSEDED, core.clock.now());
+        marks::write_one(core, mark).await?;
         return Ok(Again::Over);
     }
     if !delivery::still_names(&record, &decision, &seen) {

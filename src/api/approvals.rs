@@ -3,7 +3,7 @@
 use std::future::{Ready, ready};
 
 use actix_web::dev::Payload;
-use actix_web::http::header::{ETag, EntityTag, Header as _, IF_MATCH, IfMatch};
+use actix_web::http::header::{ETag, EntityTag, Header as _, HeaderValue, IF_MATCH, IfMatch};
 use actix_web::{FromRequest, HttpRequest, web};
 use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
@@ -181,14 +181,17 @@ impl FromRequest for ExpectedContent {
 }
 
 fn expected(request: &HttpRequest) -> Expected {
-    if !request.headers().contains_key(IF_MATCH) {
-        return Expected::Anything;
-    }
+    let all = request.headers().get_all(IF_MATCH).map(HeaderValue::as_bytes).collect::<Vec<_>>();
+    let mut values = all.iter().flat_map(|value| value.split(|byte| *byte == b','));
+    let has_star = values.any(|value| value.trim_ascii() == b"*");
     let tags = match IfMatch::parse(request) {
-        Ok(IfMatch::Any) => return Expected::Anything,
-        Ok(IfMatch::Items(tags)) => tags,
-        // A header that is not a list of entity tags matches no content.
-        Err(_) => Vec::new(),
+        _ if all.is_empty() => return Expected::Anything,
+        _ if has_star && all.len() == 1 && !all.iter().any(|value| value.contains(&b',')) => {
+            return Expected::Anything;
+        }
+        Ok(IfMatch::Items(tags)) if !has_star => tags,
+        // What is not a list of entity tags, or has `*` beside others, matches no content.
+        _ => Vec::new(),
     };
     let (weak, strong): (Vec<_>, Vec<_>) = tags.into_iter().partition(|tag| tag.weak);
     let texts = |tags: Vec<EntityTag>| tags.iter().map(|tag| tag.tag().to_owned()).collect();

@@ -625,6 +625,12 @@ impl From<Refusal> for ApiError {
                 "Not decided yet: there is nothing to acknowledge.",
                 "아직 결정되지 않음: 확인 처리할 결정이 없습니다.",
             ),
+            Refusal::AnothersSession => Self::new(
+                ErrorCode::Unprocessable,
+                "Another's session: the request names a session that belongs to another tenant or \
+                 user. Nothing was decided.",
+                "다른 세션: 요청이 다른 테넌트나 사용자의 세션을 가리켜 결정되지 않았습니다.",
+            ),
             Refusal::Altered => Self::new(
                 ErrorCode::Unprocessable,
                 "Request altered: it differs from the one that this id stands for. Nothing was decided.",

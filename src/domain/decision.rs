@@ -310,6 +310,8 @@ pub enum Refusal {
     AlreadyDecided(Standing),
     /// What would be decided is not what the ledger knows under this id.
     Altered,
+    /// Its session is another's: another agent would take the answer for its own.
+    AnothersSession,
     /// It is not the content that the caller has looked at.
     Changed,
     /// It may be what the caller has looked at, but on the way a proxy has weakened its tag.
@@ -414,6 +416,9 @@ pub fn decide(
     }
     if candidate.origin == Origin::Redis && !pointer.allows(&candidate.request.id) {
         return Err(Refusal::MovedOn);
+    }
+    if candidate.origin == Origin::Redis && pointer.is_anothers(candidate.tenant.as_ref(), user) {
+        return Err(Refusal::AnothersSession);
     }
     if now >= candidate.expires_at {
         return Err(Refusal::Expired);

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::ids::{RequestId, TenantId, UserId};
 use super::json::{self, RawObject};
+use super::python_json;
 
 /// The pointer as it was read, and what it means.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +21,9 @@ pub struct SessionPointer {
     pub tenant: Option<TenantId>,
     /// The session's user, if it names one.
     pub user: Option<UserId>,
+    /// It names a field twice, or somebody in a form that is no id: whose the session is cannot be
+    /// told, so it says neither tenant nor user.
+    pub is_ambiguous: bool,
 }
 
 impl SessionPointer {
@@ -30,10 +34,13 @@ impl SessionPointer {
         let Some(value) = text.as_deref() else { return Self::default() };
         let mut pointer = Self::default();
         if let Ok(object) = serde_json::from_str::<RawObject>(value) {
-            let name = |field| json::present(&object, field).and_then(json::text_or_digits);
             pointer.request = json::present(&object, "requestId").map(name_or_raw);
-            pointer.tenant = name("tenantId").and_then(|tenant| TenantId::parse(tenant).ok());
-            pointer.user = name("userId").and_then(|user| UserId::parse(user).ok());
+            match (id(&object, "tenantId", TenantId::parse), id(&object, "userId", UserId::parse)) {
+                (Ok(tenant), Ok(user)) if !python_json::repeats_a_name(value) => {
+                    (pointer.tenant, pointer.user) = (tenant, user);
+                }
+                _ => pointer.is_ambiguous = true,
+            }
         } else if let Ok(raw) = serde_json::from_str::<&RawValue>(value) {
             pointer.request = (raw.get() != "null").then(|| name_or_raw(raw));
         } else {
@@ -52,11 +59,32 @@ impl SessionPointer {
         self.request.as_deref().is_none_or(|named| named == request.as_str())
     }
 
+    /// Whether the session is another tenant's or user's than this one.
+    #[must_use]
+    pub fn is_anothers(&self, tenant: Option<&TenantId>, user: Option<&UserId>) -> bool {
+        let is_another_tenant = self.tenant.as_ref().zip(tenant).is_some_and(|(a, b)| a != b);
+        is_another_tenant || self.user.as_ref().zip(user).is_some_and(|(a, b)| a != b)
+    }
+
     /// Whether the session names this request.
     #[must_use]
     pub fn names(&self, request: &RequestId) -> bool {
         self.request.as_deref() == Some(request.as_str())
     }
+}
+
+/// An id that the session names: null and blank are absent. `Err` when it is none.
+fn id<T, E>(
+    object: &RawObject,
+    field: &str,
+    parse: impl FnOnce(String) -> Result<T, E>,
+) -> Result<Option<T>, ()> {
+    let Some(value) = json::present(object, field) else { return Ok(None) };
+    let text = json::text_or_digits(value).ok_or(())?;
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
+    parse(text).map(Some).map_err(|_invalid| ())
 }
 
 fn name_or_raw(value: &RawValue) -> String {
@@ -81,6 +109,49 @@ mod tests {
         assert_eq!(named("null"), None);
         assert_eq!(named(""), None);
         assert_eq!(named("  "), None);
+    }
+
+    #[test]
+    fn a_session_that_does_not_name_somebody_plainly_names_nobody() {
+        let read = |fields: &str| {
+            let text = format!(r#"{{"requestId":"req_1",{fields}}}"#);
+            let pointer = SessionPointer::read(Some(text));
+            assert!(pointer.names(&RequestId::parse("req_1").unwrap()), "{fields}");
+            (pointer.user.map(|user| user.to_string()), pointer.is_ambiguous)
+        };
+        let long = format!(r#""userId":"{}""#, "v".repeat(300));
+        for fields in [
+            r#""userId":["vic"]"#,
+            r#""userId":"vic\u0000""#,
+            r#""userId":1.5"#,
+            &long,
+            r#""userId":"vic","userId":"col""#,
+            r#""userId":"vic","user\u0049d":"col""#,
+            r#""userId":"vic","tenantId":["t"]"#,
+            r#""userId":"vic","tenantId":"a","tenantId":"b""#,
+        ] {
+            assert_eq!(read(fields), (None, true), "{fields}");
+        }
+        for fields in [r#""userId":null"#, r#""userId":" ""#, r#""tenantId":"t""#] {
+            assert_eq!(read(fields), (None, false), "{fields}");
+        }
+        assert_eq!(read(r#""userId":7,"tenantId":"t""#), (Some("7".to_owned()), false));
+    }
+
+    #[test]
+    fn a_session_is_anothers_only_if_it_says_so() {
+        let (tenant, user) = (TenantId::parse("t").unwrap(), UserId::parse("u").unwrap());
+        let is_anothers = |text: &str| {
+            SessionPointer::read(Some(text.to_owned())).is_anothers(Some(&tenant), Some(&user))
+        };
+        for text in [r#"{"tenantId":"t","userId":"u"}"#, r#"{"userId":"u"}"#, "{}", "req_1"] {
+            assert!(!is_anothers(text), "{text}");
+        }
+        for text in [r#"{"tenantId":"t2","userId":"u"}"#, r#"{"userId":"u2"}"#] {
+            assert!(is_anothers(text), "{text}");
+        }
+        let pointer = SessionPointer::read(Some(r#"{"tenantId":"t","userId":"u"}"#.to_owned()));
+        assert!(!pointer.is_anothers(None, None));
     }
 
     #[test]

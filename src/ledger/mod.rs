@@ -161,6 +161,9 @@ pub struct Writing<'a> {
     /// Whether to write nothing if the ledger knows a newer request of Redis in the session: for a
     /// request of Redis whose session names nothing.
     pub only_newest: bool,
+    /// Since when there may be no other tenant's request of Redis in the session, for anything to be
+    /// written: for a decision that a signal in the session tells of.
+    pub alone_since: Option<DateTime<Utc>>,
     /// Where in a trace it happens; see [`traces::here`].
     pub trace_parent: Option<String>,
     /// What the Auth server's audit log is to be told of it.
@@ -205,6 +208,8 @@ pub enum Recorded {
     Lost(Record),
     /// The ledger knows a newer request of Redis in the session; see [`Writing::only_newest`].
     MovedOn,
+    /// The ledger knows a request of another tenant in the session; see [`Writing::alone_since`].
+    AnothersSession,
     /// The id is another tenant's.
     IdTaken,
 }
@@ -497,6 +502,10 @@ impl Ledger {
                 let id = &writing.candidate.request.id;
                 match self.find_request(writing.tenant(), id).await? {
                     Some(standing) => Ok(Recorded::Lost(standing)),
+                    None if writing.only_newest && self.is_overtaken(writing).await? => {
+                        Ok(Recorded::MovedOn)
+                    }
+                    None if writing.alone_since.is_some() => Ok(Recorded::AnothersSession),
                     None if writing.only_newest => Ok(Recorded::MovedOn),
                     None => {
                         let problem = "a request was neither decided nor found";
@@ -506,6 +515,26 @@ impl Ledger {
             }
             Written::IdTaken => Ok(Recorded::IdTaken),
         }
+    }
+
+    /// Whether the ledger knows a newer request of Redis in the session.
+    async fn is_overtaken(&self, writing: &Writing<'_>) -> Result<bool> {
+        let newest = self.newest_of_redis(&writing.candidate.request.session).await?;
+        Ok(newest.is_some_and(|newest| newest.created_at > writing.candidate.created_at))
+    }
+
+    /// Whether the ledger knows a request of Redis in this session that is another tenant's and was
+    /// made since then.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn is_shared(
+        &self,
+        session: &SessionId,
+        tenant: &TenantId,
+        since: DateTime<Utc>,
+    ) -> Result<bool> {
+        on_engine!(self, ledger => ledger.is_shared(session, tenant, since)).map_err(read_only)
     }
 
     /// Lets a task go on that waits for nothing any more.
@@ -764,12 +793,19 @@ impl Ledger {
         row.map(RequestRow::into_record).transpose()
     }
 
-    /// Notes that an agent was answered the signal of this request of Redis over HTTP.
+    /// Notes that the agent of this user was answered the signal of a request of Redis over HTTP.
+    /// Answers whether the request names that user: else nothing is noted.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
-    pub async fn heard(&self, id: &RequestId, now: DateTime<Utc>) -> Result<()> {
-        on_engine!(self, ledger => ledger.heard(id, now))
+    pub async fn heard(
+        &self,
+        tenant: &TenantId,
+        user: &UserId,
+        id: &RequestId,
+        now: DateTime<Utc>,
+    ) -> Result<bool> {
+        on_engine!(self, ledger => ledger.heard(tenant, user, id, now))
     }
 
     /// Takes the lease of up to `limit` rows whose delivery is due, for [`LEASE`].

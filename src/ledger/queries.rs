@@ -170,6 +170,24 @@ macro_rules! ledger_queries {
                 .await
             }
 
+            pub async fn is_shared(
+                &self,
+                session: &SessionId,
+                tenant: &TenantId,
+                since: DateTime<Utc>,
+            ) -> sqlx::Result<bool> {
+                sqlx::query_scalar(
+                    "SELECT EXISTS (SELECT 1 FROM hitl_request
+                                     WHERE session_id = $1 AND origin = 'redis'
+                                       AND created_at > $3 AND tenant_id <> $2)",
+                )
+                .bind(session.as_str())
+                .bind(tenant.as_str())
+                .bind(since)
+                .fetch_one(&self.pool)
+                .await
+            }
+
             pub async fn claim_owed(
                 &self,
                 now: DateTime<Utc>,
@@ -453,16 +471,25 @@ macro_rules! ledger_queries {
                 .await
             }
 
-            pub async fn heard(&self, id: &RequestId, now: DateTime<Utc>) -> sqlx::Result<()> {
+            pub async fn heard(
+                &self,
+                tenant: &TenantId,
+                user: &UserId,
+                id: &RequestId,
+                now: DateTime<Utc>,
+            ) -> sqlx::Result<bool> {
                 sqlx::query(
-                    "UPDATE hitl_request SET heard_at = $2
-                      WHERE request_id = $1 AND origin = 'redis' AND heard_at IS NULL",
+                    "UPDATE hitl_request SET heard_at = COALESCE(heard_at, $2)
+                      WHERE request_id = $1 AND tenant_id = $3 AND user_id = $4
+                        AND origin = 'redis'",
                 )
                 .bind(id.as_str())
                 .bind(now)
+                .bind(tenant.as_str())
+                .bind(user.as_str())
                 .execute(&self.pool)
                 .await
-                .map(drop)
+                .map(|done| done.rows_affected() > 0)
             }
 
             /// Not `origin = 'redis'`: that would fit the index of all ids of Redis.
@@ -717,6 +744,7 @@ macro_rules! ledger_queries {
                 .bind(decision.map(|_decision| writing.caller.role.as_str()))
                 .bind(decision.and_then(|_decision| writing.caller.token_id.clone()))
                 .bind(writing.only_newest)
+                .bind(writing.alone_since)
         }
     };
 }

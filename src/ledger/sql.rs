@@ -12,7 +12,8 @@
 //! 24 context · 25 message · 26 plan steps · 27 the caller · 28 content hash · 29 trace parent ·
 //! 30 audit entry · 31 `if_match` · 32 what a rejected task says ·
 //! 33 whose task it may be, if not anybody's · 34 the decider's role · 35 their token's id ·
-//! 36 whether the ledger may know no newer request of Redis in the session.
+//! 36 whether the ledger may know no newer request of Redis in the session ·
+//! 37 since when it may know no other tenant's request of Redis there, if at all.
 
 /// Compares a time that has an index with a parameter. The second bound excludes no row. Without
 /// statistics Postgres takes one bound for a third of the table, which it would rather read whole,
@@ -255,7 +256,11 @@ macro_rules! decide_request {
         write_request!(
             "(NOT $36 OR NOT EXISTS (SELECT 1 FROM hitl_request newer
                                       WHERE newer.session_id = $4 AND newer.origin <> 'http'
-                                        AND newer.created_at > $11 AND newer.request_id <> $1))",
+                                        AND newer.created_at > $11 AND newer.request_id <> $1))
+             AND ($37 IS NULL OR NOT EXISTS (SELECT 1 FROM hitl_request other
+                                              WHERE other.session_id = $4 AND other.origin <> 'http'
+                                                AND other.created_at > $37 AND other.tenant_id <> $3
+                                                AND other.request_id <> $1))",
             "DO UPDATE SET
                 status = excluded.status, decided_by = excluded.decided_by,
                 decided_at = excluded.decided_at, reason = excluded.reason,

@@ -225,8 +225,13 @@ impl TestApp {
             return;
         }
         self.put(&asked.id, &asked.document.to_string()).await;
+        let name = |field: &str, other: &str| match &asked.document[field] {
+            Value::Null => json!(other),
+            named => named.clone(),
+        };
         let pointer = json!({
-            "sessionId": asked.session, "requestId": asked.id, "userId": "user123", "tenantId": "tenant1",
+            "sessionId": asked.session, "requestId": asked.id,
+            "userId": name("userId", "user123"), "tenantId": name("tenantId", "tenant1"),
         });
         self.point(&asked.session, &pointer.to_string()).await;
     }
@@ -833,6 +838,7 @@ pub async fn decide_on_ledger(
         held_for,
         if_match: None,
         only_newest: false,
+        alone_since: None,
         trace_parent,
         audit,
     };

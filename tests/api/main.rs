@@ -10,6 +10,7 @@
 
 #[macro_use]
 mod helpers;
+mod anothers_session;
 mod approvals;
 mod audit;
 mod auth;

@@ -137,6 +137,7 @@ impl Stores {
             held_for: LEASE,
             if_match: None,
             only_newest: false,
+            alone_since: None,
             trace_parent: None,
             audit: AuditEntry::None,
         };
@@ -659,6 +660,7 @@ on_all_stores! {
                 held_for: LEASE,
                 if_match: None,
                 only_newest: true,
+                alone_since: None,
                 trace_parent: None,
                 audit: AuditEntry::None,
             };

@@ -150,9 +150,10 @@ over_redis! {
         app.reject(MALLORY, &foreign.id, None).await.assert(200, "");
         app.approve(ALICE, &old.id).await.assert(410, "E3007");
         assert!(app.is_unrecorded(&old.id).await);
-        // Named by its session, it is decided.
+        // Nor is it if its session names it: the other tenant's agent may wait there.
         app.point(&old.session, &old.id).await;
-        app.approve(ALICE, &old.id).await.assert(200, "");
+        app.approve(ALICE, &old.id).await.assert(422, "E4220");
+        assert!(app.is_unrecorded(&old.id).await);
     }
 }
 

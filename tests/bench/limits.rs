@@ -55,6 +55,7 @@ pub async fn statement(
                 held_for,
                 if_match: None,
                 only_newest: false,
+                alone_since: None,
                 trace_parent,
                 audit,
             };
