@@ -330,7 +330,9 @@ impl Ledger {
         pooler: Pooler,
         max_connections: u32,
     ) -> std::result::Result<Self, LoginError> {
-        let connecting = PgLedger::connect(url.expose_secret(), pooler, max_connections);
+        // On the heap, here and below: what connecting needs is large, and would be part of whatever
+        // waits for it.
+        let connecting = Box::pin(PgLedger::connect(url.expose_secret(), pooler, max_connections));
         Ok(Self::Postgres(logging_in(url, connecting).await?))
     }
 
@@ -344,7 +346,9 @@ impl Ledger {
         url: &SecretString,
     ) -> std::result::Result<PgConnectOptions, LoginError> {
         match self {
-            Self::Postgres(ledger) => logging_in(url, ledger.try_login(url.expose_secret())).await,
+            Self::Postgres(ledger) => {
+                logging_in(url, Box::pin(ledger.try_login(url.expose_secret()))).await
+            }
             Self::Sqlite(_) => Err(LoginError::final_word("Postgres needs a restart")),
         }
     }
@@ -361,7 +365,8 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when the file cannot be opened.
     pub async fn open_sqlite(file: &Path) -> Result<Self> {
-        Ok(Self::Sqlite(SqliteLedger::connect(file, SQLITE_ACQUIRE_TIMEOUT).await?))
+        let connecting = Box::pin(SqliteLedger::connect(file, SQLITE_ACQUIRE_TIMEOUT));
+        Ok(Self::Sqlite(connecting.await?))
     }
 
     /// The database file's pool, when there is one.

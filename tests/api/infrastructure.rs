@@ -12,7 +12,7 @@ use aura_hitl::domain::decision::{Mark, Settled};
 use aura_hitl::domain::ids::{RequestId, SessionId};
 use aura_hitl::domain::task::TaskStep;
 use aura_hitl::ledger::{Ledger, OutboxKind, Pooler};
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
@@ -515,7 +515,7 @@ fn is_wasteful(plan: &str) -> bool {
 /// As callers and as the workers run them, with little to find.
 async fn run_every_statement(app: &TestApp) {
     let ledger = &app.core.ledger;
-    let (now, caller) = (Utc::now(), ALICE.caller());
+    let (now, caller) = (Clock::System.now(), ALICE.caller());
     let (ago, long_ago) = (now - TimeDelta::minutes(5), now - TimeDelta::days(30));
     let (soon, later) = (now + TimeDelta::seconds(3), now + TimeDelta::days(365));
     let tenant = &caller.tenant;
@@ -566,7 +566,7 @@ async fn run_every_statement(app: &TestApp) {
     if let Some(owed) = ledger.claim_unheard(&sent, now).await.unwrap() {
         ledger.postpone(&owed, now).await.unwrap();
     }
-    ledger.heard(&of_redis, now).await.unwrap();
+    ledger.heard(tenant, &caller.user, &of_redis, now).await.unwrap();
     ledger.claim_owed(now, 100).await.unwrap();
     ledger.owe_again(&sent, now).await.unwrap();
     ledger.mark(&[Mark::of(&sent, Settled::SUPERSEDED, now)]).await.unwrap();
@@ -574,7 +574,7 @@ async fn run_every_statement(app: &TestApp) {
     ledger.claim_owed(soon, 100).await.unwrap();
 
     let task = app.task_of(&asked.id).await;
-    ledger.release_task(&task.id, now).await.unwrap();
+    ledger.release_task(tenant, &task.id, now).await.unwrap();
     for step in [TaskStep::Start, TaskStep::Complete { result: None }] {
         ledger.change_task(&caller, &task.id, &step, &Clock::System).await.unwrap();
     }
