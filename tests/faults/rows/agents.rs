@@ -252,7 +252,7 @@ pub async fn two_in_one_session(scale: Scale, report: &mut Report) {
         for asked in [&first, &second] {
             for base in &bases {
                 let polled = people.poll_surely(base, &session, Some(&asked.id)).await;
-                lost += usize::from(!polled.is_some_and(|signal| request_of(&signal) == asked.id));
+                lost += usize::from(polled.is_none_or(|signal| request_of(&signal) != asked.id));
             }
         }
         lost + usize::from(people.poll_surely(right, &session, None).await.is_some())

@@ -354,7 +354,7 @@ async fn crash_unheard(
     let crashes = join_all(crashing.map(async |((crasher, point), asked)| {
         let leaves = Leaves::Decision;
         let is_dead = crasher.dies_within(Duration::from_secs(3)).await;
-        is_dead.then(|| Crash { point: *point, leaves, asked, since, died: Instant::now() })
+        is_dead.then(|| Crash { point, leaves, asked, since, died: Instant::now() })
     }))
     .await;
     doomed.iter_mut().for_each(Replica::kill);

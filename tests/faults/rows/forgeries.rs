@@ -84,7 +84,7 @@ pub async fn forged(scale: Scale, report: &mut Report) {
         endings.iter().filter(|(kind, ..)| matches!(kind, Kind::Message | Kind::OppositeMessage));
     let messages = messages.count();
     for base in &bases {
-        eventually_within(Duration::from_secs(60), async || {
+        eventually_within(Duration::from_mins(1), async || {
             (counted(base).await >= messages).then_some(())
         })
         .await;
