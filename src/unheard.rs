@@ -237,8 +237,10 @@ async fn publish_again(
     let seen = core.courier.look(&record.id, &record.session).await?;
     if !seen.pointer.allows(&record.id) {
         // Noted for every replica: whoever makes the session name it once more wakes nobody.
-        let mark = Mark::of(&record, Settled::SUPERSEDED, core.clock.now());
-        marks::write_one(core, mark).await?;
+        if let Some(claimed) = core.ledger.claim_unheard(&record, core.clock.now()).await? {
+            let mark = Mark::of(&claimed, Settled::SUPERSEDED, core.clock.now());
+            marks::write_one(core, mark).await?;
+        }
         return Ok(Again::Over);
     }
     if !delivery::still_names(&record, &decision, &seen) {

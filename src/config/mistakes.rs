@@ -58,7 +58,15 @@ pub fn wrong_setting(error: &ConfigError, places: &Places) -> anyhow::Error {
             ConfigError::Type { unexpected, expected, .. } => {
                 wrong_type(key, &place(key), unexpected, expected)
             }
-            cause => anyhow::anyhow!("{key} is not valid{}: {cause}", place(key)),
+            cause => {
+                let text = cause.to_string();
+                // As serde words what the library passes on.
+                let kinds = text.strip_prefix("invalid type: ");
+                match kinds.and_then(|kinds| kinds.rsplit_once(", expected ")) {
+                    Some((found, expected)) => wrong_type(key, &place(key), &found, expected),
+                    None => anyhow::anyhow!("{key} is not valid{}: {text}", place(key)),
+                }
+            }
         },
         ConfigError::Type { unexpected, expected, key: Some(key), .. } => {
             wrong_type(key, &place(key), unexpected, expected)

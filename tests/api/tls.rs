@@ -363,7 +363,7 @@ async fn a_postgres_that_does_not_prove_its_name_ends_the_start() {
     };
     let url = |authority: &Path| postgres.strict_url("service:canary", authority);
 
-    assert_refused(&start(url(&trusted)).await, "does not support TLS");
+    assert_refused(&start(url(&trusted)).await, "has no TLS");
     postgres.prove(&authority.identity()).await;
     assert_refused(&start(url(&stranger)).await, "UnknownIssuer");
     assert_refused(&start(url(&nothing)).await, "No such file");
