@@ -298,7 +298,7 @@ fn is_passing(cause: &(dyn std::error::Error + 'static)) -> bool {
     matches!(code.as_deref(), Some("55P03" | "53300" | "57P01" | "57P03" | "40P01"))
 }
 
-/// Asks again, for up to [`COMMAND_PATIENCE`], while the database does not answer: a command has
+/// Asks again, for up to `COMMAND_PATIENCE`, while the database does not answer: a command has
 /// nobody else who would try again. Only for what may be asked twice.
 ///
 /// # Errors

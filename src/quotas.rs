@@ -3,7 +3,7 @@
 //! too much is told so, and nobody else notices.
 //!
 //! A person's pending requests are counted in the ledger with each registration, up to the limit. A
-//! tenant's figures are read every [`REFRESH_INTERVAL`] and continued here in between, so a tenant can
+//! tenant's figures are read every `REFRESH_INTERVAL` and continued here in between, so a tenant can
 //! exceed its limits by what the other replicas register in that time, and a person by the calls that
 //! are under way at once.
 

@@ -2,7 +2,7 @@
 //!
 //! An answer never waits for its row. Attempts are handed to a worker, which writes them in batches;
 //! those of the last moment are lost if the process is killed. Two things bound the rows: a person
-//! leaves at most [`BURST`] at once and then one every [`PAUSE`], per process, and retention deletes
+//! leaves at most `BURST` at once and then one every `PAUSE`, per process, and retention deletes
 //! them with the requests. What is dropped is counted, and every refusal is in the log.
 
 use std::num::NonZeroU32;

@@ -39,7 +39,7 @@ pub fn dropped_lines() -> usize {
     DROPPED.get().map_or(0, ErrorCounter::dropped_lines)
 }
 
-/// Writes the rest of the log when dropped; see [`FLUSH_TIMEOUT`].
+/// Writes the rest of the log when dropped; see `FLUSH_TIMEOUT`.
 #[derive(Debug)]
 #[must_use = "the log ends when this is dropped"]
 pub struct LogGuard(Option<WorkerGuard>);
