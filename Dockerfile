@@ -10,9 +10,11 @@ WORKDIR /build
 # Cargo.toml or Cargo.lock changes. Beyond Rust they need a C compiler (SQLite, AWS-LC), which this
 # image has, and nothing else; nothing is downloaded but crates.
 COPY Cargo.toml Cargo.lock ./
+# Cargo wants to read what the tests share, and does not build it.
+COPY tests/support/Cargo.toml tests/support/
 RUN mkdir src \
     && echo 'fn main() {}' > src/main.rs \
-    && touch src/lib.rs \
+    && touch src/lib.rs tests/support/lib.rs \
     && cargo build --release --locked \
     && rm -r src
 

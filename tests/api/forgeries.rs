@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::helpers::{Answer, Asked, eventually, eventually_within, test_variable, unique};
 use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, THEIR_PART};
-use crate::tls::RIGHTS;
+use support::tls::RIGHTS;
 
 const SECRET: &str = "a secret that the Auth server shares with us";
 /// What docs/OPERATIONS.md gives agents.

@@ -9,20 +9,18 @@
 )]
 
 #[macro_use]
-mod helpers;
+extern crate support;
+
+use support::{belongings, forged, harmful, helpers, proxy, servers};
+
 mod anothers_session;
 mod approvals;
 mod audit;
 mod auth;
-mod belongings;
 mod connections;
 mod evidence;
-mod forged;
 mod forgeries;
 mod framing;
-mod harmful;
-#[allow(dead_code, reason = "the checker of `scripts/faults`, here only for its own tests")]
-#[path = "../faults/history.rs"]
 mod history;
 mod hostile;
 mod infrastructure;
@@ -34,16 +32,11 @@ mod open_tasks;
 mod outcomes;
 mod overruled;
 mod processes;
-#[allow(dead_code, reason = "some of it is for `scripts/faults`, which shares it")]
-#[path = "../faults/proxy.rs"]
-mod proxy;
 mod quotas;
 mod registration;
 mod relay;
 mod reload;
 mod retention;
-#[allow(dead_code, reason = "some of it is for `scripts/faults`, which shares it")]
-mod servers;
 mod stores;
 mod strangers;
 mod subscriber;

@@ -315,7 +315,6 @@ async fn at_a_terminal_the_embedded_mode_says_what_to_do_now() {
 type Call<'a> = (Method, String, &'a [(&'a str, &'a str)], &'a str, [String; 2]);
 
 both_modes! {
-    #[expect(clippy::too_many_lines, reason = "a table")]
     async fn over_http_each_mistake_is_one_sentence_in_both_languages(app: TestApp) {
         let [pending, rejected, approved, withdrawn, expired, altered] = [(); 6].map(|()| Asked::new());
         for asked in [&pending, &rejected, &approved, &withdrawn] {

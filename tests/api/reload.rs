@@ -18,7 +18,8 @@ use tokio::task::JoinHandle;
 use crate::forged::{self, claims, now};
 use crate::helpers::{Answer, eventually, unique};
 use crate::servers::{PrivatePostgres, Program, Running, kill};
-use crate::tls::{Authority, RIGHTS, SECRET, StrictRedis, is_late};
+use crate::tls::{SECRET, is_late};
+use support::tls::{Authority, RIGHTS, StrictRedis};
 
 const OLD: &str = "canary-old-secret-0123456789abcdef01234567";
 const NEW: &str = "canary-new-secret-0123456789abcdef01234567";

@@ -14,15 +14,11 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use support::{helpers, servers};
 
-#[path = "../api/helpers.rs"]
-#[macro_use]
-mod helpers;
 mod limits;
 mod load;
 mod report;
-#[path = "../api/servers.rs"]
-mod servers;
 mod service;
 mod speed;
 mod start;

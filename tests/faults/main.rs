@@ -21,25 +21,13 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use futures_util::FutureExt as _;
 
-#[path = "../api/helpers.rs"]
-#[macro_use]
-mod helpers;
-#[path = "../api/belongings.rs"]
-mod belongings;
 mod damage;
-#[path = "../api/forged.rs"]
-mod forged;
-#[path = "../api/harmful.rs"]
-mod harmful;
-mod history;
-mod proxy;
 mod report;
 mod rows;
-#[path = "../api/servers.rs"]
-mod servers;
 mod world;
 
 use report::{Report, Scale};
+use support::{belongings, forged, harmful, helpers, history, proxy, servers};
 
 /// Longest any row may take: a run must stop by itself.
 const LONGEST_ROW: Duration = Duration::from_mins(45);

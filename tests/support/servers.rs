@@ -616,6 +616,11 @@ impl Drop for Tmpfs {
     }
 }
 
+/// The binary that cargo builds with the tests, and names to them as they run.
+fn binary() -> PathBuf {
+    std::env::var_os("CARGO_BIN_EXE_aura-hitl").expect("run the tests with cargo").into()
+}
+
 /// The program itself, as an operator runs it, with no environment but what the test gives it.
 pub struct Program {
     command: Command,
@@ -633,7 +638,7 @@ pub struct Running {
 impl Program {
     /// In a folder that holds its data; `PATH` is all it inherits.
     pub fn new(folder: &TempDir, arguments: &[&str]) -> Self {
-        Self::of(Path::new(env!("CARGO_BIN_EXE_aura-hitl")), folder, arguments)
+        Self::of(&binary(), folder, arguments)
     }
 
     /// The same of another build.
@@ -645,12 +650,11 @@ impl Program {
 
     /// The same as a user who may do nothing special.
     pub fn as_nobody(folder: &TempDir, arguments: &[&str]) -> Self {
-        let binary = Path::new(env!("CARGO_BIN_EXE_aura-hitl"));
-        let mut command = Command::new(binary);
+        let mut command = Command::new(binary());
         if is_root() {
             command = Command::new("setpriv");
             command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]);
-            command.arg(binary);
+            command.arg(binary());
         }
         command.args(arguments);
         Self::run(folder, command)
@@ -660,7 +664,7 @@ impl Program {
     pub fn with_open_files(folder: &TempDir, kind: &str, files: u32) -> Self {
         let mut command = Command::new("sh");
         let limit = format!("ulimit {kind} {files} && exec \"$0\"");
-        command.args(["-c", &limit, env!("CARGO_BIN_EXE_aura-hitl")]);
+        command.args(["-c", &limit]).arg(binary());
         Self::run(folder, command)
     }
 

@@ -15,6 +15,7 @@ pub const PEOPLE: [Who<'static>; 3] = [
 ];
 
 /// A running service, whoever started it, and the Redis beside it.
+#[allow(async_fn_in_trait, reason = "nobody spawns these calls")]
 pub trait Service {
     /// A call by a person, with token and identity headers.
     fn call(&self, who: Who<'_>, method: Method, path: &str) -> RequestBuilder;
