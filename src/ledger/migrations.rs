@@ -37,22 +37,75 @@ const CREATE_TABLE: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (
     execution_time BIGINT NOT NULL
 )";
 
-/// What only replicas of an older release need: the table of traces, and the key without the tenant,
-/// in whose place comes the index with the tenant. The table is locked for a moment only.
-const FINISH: &str = "BEGIN;
-    SET LOCAL lock_timeout = '5s';
-    DROP TABLE IF EXISTS hitl_trace;
-    LOCK TABLE hitl_request IN ACCESS EXCLUSIVE MODE;
-    DO $$ BEGIN
-        IF EXISTS (SELECT FROM pg_constraint
-                    WHERE conname = 'hitl_request_pkey'
-                      AND conrelid = 'hitl_request'::regclass) THEN
-            ALTER TABLE hitl_request DROP CONSTRAINT hitl_request_pkey;
-            ALTER TABLE hitl_request
-                ADD CONSTRAINT hitl_request_key PRIMARY KEY USING INDEX hitl_request_key;
-        END IF;
-    END $$;
-    COMMIT";
+/// Says whose the tasks are of which an older release did not say it; ids are still unique without the
+/// tenant.
+macro_rules! name_owners {
+    () => {
+        "UPDATE owned_task o SET tenant_id = t.tenant_id FROM agent_task t
+          WHERE o.tenant_id = '' AND t.task_id = o.task_id;"
+    };
+}
+
+/// Puts the index with the tenant in the place of the key without it, which only replicas of an older
+/// release need. The table is locked for a moment only, and no other with it: two at once might wait
+/// for a statement that waits for them.
+macro_rules! take_key {
+    ($table:literal, $before:expr) => {
+        concat!(
+            "BEGIN;
+             SET LOCAL lock_timeout = '5s';
+             LOCK TABLE ",
+            $table,
+            " IN ACCESS EXCLUSIVE MODE;
+             DO $$ BEGIN
+                 IF EXISTS (SELECT FROM pg_constraint
+                             WHERE conname = '",
+            $table,
+            "_pkey' AND conrelid = '",
+            $table,
+            "'::regclass) THEN ",
+            $before,
+            " ALTER TABLE ",
+            $table,
+            " DROP CONSTRAINT ",
+            $table,
+            "_pkey;
+                     ALTER TABLE ",
+            $table,
+            " ADD CONSTRAINT ",
+            $table,
+            "_key PRIMARY KEY USING INDEX ",
+            $table,
+            "_key;
+                 END IF;
+             END $$;
+             COMMIT"
+        )
+    };
+}
+
+/// The index for the key of `owned_task`; the other two tables have theirs by migrations.
+const OWNED_TASK_KEY: &str = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS owned_task_key ON \
+                              owned_task (tenant_id, task_id)";
+
+/// Drops what only replicas of an older release need: the table of traces, and keys without the
+/// tenant. In this order: owners are found as long as task ids are unique without the tenant.
+const FINISH: [&str; 6] = [
+    "SET lock_timeout = '5s'; DROP TABLE IF EXISTS hitl_trace; RESET lock_timeout",
+    name_owners!(),
+    OWNED_TASK_KEY,
+    take_key!("hitl_request", ""),
+    take_key!(
+        "owned_task",
+        concat!(
+            name_owners!(),
+            // Their tasks are gone.
+            " DELETE FROM owned_task WHERE tenant_id = '';
+              ALTER TABLE owned_task ALTER COLUMN tenant_id DROP DEFAULT;"
+        )
+    ),
+    take_key!("agent_task", ""),
+];
 
 /// SQLite's file has one process, and its migrator needs no lock.
 pub async fn run_sqlite(pool: &SqlitePool, migrations: &Migrator) -> anyhow::Result<()> {
@@ -82,7 +135,7 @@ pub async fn run_postgres(url: &str, migrations: &Migrator) -> anyhow::Result<()
     }
     if is_new {
         // No replica of an older release can be using it.
-        raw_sql(FINISH).execute(&mut connection).await?;
+        finish(&mut connection).await?;
     }
     // The transaction that holds the lock ends with its connection.
     locking.close().await?;
@@ -96,9 +149,17 @@ pub async fn finish_postgres(url: &str) -> anyhow::Result<()> {
     let mut locking = connect(&options).await?;
     lock(&mut locking).await?;
     let mut connection = connect(&options).await?;
-    raw_sql(FINISH).execute(&mut connection).await?;
+    finish(&mut connection).await?;
     locking.close().await?;
     connection.close().await?;
+    Ok(())
+}
+
+async fn finish(connection: &mut PgConnection) -> anyhow::Result<()> {
+    drop_half_built(connection, OWNED_TASK_KEY).await?;
+    for step in FINISH {
+        raw_sql(step).execute(&mut *connection).await?;
+    }
     Ok(())
 }
 
@@ -166,7 +227,7 @@ async fn apply(connection: &mut PgConnection, one: &Migration) -> anyhow::Result
         hex(&one.checksum)
     );
     if one.no_tx {
-        drop_half_built(connection, one).await?;
+        drop_half_built(connection, one.sql.as_str()).await?;
         raw_sql(one.sql.clone()).execute(&mut *connection).await?;
         raw_sql(AssertSqlSafe(note)).execute(connection).await?;
         return Ok(());
@@ -179,14 +240,14 @@ async fn apply(connection: &mut PgConnection, one: &Migration) -> anyhow::Result
     Ok(())
 }
 
-/// Drops an index of this migration that an earlier attempt left half-built (`indisvalid` is false):
+/// Drops an index of this statement that an earlier attempt left half-built (`indisvalid` is false):
 /// Postgres neither uses nor completes it, and `IF NOT EXISTS` would take it for done. Indexes of
 /// other names, which an operator may be building, are left alone.
-async fn drop_half_built(connection: &mut PgConnection, one: &Migration) -> anyhow::Result<()> {
+async fn drop_half_built(connection: &mut PgConnection, statement: &str) -> anyhow::Result<()> {
     let read = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid";
     for row in raw_sql(read).fetch_all(&mut *connection).await? {
         let index: String = row.try_get(0)?;
-        if one.sql.as_str().split_whitespace().any(|word| word == index) {
+        if statement.split_whitespace().any(|word| word == index) {
             warn!(index, "an earlier migration left this index half-built: it is built anew");
             let drop = format!("DROP INDEX CONCURRENTLY {index}");
             raw_sql(AssertSqlSafe(drop)).execute(&mut *connection).await?;

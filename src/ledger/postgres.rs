@@ -7,7 +7,7 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
 use sqlx::error::DatabaseError;
-use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection, Postgres, Row as _, raw_sql};
 
 use super::connections::{self, Connections, Pooler, Unpooled};
@@ -86,8 +86,8 @@ impl PgLedger {
             self.pool
                 .run_raw(
                     "BEGIN;
-                     INSERT INTO owned_task (task_id)
-                     SELECT n || repeat(md5(random()::text), 32) FROM generate_series(1, 16) AS n;
+                     INSERT INTO owned_task (tenant_id, task_id)
+                     SELECT '', n || repeat(md5(random()::text), 32) FROM generate_series(1, 16) AS n;
                      ROLLBACK",
                 )
                 .await?;
@@ -156,7 +156,7 @@ impl PgLedger {
             "), gone AS (
                 DELETE FROM hitl_request
                  WHERE (tenant_id, request_id) IN (SELECT tenant_id, request_id FROM old)
-                RETURNING task_id, owns_task, outcome
+                RETURNING tenant_id, task_id, owns_task, outcome
             ), numbers AS (",
             remember_outcomes!("gone"),
             "), tasks AS (",
@@ -166,16 +166,23 @@ impl PgLedger {
         sqlx::query_scalar(purge).bind(before).bind(limit).fetch_one(&self.pool).await
     }
 
-    /// As [`Self::purge_requests`].
+    /// As [`Self::purge_requests`]. A row of `owned_task` without a tenant is an older release's. Each
+    /// row is looked up by itself: a join would read the whole table.
     pub async fn purge_tasks(&self, before: DateTime<Utc>, limit: i64) -> sqlx::Result<i64> {
         let purge = concat!(
             "WITH old AS MATERIALIZED (",
             old_tasks!("FOR UPDATE SKIP LOCKED"),
             "), gone AS (
-                DELETE FROM agent_task WHERE task_id IN (SELECT task_id FROM old)
-                RETURNING task_id
+                DELETE FROM agent_task
+                 WHERE (tenant_id, task_id) IN (SELECT tenant_id, task_id FROM old)
+                RETURNING tenant_id, task_id
             ), forgotten AS (
-                DELETE FROM owned_task WHERE task_id = ANY(ARRAY(SELECT task_id FROM gone))
+                DELETE FROM owned_task WHERE ctid = ANY(ARRAY(
+                    SELECT (SELECT o.ctid FROM owned_task o
+                             WHERE o.tenant_id IN (gone.tenant_id, '') AND o.task_id = gone.task_id
+                             LIMIT 1)
+                      FROM gone
+                ))
             ) SELECT COUNT(*) FROM gone"
         );
         sqlx::query_scalar(purge).bind(before).bind(limit).fetch_one(&self.pool).await
@@ -199,14 +206,19 @@ impl PgLedger {
     }
 
     async fn write(&self, statement: &'static str, writing: &Writing<'_>) -> sqlx::Result<Written> {
-        let write = async || {
-            bind_writing(sqlx::query_as(statement), writing).fetch_optional(&self.pool).await
+        let write = async |is_task_taken| {
+            bind_writing(sqlx::query_as(statement), writing, is_task_taken)
+                .fetch_optional(&self.pool)
+                .await
         };
+        let mut is_task_taken = false;
         loop {
-            match write().await {
-                // Nothing was written. Now that the other tenant's task can be seen, a new one is
-                // made.
-                Err(error) if is_anothers_task(&error) => crash_point!("task-taken"),
+            match write(is_task_taken).await {
+                // Nothing was written. If this tenant made it at the same moment, it can be seen now.
+                Err(error) if is_task_id_taken(&error) => {
+                    is_task_taken = true;
+                    crash_point!("task-taken");
+                }
                 // Nor then: the session's next outcome has the number after it.
                 Err(error) if is_number_taken(&error) => {}
                 Err(error) if is_id_taken(&error) => {
@@ -347,10 +359,8 @@ fn is_id_taken(error: &sqlx::Error) -> bool {
         .is_some_and(|name| ["hitl_request_pkey", "hitl_request_of_redis"].contains(&name))
 }
 
-/// Whether another tenant made a task of this name at the same moment; see `write_task`.
-fn is_anothers_task(error: &sqlx::Error) -> bool {
-    let error = error.as_database_error();
-    error.and_then(|error| error.try_downcast_ref::<PgDatabaseError>()).is_some_and(|error| {
-        error.table() == Some("agent_task") && error.column() == Some("tenant_id")
-    })
+/// Whether a task has the id that the request names: another tenant's, in a database whose upgrade is
+/// not finished, or one of this tenant's that was made at the same moment.
+fn is_task_id_taken(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(DatabaseError::constraint) == Some("agent_task_pkey")
 }

@@ -318,7 +318,7 @@ macro_rules! ledger_queries {
                     "UPDATE agent_task
                         SET status = 'COMPLETED', progress = 100, completed_at = $3,
                             updated_at = CASE WHEN updated_at > $3 THEN updated_at ELSE $3 END
-                      WHERE status = 'IN_PROGRESS' AND task_id = (
+                      WHERE status = 'IN_PROGRESS' AND tenant_id = $2 AND task_id = (
                           SELECT task_id FROM hitl_request
                            WHERE request_id = $1 AND tenant_id = $2 AND status = 'approved'
                              AND owns_task AND acted_at IS NOT NULL
@@ -579,7 +579,8 @@ macro_rules! ledger_queries {
                         SET status = $5, progress = $6, description = $7, result_data = $8,
                             plan_steps = $9, error_message = $10, started_at = $11,
                             completed_at = $12, updated_at = $13
-                      WHERE task_id = $1 AND updated_at = $2 AND status = $3 AND plan_steps = $4",
+                      WHERE tenant_id = $14 AND task_id = $1 AND updated_at = $2 AND status = $3
+                        AND plan_steps = $4",
                 )
                 .bind(before.id.as_str())
                 .bind(before.updated_at)
@@ -594,6 +595,7 @@ macro_rules! ledger_queries {
                 .bind(after.started_at)
                 .bind(after.completed_at)
                 .bind(after.updated_at)
+                .bind(before.tenant.as_str())
                 .execute(&self.pool)
                 .await
                 .map(|done| done.rows_affected() == 1)
@@ -697,6 +699,7 @@ macro_rules! ledger_queries {
                 <$database as sqlx::Database>::Arguments,
             >,
             writing: &Writing<'_>,
+            is_task_taken: bool,
         ) -> sqlx::query::QueryAs<
             'q,
             $database,
@@ -745,6 +748,7 @@ macro_rules! ledger_queries {
                 .bind(decision.and_then(|_decision| writing.caller.token_id.clone()))
                 .bind(writing.only_newest)
                 .bind(writing.alone_since)
+                .bind(is_task_taken)
         }
     };
 }

@@ -13,7 +13,9 @@
 //! 30 audit entry · 31 `if_match` · 32 what a rejected task says ·
 //! 33 whose task it may be, if not anybody's · 34 the decider's role · 35 their token's id ·
 //! 36 whether the ledger may know no newer request of Redis in the session ·
-//! 37 since when it may know no other tenant's request of Redis there, if at all.
+//! 37 since when it may know no other tenant's request of Redis there, if at all ·
+//! 38 whether another tenant has the id of the task that the request names, in a database whose
+//! upgrade is not finished.
 
 /// Compares a time that has an index with a parameter. The second bound excludes no row. Without
 /// statistics Postgres takes one bound for a third of the table, which it would rather read whole,
@@ -78,7 +80,8 @@ macro_rules! next_outcome {
     };
 }
 
-/// Whether we made a task of tenant $3, and no agent keeps it.
+/// Whether we made a task of tenant $3, and no agent keeps it. An older release wrote no tenant; until
+/// the upgrade is finished, task ids are unique without it.
 macro_rules! is_owned {
     ($task:literal) => {
         concat!(
@@ -88,7 +91,7 @@ macro_rules! is_owned {
                       AND r.tenant_id IS NOT DISTINCT FROM $3)
               OR EXISTS (SELECT 1 FROM owned_task o WHERE o.task_id = ",
             $task,
-            "))"
+            " AND o.tenant_id IN ($3, '')))"
         )
     };
 }
@@ -109,7 +112,9 @@ macro_rules! write_request {
              SELECT $1, $2, $3, $4, $5, $6, $7, $28, $8,
                 COALESCE(
                     task.kept,
-                    CASE WHEN NOT EXISTS (SELECT 1 FROM agent_task WHERE task_id = $9) THEN $9 END,
+                    CASE WHEN NOT $38
+                          AND NOT EXISTS (SELECT 1 FROM agent_task
+                                           WHERE tenant_id = $3 AND task_id = $9) THEN $9 END,
                     $10
                 ),
                 task.kept IS NULL OR ",
@@ -137,13 +142,11 @@ macro_rules! write_request {
     };
 }
 
-/// Whether a request of tenant $3 and user $33 may go on with the task `t`. The tenant's condition is written so
-/// that it fits no index: on tables that were never analysed, Postgres would rather read all tasks
-/// of the tenant than the one of this id.
+/// Whether a request of user $33 may go on with the task `t` of its tenant.
 macro_rules! is_usable {
     () => {
         concat!(
-            "t.tenant_id IS NOT DISTINCT FROM $3 AND (t.user_id = $33 OR $33 IS NULL)
+            "(t.user_id = $33 OR $33 IS NULL)
                AND NOT (t.status IN ('COMPLETED', 'FAILED') AND ",
             is_owned!("t.task_id"),
             ")"
@@ -153,16 +156,20 @@ macro_rules! is_usable {
 
 /// Finds the task that a request goes on with: the one it names, else one that already carries its
 /// id; always of the same tenant, and of the request's user. A row that we made and that a rejection
-/// ended is over for good.
+/// ended is over for good. The tenant's second condition is written so that it fits no index: on tables
+/// that were never analysed, Postgres would rather read all tasks of the tenant than those of this
+/// request.
 macro_rules! kept_task {
     () => {
         concat!(
             "task AS (
             SELECT COALESCE(
-                (SELECT t.task_id FROM agent_task t WHERE t.task_id = $9 AND ",
+                (SELECT t.task_id FROM agent_task t
+                  WHERE t.tenant_id = $3 AND t.task_id = $9 AND ",
             is_usable!(),
             "),
-                (SELECT t.task_id FROM agent_task t WHERE t.hitl_request_id = $1 AND ",
+                (SELECT t.task_id FROM agent_task t
+                  WHERE t.tenant_id IS NOT DISTINCT FROM $3 AND t.hitl_request_id = $1 AND ",
             is_usable!(),
             " ORDER BY t.created_at LIMIT 1)
             ) AS kept
@@ -172,8 +179,7 @@ macro_rules! kept_task {
 }
 
 /// Makes the request's task follow it. Final states stay; a task with another pending request goes
-/// on waiting; a rejected task fails only if no agent keeps it. A task of another tenant, made at
-/// this very moment, fails the statement as a whole: `tenant_id` may not be null.
+/// on waiting; a rejected task fails only if no agent keeps it.
 macro_rules! write_task {
     ($from:literal) => {
         concat!(
@@ -199,9 +205,7 @@ macro_rules! write_task {
                 $22, d.created_at, $22
              FROM ",
             $from,
-            " ON CONFLICT (task_id) DO UPDATE SET
-                tenant_id = CASE WHEN agent_task.tenant_id = excluded.tenant_id
-                                 THEN agent_task.tenant_id END,
+            " ON CONFLICT (tenant_id, task_id) DO UPDATE SET
                 status = CASE WHEN agent_task.status IN ('COMPLETED', 'FAILED')
                               THEN agent_task.status ELSE excluded.status END,
                 plan_steps = CASE WHEN agent_task.plan_steps = '[]'
@@ -316,7 +320,8 @@ macro_rules! close_open_tasks {
                FROM ",
             $from,
             " AS due
-              WHERE agent_task.task_id = due.task_id AND agent_task.status = 'IN_PROGRESS'
+              WHERE agent_task.tenant_id = due.tenant_id AND agent_task.task_id = due.task_id
+                AND agent_task.status = 'IN_PROGRESS'
                 AND agent_task.progress = 0 AND agent_task.updated_at <= due.settled_at"
         )
     };
@@ -339,7 +344,8 @@ macro_rules! register_request {
     () => {
         write_request!(
             "NOT EXISTS (SELECT 1 FROM agent_task
-                          WHERE task_id = task.kept AND status IN ('COMPLETED', 'FAILED'))",
+                          WHERE tenant_id = $3 AND task_id = task.kept
+                            AND status IN ('COMPLETED', 'FAILED'))",
             "DO NOTHING"
         )
     };
@@ -367,7 +373,7 @@ macro_rules! expire_task {
             "UPDATE agent_task
                 SET status = 'FAILED', updated_at = CASE WHEN updated_at > $2 THEN updated_at ELSE $2 END,
                     error_message = 'Nobody decided on ' || $1 || ' in time'
-              WHERE task_id IN (SELECT task_id FROM ",
+              WHERE tenant_id = $3 AND task_id = (SELECT task_id FROM ",
             $from,
             ") AND status NOT IN ('COMPLETED', 'FAILED')
                 AND NOT EXISTS (
@@ -431,14 +437,15 @@ macro_rules! old_refused_attempts {
 macro_rules! old_tasks {
     ($locking:literal) => {
         concat!(
-            "SELECT t.task_id FROM agent_task t
+            "SELECT t.tenant_id, t.task_id FROM agent_task t
               WHERE t.status IN ('COMPLETED', 'FAILED') AND ",
             until!("t.updated_at", "< $1"),
             " AND 0 = (
                     SELECT COUNT(*) FROM hitl_request r
-                     WHERE r.task_id = t.task_id AND (r.status = 'pending' OR r.delivery = 'owed')
+                     WHERE r.task_id = t.task_id AND r.tenant_id IS NOT DISTINCT FROM t.tenant_id
+                       AND (r.status = 'pending' OR r.delivery = 'owed')
                 )
-              ORDER BY t.updated_at, t.task_id LIMIT $2 ",
+              ORDER BY t.updated_at, t.tenant_id, t.task_id LIMIT $2 ",
             $locking
         )
     };
@@ -469,14 +476,15 @@ macro_rules! remember_outcomes {
 macro_rules! remember_owned {
     ($from:expr) => {
         concat!(
-            "INSERT INTO owned_task
-             SELECT DISTINCT task_id FROM ",
+            "INSERT INTO owned_task (tenant_id, task_id)
+             SELECT DISTINCT tenant_id, task_id FROM ",
             $from,
             " AS gone
               WHERE owns_task AND (
-                  SELECT t.task_id FROM agent_task t WHERE t.task_id = gone.task_id
+                  SELECT t.task_id FROM agent_task t
+                   WHERE t.tenant_id = gone.tenant_id AND t.task_id = gone.task_id
               ) IS NOT NULL
-              ORDER BY task_id ON CONFLICT DO NOTHING"
+              ORDER BY tenant_id, task_id ON CONFLICT DO NOTHING"
         )
     };
 }

@@ -119,7 +119,7 @@ impl SqliteLedger {
         writing: &Writing<'_>,
     ) -> sqlx::Result<Written> {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let written = bind_writing(sqlx::query_as(write_request), writing);
+        let written = bind_writing(sqlx::query_as(write_request), writing, false);
         let row = match written.fetch_optional(&mut *transaction).await {
             Err(error) if is_id_taken(&error) => return Ok(Written::IdTaken),
             written => written?,
@@ -127,13 +127,13 @@ impl SqliteLedger {
         if row.is_some() {
             let write_task =
                 write_task!("hitl_request AS d WHERE d.tenant_id = $3 AND d.request_id = $1");
-            bind_writing(sqlx::query_as(write_task), writing)
+            bind_writing(sqlx::query_as(write_task), writing, false)
                 .fetch_optional(&mut *transaction)
                 .await?;
             if writing.audit.body().is_some() {
                 let write_audit =
                     write_audit!("hitl_request AS d WHERE d.tenant_id = $3 AND d.request_id = $1");
-                bind_writing(sqlx::query_as(write_audit), writing)
+                bind_writing(sqlx::query_as(write_audit), writing, false)
                     .fetch_optional(&mut *transaction)
                     .await?;
             }
@@ -271,8 +271,16 @@ impl SqliteLedger {
     pub async fn purge_tasks(&self, before: DateTime<Utc>, limit: i64) -> sqlx::Result<i64> {
         self.purge(
             [
-                concat!("DELETE FROM owned_task WHERE task_id IN (", old_tasks!(""), ")"),
-                concat!("DELETE FROM agent_task WHERE task_id IN (", old_tasks!(""), ")"),
+                concat!(
+                    "DELETE FROM owned_task WHERE (tenant_id, task_id) IN (",
+                    old_tasks!(""),
+                    ")"
+                ),
+                concat!(
+                    "DELETE FROM agent_task WHERE (tenant_id, task_id) IN (",
+                    old_tasks!(""),
+                    ")"
+                ),
             ],
             before,
             limit,

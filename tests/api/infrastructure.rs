@@ -469,7 +469,8 @@ async fn wasteful_plans(analysed: Analysed) {
                 now() - interval '2 days', now() - interval '2 days', 0, 'x',
                 now() - interval '2 days' - n * interval '1 ms', n
            FROM generate_series(1, 50000) AS n",
-        "INSERT INTO owned_task SELECT 'older_' || n FROM generate_series(1, 50000) AS n",
+        "INSERT INTO owned_task (tenant_id, task_id)
+         SELECT 'tenant1', 'older_' || n FROM generate_series(1, 50000) AS n",
         "INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at)
          SELECT 'audit', 'auth', 'tenant1', 'old_' || n, '{}', now(), now() + interval '1 day'
            FROM generate_series(1, 50000) AS n",

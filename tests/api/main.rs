@@ -40,6 +40,7 @@ mod retention;
 mod stores;
 mod strangers;
 mod subscriber;
+mod task_ids;
 mod tasks;
 mod tls;
 mod topologies;

@@ -313,7 +313,8 @@ both_modes! {
         let before = app.get(ALICE, &path).await;
         let body = registration(&json!({ "taskId": task }));
         register(&app, MALLORY, &body).await.assert(201, "");
-        assert_ne!(app.task_of(text(&body, "requestId")).await.id.as_str(), task);
+        let own = app.get(MALLORY, &path).await;
+        assert_eq!(own.assert(200, "").data()["hitlRequestId"], body["requestId"]);
         app.reject(MALLORY, text(&body, "requestId"), None).await.assert(200, "");
         assert_eq!(app.get(ALICE, &path).await.data(), before.data());
     }

@@ -29,7 +29,7 @@ import redis
 
 import migrations
 
-TENANT = "tenant1"
+TENANT, OTHER_TENANT = "tenant1", "tenant2"
 SECRET = "a secret that the Auth server shares with us"
 # An answer or a signal that takes longer than this many seconds is lost.
 PATIENCE = 20
@@ -177,14 +177,14 @@ replicas = [Replica("first"), Replica("second")]
 class Caller:
     """Somebody with a token, behind the Gateway."""
 
-    def __init__(self, user):
-        done = command("new", "token", "--sub", user, "--tenant", TENANT)
+    def __init__(self, user, tenant=TENANT):
+        done = command("new", "token", "--sub", user, "--tenant", tenant)
         if done.returncode:
             raise SystemExit(done.stderr)
         self.user = user
         self.headers = {
             "Authorization": f"Bearer {done.stdout.strip()}",
-            "X-Tenant-ID": TENANT,
+            "X-Tenant-ID": tenant,
             "X-User-ID": user,
             "Content-Type": "application/json",
         }
@@ -270,6 +270,7 @@ class Asked:
 
 ears = Ears()
 decided, expiring, decided_lock = [], [], threading.Lock()
+guesses = set()  # requests of `guess`
 ending = threading.Event()
 
 
@@ -402,6 +403,45 @@ def look_at_lists():
         time.sleep(0.02)
 
 
+# ── Another tenant, which guesses the ids of tasks ───────────────────────────────────────────────
+
+
+def guess(name, *, finished):
+    """Somebody of another tenant registers under a task id of this one. Until the upgrade is finished they
+    get a task of another id, then one of their own; this tenant's stays as it is."""
+    own, other = Caller("user1"), Caller("mallory", OTHER_TENANT)
+    task = f"task_{uuid.uuid4().hex[:12]}"
+
+    def register(caller, turn):
+        body = {"requestId": f"req_{uuid.uuid4().hex[:12]}", "sessionId": f"guess_{run_id}_{uuid.uuid4().hex[:8]}",
+                "actionType": "send_email", "context": {}, "taskId": task}
+        caller.call("POST", "/aura/hitl/requests", body, turn, wanted=NEW)
+        return body["requestId"]
+
+    def row(tenant, request):
+        found = rows(f"SELECT t.* FROM agent_task t JOIN hitl_request r USING (tenant_id, task_id) "
+                     f"WHERE r.request_id = '{request}' AND r.tenant_id = '{tenant}'")
+        return found[0] if len(found) == 1 else {}
+
+    faults_here = []
+    for turn in range(2):  # by each replica
+        ours = register(own, turn)
+        before = row(TENANT, ours)
+        theirs = register(other, turn)
+        took = row(OTHER_TENANT, theirs)
+        if before.get("task_id") != task or (took.get("task_id") == task) != finished or not took:
+            faults_here.append(f"{before}; {took}")
+        other.call("POST", f"/aura/hitl/reject/{theirs}", {"userId": "mallory"}, turn)
+        if row(OTHER_TENANT, theirs).get("status") != "FAILED" or row(TENANT, ours) != before:
+            faults_here.append(f"{row(OTHER_TENANT, theirs)}; {row(TENANT, ours)}, not {before}")
+        own.call("POST", f"/aura/hitl/approve/{ours}", {"userId": "user1"}, turn)
+        if row(TENANT, ours).get("status") != "IN_PROGRESS":
+            faults_here.append(f"{row(TENANT, ours)}")
+        guesses.update((ours, theirs))
+        task = f"task_{uuid.uuid4().hex[:12]}"
+    check(f"{name}: another tenant that guesses a task's id touches nothing", "\n      ".join(faults_here))
+
+
 # ── The rehearsal ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -462,10 +502,13 @@ def rehearse():
         done = command("new", "migrate")
         check("the new release migrates, while the old one serves", done.returncode and done.stderr)
         phase("old and old on the new schema")
+        guess("old and old on the new schema", finished=False)
         replicas[0].replace("new")
         phase("new and old", mixed=True)
+        guess("new and old", finished=False)
         replicas[1].replace("new")
         phase("new and new")
+        guess("new and new", finished=False)
         # What a later release may do to this one: statements that are prepared already must go on.
         for table in ("hitl_request", "agent_task"):
             sql(f"ALTER TABLE {table} ADD COLUMN of_a_later_release TEXT NOT NULL DEFAULT ''")
@@ -479,12 +522,21 @@ def rehearse():
         replicas[0].replace("new")
         phase("forward again: new and old", mixed=True)
         replicas[1].replace("new")
+        # As a purge of the old release leaves it.
+        ours = "SELECT task_id FROM agent_task WHERE status = 'COMPLETED' LIMIT 1"
+        sql(f"INSERT INTO owned_task {ours}; INSERT INTO owned_task SELECT 'of no task'")
         done = command("new", "migrate", "--finish")
         check("the upgrade is finished, while the new release serves", done.returncode and done.stderr)
-        key = sql("SELECT pg_get_constraintdef(oid) FROM pg_constraint "
-                  "WHERE conrelid = 'hitl_request'::regclass AND contype = 'p'")
-        check("ids are each tenant's own from then on", key != "PRIMARY KEY (tenant_id, request_id)" and key)
+        keys = {table: sql("SELECT pg_get_constraintdef(oid) FROM pg_constraint "
+                           f"WHERE conrelid = '{table}'::regclass AND contype = 'p'")
+                for table in ("hitl_request", "agent_task", "owned_task")}
+        wanted = {table: f"PRIMARY KEY (tenant_id, {column})" for table, column in
+                  (("hitl_request", "request_id"), ("agent_task", "task_id"), ("owned_task", "task_id"))}
+        check("ids are each tenant's own from then on", keys != wanted and f"{keys}")
+        owners = sql("SELECT string_agg(tenant_id, ',') FROM owned_task")
+        check("what an older release's purge remembered has its tenant", owners != TENANT and owners)
         phase("new and new, finished")
+        guess("new and new, finished", finished=True)
     finally:
         ending.set()
         for worker in workers:
@@ -497,7 +549,7 @@ def settle():
     check("nothing is owed, nothing is pending", None if sql(open_rows) == "0" else f"{sql(open_rows)} rows")
     check("every answer was as it should be", "\n      ".join(faults[:10]))
 
-    found = {row["request_id"]: row for row in rows("SELECT * FROM hitl_request")}
+    found = {row["request_id"]: row for row in rows("SELECT * FROM hitl_request") if row["request_id"] not in guesses}
     lost = [a.id for a in decided if a.id not in found]
     check(f"{len(decided)} decisions acknowledged, none lost", lost and f"lost: {lost[:5]}")
     more = found.keys() - {a.id for a in decided} - set(expiring)
@@ -520,7 +572,7 @@ def settle():
     check("no signal was heard twice", doubled and f"{len(doubled)}: {doubled[0]}")
     check("nothing else was heard", ears.heard and f"{len(ears.heard)}: {list(ears.heard)[:3]}")
 
-    tasks = {row["task_id"]: row for row in rows("SELECT * FROM agent_task")}
+    tasks = {row["task_id"]: row for row in rows(f"SELECT * FROM agent_task WHERE tenant_id = '{TENANT}'")}
     wrong_tasks = []
     for asked in decided:
         task = tasks.get(found[asked.id]["task_id"], {})
