@@ -7,8 +7,7 @@ use chrono::TimeDelta;
 use redis::AsyncCommands as _;
 use reqwest::Method;
 use serde_json::{Value, json};
-
-use crate::helpers::{
+use support::{
     ALICE, Answer, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, eventually, redis, unique,
 };
 

@@ -8,8 +8,7 @@ use futures_util::future::join_all;
 use redis::AsyncCommands as _;
 use reqwest::Method;
 use serde_json::{Value, json};
-
-use crate::helpers::{
+use support::{
     ALICE, Answer, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, eventually, redis, unique,
 };
 

@@ -13,12 +13,11 @@ use aura_hitl::ledger::OutboxKind;
 use chrono::TimeDelta;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-
-use crate::helpers::{
-    Answer, Asked, Mode, TestApp, Who, eventually, fresh_database, test_variable, unique,
+use support::{
+    Answer, Asked, Mode, Program, Running, TestApp, Who, eventually, free_port, fresh_database,
+    test_variable, unique,
 };
-use crate::servers::{Program, Running, free_port};
+use tempfile::TempDir;
 
 /// A person and a tenant as the Auth server has them.
 const KIM: Who<'static> = Who { user: "42", tenant: "7", role: Role::User };

@@ -12,10 +12,9 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
-
-use crate::forged::{self, Forged, claims, now};
-use crate::harmful::{BODY, odd_identities};
-use crate::helpers::{
+use support::forged::{self, Forged, claims, now};
+use support::harmful::{BODY, odd_identities};
+use support::{
     ALICE, Answer, Asked, MALLORY, Mode, Operation, PREFIXES, TestApp, Who, eventually, framed,
     operations,
 };

@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 use aura_hitl::domain::clock::Clock;
 use futures_util::future::join_all;
 use reqwest::Method;
+use support::{ALICE, Mode, TestApp, eventually};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
-
-use crate::helpers::{ALICE, Mode, TestApp, eventually};
 
 /// The service promises 10 s; a busy machine may need longer to notice.
 const AT_MOST: Duration = Duration::from_secs(40);

@@ -6,8 +6,8 @@ use chrono::TimeDelta;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sqlx::Executor as _;
+use support::{ALICE, Answer, Asked, BOB, MALLORY, Mode, TestApp, Who, eventually, unique};
 
-use crate::helpers::{ALICE, Answer, Asked, BOB, MALLORY, Mode, TestApp, Who, eventually, unique};
 use crate::retention::{exported, number};
 
 const ROWS: &str = "SELECT COUNT(*) FROM hitl_refused_attempt";
@@ -107,9 +107,9 @@ both_modes! {
     async fn the_token_is_named_by_its_id(app: TestApp) {
         let claims = json!({
             "sub": "user123", "tenant_id": "tenant1", "jti": "token-9", "role": "admin",
-            "iat": crate::forged::now(), "exp": crate::forged::now() + 600,
+            "iat": support::forged::now(), "exp": support::forged::now() + 600,
         });
-        let token = crate::forged::token(app.config.jwt.secret.expose_secret().as_bytes(), &claims);
+        let token = support::forged::token(app.config.jwt.secret.expose_secret().as_bytes(), &claims);
         let id = unique("req");
         let call = app.client.post(format!("{}/aura/hitl/approve/{id}", app.base)).bearer_auth(token);
         let call = call.header("X-Tenant-ID", "tenant1").header("X-User-ID", "user123");
@@ -192,9 +192,9 @@ both_modes! {
     async fn a_decision_says_with_which_role_and_token_it_was_made(app: TestApp) {
         let claims = json!({
             "sub": "user123", "tenant_id": "tenant1", "jti": "token-7", "role": "admin",
-            "iat": crate::forged::now(), "exp": crate::forged::now() + 600,
+            "iat": support::forged::now(), "exp": support::forged::now() + 600,
         });
-        let token = crate::forged::token(app.config.jwt.secret.expose_secret().as_bytes(), &claims);
+        let token = support::forged::token(app.config.jwt.secret.expose_secret().as_bytes(), &claims);
         let asked = Asked::new();
         app.register(ALICE, &asked).await.assert(201, "");
         let call = app.client.post(format!("{}/aura/hitl/approve/{}", app.base, asked.id)).bearer_auth(token);

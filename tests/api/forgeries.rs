@@ -8,11 +8,12 @@ use futures_util::StreamExt as _;
 use redis::AsyncCommands as _;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-
-use crate::helpers::{Answer, Asked, eventually, eventually_within, test_variable, unique};
-use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, THEIR_PART};
 use support::tls::RIGHTS;
+use support::{
+    Answer, Asked, PrivatePostgres, PrivateRedis, Program, Running, THEIR_PART, eventually,
+    eventually_within, test_variable, unique,
+};
+use tempfile::TempDir;
 
 const SECRET: &str = "a secret that the Auth server shares with us";
 /// What docs/OPERATIONS.md gives agents.

@@ -2,9 +2,8 @@
 //! closed, on every route, so that nothing hidden in one of them is ever answered.
 
 use futures_util::{StreamExt as _, stream};
-
-use crate::harmful::{ambiguous_heads, broken_chunks, broken_first_lines, requests_in_bodies};
-use crate::helpers::{
+use support::harmful::{ambiguous_heads, broken_chunks, broken_first_lines, requests_in_bodies};
+use support::{
     ALICE, Asked, Operation, RawAnswer, TestApp, careful_operations, operations, unique,
 };
 

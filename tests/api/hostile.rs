@@ -4,9 +4,8 @@ use aura_hitl::domain::clock::Clock;
 use chrono::{NaiveDateTime, TimeDelta};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-
-use crate::harmful::{broken_bodies, hostile_ids};
-use crate::helpers::{
+use support::harmful::{broken_bodies, hostile_ids};
+use support::{
     ALICE, Answer, Asked, Mode, Operation, PREFIXES, TestApp, framed, operations, test_variable,
     told_to_redis, unique,
 };

@@ -16,14 +16,12 @@ use chrono::TimeDelta;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
-use tempfile::TempDir;
-
-use crate::helpers::{
-    ALICE, Asked, BOB, Mode, TestApp, eventually, eventually_within, fresh_database, test_variable,
-    unique,
+use support::proxy::Proxy;
+use support::{
+    ALICE, Asked, BOB, Mode, PgBouncer, PrivatePostgres, PrivateRedis, Program, TestApp, Tmpfs,
+    eventually, eventually_within, free_port, fresh_database, test_variable, unique,
 };
-use crate::proxy::Proxy;
-use crate::servers::{PgBouncer, PrivatePostgres, PrivateRedis, Program, Tmpfs, free_port};
+use tempfile::TempDir;
 
 fn ledger(url: String, pooler: Pooler) -> LedgerConfig {
     LedgerConfig::Postgres { url: SecretString::from(url), pooler, max_connections: 4 }

@@ -11,12 +11,13 @@ use futures_util::future::join_all;
 use reqwest::{Client, Method};
 use secrecy::SecretString;
 use serde_json::{Value, json};
+use support::{
+    ALICE, Answer, Asked, PrivateRedis, Program, Running, eventually, free_port, fresh_database,
+    test_variable, unique,
+};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-
-use crate::helpers::{ALICE, Answer, Asked, eventually, fresh_database, test_variable, unique};
-use crate::servers::{PrivateRedis, Program, Running, free_port};
 
 const SECRET: &str = "canary-secret-0123456789abcdef0123456789abcdef";
 
@@ -175,7 +176,7 @@ async fn sigterm_amid_many_decisions_loses_none_that_was_acknowledged() {
             .unwrap();
     for (id, acknowledged) in ids.iter().zip(acknowledged) {
         let id = RequestId::parse(id.as_str()).unwrap();
-        let record = crate::helpers::find_record(&ledger, id.as_str()).await.unwrap();
+        let record = support::find_record(&ledger, id.as_str()).await.unwrap();
         let is_decided = record.state != State::Pending;
         assert!(is_decided || !acknowledged, "{id} was acknowledged and is lost");
         let is_sent = record.delivery == Delivery::Sent;

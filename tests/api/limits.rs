@@ -14,13 +14,11 @@ use aura_hitl::limits::RateLimit;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use reqwest::Method;
-use tempfile::TempDir;
-
-use crate::helpers::{
-    ADMIN, ALICE, Answer, Asked, BOB, Mode, Operation, TestApp, Who, decide_on_ledger, eventually,
-    operations, redis, unique,
+use support::{
+    ADMIN, ALICE, Answer, Asked, BOB, Mode, Operation, PrivatePostgres, PrivateRedis, Program,
+    TestApp, Who, decide_on_ledger, eventually, operations, redis, unique,
 };
-use crate::servers::{PrivatePostgres, PrivateRedis, Program};
+use tempfile::TempDir;
 
 const TASKS: &str = "/main/agent/tasks";
 

@@ -11,9 +11,7 @@ use chrono::TimeDelta;
 use futures_util::StreamExt as _;
 use redis::aio::PubSub;
 use serde_json::json;
-
-use crate::helpers::{ALICE, Asked, Ear, Mode, TestApp, eventually};
-use crate::servers::PrivateRedis;
+use support::{ALICE, Asked, Ear, Mode, PrivateRedis, TestApp, eventually};
 
 async fn app_on(mode: Mode, redis: &PrivateRedis) -> TestApp {
     TestApp::spawn_with(mode, Clock::System, |config| config.redis = Some(redis.settings())).await

@@ -11,7 +11,8 @@
 #[macro_use]
 extern crate support;
 
-use support::{belongings, forged, harmful, helpers, proxy, servers};
+#[allow(unused_imports, reason = "for tests that are being written")]
+use support::{self as helpers, self as servers};
 
 mod anothers_session;
 mod approvals;

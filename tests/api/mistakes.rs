@@ -3,10 +3,10 @@
 
 use reqwest::Method;
 use serde_json::json;
+use support::{
+    ALICE, Answer, Asked, BOB, Mode, PrivatePostgres, Program, eventually, free_port, test_variable,
+};
 use tempfile::TempDir;
-
-use crate::helpers::{ALICE, Answer, Asked, BOB, Mode, eventually, test_variable};
-use crate::servers::{PrivatePostgres, Program, free_port};
 
 const SECRET: (&str, &str) = ("JWT_SECRET", "0123456789abcdef0123456789abcdef");
 const REDIS: (&str, &str) = ("REDIS_URL", "redis://127.0.0.1:1");

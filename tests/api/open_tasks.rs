@@ -7,8 +7,7 @@ use aura_hitl::retention::{self, Retention};
 use chrono::TimeDelta;
 use reqwest::Method;
 use serde_json::json;
-
-use crate::helpers::{ALICE, Answer, Asked, BOB, Ear, Mode, TestApp, Who, eventually};
+use support::{ALICE, Answer, Asked, BOB, Ear, Mode, TestApp, Who, eventually};
 
 const MODES: [Mode; 2] = [Mode::Embedded, Mode::Production];
 const NOT_REPORTED: &str = r#"{"reportedByAgent":false}"#;

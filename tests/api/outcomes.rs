@@ -15,10 +15,10 @@ use futures_util::future::join_all;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
-use crate::helpers::{
+use redis::AsyncCommands as _;
+use support::{
     ADMIN, ALICE, Answer, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, eventually, redis, unique,
 };
-use redis::AsyncCommands as _;
 
 const HITL: &str = "/aura/hitl";
 

@@ -9,8 +9,7 @@ use reqwest::Method;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _, PgConnection};
-
-use crate::helpers::{ALICE, Answer, Asked, BOB, MALLORY, Mode, TestApp, Who, redis, unique};
+use support::{ALICE, Answer, Asked, BOB, MALLORY, Mode, TestApp, Who, redis, unique};
 
 /// What was counted in this process so far.
 async fn forgeries(app: &TestApp, kind: &str) -> u64 {

@@ -16,8 +16,7 @@ use futures_util::StreamExt as _;
 use reqwest::Client;
 use secrecy::SecretString;
 use serde_json::{Value, json};
-
-use crate::helpers::{
+use support::{
     ALICE, Answer, Asked, Ear, eventually, find_record, fresh_database, put_request, put_session,
     test_variable, unique,
 };

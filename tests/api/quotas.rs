@@ -5,8 +5,7 @@ use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::ids::TenantId;
 use chrono::{DurationRound as _, TimeDelta};
 use serde_json::json;
-
-use crate::helpers::{ALICE, Answer, Asked, BOB, MALLORY, Mode, TestApp, Who, eventually, unique};
+use support::{ALICE, Answer, Asked, BOB, MALLORY, Mode, TestApp, Who, eventually, unique};
 
 const MODES: [Mode; 2] = [Mode::Embedded, Mode::Production];
 /// A third person of the first tenant.

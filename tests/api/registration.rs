@@ -10,12 +10,10 @@ use chrono::TimeDelta;
 use futures_util::StreamExt as _;
 use reqwest::Method;
 use serde_json::{Value, json};
-
-use crate::helpers::{
-    ALICE, Answer, Asked, BOB, MALLORY, Mode, PREFIXES, TestApp, Who, decide_on_ledger,
-    told_to_redis, unique,
+use support::{
+    ALICE, Answer, Asked, BOB, MALLORY, Mode, PREFIXES, PrivateRedis, TestApp, Who,
+    decide_on_ledger, told_to_redis, unique,
 };
-use crate::servers::PrivateRedis;
 
 const REQUESTS: &str = "/api/aura/hitl/requests";
 const TASKS: &str = "/api/main/agent/tasks";

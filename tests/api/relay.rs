@@ -19,13 +19,11 @@ use futures_util::future::join_all;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use sqlx::PgPool;
-use tempfile::TempDir;
-
-use crate::helpers::{
-    ALICE, Answer, Asked, Ear, Mode, TestApp, Who, config, decide_on_ledger, eventually,
-    find_record, fresh_database, redis, unique,
+use support::{
+    ALICE, Answer, Asked, Ear, Mode, PrivatePostgres, PrivateRedis, TestApp, Who, config,
+    decide_on_ledger, eventually, find_record, fresh_database, redis, unique,
 };
-use crate::servers::{PrivatePostgres, PrivateRedis};
+use tempfile::TempDir;
 
 /// A call that takes longer than this hangs; each part of it is bounded by 2 s.
 const HANGS: Duration = Duration::from_secs(5);

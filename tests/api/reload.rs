@@ -11,15 +11,14 @@ use reqwest::{Client, Method};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
+use support::forged::{self, claims, now};
+use support::tls::{Authority, RIGHTS, StrictRedis};
+use support::{Answer, PrivatePostgres, Program, Running, eventually, kill, unique};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::forged::{self, claims, now};
-use crate::helpers::{Answer, eventually, unique};
-use crate::servers::{PrivatePostgres, Program, Running, kill};
 use crate::tls::{SECRET, is_late};
-use support::tls::{Authority, RIGHTS, StrictRedis};
 
 const OLD: &str = "canary-old-secret-0123456789abcdef01234567";
 const NEW: &str = "canary-new-secret-0123456789abcdef01234567";

@@ -17,14 +17,13 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use sqlx::{Connection as _, PgConnection};
-use tempfile::TempDir;
-
-use crate::helpers::{
-    ALICE, Answer, Asked, BOB, TestApp, decide_on_ledger, eventually, fresh_database,
+use support::{
+    ALICE, Answer, Asked, BOB, Program, TestApp, decide_on_ledger, eventually, fresh_database,
     test_variable, unique,
 };
+use tempfile::TempDir;
+
 use crate::lifecycle::assert_refused;
-use crate::servers::Program;
 
 /// 2,500 approved requests of one moment, each in a session of its own.
 const MANY: &str = "INSERT INTO hitl_request (

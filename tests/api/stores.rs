@@ -6,7 +6,6 @@ use aura_hitl::app;
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::courier::{Courier, Outgoing, Seen, Sent};
 use aura_hitl::domain::approver::Caller;
-use aura_hitl::domain::audit::AuditEntry;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Delivery, Mark, Record, Settled, State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
@@ -20,13 +19,12 @@ use futures_util::future::join_all;
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
+use support::{
+    ALICE, Asked, BOB, MALLORY, Mode, Who, config, decide_on_ledger, eventually, find_record,
+    put_request, put_session, reached, test_variable, unique, writing,
+};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
-
-use crate::helpers::{
-    ALICE, Asked, BOB, MALLORY, Mode, Who, config, decide_on_ledger, eventually, find_record,
-    put_request, put_session, reached, test_variable, unique,
-};
 
 /// A ledger and a courier of one's own.
 /// The caller whose task it is.
@@ -129,18 +127,7 @@ impl Stores {
 
     async fn register(&self, who: Who<'_>, asked: &Asked, now: DateTime<Utc>) -> Registered {
         let (candidate, caller) = (asked.candidate(Origin::Http, now), who.caller());
-        let writing = Writing {
-            candidate: &candidate,
-            state: &State::Pending,
-            caller: &caller,
-            now,
-            held_for: LEASE,
-            if_match: None,
-            only_newest: false,
-            alone_since: None,
-            trace_parent: None,
-            audit: AuditEntry::None,
-        };
+        let writing = writing(&candidate, &State::Pending, &caller, now);
         self.ledger.register(&writing).await.unwrap()
     }
 
@@ -654,18 +641,8 @@ on_all_stores! {
         let decide = async |asked: &Asked, at| {
             let (candidate, caller) = (asked.candidate(Origin::Redis, at), ALICE.caller());
             let state = &State::Decided(ALICE.decides(Verdict::Approve, at));
-            let writing = Writing {
-                candidate: &candidate,
-                state,
-                caller: &caller,
-                now: at,
-                held_for: LEASE,
-                if_match: None,
-                only_newest: true,
-                alone_since: None,
-                trace_parent: None,
-                audit: AuditEntry::None,
-            };
+            let writing =
+                Writing { only_newest: true, ..writing(&candidate, state, &caller, at) };
             stores.ledger.record_outcome(&writing).await.unwrap()
         };
         let [old, known, newest, elsewhere] = [(); 4].map(|()| Asked::in_session(&session));

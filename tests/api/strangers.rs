@@ -4,9 +4,8 @@
 use aura_hitl::domain::decision::State;
 use reqwest::Method;
 use serde_json::json;
-
-use crate::belongings::{Belongings, PEOPLE, perform};
-use crate::helpers::{Answer, PREFIXES, TestApp, operations, unique};
+use support::belongings::{Belongings, PEOPLE, perform};
+use support::{Answer, PREFIXES, TestApp, operations, unique};
 
 /// What each of them has, all of it delivered.
 async fn everybody(app: &TestApp) -> Vec<Belongings> {

@@ -4,8 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use aura_hitl::domain::decision::State;
-
-use crate::helpers::{ALICE, Asked, Mode, TestApp, test_variable, unique};
+use support::{ALICE, Asked, Mode, TestApp, test_variable, unique};
 
 /// The fixture, run by the Python of `scripts/test`; killed when dropped.
 struct Subscriber {

@@ -4,10 +4,7 @@ use std::collections::BTreeSet;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-
-use crate::helpers::{
-    ADMIN, ALICE, Answer, Asked, BOB, MALLORY, Mode, PREFIXES, TestApp, Who, unique,
-};
+use support::{ADMIN, ALICE, Answer, Asked, BOB, MALLORY, Mode, PREFIXES, TestApp, Who, unique};
 
 const TASKS: &str = "/api/main/agent/tasks";
 

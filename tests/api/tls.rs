@@ -14,15 +14,13 @@ use reqwest::Client;
 use secrecy::SecretString;
 use sqlx::{Connection as _, PgConnection};
 use support::tls::{Authority, HOST, RIGHTS, StrictRedis};
+use support::{
+    ALICE, Answer, Asked, BOB, Mode, PrivatePostgres, PrivateRedis, Program, Running, Server,
+    THEIR_PART, TestApp, eventually, eventually_within, free_port, test_variable,
+};
 use tempfile::TempDir;
 
-use crate::helpers::{
-    ALICE, Answer, Asked, BOB, Mode, TestApp, eventually, eventually_within, test_variable,
-};
 use crate::lifecycle::assert_refused;
-use crate::servers::{
-    PrivatePostgres, PrivateRedis, Program, Running, Server, THEIR_PART, free_port,
-};
 
 pub const SECRET: &str = "canary-secret-0123456789abcdef0123456789abcdef";
 

@@ -18,11 +18,10 @@ use futures_util::StreamExt as _;
 use redis::aio::PubSub;
 use secrecy::SecretString;
 use serde_json::{Value, json};
-
-use crate::helpers::{
-    ALICE, Asked, BOB, Mode, TestApp, decide_on_ledger, eventually, eventually_within, unique,
+use support::{
+    ALICE, Asked, BOB, Mode, PrivateCluster, PrivateRedis, PrivateSentinels, THEIR_PART, TestApp,
+    decide_on_ledger, eventually, eventually_within, slot_of, unique,
 };
-use crate::servers::{PrivateCluster, PrivateRedis, PrivateSentinels, THEIR_PART, slot_of};
 
 /// A Redis, however it is set up.
 enum Site {

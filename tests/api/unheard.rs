@@ -12,8 +12,8 @@ use aura_hitl::relay;
 use chrono::TimeDelta;
 use futures_util::StreamExt as _;
 use sqlx::{Connection as _, Executor as _};
+use support::{ALICE, Asked, Ear, Mode, TestApp, eventually};
 
-use crate::helpers::{ALICE, Asked, Ear, Mode, TestApp, eventually};
 use crate::waiting::again;
 
 async fn signal(app: &TestApp, asked: &Asked) -> String {
@@ -84,7 +84,7 @@ async fn a_session_that_names_nothing_or_whose_request_is_another_is_left_alone(
     app.point(&unnamed.session, "{}").await;
     let other = altered.clone().with("context", serde_json::json!({ "to": "everybody" }));
     app.put(&altered.id, &other.document.to_string()).await;
-    let mut redis = crate::helpers::redis().await;
+    let mut redis = support::redis().await;
     let key = format!("hitl:request:{}", gone.id);
     redis::cmd("DEL").arg(key).exec_async(&mut redis).await.unwrap();
     let mut ears = Vec::new();
@@ -169,7 +169,7 @@ async fn an_agent_that_was_answered_over_http_has_heard_it_and_a_browser_has_not
         let path = format!("/aura/hitl/signals/{}", asked.session);
         let call = app.call(ALICE, reqwest::Method::GET, &path);
         let call = call.header("X-DWP-Caller-Type", caller_type).send().await.unwrap();
-        let answer = crate::helpers::Answer::of(call).await;
+        let answer = support::Answer::of(call).await;
         assert_eq!(answer.data().as_str(), Some(&*signal(&app, asked).await));
     };
     let [shown, heard] = [answered_unheard(&app).await, answered_unheard(&app).await];

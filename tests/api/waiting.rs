@@ -16,8 +16,7 @@ use redis::AsyncCommands as _;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _};
-
-use crate::helpers::{
+use support::{
     ALICE, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, decide_on_ledger, eventually, reached,
     redis, unique,
 };

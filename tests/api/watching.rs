@@ -11,10 +11,11 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
+use support::{
+    Answer, Asked, Mode, PrivateRedis, Program, Running, eventually, free_port, fresh_database,
+    test_variable, unique,
+};
 use tempfile::TempDir;
-
-use crate::helpers::{Answer, Asked, Mode, eventually, fresh_database, test_variable, unique};
-use crate::servers::{PrivateRedis, Program, Running, free_port};
 
 const SECRET: &str = "a secret that the Auth server shares with us";
 

@@ -11,8 +11,7 @@ use chrono::TimeDelta;
 use insta::assert_snapshot;
 use reqwest::Method;
 use serde_json::{Value, json};
-
-use crate::helpers::{ALICE, Answer, Asked, BOB, Mode, TestApp, operations, test_variable, unique};
+use support::{ALICE, Answer, Asked, BOB, Mode, TestApp, operations, test_variable, unique};
 
 /// 2026-01-16T12:00:00Z.
 const NOON_MICROS: i64 = 1_768_564_800_000_000;

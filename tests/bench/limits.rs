@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aura_hitl::courier::{Courier, Outgoing, Seen};
-use aura_hitl::domain::audit::AuditEntry;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Candidate, Decision, State, Verdict};
-use aura_hitl::domain::ids::{RequestId, SessionId, TenantId};
-use aura_hitl::domain::request::{ApprovalRequest, Origin};
+use aura_hitl::domain::decision::{Decision, State, Verdict};
+use aura_hitl::domain::ids::{RequestId, SessionId};
+use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::signal::signal_json;
-use aura_hitl::ledger::{LEASE, Ledger, Recorded, Writing};
-use chrono::TimeDelta;
+use aura_hitl::ledger::{Ledger, Recorded};
 use secrecy::SecretString;
+use support::{candidate, writing};
 
 use crate::load::{Run, Watched, flat_out};
 use crate::world::{Asked, Database, POOL, World};
@@ -37,7 +36,8 @@ pub async fn statement(
     let works = Asked::fresh(count).into_iter().map(|asked| {
         let caller = world.people[asked.person].caller();
         let decision = Decision { verdict: Verdict::Approve, by: caller.user.clone(), at: now };
-        (candidate(&asked, caller.tenant.clone()), caller, State::Decided(decision))
+        let candidate = candidate(&asked.request, asked.document(), Origin::Redis, now);
+        (candidate, caller, State::Decided(decision))
     });
     let works = Arc::new(works.collect::<Vec<_>>());
     let used = ledger.clone();
@@ -45,20 +45,7 @@ pub async fn statement(
         let (ledger, works) = (used.clone(), Arc::clone(&works));
         async move {
             let (candidate, caller, state) = works.get(number).expect("too few requests");
-            let (held_for, trace_parent) = (LEASE, None);
-            let audit = AuditEntry::None;
-            let writing = Writing {
-                candidate,
-                state,
-                caller,
-                now,
-                held_for,
-                if_match: None,
-                only_newest: false,
-                alone_since: None,
-                trace_parent,
-                audit,
-            };
+            let writing = writing(candidate, state, caller, now);
             let recorded = ledger.record_outcome(&writing).await.unwrap();
             assert!(matches!(recorded, Recorded::Won(_)), "{recorded:?}");
         }
@@ -66,20 +53,6 @@ pub async fn statement(
     .await;
     ledger.close().await;
     run
-}
-
-fn candidate(asked: &Asked, tenant: TenantId) -> Candidate {
-    let now = Clock::System.now();
-    let id = RequestId::parse(&*asked.request).unwrap();
-    let request = ApprovalRequest::read(&id, asked.document()).unwrap();
-    Candidate {
-        user: request.user.clone(),
-        request,
-        origin: Origin::Redis,
-        tenant: Some(tenant),
-        created_at: now,
-        expires_at: now + TimeDelta::seconds(1800),
-    }
 }
 
 /// Requests that are there to be read or answered.

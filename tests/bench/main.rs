@@ -14,8 +14,6 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use support::{helpers, servers};
-
 mod limits;
 mod load;
 mod report;

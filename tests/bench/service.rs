@@ -7,10 +7,9 @@ use futures_util::StreamExt as _;
 use reqwest::{Client, Method};
 use serde_json::Value;
 use sqlx::PgConnection;
+use support::{Running, eventually_within};
 
-use crate::helpers::eventually_within;
 use crate::load::{Run, Watched, wrk};
-use crate::servers::Running;
 use crate::world::{Asked, Call, Database, World, script};
 
 /// More decisions than any run makes in a second.

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use reqwest::Client;
 use serde_json::json;
+use support::{Program, free_port};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
 use crate::load::median;
 use crate::report::Report;
-use crate::servers::{Program, free_port};
 use crate::service::one;
 use crate::usage::memory;
 use crate::world::{Asked, Call, SECRET, World, binary};

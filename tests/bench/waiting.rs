@@ -19,6 +19,7 @@ use reqwest::Client;
 use rustix::process::{Resource, Rlimit};
 use secrecy::SecretString;
 use serde_json::json;
+use support::{PrivatePostgres, PrivateRedis, Program, Running};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -26,7 +27,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 
-use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running};
 use crate::usage::{cpu, memory};
 
 const SECRET: &str = "a-secret-for-benchmarks-0123456789";

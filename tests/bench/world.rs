@@ -15,10 +15,8 @@ use redis::aio::MultiplexedConnection;
 use secrecy::SecretString;
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
+use support::{PrivatePostgres, PrivateRedis, Program, eventually_within};
 use tempfile::TempDir;
-
-use crate::helpers::eventually_within;
-use crate::servers::{PrivatePostgres, PrivateRedis, Program};
 
 pub const SECRET: &str = "a-secret-for-benchmarks-0123456789";
 /// Connections to Postgres, as config/production.toml has them.

@@ -27,8 +27,6 @@ mod rows;
 mod world;
 
 use report::{Report, Scale};
-use support::{belongings, forged, harmful, helpers, history, proxy, servers};
-
 /// Longest any row may take: a run must stop by itself.
 const LONGEST_ROW: Duration = Duration::from_mins(45);
 

@@ -18,14 +18,16 @@ use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
+use support::belongings::Service;
+use support::history::{Aftermath, Call, Choice, Delivered, Ended, History, Row, check};
+use support::{
+    Answer, Asked, PrivatePostgres, PrivateRedis, Program, RawAnswer, Running, Who, eventually,
+    free_port, kill, unique,
+};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use crate::belongings::Service;
-use crate::helpers::{self, Answer, Asked, RawAnswer, Who, eventually, unique};
-use crate::history::{Aftermath, Call, Choice, Delivered, Ended, History, Row, check};
 use crate::report::Report;
-use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, free_port, kill};
 
 /// Shared with the Auth server.
 pub const SECRET: &str = "a secret that the Auth server shares with us";
@@ -359,12 +361,12 @@ impl World {
 
     /// Sends bytes to the first replica as they are.
     pub async fn raw(&self, bytes: impl Into<Vec<u8>>) -> RawAnswer {
-        helpers::raw(self.replicas[0].address(), bytes.into()).await
+        support::raw(self.replicas[0].address(), bytes.into()).await
     }
 
     /// The first lines of a call on a socket of one's own, up to the token.
     pub fn head(&self, who: Who<'_>, method: &Method, path: &str) -> String {
-        helpers::head(&self.people.token(who), method, path)
+        support::head(&self.people.token(who), method, path)
     }
 
     /// Waits until nothing is owed any more. Says how long that took, or `None` when it took

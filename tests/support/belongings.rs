@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use aura_hitl::domain::approver::Role;
 
-use crate::helpers::{Answer, Asked, Operation, TestApp, Who};
+use crate::{Answer, Asked, Operation, TestApp, Who};
 
 /// One person of each tenant; the last one is an admin of theirs.
 pub const PEOPLE: [Who<'static>; 3] = [

@@ -1,7 +1,7 @@
 //! Input that means harm, for the tests of the API and for `scripts/faults`: identity headers, ids,
 //! beginnings and ends of requests, bodies. All of it goes over a socket as it is.
 
-use crate::helpers::percent_encoded;
+use crate::percent_encoded;
 
 /// A request that nobody sent: whoever takes it for one repeats its trace id.
 pub const HIDDEN: &str = "GET /health/live HTTP/1.1\r\nHost: x\r\nX-Trace-Id: smuggled\r\n\r\n";

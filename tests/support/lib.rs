@@ -1,5 +1,6 @@
 //! What the tests of tests/api, tests/faults and tests/bench share: the service and the people
-//! around it, and the servers that a test starts, kills and damages by itself.
+//! around it, and the servers that a test starts, kills and damages by itself. Each noun has a file
+//! of its own; what nearly every test needs is named here, the rest by its file.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,11 +18,37 @@
     reason = "these are for the interface of a library, and tests see when they forget a result"
 )]
 
+mod agents;
+mod answers;
+mod asked;
 pub mod belongings;
+mod eventually;
 pub mod forged;
 pub mod harmful;
-pub mod helpers;
 pub mod history;
+mod ledger;
+mod names;
+mod operations;
+mod people;
+mod program;
 pub mod proxy;
-pub mod servers;
+mod servers;
+mod service;
+mod sockets;
 pub mod tls;
+
+pub use agents::{Ear, put_request, put_session, reached, redis, told_to_redis};
+pub use answers::Answer;
+pub use asked::{Asked, candidate};
+pub use eventually::{eventually, eventually_within};
+pub use ledger::{decide_on_ledger, find_record, fresh_database, writing};
+pub use names::{test_variable, unique};
+pub use operations::{Operation, PREFIXES, careful_operations, operations};
+pub use people::{ADMIN, ALICE, BOB, MALLORY, Who};
+pub use program::{Program, Running};
+pub use servers::{
+    PgBouncer, PrivateCluster, PrivatePostgres, PrivateRedis, PrivateSentinels, Server, THEIR_PART,
+    Tmpfs, free_port, kill, slot_of,
+};
+pub use service::{Mode, TestApp, config};
+pub use sockets::{RawAnswer, framed, head, percent_encoded, raw};

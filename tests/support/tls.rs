@@ -9,8 +9,8 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tempfile::TempDir;
 
-use crate::helpers::{eventually, unique};
-use crate::servers::{PrivatePostgres, PrivateRedis, free_port};
+use crate::{PrivatePostgres, PrivateRedis, free_port};
+use crate::{eventually, unique};
 
 /// The service's rights in Redis: those of docs/OPERATIONS.md, and none for a Cluster or Sentinels.
 pub const RIGHTS: &str = "~hitl:* ~{* &hitl:channel:* &hitl:decision:* &hitl:outcomes +get +set +pttl \

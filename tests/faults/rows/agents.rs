@@ -11,11 +11,11 @@ use futures_util::future::join;
 use redis::aio::{MultiplexedConnection, PubSubSink};
 use reqwest::Method;
 use serde_json::Value;
+use support::history::{Call, Choice, Delivered, Ended};
+use support::{Asked, Who, eventually};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::helpers::{Asked, Who, eventually};
-use crate::history::{Call, Choice, Delivered, Ended};
 use crate::report::{Report, Scale};
 use crate::rows::racing::kill_in_turn;
 use crate::world::{Replica, TENANT, World, ask, at_once, new_session, spread};

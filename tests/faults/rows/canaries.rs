@@ -6,12 +6,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::{Client, Method};
 use serde_json::{Map, Value, json};
+use support::{
+    Asked, PREFIXES, PrivatePostgres, PrivateRedis, Program, Running, careful_operations, forged,
+    free_port, raw,
+};
 use tempfile::TempDir;
 
-use crate::forged;
-use crate::helpers::{Asked, PREFIXES, careful_operations, raw};
 use crate::report::{Report, Scale};
-use crate::servers::{PrivatePostgres, PrivateRedis, Program, Running, free_port};
 use crate::world::{ask, binary};
 
 /// Every secret holds this word, and nothing else does.

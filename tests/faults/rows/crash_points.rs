@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 use futures_util::future::{join, join_all};
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
+use support::history::{Choice, Delivered, Ended};
+use support::{Asked, kill, unique};
 
-use crate::helpers::{Asked, unique};
-use crate::history::{Choice, Delivered, Ended};
 use crate::report::{Report, Scale};
-use crate::servers::kill;
 use crate::world::{Replica, World, ask};
 
 /// From a crash to the signal.

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join;
+use support::history::{Choice, Delivered, Ended};
 
-use crate::history::{Choice, Delivered, Ended};
 use crate::report::{Report, Scale};
 use crate::world::{World, at_once};
 
@@ -20,7 +20,7 @@ pub async fn postgres_crash(scale: Scale, report: &mut Report) {
         while !done.load(Ordering::SeqCst) {
             let mut asked = Vec::new();
             for _ in 0..50 {
-                let one = crate::helpers::Asked::new();
+                let one = support::Asked::new();
                 crate::world::ask(&mut agents, &one).await;
                 asked.push(one.id);
             }

@@ -7,9 +7,9 @@ use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
+use support::history::Choice;
+use support::{Answer, Asked, eventually_within};
 
-use crate::helpers::{Answer, Asked, eventually_within};
-use crate::history::Choice;
 use crate::report::{Report, Scale};
 use crate::world::{World, ask, at_once};
 

@@ -10,13 +10,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use support::history::{Choice, Delivered, Ended};
+use support::proxy::Proxy;
+use support::{Asked, PgBouncer, PrivatePostgres, Program, Server, Tmpfs, eventually, free_port};
 use tempfile::TempDir;
 
-use crate::helpers::{Asked, eventually};
-use crate::history::{Choice, Delivered, Ended};
-use crate::proxy::Proxy;
 use crate::report::{Report, Scale};
-use crate::servers::{PgBouncer, PrivatePostgres, Program, Server, Tmpfs, free_port};
 use crate::world::{Replica, SECRET, World, at_once};
 
 const SECOND: Duration = Duration::from_secs(1);

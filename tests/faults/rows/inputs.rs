@@ -8,15 +8,14 @@ use redis::aio::MultiplexedConnection;
 use reqwest::{Method, StatusCode};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-
-use crate::belongings::{Service as _, send};
-use crate::damage::{self, Dice};
-use crate::harmful;
-use crate::helpers::{
-    ALICE, Answer, Asked, Operation, PREFIXES, RawAnswer, careful_operations, framed, operations,
-    told_to_redis, unique,
+use support::belongings::{Service as _, send};
+use support::history::{Choice, Delivered};
+use support::{
+    ALICE, Answer, Asked, Operation, PREFIXES, RawAnswer, careful_operations, framed, harmful,
+    operations, told_to_redis, unique,
 };
-use crate::history::{Choice, Delivered};
+
+use crate::damage::{self, Dice};
 use crate::report::{Report, Scale};
 use crate::world::{TENANT, World, answered, at_once};
 

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use futures_util::future::{join, join_all};
 use reqwest::Method;
 use sqlx::Executor as _;
+use support::history::{Choice, Delivered, Ended};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::history::{Choice, Delivered, Ended};
 use crate::report::{Report, Scale};
 use crate::world::{People, TENANT, World, at_once, percentile, token};
 

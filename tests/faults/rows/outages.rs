@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{join, join_all};
 use serde_json::Value;
+use support::Asked;
+use support::history::{Choice, Delivered, Ended};
+use support::proxy::Proxy;
 
-use crate::helpers::Asked;
-use crate::history::{Choice, Delivered, Ended};
-use crate::proxy::Proxy;
 use crate::report::{Report, Scale};
 use crate::world::{Listener, World, at_once, percentile};
 

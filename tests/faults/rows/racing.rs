@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{join, join_all};
 use serde_json::Value;
+use support::Asked;
+use support::history::{Choice, Delivered, Ended};
 
-use crate::helpers::Asked;
-use crate::history::{Choice, Delivered, Ended};
 use crate::report::{Report, Scale};
 use crate::world::{Replica, World, ask, at_once, spread};
 

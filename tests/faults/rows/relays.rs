@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::helpers::Asked;
-use crate::history::{Choice, Delivered, Ended, duplicates};
-use crate::proxy::Proxy;
 use crate::report::{Report, Scale};
 use crate::world::{Listener, Replica, World, ask, at_once};
+use support::Asked;
+use support::history::{Choice, Delivered, Ended, duplicates};
+use support::proxy::Proxy;
 
 /// As many rows as a relay claims at once: so many signals may be between sent and noted when it
 /// is killed.
@@ -120,7 +120,7 @@ pub async fn relay_away_for_long(scale: Scale, report: &mut Report) {
 
     let rows = world.rows().await;
     let signal_of = |asked: &Asked| {
-        rows.iter().find(|row| row.request == asked.id).and_then(crate::history::Row::signal)
+        rows.iter().find(|row| row.request == asked.id).and_then(support::history::Row::signal)
     };
     let is_found = async |base: &str, asked: &Asked, wanted: Option<&str>| {
         let found = people.poll_surely(base, &asked.session, wanted).await;

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use support::Asked;
+use support::history::{Call, Choice, Delivered, Ended, check};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::helpers::Asked;
-use crate::history::{Call, Choice, Delivered, Ended, check};
 use crate::report::{Report, Scale};
 use crate::world::{People, TENANT, World, at_once, token};
 

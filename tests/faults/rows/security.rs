@@ -6,12 +6,12 @@ use aura_hitl::domain::approver::Role;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use support::belongings::{Belongings, PEOPLE, Service as _, perform, send};
+use support::forged::{self, Forged};
+use support::harmful::{self, BODY};
+use support::{ALICE, Answer, Operation, Who, framed, operations, unique};
 
-use crate::belongings::{Belongings, PEOPLE, Service as _, perform, send};
 use crate::damage::Dice;
-use crate::forged::{self, Forged};
-use crate::harmful::{self, BODY};
-use crate::helpers::{ALICE, Answer, Operation, Who, framed, operations, unique};
 use crate::report::{Report, Scale};
 use crate::world::{SECRET, World, answered, at_once};
 

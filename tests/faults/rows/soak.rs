@@ -4,13 +4,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join;
+use support::history::{Choice, Delivered, Ended};
+use support::proxy::Proxy;
+use support::{Asked, PrivatePostgres, PrivateRedis};
 use tokio::task::JoinSet;
 
-use crate::helpers::Asked;
-use crate::history::{Choice, Delivered, Ended};
-use crate::proxy::Proxy;
 use crate::report::{Report, Scale};
-use crate::servers::{PrivatePostgres, PrivateRedis};
 use crate::world::{Replica, World, try_ask};
 
 /// Decisions per second.

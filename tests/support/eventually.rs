@@ -1,0 +1,26 @@
+//! Waiting for what happens in the background, without asserting how long it takes: the limit only
+//! ends a test that would wait for ever. What others do (servers that elect, fail over or start) has
+//! a longer one.
+
+use std::time::Duration;
+
+/// Waits up to 10 s for something that happens in the background.
+pub async fn eventually<T>(look: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually_within(std::time::Duration::from_secs(10), look).await
+}
+
+/// The same for what others take their time over.
+pub async fn eventually_within<T>(
+    limit: std::time::Duration,
+    mut look: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let looking = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(limit, looking).await.expect("it never happened")
+}

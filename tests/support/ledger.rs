@@ -1,0 +1,78 @@
+//! The ledger from beside the service: a database of one's own, the row of a request whosever it is,
+//! and what a use case would write, for tests that call the ledger themselves. `writing` fills in
+//! whatever a test does not care about.
+
+use aura_hitl::domain::approver::Caller;
+use aura_hitl::domain::audit::AuditEntry;
+use aura_hitl::domain::decision::{Candidate, Record, State, Verdict};
+use aura_hitl::domain::ids::{RequestId, TenantId};
+use aura_hitl::domain::request::Origin;
+use aura_hitl::ledger::{LEASE, Ledger, Recorded, Writing};
+use chrono::{DateTime, Utc};
+use sqlx::{Connection as _, Executor as _, PgConnection};
+
+use crate::asked::Asked;
+use crate::names::{test_variable, unique};
+use crate::people::Who;
+
+/// A new, empty Postgres database.
+pub async fn fresh_database() -> String {
+    let url = test_variable("TEST_DATABASE_URL");
+    let name = unique("hitl");
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    connection.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.unwrap();
+    let (server, _database) = url.rsplit_once('/').unwrap();
+    format!("{server}/{name}")
+}
+
+/// Tenants whose requests tests look up by their ids alone.
+const TENANTS: [&str; 8] =
+    ["tenant1", "tenant2", "tenant3", "7", "José", "김철수", "Doe, Jane", "50%25"];
+
+/// The ledger's row of a request, whosever it is.
+pub async fn find_record(ledger: &Ledger, request: &str) -> Option<Record> {
+    let id = RequestId::parse(request).unwrap();
+    for tenant in TENANTS {
+        let tenant = TenantId::parse(tenant).unwrap();
+        if let Some(record) = ledger.find_request(&tenant, &id).await.unwrap() {
+            return Some(record);
+        }
+    }
+    ledger.find_request_of_redis(&id).await.unwrap()
+}
+
+/// What a use case writes to the ledger, but for what a test sets otherwise:
+/// `Writing { only_newest: true, ..writing(…) }`.
+pub fn writing<'a>(
+    candidate: &'a Candidate,
+    state: &'a State,
+    caller: &'a Caller,
+    now: DateTime<Utc>,
+) -> Writing<'a> {
+    Writing {
+        candidate,
+        state,
+        caller,
+        now,
+        held_for: LEASE,
+        if_match: None,
+        only_newest: false,
+        alone_since: None,
+        trace_parent: None,
+        audit: AuditEntry::None,
+    }
+}
+
+/// Records a decision on the ledger only, as a process does that dies before it signals.
+pub async fn decide_on_ledger(
+    ledger: &Ledger,
+    who: Who<'_>,
+    asked: &Asked,
+    origin: Origin,
+    verdict: Verdict,
+    now: DateTime<Utc>,
+) -> Recorded {
+    let (candidate, caller) = (asked.candidate(origin, now), who.caller());
+    let state = State::Decided(who.decides(verdict, now));
+    ledger.record_outcome(&writing(&candidate, &state, &caller, now)).await.unwrap()
+}

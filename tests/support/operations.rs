@@ -1,0 +1,97 @@
+//! Every route of the service with what the API document says about it, so that a test about all of
+//! them finds a new one by itself: addresses with ids filled in, example bodies, limits, and who may
+//! call.
+
+use aura_hitl::routes::{Access, Entry};
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::people::Who;
+
+/// Both addresses of everything.
+pub const PREFIXES: [&str; 2] = ["/api", ""];
+
+/// A route of the service, and what the API document says about it.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    pub method: Method,
+    /// The address, with its ids still in braces.
+    pub pattern: &'static str,
+    pub access: Access,
+    pub document: Value,
+}
+
+impl Operation {
+    /// The address with ids filled in.
+    pub fn path(&self) -> String {
+        self.path_to("x-1")
+    }
+
+    /// The address with this id, as it goes over the wire.
+    pub fn path_to(&self, id: &str) -> String {
+        ["{requestId}", "{sessionId}", "{taskId}"]
+            .into_iter()
+            .fold(self.pattern.to_owned(), |path, name| path.replace(name, id))
+    }
+
+    /// Both addresses with this id.
+    pub fn paths_to(&self, id: &str) -> [String; 2] {
+        PREFIXES.map(|prefix| format!("{prefix}{}", self.path_to(id)))
+    }
+
+    /// What the address names: `requestId`, `sessionId`, `taskId`, or nothing.
+    pub fn id(&self) -> Option<&'static str> {
+        Some(self.pattern.split_once('{')?.1.split_once('}')?.0)
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.access == Access::Open
+    }
+
+    /// Whether its answer does not end.
+    pub fn is_stream(&self) -> bool {
+        self.pattern.ends_with("/stream")
+    }
+
+    pub fn decides(&self) -> bool {
+        self.access == Access::Approver
+    }
+
+    /// The body that the document gives for an example, as this person would send it; none when
+    /// the operation takes none.
+    pub fn body(&self, who: Who<'_>) -> Option<Value> {
+        let content = &self.document["requestBody"]["content"]["application/json"];
+        let mut body = content.get("example")?.clone();
+        for (field, value) in [("userId", who.user), ("tenantId", who.tenant)] {
+            if let Some(named) = body.get_mut(field) {
+                *named = value.into();
+            }
+        }
+        Some(body)
+    }
+
+    /// Largest body that it reads, in bytes.
+    pub fn body_limit(&self) -> usize {
+        if self.decides() { 16 * 1024 } else { 1024 * 1024 }
+    }
+}
+
+/// Every route.
+pub fn operations() -> Vec<Operation> {
+    let document = serde_json::to_value(aura_hitl::api::document::document()).unwrap();
+    let operation = |entry: Entry| Operation {
+        document: document["paths"][entry.path][entry.method.as_str().to_lowercase()].clone(),
+        // actix has HTTP types of its own.
+        method: entry.method.as_str().parse().unwrap(),
+        pattern: entry.path,
+        access: entry.access,
+    };
+    aura_hitl::routes::table().into_iter().map(operation).collect()
+}
+
+/// The routes that end by themselves and that change nothing unless they are sent the right body.
+pub fn careful_operations() -> Vec<Operation> {
+    let mut operations = operations();
+    operations.retain(|one| !one.is_stream() && !one.pattern.ends_with("/cancel"));
+    operations
+}
