@@ -3,8 +3,8 @@
 //! token with any bit turned over is worth nothing.
 #![no_main]
 
-use aura_hitl::auth::{TokenProblem, TokenVerifier};
-use aura_hitl::config::JwtConfig;
+use aura_hitl::identity::{TokenProblem, TokenVerifier};
+use aura_hitl::identity::JwtConfig;
 use aura_hitl::domain::approver::Role;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

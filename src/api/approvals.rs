@@ -16,18 +16,22 @@ use validator::{Validate, ValidationError};
 use super::body::{Checked, DECISION_BYTES, TASK_BYTES, check_id, whole_number};
 use super::envelope::{Answer, created, ok, wire_time};
 use super::error::ApiError;
+use super::identity::{ApproverOf, CallerOf};
 use super::request_id;
 use super::schemas;
 use super::text::Text;
-use crate::approvals::{self, Decided};
-use crate::auth::{ApproverOf, CallerOf};
-use crate::core::Core;
 use crate::domain::approver::Caller;
-use crate::domain::decision::{Candidate, DEFAULT_REASON, Expected, Record, State, Verdict};
+use crate::domain::decision::{DEFAULT_REASON, State, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TaskId};
 use crate::domain::plan::{self, InvalidStep, PlanStep};
+use crate::domain::record::{Candidate, Record};
 use crate::domain::request::{ApprovalRequest, Origin, REQUEST_TTL_SECONDS, Registration};
+use crate::domain::rules::Expected;
 use crate::ledger::Registered;
+use crate::requests::decide::{self, Decided};
+use crate::requests::error::RequestError;
+use crate::requests::{read, register};
+use crate::state::AppState;
 
 /// Who approves.
 #[derive(Debug, Deserialize, Validate, ToSchema)]
@@ -170,8 +174,8 @@ impl FromRequest for ExpectedContent {
 
     fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
         let expected = expected(request);
-        let core = request.app_data::<web::Data<Core>>();
-        let is_required = core.is_some_and(|core| core.policy.require_if_match);
+        let app = request.app_data::<web::Data<AppState>>();
+        let is_required = app.is_some_and(|app| app.policy.require_if_match);
         ready(if is_required && expected == Expected::Anything {
             Err(ApiError::unconditional())
         } else {
@@ -213,13 +217,13 @@ fn expected(request: &HttpRequest) -> Expected {
 )]
 pub async fn approve(
     approver: ApproverOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
     expected: ExpectedContent,
     body: Checked<ApproveBody, DECISION_BYTES>,
 ) -> Result<Answer<DecisionView>, ApiError> {
     let (user, verdict) = (body.0.user_id, Verdict::Approve);
-    let (decided, tag) = decide(&core, approver, &id, expected, user, verdict).await?;
+    let (decided, tag) = decide(&app, approver, &id, expected, user, verdict).await?;
     Ok(ok("Request approved successfully", decided).with(tag))
 }
 
@@ -238,7 +242,7 @@ pub async fn approve(
 )]
 pub async fn reject(
     approver: ApproverOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
     expected: ExpectedContent,
     body: Checked<RejectBody, DECISION_BYTES>,
@@ -246,12 +250,12 @@ pub async fn reject(
     let reason = body.0.reason.filter(|reason| !reason.trim().is_empty());
     let reason = reason.unwrap_or_else(|| DEFAULT_REASON.to_owned());
     let (user, verdict) = (body.0.user_id, Verdict::Reject { reason });
-    let (decided, tag) = decide(&core, approver, &id, expected, user, verdict).await?;
+    let (decided, tag) = decide(&app, approver, &id, expected, user, verdict).await?;
     Ok(ok("Request rejected", decided).with(tag))
 }
 
 async fn decide(
-    core: &Core,
+    app: &AppState,
     ApproverOf(caller): ApproverOf,
     id: &str,
     ExpectedContent(expected): ExpectedContent,
@@ -263,10 +267,10 @@ async fn decide(
         return Err(ApiError::wrong_user());
     }
     let asked_for = verdict.status();
-    let (work, request) = (core.clone(), id.clone());
-    let decided = core
+    let (work, request) = (app.clone(), id.clone());
+    let decided = app
         .run_to_end(
-            async move { approvals::decide(&work, &caller, &request, verdict, &expected).await },
+            async move { decide::decide(&work, &caller, &request, verdict, &expected).await },
         )
         .await?
         .map_err(ApiError::from)
@@ -296,38 +300,37 @@ async fn decide(
 )]
 pub async fn register(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     body: Checked<RegisterBody, TASK_BYTES>,
 ) -> Result<Answer<RegisteredView>, ApiError> {
-    let candidate = registration(body.0, &caller, &core)?;
-    let work = core.get_ref().clone();
-    let registered = core
-        .run_to_end(async move { approvals::register(&work, &caller, &candidate).await })
-        .await?;
+    let candidate = registration(body.0, &caller, &app)?;
+    let work = app.get_ref().clone();
+    let registered =
+        app.run_to_end(async move { register::register(&work, &caller, &candidate).await }).await?;
     let message = "Approval request registered";
     match registered.map_err(taken)? {
         Registered::New(record) => {
-            Ok(created(message, registered_view(&record, &core)).with(etag(record.etag())))
+            Ok(created(message, registered_view(&record, &app)).with(etag(record.etag())))
         }
         Registered::Known(record) => {
-            Ok(ok(message, registered_view(&record, &core)).with(etag(record.etag())))
+            Ok(ok(message, registered_view(&record, &app)).with(etag(record.etag())))
         }
         Registered::TaskIsOver => Err(ApiError::task_is_over()),
         Registered::IdTaken => Err(ApiError::id_taken()),
     }
 }
 
-fn taken(problem: approvals::Problem) -> ApiError {
-    use crate::domain::decision::Refusal;
-    match problem {
-        approvals::Problem::Refused(Refusal::Altered) => ApiError::id_taken(),
+fn taken(error: RequestError) -> ApiError {
+    use crate::domain::rules::Refusal;
+    match error {
+        RequestError::Refused(Refusal::Altered) => ApiError::id_taken(),
         other => other.into(),
     }
 }
 
-fn registered_view(record: &Record, core: &Core) -> RegisteredView {
+fn registered_view(record: &Record, app: &AppState) -> RegisteredView {
     let status = match &record.state {
-        State::Pending if core.clock.now() >= record.expires_at => State::Expired.as_str(),
+        State::Pending if app.clock.now() >= record.expires_at => State::Expired.as_str(),
         state => state.as_str(),
     };
     RegisteredView {
@@ -339,14 +342,18 @@ fn registered_view(record: &Record, core: &Core) -> RegisteredView {
     }
 }
 
-fn registration(body: RegisterBody, caller: &Caller, core: &Core) -> Result<Candidate, ApiError> {
+fn registration(
+    body: RegisterBody,
+    caller: &Caller,
+    app: &AppState,
+) -> Result<Candidate, ApiError> {
     if body.user_id.is_some_and(|user| user != caller.user.as_str()) {
         return Err(ApiError::wrong_user());
     }
     if body.tenant_id.is_some_and(|tenant| tenant != caller.tenant.as_str()) {
         return Err(ApiError::wrong_tenant());
     }
-    let now = core.clock.now();
+    let now = app.clock.now();
     let id = body.request_id.unwrap_or_else(|| {
         // The agents' own form: `req_` and 12 hex digits.
         let random = Uuid::new_v4().simple().to_string();
@@ -393,13 +400,13 @@ fn registration(body: RegisterBody, caller: &Caller, core: &Core) -> Result<Cand
 )]
 pub async fn read(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
 ) -> Result<Answer<String>, ApiError> {
     let id = request_id(&id)?;
-    let work = core.get_ref().clone();
+    let work = app.get_ref().clone();
     let found =
-        core.run_to_end(async move { approvals::read_request(&work, &caller, &id).await }).await?;
+        app.run_to_end(async move { read::read_request(&work, &caller, &id).await }).await?;
     let (document, tag) = found?;
     Ok(ok("Approval request retrieved", document).with(etag(tag)))
 }

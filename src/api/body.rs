@@ -21,11 +21,10 @@ use validator::{Validate, ValidationError, ValidationErrors};
 use super::error::{ApiError, FieldErrors};
 use super::text::Text;
 use crate::domain::json::{Sound, SoundValue};
+pub use crate::limits::TASK_BYTES;
 
 /// Largest body of a decision, in bytes.
 pub const DECISION_BYTES: usize = 16 * 1024;
-/// Largest body of a registration or a task, in bytes.
-pub const TASK_BYTES: usize = 1024 * 1024;
 /// Longest a body may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(5);
 

@@ -15,7 +15,7 @@ use utoipa::{Modify, OpenApi};
 use super::envelope::Envelope;
 use super::error::ErrorCode;
 use super::{approvals, examples, health, outcomes, schemas, signals, tasks};
-use crate::routes::{self, Access};
+use crate::api::routes::{self, Access};
 
 /// Where the document is.
 pub const ADDRESS: &str = "/v3/api-docs";

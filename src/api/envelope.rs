@@ -11,9 +11,9 @@ use actix_web::{HttpMessage as _, HttpRequest, HttpResponse, Responder};
 use serde::Serialize;
 use tracing_actix_web::RequestId;
 
+use super::headers::via;
 use super::text::Language;
 use crate::domain::clock::Clock;
-use crate::telemetry;
 
 tokio::task_local! {
     static CALL: Call;
@@ -40,7 +40,7 @@ impl Call {
     }
 
     fn of(request: &ServiceRequest) -> Self {
-        let via = telemetry::via(request.headers());
+        let via = via(request.headers());
         let preferred = AcceptLanguage::parse(request).map(|languages| languages.ranked());
         let is_korean = preferred.is_ok_and(|languages| {
             languages

@@ -14,13 +14,14 @@ use tracing::{error, warn};
 
 use super::envelope::{Call, Envelope};
 use super::text::Text;
-use crate::approvals::Problem;
-use crate::auth::TokenProblem;
-use crate::core::Undone;
-use crate::domain::decision::{DEFAULT_REASON, Refusal, Standing};
+use crate::domain::decision::DEFAULT_REASON;
+use crate::domain::rules::{Refusal, Standing};
 use crate::domain::task::TaskRefusal;
+use crate::identity::TokenProblem;
 use crate::ledger::LedgerError;
 use crate::limits::{Limit, TooMany};
+use crate::requests::RequestError;
+use crate::state::Undone;
 
 /// Seconds after which a 503 may be worth a retry.
 pub const RETRY_SECONDS: u64 = 1;
@@ -640,28 +641,28 @@ impl From<Refusal> for ApiError {
     }
 }
 
-impl From<Problem> for ApiError {
-    fn from(problem: Problem) -> Self {
+impl From<RequestError> for ApiError {
+    fn from(problem: RequestError) -> Self {
         match problem {
-            Problem::Refused(refusal) => refusal.into(),
-            Problem::Unreadable(what) => Self::new(
+            RequestError::Refused(refusal) => refusal.into(),
+            RequestError::Unreadable(what) => Self::new(
                 ErrorCode::Unprocessable,
                 format!(
                     "Unreadable request: in Redis it {what}. Nothing was decided; the agent must ask again."
                 ),
                 "읽을 수 없는 요청: 결정되지 않았습니다. 에이전트가 다시 요청해야 합니다.",
             ),
-            Problem::DecidedByNobody => Self::new(
+            RequestError::DecidedByNobody => Self::new(
                 ErrorCode::Unprocessable,
                 "Request altered: nobody decided it here, but Redis says that it is no longer \
                  pending. The agent must ask again.",
                 "상태가 다름: 결정된 적이 없지만 Redis에는 처리된 것으로 되어 있습니다. 에이전트가 다시 요청해야 합니다.",
             ),
-            Problem::Courier(unavailable) => Self::unavailable(&unavailable.to_string()),
-            Problem::Ledger(error) => error.into(),
-            Problem::TooMany(too_many) => too_many.into(),
-            Problem::Undone(undone) => undone.into(),
-            Problem::Unconfirmed(error) => Self::unconfirmed(&error.to_string()),
+            RequestError::Courier(unavailable) => Self::unavailable(&unavailable.to_string()),
+            RequestError::Ledger(error) => error.into(),
+            RequestError::TooMany(too_many) => too_many.into(),
+            RequestError::Undone(undone) => undone.into(),
+            RequestError::OutcomeUnknown(error) => Self::unconfirmed(&error.to_string()),
         }
     }
 }

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::envelope::{Answer, Envelope, ok};
 use super::error::{ErrorCode, RETRY_SECONDS};
-use crate::core::Core;
+use crate::state::AppState;
 
 /// That the process lives.
 #[derive(Debug, Serialize, ToSchema)]
@@ -103,7 +103,7 @@ type WhyNot = Option<String>;
 
 impl LastAnswer {
     /// Whether ledger and courier answer, as found after this was asked.
-    pub async fn look(&self, core: &Core) -> [bool; 2] {
+    pub async fn look(&self, app: &AppState) -> [bool; 2] {
         let asked_at = Instant::now();
         let mut last = self.0.lock().await;
         if let Some((found_at, found)) = &*last
@@ -112,8 +112,8 @@ impl LastAnswer {
             return found.each_ref().map(Option::is_none);
         }
         // On the runtime that the connections belong to: on a worker's they would end with it.
-        let asking = core.clone();
-        let asking = core.runtime.spawn(async move {
+        let asking = app.clone();
+        let asking = app.runtime.spawn(async move {
             let (ledger, courier) =
                 tokio::join!(asking.ledger.check_writable(), asking.courier.ping());
             [ledger.err().map(|why| why.to_string()), courier.err().map(|why| why.to_string())]
@@ -138,16 +138,16 @@ impl LastAnswer {
         (status = 200, description = "Both stores answer", body = super::envelope::Envelope<ReadinessView>),
         (status = 503, description = "One of them does not", headers(("Retry-After" = String, description = "Seconds to wait before trying again.")), body = super::envelope::Envelope<ReadinessView>),
     ))]
-pub async fn ready(core: web::Data<Core>, last: web::Data<LastAnswer>) -> impl Responder {
-    let [ledger, courier] = last.look(&core).await;
-    let ready = ledger && courier && !core.stopping.is_cancelled();
+pub async fn ready(app: web::Data<AppState>, last: web::Data<LastAnswer>) -> impl Responder {
+    let [ledger, courier] = last.look(&app).await;
+    let ready = ledger && courier && !app.stopping.is_cancelled();
     let view = ReadinessView {
         status: if ready { "UP" } else { "DOWN" },
         service: env!("CARGO_PKG_NAME"),
         version: env!("CARGO_PKG_VERSION"),
         ready,
-        ledger: StoreView { engine: core.ledger.engine(), ready: ledger },
-        courier: StoreView { engine: core.courier.engine(), ready: courier },
+        ledger: StoreView { engine: app.ledger.engine(), ready: ledger },
+        courier: StoreView { engine: app.courier.engine(), ready: courier },
     };
     if view.ready {
         return HttpResponse::Ok().json(Envelope::success("Service is ready", Some(view)));

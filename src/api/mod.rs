@@ -4,12 +4,18 @@
 
 pub mod approvals;
 pub mod body;
+pub mod call_span;
+pub mod connection;
 pub mod document;
 pub mod envelope;
 pub mod error;
 mod examples;
+mod headers;
 pub mod health;
+pub mod identity;
 pub mod outcomes;
+mod refusals;
+pub mod routes;
 mod schemas;
 pub mod signals;
 pub mod tasks;

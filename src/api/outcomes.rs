@@ -11,15 +11,17 @@ use super::approvals::etag;
 use super::body::Query;
 use super::envelope::{Answer, ok, wire_time};
 use super::error::ApiError;
+use super::identity::{CallerOf, is_agent, rest_of_token};
 use super::request_id;
 use super::text::Text;
-use crate::auth::{CallerOf, rest_of_token};
-use crate::connection::end_with_client;
-use crate::core::Core;
-use crate::domain::decision::{Delivery, Record, State};
+use crate::api::connection::end_with_client;
+use crate::domain::decision::State;
+use crate::domain::record::{Delivery, Record};
 use crate::domain::request::Origin;
-use crate::open_tasks;
-use crate::outcomes::{self, Found};
+use crate::requests::heard::told;
+use crate::requests::read::{Found, find};
+use crate::requests::{acknowledge, wait, withdraw};
+use crate::state::AppState;
 
 /// Longest that a call may wait, in seconds: under the minute after which many proxies give up.
 pub const LONGEST_WAIT_SECONDS: u64 = 55;
@@ -130,7 +132,7 @@ pub fn wait_of(seconds: Option<&str>, request: &HttpRequest) -> Result<Option<Du
 )]
 pub async fn read(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
     Query(query): Query<WaitQuery>,
     request: HttpRequest,
@@ -138,24 +140,23 @@ pub async fn read(
     let id = request_id(&id)?;
     let wait = wait_of(query.wait_seconds.as_deref(), &request)?;
     let ask = || {
-        let (core, caller, id) = (core.get_ref().clone(), caller.clone(), id.clone());
-        async move { outcomes::find(&core, &caller, &id).await }
+        let (app, caller, id) = (app.get_ref().clone(), caller.clone(), id.clone());
+        async move { find(&app, &caller, &id).await }
     };
-    let mut found = core.run_to_end(ask()).await??;
+    let mut found = app.run_to_end(ask()).await??;
     if let Some(wait) = wait.filter(|wait| found.is_pending() && !wait.is_zero()) {
         end_with_client(&request);
         let session = found.session().clone();
-        found = outcomes::wait(&core, &caller, &session, wait, ask, |found| !found.is_pending())
-            .await?;
+        found = wait::wait(&app, &caller, &session, wait, ask, |found| !found.is_pending()).await?;
         if matches!(found, Found::InRedis(_)) {
             // By now its key may be gone.
-            found = core.run_to_end(ask()).await??;
+            found = app.run_to_end(ask()).await??;
         }
     }
     if let Found::InLedger(record) = &found
-        && open_tasks::is_agent(&caller, &request)
+        && is_agent(&caller, &request)
     {
-        open_tasks::told(&core, &caller, record);
+        told(&app, &caller, record);
     }
     let is_pending = found.is_pending();
     let tag = etag(found.etag());
@@ -174,13 +175,13 @@ pub async fn read(
 )]
 pub async fn cancel(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
 ) -> Result<Answer<ClosedView>, ApiError> {
     let id = request_id(&id)?;
-    let work = core.get_ref().clone();
+    let work = app.get_ref().clone();
     let cancelled =
-        core.run_to_end(async move { outcomes::cancel(&work, &caller, &id).await }).await??;
+        app.run_to_end(async move { withdraw::cancel(&work, &caller, &id).await }).await??;
     Ok(ok("Request cancelled", closed(&cancelled)))
 }
 
@@ -195,13 +196,14 @@ pub async fn cancel(
 )]
 pub async fn acknowledge(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
 ) -> Result<Answer<ClosedView>, ApiError> {
     let id = request_id(&id)?;
-    let work = core.get_ref().clone();
-    let noted =
-        core.run_to_end(async move { outcomes::acknowledge(&work, &caller, &id).await }).await??;
+    let work = app.get_ref().clone();
+    let noted = app
+        .run_to_end(async move { acknowledge::acknowledge(&work, &caller, &id).await })
+        .await??;
     Ok(ok("Decision acknowledged", closed(&noted)))
 }
 

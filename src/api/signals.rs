@@ -13,18 +13,20 @@ use utoipa::IntoParams;
 use super::body::Query;
 use super::envelope::{Answer, nothing, ok};
 use super::error::ApiError;
+use super::identity::{CallerOf, is_agent, rest_of_token};
 use super::outcomes::wait_of;
 use super::{request_id, session_id};
-use crate::approvals;
-use crate::auth::{CallerOf, rest_of_token};
-use crate::connection::end_with_client;
-use crate::core::Core;
+use crate::api::connection::end_with_client;
 use crate::domain::approver::Caller;
-use crate::domain::decision::{Record, State};
+use crate::domain::decision::State;
 use crate::domain::ids::RequestId;
 use crate::domain::json;
-use crate::open_tasks;
-use crate::outcomes::{self, Outcomes};
+use crate::domain::record::Record;
+use crate::requests::heard::{answered, told, told_of};
+use crate::requests::signal::{find_signal, known_signal, signal_at_hand};
+use crate::requests::stream::Outcomes;
+use crate::requests::wait;
+use crate::state::AppState;
 
 /// How often a stream says that it is still there: more often than proxies give up on one.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -83,7 +85,7 @@ struct OutcomeEvent<'a> {
 )]
 pub async fn read(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     session: web::Path<String>,
     Query(query): Query<SignalQuery>,
     request: HttpRequest,
@@ -92,42 +94,41 @@ pub async fn read(
     let wanted = query.request_id.map(|id| request_id(&id)).transpose()?;
     let wait = wait_of(query.wait_seconds.as_deref(), &request)?;
     let ask = |polled: Option<_>| {
-        let (core, caller) = (core.get_ref().clone(), caller.clone());
+        let (app, caller) = (app.get_ref().clone(), caller.clone());
         let (session, wanted) = (session.clone(), wanted.clone());
-        async move { approvals::find_signal(&core, &caller, &session, wanted.as_ref(), polled).await }
+        async move { find_signal(&app, &caller, &session, wanted.as_ref(), polled).await }
     };
     // Most polls end here, and need not be run to their end: they change nothing.
     let mut polled = None;
     if let Some(wanted) = &wanted
-        && let Some(signal) = approvals::known_signal(&core, &caller, &session, wanted)
+        && let Some(signal) = known_signal(&app, &caller, &session, wanted)
     {
-        core.unheard.answered(&core, &caller, &signal);
-        note_told(&core, &caller, Some(wanted), &request);
+        answered(&app, &caller, &signal);
+        note_told(&app, &caller, Some(wanted), &request);
         return Ok(ok(RETRIEVED, signal));
     }
     // A request that an agent names may be a registered one, which needs no Redis.
-    if wanted.as_ref().is_none_or(|wanted| core.decisions.of_redis(wanted).is_some()) {
-        let room = core.make_room()?;
-        let answer = core.courier.poll(&session).await;
+    if wanted.as_ref().is_none_or(|wanted| app.decisions.of_redis(wanted).is_some()) {
+        let room = app.make_room()?;
+        let answer = app.courier.poll(&session).await;
         drop(room);
         if let Ok(found) = &answer
-            && let Some(signal) =
-                approvals::signal_at_hand(&core, &caller, &session, wanted.as_ref(), found)
+            && let Some(signal) = signal_at_hand(&app, &caller, &session, wanted.as_ref(), found)
         {
-            core.unheard.answered(&core, &caller, &signal);
+            answered(&app, &caller, &signal);
             return Ok(ok(RETRIEVED, signal));
         }
         polled = Some(answer);
     }
-    let mut signal = core.run_to_end(ask(polled)).await??;
+    let mut signal = app.run_to_end(ask(polled)).await??;
     if let Some(wait) = wait.filter(|wait| signal.is_none() && !wait.is_zero()) {
         end_with_client(&request);
         let ask = || ask(None);
-        signal = outcomes::wait(&core, &caller, &session, wait, ask, Option::is_some).await?;
+        signal = wait::wait(&app, &caller, &session, wait, ask, Option::is_some).await?;
     }
     if let Some(signal) = &signal {
-        core.unheard.answered(&core, &caller, signal);
-        note_told(&core, &caller, wanted.as_ref(), &request);
+        answered(&app, &caller, signal);
+        note_told(&app, &caller, wanted.as_ref(), &request);
     }
     Ok(match signal {
         Some(signal) => ok(RETRIEVED, signal),
@@ -152,7 +153,7 @@ pub async fn read(
 )]
 pub async fn stream(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     session: web::Path<String>,
     Query(query): Query<StreamQuery>,
     request: HttpRequest,
@@ -161,16 +162,15 @@ pub async fn stream(
     let wanted = query.request_id.map(|id| request_id(&id)).transpose()?;
     let after = last_event(request.headers())?;
     end_with_client(&request);
-    let agent =
-        open_tasks::is_agent(&caller, &request).then(|| (core.get_ref().clone(), caller.clone()));
-    let work = core.get_ref().clone();
-    let outcomes = core
+    let agent = is_agent(&caller, &request).then(|| (app.get_ref().clone(), caller.clone()));
+    let work = app.get_ref().clone();
+    let outcomes = app
         .run_to_end(async move { Outcomes::of(&work, &caller, session, wanted, after).await })
         .await??;
     let events = unfold((outcomes, agent), |(mut outcomes, agent)| async {
         let record = outcomes.next().await?;
-        if let Some((core, caller)) = &agent {
-            open_tasks::told(core, caller, &record);
+        if let Some((app, caller)) = &agent {
+            told(app, caller, &record);
         }
         Some((Event::Data(event(&record)), (outcomes, agent)))
     });
@@ -184,9 +184,9 @@ pub async fn stream(
 }
 
 /// Notes that the agent that named this request was told of its decision.
-fn note_told(core: &Core, caller: &Caller, wanted: Option<&RequestId>, request: &HttpRequest) {
-    if let Some(id) = wanted.filter(|_id| open_tasks::is_agent(caller, request)) {
-        open_tasks::told_of(core, caller, id);
+fn note_told(app: &AppState, caller: &Caller, wanted: Option<&RequestId>, request: &HttpRequest) {
+    if let Some(id) = wanted.filter(|_id| is_agent(caller, request)) {
+        told_of(app, caller, id);
     }
 }
 

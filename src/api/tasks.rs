@@ -12,16 +12,16 @@ use super::error::ApiError;
 use super::schemas;
 use super::task_id;
 use super::text::Text;
-use crate::approvals::Problem;
-use crate::auth::CallerOf;
-use crate::core::Core;
+use crate::api::identity::CallerOf;
 use crate::domain::approver::{Caller, Role};
-use crate::domain::decision::Refusal;
 use crate::domain::ids::{TaskId, UserId};
 use crate::domain::json;
 use crate::domain::plan::{InvalidStep, PlanStep};
+use crate::domain::rules::Refusal;
 use crate::domain::task::{Task, TaskFilter, TaskStatus, TaskStep};
 use crate::ledger::{TaskChange, new_task_id};
+use crate::requests::RequestError;
+use crate::state::AppState;
 
 /// Tasks per page when the caller does not say.
 const DEFAULT_PAGE_SIZE: u32 = 20;
@@ -212,7 +212,7 @@ impl From<Task> for TaskView {
 )]
 pub async fn create(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     body: Checked<TaskBody, TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let body = body.0;
@@ -227,17 +227,17 @@ pub async fn create(
     let task = Task {
         description: body.description,
         input_data: body.input_data.map(|data| json::storable(data.get())),
-        ..Task::requested(id, caller.user, caller.tenant, task_type, core.clock.now())
+        ..Task::requested(id, caller.user, caller.tenant, task_type, app.clock.now())
     };
-    let (work, inserted) = (core.get_ref().clone(), task.clone());
+    let (work, inserted) = (app.get_ref().clone(), task.clone());
     let inserting = async move {
         let (bytes, tenant) = (inserted.size(), &inserted.tenant);
         work.quotas.check_bytes(&work.ledger, tenant, bytes, inserted.created_at).await?;
         work.ledger.insert_task(&inserted).await?;
         work.quotas.count_bytes(tenant, bytes).await;
-        Ok::<_, Problem>(())
+        Ok::<_, RequestError>(())
     };
-    core.run_to_end(inserting).await??;
+    app.run_to_end(inserting).await??;
     Ok(created("Task created", task.into()))
 }
 
@@ -252,13 +252,13 @@ pub async fn create(
 )]
 pub async fn read(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let id = task_id(&id)?;
-    let work = core.get_ref().clone();
+    let work = app.get_ref().clone();
     let found =
-        core.run_to_end(async move { work.ledger.find_task(&caller.tenant, &id).await }).await??;
+        app.run_to_end(async move { work.ledger.find_task(&caller.tenant, &id).await }).await??;
     Ok(ok("Task retrieved", found.ok_or_else(ApiError::no_such_task)?.into()))
 }
 
@@ -273,14 +273,14 @@ pub async fn read(
 )]
 pub async fn list(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     Query(query): Query<ListQuery>,
 ) -> Result<Answer<TaskPage>, ApiError> {
     let filter = filter(query, caller)?;
     let (page, size) = (filter.page, filter.size);
-    let work = core.get_ref().clone();
+    let work = app.get_ref().clone();
     let (tasks, total) =
-        core.run_to_end(async move { work.ledger.list_tasks(&filter).await }).await??;
+        app.run_to_end(async move { work.ledger.list_tasks(&filter).await }).await??;
     let total_pages = total.div_ceil(u64::from(size));
     Ok(ok(
         "Tasks retrieved",
@@ -338,10 +338,10 @@ fn filter(query: ListQuery, caller: Caller) -> Result<TaskFilter, ApiError> {
 )]
 pub async fn start(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
 ) -> Result<Answer<TaskView>, ApiError> {
-    change(&core, caller, &id, TaskStep::Start, "Task started").await
+    change(&app, caller, &id, TaskStep::Start, "Task started").await
 }
 
 /// Begin a task, under the name that the platform's own clients call.
@@ -355,10 +355,10 @@ pub async fn start(
 )]
 pub async fn execute(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
 ) -> Result<Answer<String>, ApiError> {
-    change(&core, caller, &id, TaskStep::Start, "Task execution started").await?;
+    change(&app, caller, &id, TaskStep::Start, "Task execution started").await?;
     Ok(ok("Task execution started", id.into_inner()))
 }
 
@@ -374,13 +374,13 @@ pub async fn execute(
 )]
 pub async fn progress(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
     body: Checked<ProgressBody, TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let ProgressBody { progress, description } = body.0;
     let step = TaskStep::Progress { percent: progress.unwrap_or(0), description };
-    change(&core, caller, &id, step, "Task progress updated").await
+    change(&app, caller, &id, step, "Task progress updated").await
 }
 
 /// Complete a task. The body, any JSON or none, is its result.
@@ -395,12 +395,12 @@ pub async fn progress(
 )]
 pub async fn complete(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
     body: AnyJson<TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let step = TaskStep::Complete { result: body.0.map(|result| result.get().to_owned()) };
-    change(&core, caller, &id, step, "Task completed").await
+    change(&app, caller, &id, step, "Task completed").await
 }
 
 /// Give a task up. Why is in the query or in the body.
@@ -415,7 +415,7 @@ pub async fn complete(
 )]
 pub async fn fail(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
     Query(query): Query<FailQuery>,
     body: AnyJson<TASK_BYTES>,
@@ -433,7 +433,7 @@ pub async fn fail(
         let text = Text::new("holds a NUL character", "NUL 문자를 포함할 수 없습니다");
         return Err(ApiError::invalid_field("errorMessage", text));
     }
-    change(&core, caller, &id, TaskStep::Fail { error }, "Task failed").await
+    change(&app, caller, &id, TaskStep::Fail { error }, "Task failed").await
 }
 
 /// Replace the plan.
@@ -448,13 +448,13 @@ pub async fn fail(
 )]
 pub async fn replace_plan(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
     body: AnyJson<TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let steps = body.0.filter(|steps| steps.get().starts_with('['));
     let steps = plan_steps(steps.as_deref())?;
-    change(&core, caller, &id, TaskStep::ReplacePlan(steps), "Plan replaced").await
+    change(&app, caller, &id, TaskStep::ReplacePlan(steps), "Plan replaced").await
 }
 
 /// Add steps to the plan, or update them: one step, or several.
@@ -469,12 +469,12 @@ pub async fn replace_plan(
 )]
 pub async fn merge_plan(
     CallerOf(caller): CallerOf,
-    core: web::Data<Core>,
+    app: web::Data<AppState>,
     id: web::Path<String>,
     body: AnyJson<TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let steps = plan_steps(body.0.as_deref())?;
-    change(&core, caller, &id, TaskStep::MergePlan(steps), "Plan updated").await
+    change(&app, caller, &id, TaskStep::MergePlan(steps), "Plan updated").await
 }
 
 /// One step or an array of steps, each checked.
@@ -501,14 +501,14 @@ fn plan_steps(body: Option<&RawValue>) -> Result<Vec<PlanStep>, ApiError> {
 }
 
 async fn change(
-    core: &Core,
+    app: &AppState,
     caller: Caller,
     id: &str,
     step: TaskStep,
     message: &'static str,
 ) -> Result<Answer<TaskView>, ApiError> {
     let id: TaskId = task_id(id)?;
-    let work = core.clone();
+    let work = app.clone();
     let changing = async move {
         let (bytes, tenant) = (step.size(), &caller.tenant);
         if bytes > 0 {
@@ -518,9 +518,9 @@ async fn change(
         if bytes > 0 && matches!(changed, TaskChange::Done(_)) {
             work.quotas.count_bytes(tenant, bytes).await;
         }
-        Ok::<_, Problem>(changed)
+        Ok::<_, RequestError>(changed)
     };
-    match core.run_to_end(changing).await?? {
+    match app.run_to_end(changing).await?? {
         TaskChange::Done(task) => Ok(ok(message, TaskView::from(*task))),
         TaskChange::NotFound => Err(ApiError::no_such_task()),
         TaskChange::NotTheOwner => Err(Refusal::NotTheOwner.into()),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use config::ConfigError;
 
-use super::{PLAIN_NAMES, PREFIX, SECRETS};
+use super::names::{PLAIN_NAMES, PREFIX, SECRETS};
 
 /// Most edits between a name and the one that was meant.
 const MAX_EDITS: usize = 2;

@@ -20,12 +20,12 @@ use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 
 use super::topology::{Connection, STEP_TIMEOUT, Topology};
-use super::{Result, Unavailable};
-use crate::metrics;
+use super::types::{Result, Unavailable};
+use crate::observe::metrics;
 
 /// Longest that connecting takes, finding the right server included; leaves time for a command.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
-/// Longest that a call takes, connecting included; well under [`super::TIMEOUT`].
+/// Longest that a call takes, connecting included; well under [`super::types::TIMEOUT`].
 const CALL_TIMEOUT: Duration = STEP_TIMEOUT.saturating_mul(2);
 /// So many silent calls in a row, and the connection is replaced.
 const SILENT_CALLS: u32 = 2;

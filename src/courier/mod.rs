@@ -5,102 +5,29 @@
 //! waits in this process. Key names, values and times to live are the wire contract's. Must not
 //! decide anything. Requests registered over HTTP have no keys here, only a wake-up.
 
+mod keys;
 mod link;
 mod redis;
 mod topology;
+mod types;
 
 use std::future::Future;
 use std::time::Duration;
 
-use ::redis::cluster_routing::Slot;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tracing::Instrument as _;
 
+use self::keys::{ASK, CHANNEL, OUTCOMES, decision_channel, request_key, session_key, signal_key};
 pub use self::link::Login;
 pub use self::topology::RedisSettings;
+use self::types::Result;
+pub use self::types::{Outgoing, Polled, Seen, Sent, StoredRequest, TIMEOUT, Unavailable};
 use crate::domain::ids::{RequestId, SessionId, TenantId};
+use crate::domain::rate::RateLimit;
 use crate::domain::request::REQUEST_TTL_SECONDS;
 use crate::domain::session::SessionPointer;
-use crate::limits::RateLimit;
-use crate::traces;
+use crate::observe::traces;
 
 use self::redis::{RedisCourier, RedisSubscription};
-
-/// Longest any call to the courier takes, reconnecting included.
-pub const TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The courier did not answer, or not in time. What was asked may have happened nevertheless, so
-/// everything asked of it may safely be asked again.
-#[derive(Debug, thiserror::Error)]
-#[error("the courier is out of reach: {0}")]
-pub struct Unavailable(pub String);
-
-type Result<T> = std::result::Result<T, Unavailable>;
-
-/// A request as it was found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredRequest {
-    /// The key's value; empty when it is not text at all, which no request is.
-    pub document: String,
-    /// The rest of its time to live; `None` when it has no end.
-    pub ttl: Option<Duration>,
-    /// The session that it seems to name and what that names, where both can be read at once.
-    pub beside: Option<(String, SessionPointer)>,
-}
-
-/// What there was of a session and its request when it was judged whether a signal may go out.
-#[derive(Clone, Debug, Default)]
-pub struct Seen {
-    /// What the session named.
-    pub pointer: SessionPointer,
-    /// The request's text; `None` without one, empty when it was not text at all.
-    pub document: Option<String>,
-}
-
-/// What there is of a session for those who ask for its signal.
-#[derive(Clone, Debug, Default)]
-pub struct Polled {
-    /// What it names.
-    pub pointer: SessionPointer,
-    /// Its signal.
-    pub signal: Option<String>,
-    /// The request that the signal seems to answer, and its text, where all can be read at once.
-    pub answered: Option<(String, String)>,
-}
-
-/// A signal on its way.
-#[derive(Debug)]
-pub struct Outgoing<'a> {
-    /// Which request it answers.
-    pub request: &'a RequestId,
-    /// Whom it wakes.
-    pub session: &'a SessionId,
-    /// The signal's JSON.
-    pub signal: &'a str,
-    /// The request's JSON from then on.
-    pub document: &'a str,
-    /// Of two signals of a session the one with the higher rank stays under the key.
-    pub rank: i64,
-    /// Whether subscribers are told; else it is only put under its key.
-    pub aloud: bool,
-    /// It goes out only while session and request are exactly what was judged.
-    pub only_while: &'a Seen,
-}
-
-/// What became of a signal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Sent {
-    /// It is under its key and was published.
-    Published {
-        /// Agents that were subscribed to the channel at that moment, as `PUBSUB NUMSUB` counts
-        /// them; `None` when it was not published, or a node of a Cluster did not say.
-        listeners: Option<i64>,
-        /// The history of data that it is part of now; see [`Courier::histories`].
-        history: Option<String>,
-    },
-    /// The session's pointer or its request had changed; nothing was sent.
-    Changed,
-}
 
 /// The courier of this process.
 #[derive(Clone, Debug)]
@@ -175,14 +102,14 @@ impl Courier {
         on_redis!(self, courier => courier.ping())
     }
 
-    /// Which histories of data there are now, one by server that holds signals. A server begins
+    /// Which replication ids there are now, one by server that holds signals. A server begins
     /// another one when it restarts and when it takes another's place, and may then lack what was
     /// sent last, or everything. Empty where nothing is ever lost.
     ///
     /// # Errors
     /// [`Unavailable`].
-    pub async fn histories(&self) -> Result<Vec<String>> {
-        on_redis!(self, courier => courier.histories())
+    pub async fn replication_ids(&self) -> Result<Vec<String>> {
+        on_redis!(self, courier => courier.replication_ids())
     }
 
     /// The request under `hitl:request:{requestId}`.
@@ -383,87 +310,5 @@ impl Subscription {
     /// [`Unavailable`]: it does not.
     pub async fn ping(&mut self) -> Result<()> {
         self.0.ping().await
-    }
-}
-
-/// What stands before a request's id in its key (wire contract).
-const REQUEST: &str = "hitl:request:";
-
-fn request_key(id: &RequestId) -> String {
-    format!("{REQUEST}{id}")
-}
-
-/// What stands before the session in the key of its pointer (wire contract).
-const SESSION: &str = "hitl:session:";
-
-fn session_key(session: &SessionId) -> String {
-    format!("{SESSION}{session}")
-}
-
-fn signal_key(session: &SessionId) -> String {
-    format!("hitl:signal:{session}")
-}
-
-/// Where a signal's rank is kept: in the slot of the signal's own key, so that a Redis Cluster lets
-/// one script write both. A key's slot is that of what stands in its first pair of braces, if any:
-/// <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>.
-fn rank_key(session: &SessionId) -> String {
-    let key = signal_key(session);
-    let plain = format!("{{{key}}}:rank");
-    // Braces in the session's id undo ours. Then some number leads to the same slot.
-    let numbered = (0_u32..).map(|number| format!("{{{number}}}:{key}:rank"));
-    let is_beside = |rank_key: &String| Slot::for_key(rank_key) == Slot::for_key(&key);
-    std::iter::once(plain).chain(numbered).find(is_beside).unwrap_or_default()
-}
-
-/// What stands before the session in the name of its channel (wire contract).
-const CHANNEL: &str = "hitl:channel:";
-/// A channel of our own, on which replicas tell each other of outcomes that must not be published on
-/// a session's channel, since agents there take anything for an approval. The payload is the session.
-const OUTCOMES: &str = "hitl:outcomes";
-
-fn channel(session: &SessionId) -> String {
-    format!("{CHANNEL}{session}")
-}
-
-/// What stands before tenant and request in the channel of a registered request (wire contract).
-const DECISION: &str = "hitl:decision:";
-/// The only message there (wire contract).
-const ASK: &str = "ask";
-/// What RFC 3986 calls unreserved stays as it is; all other bytes are percent-encoded.
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-
-/// The tenant is percent-encoded, so that no tenant's name reaches into another tenant's channels.
-fn decision_channel(tenant: &TenantId, id: &RequestId) -> String {
-    format!("{DECISION}{}:{id}", utf8_percent_encode(tenant.as_str(), RESERVED))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn the_channel_of_a_registered_request_is_spelled_like_the_contract_says() {
-        let id = RequestId::parse("req.1_a:b@c-d").unwrap();
-        for (tenant, spelled) in [
-            ("tenant1", "tenant1"),
-            ("A-Z_a.z~9", "A-Z_a.z~9"),
-            ("a:b/c d*", "a%3Ab%2Fc%20d%2A"),
-            ("김", "%EA%B9%80"),
-        ] {
-            let channel = decision_channel(&TenantId::parse(tenant).unwrap(), &id);
-            assert_eq!(channel, format!("hitl:decision:{spelled}:req.1_a:b@c-d"));
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_rank_is_kept_beside_its_signal(id in "[ab{}]{1,8}") {
-            let session = SessionId::parse(id).unwrap();
-            let slots = [signal_key(&session), rank_key(&session)].map(Slot::for_key);
-            prop_assert_eq!(slots[0], slots[1]);
-        }
     }
 }

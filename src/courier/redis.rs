@@ -12,14 +12,15 @@ use redis::{
     SetOptions, ToRedisArgs, Value, cmd, from_redis_value,
 };
 
+use super::keys::{self, REQUEST, SESSION};
 use super::link::{Link, Login};
 use super::topology::{Connection, RedisSettings};
-use super::{Outgoing, Polled, Result, Sent, StoredRequest, Unavailable};
+use super::types::{Outgoing, Polled, Result, Sent, StoredRequest, TIMEOUT, Unavailable};
 use crate::domain::ids::SessionId;
+use crate::domain::rate::RateLimit;
 use crate::domain::request::REQUEST_TTL_SECONDS;
 use crate::domain::session::SessionPointer;
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
-use crate::limits::RateLimit;
 
 /// The first major version of Redis with all that the scripts call.
 const OLDEST_VERSION: u32 = 7;
@@ -69,7 +70,7 @@ impl RedisCourier {
         check_version(&info)
     }
 
-    pub async fn histories(&self) -> Result<Vec<String>> {
+    pub async fn replication_ids(&self) -> Result<Vec<String>> {
         // Of all masters, so that it tells nothing about the connection when one is away.
         let info = self
             .link
@@ -95,7 +96,7 @@ impl RedisCourier {
         if !self.link.is_cluster() {
             type Found = (Vec<u8>, i64, Option<Vec<u8>>, Option<Vec<u8>>);
             let key = vec![key.to_owned()];
-            let found: Option<Found> = self.script(&FIND_REQUEST, key, super::SESSION).await?;
+            let found: Option<Found> = self.script(&FIND_REQUEST, key, SESSION).await?;
             return Ok(found.map(|(document, millis, session, pointer)| StoredRequest {
                 document: String::from_utf8(document).unwrap_or_default(),
                 ttl: ttl(millis),
@@ -127,8 +128,8 @@ impl RedisCourier {
     /// Not for a Cluster.
     pub async fn poll(&self, session: &SessionId) -> Result<Polled> {
         type Found = [Option<Vec<u8>>; 4];
-        let keys = vec![super::session_key(session), super::signal_key(session)];
-        let found: Found = self.script(&POLL, keys, super::REQUEST).await?;
+        let keys = vec![keys::session_key(session), keys::signal_key(session)];
+        let found: Found = self.script(&POLL, keys, REQUEST).await?;
         let [pointer, signal, request, document] = found.map(|value| value.map(text));
         let pointer = SessionPointer::read(pointer);
         Ok(Polled { pointer, signal, answered: request.zip(document) })
@@ -180,7 +181,7 @@ impl RedisCourier {
             return Ok(Vec::new());
         }
         let mut count = cmd("PUBSUB");
-        count.arg("NUMSUB").arg(sessions.iter().map(super::channel).collect::<Vec<_>>());
+        count.arg("NUMSUB").arg(sessions.iter().map(keys::channel).collect::<Vec<_>>());
         // Of every node, so that it tells nothing about the connection when one is away.
         let counting = |redis: Connection| async move { redis.on_every_node(count).await };
         let nodes = self.link.attempt(counting).await.map_err(|error| unexpected(&error))?;
@@ -194,13 +195,13 @@ impl RedisCourier {
     }
 
     pub async fn send(&self, outgoing: &Outgoing<'_>) -> Result<Sent> {
-        let request = super::request_key(outgoing.request);
-        let session = super::session_key(outgoing.session);
-        let channel = super::channel(outgoing.session);
+        let request = keys::request_key(outgoing.request);
+        let session = keys::session_key(outgoing.session);
+        let channel = keys::channel(outgoing.session);
         let seen = outgoing.only_while;
         let seen_pointer = seen.pointer.text.as_deref().unwrap_or_default();
         let seen_request = seen.document.as_deref().unwrap_or_default();
-        let mut keys = vec![super::signal_key(outgoing.session), super::rank_key(outgoing.session)];
+        let mut keys = vec![keys::signal_key(outgoing.session), keys::rank_key(outgoing.session)];
         let mut counted = None;
         if self.link.is_cluster() {
             // Before the session is looked at: whoever subscribes later may wait for something else.
@@ -311,7 +312,7 @@ fn text(value: Vec<u8>) -> String {
 
 /// The library bounds neither of these.
 async fn in_time<T>(work: impl Future<Output = RedisResult<T>>) -> Result<T> {
-    match tokio::time::timeout(super::TIMEOUT, work).await {
+    match tokio::time::timeout(TIMEOUT, work).await {
         Ok(done) => done.map_err(|error| unexpected(&error)),
         Err(_elapsed) => Err(Unavailable("no answer in time".to_owned())),
     }

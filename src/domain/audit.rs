@@ -4,7 +4,8 @@
 use serde::Serialize;
 
 use super::approver::Caller;
-use super::decision::{Candidate, State, Verdict};
+use super::decision::{State, Verdict};
+use super::record::Candidate;
 use chrono::{DateTime, Utc};
 
 /// The entry that belongs to one write of the ledger.

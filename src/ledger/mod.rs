@@ -10,9 +10,11 @@ mod sql;
 mod queries;
 mod connections;
 mod export;
+pub mod known_decisions;
 mod login;
 mod migrations;
 mod outbox;
+pub mod patience;
 mod postgres;
 mod refused;
 mod sqlite;
@@ -42,16 +44,16 @@ use self::sqlite::SqliteLedger;
 use crate::domain::approver::{Caller, Role};
 use crate::domain::audit::AuditEntry;
 use crate::domain::clock::Clock;
-use crate::domain::decision::{
-    Candidate, Decision, Delivery, Mark, Record, State, Verdict, may_write,
-};
+use crate::domain::decision::{Decision, State, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::printable::printable;
+use crate::domain::record::{Candidate, Delivery, DeliveryReceipt, Record};
 use crate::domain::request::Origin;
+use crate::domain::rules::may_write;
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
 use crate::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
-use crate::metrics::{self, AuditResult};
-use crate::traces;
+use crate::observe::metrics::{self, AuditResult};
+use crate::observe::traces;
 
 /// Longest any call to the ledger takes: up to 1.9 s for a connection that has to be made, and what
 /// is left for its statements.
@@ -170,7 +172,30 @@ pub struct Writing<'a> {
     pub audit: AuditEntry,
 }
 
-impl Writing<'_> {
+impl<'a> Writing<'a> {
+    /// A write by this caller that nothing else stands in the way of, whose delivery nobody holds and
+    /// of which the audit log is not told.
+    #[must_use]
+    pub fn new(
+        candidate: &'a Candidate,
+        state: &'a State,
+        caller: &'a Caller,
+        now: DateTime<Utc>,
+    ) -> Self {
+        Self {
+            candidate,
+            state,
+            caller,
+            now,
+            held_for: TimeDelta::zero(),
+            if_match: None,
+            only_newest: false,
+            alone_since: None,
+            trace_parent: traces::here(),
+            audit: AuditEntry::None,
+        }
+    }
+
     /// Whose task the request may go on with; `None` is anybody's of its tenant: for requests that name
     /// nobody, and those that an admin registers.
     fn task_owner(&self) -> Option<&UserId> {
@@ -832,20 +857,20 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError`]; noting it again is safe.
-    pub async fn mark(&self, marks: &[Mark]) -> Result<()> {
-        on_engine!(self, ledger => ledger.mark(marks))
+    pub async fn record_receipts(&self, receipts: &[DeliveryReceipt]) -> Result<()> {
+        on_engine!(self, ledger => ledger.record_receipts(receipts))
     }
 
     /// Owes again up to [`LOST_AT_ONCE`] signals that Redis may have lost, the newest first: those
-    /// that went into a history of its data that is none of `histories`, and that would be under
+    /// that went into a history of its data that is none of `replication_ids`, and that would be under
     /// their keys still. Answers how many there were.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
-    pub async fn owe_lost(&self, histories: &[String], now: DateTime<Utc>) -> Result<u64> {
-        let histories = histories.join(" ");
+    pub async fn owe_lost(&self, replication_ids: &[String], now: DateTime<Utc>) -> Result<u64> {
+        let replication_ids = replication_ids.join(" ");
         let since = now - TimeDelta::seconds(i64::try_from(SIGNAL_TTL_SECONDS).unwrap_or(0));
-        on_engine!(self, ledger => ledger.owe_lost(&histories, since, now))
+        on_engine!(self, ledger => ledger.owe_lost(&replication_ids, since, now))
     }
 
     /// Gives a lease back: the delivery is due again at `due_at`.

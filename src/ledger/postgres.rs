@@ -17,8 +17,8 @@ use super::refused::{ExportedAttempt, RefusedAttempt};
 use super::writes::Writes;
 use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, Written, delivery_str};
 use crate::domain::approver::{Caller, Role};
-use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
+use crate::domain::record::{DeliveryReceipt, Record};
 use crate::domain::task::{Task, TaskFilter};
 
 /// The ledger on Postgres.
@@ -233,11 +233,12 @@ impl PgLedger {
         }
     }
 
-    pub async fn mark(&self, marks: &[Mark]) -> sqlx::Result<()> {
+    pub async fn record_receipts(&self, receipts: &[DeliveryReceipt]) -> sqlx::Result<()> {
         // In one order everywhere, so that two batches cannot wait for each other.
-        let mut marks = marks.iter().collect::<Vec<_>>();
-        marks.sort_unstable_by_key(|mark| (mark.tenant.as_str(), mark.request.as_str()));
-        let settled = || marks.iter().map(|mark| &mark.settled);
+        let mut receipts = receipts.iter().collect::<Vec<_>>();
+        receipts
+            .sort_unstable_by_key(|receipt| (receipt.tenant.as_str(), receipt.request.as_str()));
+        let result = || receipts.iter().map(|receipt| &receipt.result);
         let texts =
             |texts: &mut dyn Iterator<Item = &str>| texts.map(str::to_owned).collect::<Vec<_>>();
         sqlx::query(
@@ -250,13 +251,13 @@ impl PgLedger {
               WHERE r.tenant_id = m.tenant_id AND r.request_id = m.request_id AND r.owed_since = m.owed_since
                 AND r.delivery = 'owed'",
         )
-        .bind(texts(&mut marks.iter().map(|mark| mark.request.as_str())))
-        .bind(marks.iter().map(|mark| mark.owed_since).collect::<Vec<_>>())
-        .bind(texts(&mut settled().map(|settled| delivery_str(settled.delivery))))
-        .bind(settled().map(|settled| settled.listeners).collect::<Vec<_>>())
-        .bind(marks.iter().map(|mark| mark.at).collect::<Vec<_>>())
-        .bind(settled().map(|settled| settled.sent_to.clone()).collect::<Vec<_>>())
-        .bind(texts(&mut marks.iter().map(|mark| mark.tenant.as_str())))
+        .bind(texts(&mut receipts.iter().map(|receipt| receipt.request.as_str())))
+        .bind(receipts.iter().map(|receipt| receipt.owed_since).collect::<Vec<_>>())
+        .bind(texts(&mut result().map(|result| delivery_str(result.delivery))))
+        .bind(result().map(|result| result.listeners).collect::<Vec<_>>())
+        .bind(receipts.iter().map(|receipt| receipt.at).collect::<Vec<_>>())
+        .bind(result().map(|result| result.sent_to.clone()).collect::<Vec<_>>())
+        .bind(texts(&mut receipts.iter().map(|receipt| receipt.tenant.as_str())))
         .execute(&self.pool)
         .await
         .map(drop)

@@ -495,7 +495,7 @@ macro_rules! ledger_queries {
             /// Not `origin = 'redis'`: that would fit the index of all ids of Redis.
             pub async fn owe_lost(
                 &self,
-                histories: &str,
+                replication_ids: &str,
                 since: DateTime<Utc>,
                 now: DateTime<Utc>,
             ) -> sqlx::Result<u64> {
@@ -511,7 +511,7 @@ macro_rules! ledger_queries {
                 ))
                 .bind(now)
                 .bind(since)
-                .bind(histories)
+                .bind(replication_ids)
                 .bind(i64::from(super::LOST_AT_ONCE))
                 .execute(&self.pool)
                 .await

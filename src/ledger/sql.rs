@@ -403,7 +403,7 @@ macro_rules! due_requests {
     };
 }
 
-/// Settled requests whose end lies before $1, a batch of $2: neither pending, nor owed, nor signalled
+/// Closed requests whose end lies before $1, a batch of $2: neither pending, nor owed, nor signalled
 /// since then.
 macro_rules! old_requests {
     ($locking:literal) => {

@@ -19,8 +19,8 @@ use super::refused::{ExportedAttempt, RefusedAttempt};
 use super::writes::Writes;
 use super::{DecisionRow, Exported, RequestRow, Span, TaskRow, Writing, Written, delivery_str};
 use crate::domain::approver::{Caller, Role};
-use crate::domain::decision::{Mark, Record};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
+use crate::domain::record::{DeliveryReceipt, Record};
 use crate::domain::task::{Task, TaskFilter};
 
 /// The ledger on SQLite.
@@ -142,9 +142,9 @@ impl SqliteLedger {
         Ok(Written::of(row))
     }
 
-    pub async fn mark(&self, marks: &[Mark]) -> sqlx::Result<()> {
+    pub async fn record_receipts(&self, receipts: &[DeliveryReceipt]) -> sqlx::Result<()> {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        for Mark { tenant, request, owed_since, settled, at } in marks {
+        for DeliveryReceipt { tenant, request, owed_since, result, at } in receipts {
             sqlx::query(
                 "UPDATE hitl_request
                     SET delivery = $3, listeners = $4, sent_at = $5, sent_to = $6
@@ -153,10 +153,10 @@ impl SqliteLedger {
             )
             .bind(request.as_str())
             .bind(owed_since)
-            .bind(delivery_str(settled.delivery))
-            .bind(settled.listeners)
+            .bind(delivery_str(result.delivery))
+            .bind(result.listeners)
             .bind(at)
-            .bind(settled.sent_to.as_deref())
+            .bind(result.sent_to.as_deref())
             .bind(tenant.as_str())
             .execute(&mut *transaction)
             .await?;

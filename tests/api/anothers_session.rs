@@ -2,7 +2,8 @@
 //! as another tenant's, wakes nobody there.
 
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Approvers, Delivery};
+use aura_hitl::domain::record::Delivery;
+use aura_hitl::domain::rules::Approvers;
 use chrono::TimeDelta;
 use redis::AsyncCommands as _;
 use reqwest::Method;
@@ -148,7 +149,7 @@ async fn a_colleagues_agent_does_not_hear_for_the_requests_own() {
     let record = app.record(&asked.id).await;
     let before = record.created_at - TimeDelta::seconds(1);
     eventually(async || {
-        let unheard = app.core.ledger.unheard(before, before, 1000).await.unwrap();
+        let unheard = app.state.ledger.unheard(before, before, 1000).await.unwrap();
         unheard.iter().all(|unheard| unheard.id != record.id).then_some(())
     })
     .await;
@@ -170,10 +171,10 @@ async fn once_its_session_has_moved_on_an_unheard_signal_is_over_for_every_repli
     .await;
     app.point(&asked.session, &pointer).await;
     let record = app.record(&asked.id).await;
-    let claimed = app.core.ledger.claim_unheard(&record, app.core.clock.now()).await.unwrap();
+    let claimed = app.state.ledger.claim_unheard(&record, app.state.clock.now()).await.unwrap();
     assert!(claimed.is_none());
     let since = record.created_at - TimeDelta::seconds(1);
-    let unheard = app.core.ledger.unheard(since, since, 1000).await.unwrap();
+    let unheard = app.state.ledger.unheard(since, since, 1000).await.unwrap();
     assert!(unheard.iter().all(|unheard| unheard.id != record.id));
     assert!(ear.heard().await.is_empty());
 }

@@ -1,8 +1,9 @@
 //! Approve and reject: who may, what it leaves behind, and what everybody is told.
 
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Approvers, State, UnscopedRequests};
+use aura_hitl::domain::decision::State;
 use aura_hitl::domain::request::ApprovalRequest;
+use aura_hitl::domain::rules::{Approvers, UnscopedRequests};
 use aura_hitl::domain::task::TaskStatus;
 use futures_util::future::join_all;
 use redis::AsyncCommands as _;
@@ -37,7 +38,7 @@ over_redis! {
         assert_eq!(app.task_of(&asked.id).await.task_type, "send_email");
         eventually(async || {
             let record = app.record(&asked.id).await;
-            (record.delivery == aura_hitl::domain::decision::Delivery::Sent).then_some(())
+            (record.delivery == aura_hitl::domain::record::Delivery::Sent).then_some(())
         })
         .await;
     }

@@ -138,7 +138,7 @@ async fn app(mode: Mode, auth: &Auth, clock: Clock) -> TestApp {
 /// Waits until nothing is left to send.
 async fn all_noted(app: &TestApp) {
     eventually(async || {
-        let oldest = app.core.ledger.oldest_in_outbox(OutboxKind::Audit).await.unwrap();
+        let oldest = app.state.ledger.oldest_in_outbox(OutboxKind::Audit).await.unwrap();
         oldest.is_none().then_some(())
     })
     .await;
@@ -159,7 +159,7 @@ async fn each_registration_and_first_decision_is_told_once() {
     for mode in MODES {
         let auth = Auth::start();
         let app = app(mode, &auth, Clock::System).await;
-        let started = app.core.clock.now().timestamp_millis();
+        let started = app.state.clock.now().timestamp_millis();
         let (registered, asked) = (Asked::new(), ask(&app, KIM).await);
         app.register(KIM, &registered).await.assert(201, "");
         app.register(KIM, &registered).await.assert(200, "");
@@ -180,7 +180,7 @@ async fn each_registration_and_first_decision_is_told_once() {
         for entry in &mut taken {
             let time = entry["metadata"].as_object_mut().unwrap().remove("timestamp").unwrap();
             let time = time.as_i64().unwrap();
-            assert!((started..=app.core.clock.now().timestamp_millis()).contains(&time), "{time}");
+            assert!((started..=app.state.clock.now().timestamp_millis()).contains(&time), "{time}");
         }
         let entry = |asked: &Asked, action: &str| {
             json!({
@@ -208,7 +208,7 @@ async fn who_is_no_integer_is_named_and_a_tenant_that_is_none_is_not_sent() {
         let unsendable = Asked::new();
         app.register(STRANGER, &unsendable).await.assert(201, "");
         app.approve(STRANGER, &unsendable.id).await.assert(200, "");
-        assert_eq!(app.core.ledger.oldest_in_outbox(OutboxKind::Audit).await.unwrap(), None);
+        assert_eq!(app.state.ledger.oldest_in_outbox(OutboxKind::Audit).await.unwrap(), None);
 
         let asked = ask(&app, LEE).await;
         app.approve(LEE, &asked.id).await.assert(200, "");
@@ -247,7 +247,7 @@ async fn while_the_server_is_down_people_decide_and_it_is_told_later() {
         auth.come_up();
         // The pauses between two tries pass on this clock.
         eventually(async || {
-            app.core.clock.advance(TimeDelta::seconds(60));
+            app.state.clock.advance(TimeDelta::seconds(60));
             (auth.taken().len() >= 2).then_some(())
         })
         .await;
@@ -266,14 +266,14 @@ async fn a_server_that_lies_or_sends_elsewhere_is_told_again_until_it_says_that_
         auth.taken_at_least(1).await;
         auth.answer(Answers::Elsewhere);
         eventually(async || {
-            app.core.clock.advance(TimeDelta::seconds(60));
+            app.state.clock.advance(TimeDelta::seconds(60));
             (auth.taken().len() >= 2).then_some(())
         })
         .await;
         auth.answer(Answers::Well);
         eventually(async || {
-            app.core.clock.advance(TimeDelta::seconds(60));
-            let oldest = app.core.ledger.oldest_in_outbox(OutboxKind::Audit).await.unwrap();
+            app.state.clock.advance(TimeDelta::seconds(60));
+            let oldest = app.state.ledger.oldest_in_outbox(OutboxKind::Audit).await.unwrap();
             oldest.is_none().then_some(())
         })
         .await;
@@ -293,17 +293,17 @@ async fn a_slow_server_slows_nobody_and_is_told_once_at_a_time() {
         app.approve(KIM, &asked.id).await.assert(200, "");
         auth.taken_at_least(1).await;
         // While it is awaited the row is held: no other replica claims it.
-        let now = app.core.clock.now();
+        let now = app.state.clock.now();
         let until = now + TimeDelta::seconds(20);
         let claimed =
-            app.core.ledger.claim_outbox(OutboxKind::Audit, now, until, 16).await.unwrap();
+            app.state.ledger.claim_outbox(OutboxKind::Audit, now, until, 16).await.unwrap();
         assert!(claimed.is_empty(), "{claimed:?}");
         let others = ask(&app, KIM).await;
         app.approve(KIM, &others.id).await.assert(200, "");
         // A process that dies now leaves a row that the next one claims once the lease is over.
         let later = until + TimeDelta::seconds(1);
         let claimed =
-            app.core.ledger.claim_outbox(OutboxKind::Audit, later, later, 16).await.unwrap();
+            app.state.ledger.claim_outbox(OutboxKind::Audit, later, later, 16).await.unwrap();
         assert!(claimed.iter().any(|row| row.payload.contains(&asked.id)), "{claimed:?}");
     }
 }
@@ -313,7 +313,7 @@ both_modes! {
         let asked = Asked::new();
         app.register(KIM, &asked).await.assert(201, "");
         app.approve(KIM, &asked.id).await.assert(200, "");
-        assert_eq!(app.core.ledger.oldest_in_outbox(OutboxKind::Audit).await.unwrap(), None);
+        assert_eq!(app.state.ledger.oldest_in_outbox(OutboxKind::Audit).await.unwrap(), None);
     }
 }
 
@@ -373,7 +373,7 @@ async fn a_new_entry_does_not_wait_behind_those_that_were_refused() {
             app.register(LEE, &Asked::new()).await.assert(201, "");
         }
         auth.taken_at_least(REFUSED).await;
-        app.core.clock.advance(TimeDelta::hours(2));
+        app.state.clock.advance(TimeDelta::hours(2));
         let before = auth.taken().len();
         app.register(KIM, &Asked::new()).await.assert(201, "");
         // A round or two may have been under way; there are five of refused ones.

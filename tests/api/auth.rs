@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use aura_hitl::config::ClaimValue;
+use aura_hitl::api::routes::Access;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::State;
-use aura_hitl::revocations::Revocations;
-use aura_hitl::routes::Access;
+use aura_hitl::identity::ClaimValue;
+use aura_hitl::identity::revocations::Revocations;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 use secrecy::ExposeSecret as _;

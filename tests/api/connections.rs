@@ -245,7 +245,7 @@ async fn idle_connections_are_in_nobodys_way() {
         stream.write_all(format!("{head}{}\r\n", ALICE.lines()).as_bytes()).await.unwrap();
         waiting.push(stream);
     }
-    eventually(async || (app.core.hub.waiters() == 8).then_some(())).await;
+    eventually(async || (app.state.hub.waiters() == 8).then_some(())).await;
     // others say nothing, and many more keep their connection after a call.
     let mut idle = Vec::new();
     for _ in 0..MOST {
@@ -259,7 +259,7 @@ async fn idle_connections_are_in_nobodys_way() {
         assert!(answer.is_ok_and(|answer| answer.contains("200 OK")), "{number} was not served");
         idle.push(stream);
     }
-    assert_eq!(app.core.hub.waiters(), 8);
+    assert_eq!(app.state.hub.waiters(), 8);
     let mut last = idle.pop().unwrap();
     last.write_all(call).await.unwrap();
     assert!(read_answer(&mut last).await.contains("200 OK"), "the youngest was closed first");

@@ -1,7 +1,7 @@
 //! What auditors learn beyond the decisions: attempts to decide that were refused.
 
+use aura_hitl::audit::retention::{self, Retention};
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::retention::{self, Retention};
 use chrono::TimeDelta;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
@@ -145,9 +145,9 @@ both_modes! {
         let keeping = Retention { requests: Some(TimeDelta::days(30)), tasks: None };
         for (days, gone) in [(29, 0), (31, 1)] {
             let then = Clock::System.now() + TimeDelta::days(days);
-            let counted = retention::count(&app.core.ledger, keeping, then).await.unwrap();
+            let counted = retention::count(&app.state.ledger, keeping, then).await.unwrap();
             assert_eq!(counted.attempts, gone);
-            let purged = retention::run_once(&app.core.ledger, keeping, then).await.unwrap();
+            let purged = retention::run_once(&app.state.ledger, keeping, then).await.unwrap();
             assert_eq!(purged.attempts, gone);
         }
         refused(&app, 0).await;

@@ -446,7 +446,7 @@ both_modes! {
         let started = app.post(ALICE, &path, Value::Null).await;
         let request = json!({ "sessionId": unique("session"), "actionType": "send_email" });
         let registered = app.post(ALICE, "/aura/hitl/requests", request).await;
-        let now = app.core.clock.now().naive_utc();
+        let now = app.state.clock.now().naive_utc();
         for (value, from_now) in [
             (&made.body["timestamp"], 0), (&made.data()["createdAt"], 0), (&made.data()["updatedAt"], 0),
             (&started.data()["startedAt"], 0), (&registered.data()["expiresAt"], 1800),

@@ -4,14 +4,14 @@
 use std::process::Command;
 use std::time::Duration;
 
-use aura_hitl::app;
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::courier::RedisSettings;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Mark, Settled};
 use aura_hitl::domain::ids::{RequestId, SessionId};
+use aura_hitl::domain::record::{DeliveryReceipt, DeliveryResult};
 use aura_hitl::domain::task::TaskStep;
 use aura_hitl::ledger::{Ledger, OutboxKind, Pooler};
+use aura_hitl::server::stores;
 use chrono::TimeDelta;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
@@ -378,7 +378,7 @@ async fn migrating_a_database_that_is_up_to_date_needs_no_rights() {
     let app = app_on(worker.clone()).await;
     assert!(app.config.auto_migrate);
     registered(&app).await;
-    app::migrate(&app.config, &app.core.ledger).await.unwrap();
+    stores::migrate(&app.config, &app.state.ledger).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -513,7 +513,7 @@ fn is_wasteful(plan: &str) -> bool {
 
 /// As callers and as the workers run them, with little to find.
 async fn run_every_statement(app: &TestApp) {
-    let ledger = &app.core.ledger;
+    let ledger = &app.state.ledger;
     let (now, caller) = (Clock::System.now(), ALICE.caller());
     let (ago, long_ago) = (now - TimeDelta::minutes(5), now - TimeDelta::days(30));
     let (soon, later) = (now + TimeDelta::seconds(3), now + TimeDelta::days(365));
@@ -568,7 +568,10 @@ async fn run_every_statement(app: &TestApp) {
     ledger.heard(tenant, &caller.user, &of_redis, now).await.unwrap();
     ledger.claim_owed(now, 100).await.unwrap();
     ledger.owe_again(&sent, now).await.unwrap();
-    ledger.mark(&[Mark::of(&sent, Settled::SUPERSEDED, now)]).await.unwrap();
+    ledger
+        .record_receipts(&[DeliveryReceipt::of(&sent, DeliveryResult::SUPERSEDED, now)])
+        .await
+        .unwrap();
     ledger.owe_lost(&["another history".to_owned()], now).await.unwrap();
     ledger.claim_owed(soon, 100).await.unwrap();
 

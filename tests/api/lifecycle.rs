@@ -4,8 +4,9 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{ExitStatus, Output};
 
-use aura_hitl::domain::decision::{Delivery, State};
+use aura_hitl::domain::decision::State;
 use aura_hitl::domain::ids::RequestId;
+use aura_hitl::domain::record::Delivery;
 use aura_hitl::ledger::Ledger;
 use futures_util::future::join_all;
 use reqwest::{Client, Method};

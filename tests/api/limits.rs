@@ -4,13 +4,13 @@
 use std::num::NonZeroU32;
 use std::time::Instant;
 
-use aura_hitl::app::Replica;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{State, Verdict};
 use aura_hitl::domain::ids::RequestId;
+use aura_hitl::domain::rate::RateLimit;
 use aura_hitl::domain::request::Origin;
-use aura_hitl::limits::RateLimit;
+use aura_hitl::server::Replica;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use reqwest::Method;
@@ -261,7 +261,7 @@ fn is_shed(answer: &Answer) -> bool {
 over_redis! {
     async fn without_room_every_call_is_turned_away_and_what_is_owed_still_goes_out(app: TestApp) {
         let room = u32::try_from(app.config.max_calls_under_way).unwrap();
-        let taken = app.core.room.clone().try_acquire_many_owned(room).unwrap();
+        let taken = app.state.room.clone().try_acquire_many_owned(room).unwrap();
         for operation in operations() {
             let call = app.call(ALICE, operation.method.clone(), &operation.path());
             let example = &operation.document["requestBody"]["content"]["application/json"]["example"];
@@ -279,8 +279,8 @@ over_redis! {
 
         let asked = Asked::new();
         app.ask(&asked).await;
-        let now = app.core.clock.now() - aura_hitl::ledger::LEASE;
-        decide_on_ledger(&app.core.ledger, BOB, &asked, Origin::Redis, Verdict::Approve, now).await;
+        let now = app.state.clock.now() - aura_hitl::ledger::LEASE;
+        decide_on_ledger(&app.state.ledger, BOB, &asked, Origin::Redis, Verdict::Approve, now).await;
         eventually(async || app.signal(&asked.session).await).await;
         app.settled(&asked.id).await;
 
@@ -313,7 +313,7 @@ async fn while_postgres_is_stuck_further_calls_are_turned_away_at_once() {
     // Somebody who does not wait for the answer: the work goes on, and takes up its room.
     let impatient = app.approve(BOB, &requests[0].id);
     assert!(tokio::time::timeout(std::time::Duration::from_millis(500), impatient).await.is_err());
-    assert_eq!(app.core.room.available_permits(), ROOM - 1);
+    assert_eq!(app.state.room.available_permits(), ROOM - 1);
     let mut calls = requests
         .iter()
         .skip(1)
@@ -333,12 +333,12 @@ async fn while_postgres_is_stuck_further_calls_are_turned_away_at_once() {
     }
     assert_eq!(answers, 39);
     postgres.thaw();
-    eventually(async || (app.core.room.available_permits() == ROOM).then_some(())).await;
+    eventually(async || (app.state.room.available_permits() == ROOM).then_some(())).await;
     for asked in shed {
         let id = RequestId::parse(&asked.id).unwrap();
         // Two connections, some of which were cut off: the pool may need a moment.
         let record = eventually(async || {
-            app.core.ledger.find_request(&ALICE.caller().tenant, &id).await.ok()
+            app.state.ledger.find_request(&ALICE.caller().tenant, &id).await.ok()
         })
         .await;
         assert!(record.is_none(), "{record:?}");

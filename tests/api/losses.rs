@@ -2,10 +2,10 @@
 //! and nobody hears a second time what they would take for their next answer.
 
 use aura_hitl::courier::{Outgoing, Sent};
-use aura_hitl::delivery::deliver;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Delivery, Record, Settled, State};
+use aura_hitl::domain::decision::State;
 use aura_hitl::domain::ids::{RequestId, SessionId};
+use aura_hitl::domain::record::{Delivery, DeliveryResult, Record};
 use aura_hitl::domain::signal::signal_json;
 use chrono::TimeDelta;
 use futures_util::StreamExt as _;
@@ -64,7 +64,7 @@ async fn a_signal_that_nobody_has_heard_is_sent_again() {
         app.ask(one).await;
         {
             app.approve(ALICE, &one.id).await.assert(200, "");
-            assert!(app.settled(&one.id).await.is_unheard(app.core.clock.now()));
+            assert!(app.settled(&one.id).await.is_unheard(app.state.clock.now()));
         }
         wipe(&mut redis).await;
         {
@@ -198,7 +198,7 @@ async fn what_may_be_done_about_a_lost_signal() {
             Some(other) => app.point(&asked.session, other).await,
             None => _ = redis.command::<i64>(&["DEL", &session]).await,
         }
-        let core = &app.core;
+        let state = &app.state;
         match case.request {
             "none" => _ = redis.command::<i64>(&["DEL", &request]).await,
             "pending" => {
@@ -217,7 +217,8 @@ async fn what_may_be_done_about_a_lost_signal() {
             _ => {}
         }
         let mut ear = agent(&redis, &asked.session).await;
-        let Settled { delivery, listeners, sent_to } = deliver(core, &record, None).await.unwrap();
+        let DeliveryResult { delivery, listeners, sent_to } =
+            state.sender().deliver(&record, None).await.unwrap();
         let channel = format!("hitl:channel:{}", asked.session);
         let _count: i64 = redis.command(&["PUBLISH", &channel, "end"]).await;
         let is_told = next(&mut ear).await != "end";
@@ -244,10 +245,10 @@ over_redis! {
         let mut ear = Ear::on(&asked.session).await;
         let request = &RequestId::parse(&asked.id).unwrap();
         let session = &SessionId::parse(&asked.session).unwrap();
-        let only_while = &app.core.courier.look(request, session).await.unwrap();
+        let only_while = &app.state.courier.look(request, session).await.unwrap();
         let (signal, document, rank, aloud) = ("{}", "{}", 1, false);
         let outgoing = Outgoing { request, session, signal, document, rank, aloud, only_while };
-        let sent = app.core.courier.send(&outgoing).await.unwrap();
+        let sent = app.state.courier.send(&outgoing).await.unwrap();
         assert!(matches!(sent, Sent::Published { .. }));
         assert!(ear.heard().await.is_empty());
         assert_eq!(app.signal(&asked.session).await.as_deref(), Some("{}"));

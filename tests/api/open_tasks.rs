@@ -1,9 +1,9 @@
 //! Tasks that the service made itself for approved requests come to an end.
 
+use aura_hitl::audit::retention::{self, Retention};
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::task::{Task, TaskStatus};
-use aura_hitl::open_tasks;
-use aura_hitl::retention::{self, Retention};
+use aura_hitl::tasks::open;
 use chrono::TimeDelta;
 use reqwest::Method;
 use serde_json::json;
@@ -27,8 +27,8 @@ async fn approved(app: &TestApp) -> Asked {
 
 /// So many seconds later, once the worker has looked.
 async fn after(app: &TestApp, seconds: i64) {
-    app.core.clock.advance(TimeDelta::seconds(seconds));
-    open_tasks::run_once(&app.core).await.unwrap();
+    app.state.clock.advance(TimeDelta::seconds(seconds));
+    open::run_once(&app.state.ledger, &app.state.clock).await.unwrap();
 }
 
 #[track_caller]
@@ -124,9 +124,13 @@ async fn a_registered_request_was_heard_if_its_agent_asked_for_the_decision() {
         }
         // They become old like any other.
         let keeping = Retention { requests: None, tasks: Some(TimeDelta::days(1)) };
-        let then = app.core.clock.now() + TimeDelta::days(2);
-        assert_eq!(retention::run_once(&app.core.ledger, keeping, then).await.unwrap().tasks, 4);
-        assert_eq!(open_tasks::run_once(&app.core).await.unwrap(), 0, "each is looked at once");
+        let then = app.state.clock.now() + TimeDelta::days(2);
+        assert_eq!(retention::run_once(&app.state.ledger, keeping, then).await.unwrap().tasks, 4);
+        assert_eq!(
+            open::run_once(&app.state.ledger, &app.state.clock).await.unwrap(),
+            0,
+            "each is looked at once"
+        );
     }
 }
 
@@ -159,7 +163,7 @@ async fn what_an_agent_keeps_or_has_reported_on_is_left_alone() {
         app.register(ALICE, &kept).await.assert(201, "");
         app.approve(ALICE, &kept.id).await.assert(200, "");
         let reported = approved(&app).await;
-        app.core.clock.advance(TimeDelta::seconds(1));
+        app.state.clock.advance(TimeDelta::seconds(1));
         let progress = format!("/main/agent/tasks/{}/progress", app.task_of(&reported.id).await.id);
         let call = app.call(ALICE, Method::PATCH, &progress).json(&json!({ "progress": 40 }));
         Answer::of(call.send().await.unwrap()).await.assert(200, "");

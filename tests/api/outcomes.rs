@@ -3,13 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use aura_hitl::auth;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::ids::{TenantId, UserId};
 use aura_hitl::domain::signal::signal_json;
-use aura_hitl::expiry;
+use aura_hitl::identity;
 use aura_hitl::ledger::{Exported, Span};
+use aura_hitl::requests::expire;
 use chrono::{DateTime, TimeDelta};
 use futures_util::future::join_all;
 use reqwest::{Method, Response};
@@ -119,7 +119,7 @@ over_redis! {
             let named = format!("{prefix}{HITL}/signals/{session}?waitSeconds=20&requestId={id}");
             let began = Instant::now();
             let deciding = async {
-                eventually(async || (app.core.hub.waiters() >= 2).then_some(())).await;
+                eventually(async || (app.state.hub.waiters() >= 2).then_some(())).await;
                 reject(&app, &id, "사용자 거절").await;
             };
             let (signal, outcome, ()) = tokio::join!(
@@ -132,7 +132,7 @@ over_redis! {
             let fields = outcome.assert(200, "").data();
             assert_eq!((&fields["status"], &fields["reason"], &fields["decidedBy"]), (&json!("rejected"), &json!("사용자 거절"), &json!("user123")));
         }
-        eventually(async || (app.core.hub.waiters() == 0).then_some(())).await;
+        eventually(async || (app.state.hub.waiters() == 0).then_some(())).await;
     }
 }
 
@@ -167,7 +167,7 @@ over_redis! {
         let pending = decision(&app, ALICE, &asked.id, 0).await;
         assert_eq!(pending.assert(200, "").data()["status"], "pending");
         let deciding = async {
-            eventually(async || (app.core.hub.waiters() >= 1).then_some(())).await;
+            eventually(async || (app.state.hub.waiters() >= 1).then_some(())).await;
             app.approve(BOB, &asked.id).await.assert(200, "");
         };
         let (answer, ()) = tokio::join!(decision(&app, ALICE, &asked.id, 20), deciding);
@@ -220,7 +220,7 @@ both_modes! {
         let strange = Answer::of(call.header("Last-Event-ID", "0").send().await.unwrap()).await;
         assert!(strange.status == 200 && !strange.text.contains("data"), "{}", strange.text);
         // It ends with the service.
-        app.core.stopping.cancel();
+        app.state.stopping.cancel();
         assert_eq!(stream.next().await, None);
     }
 }
@@ -260,7 +260,7 @@ both_modes! {
         let document: Value = serde_json::from_str(request.assert(200, "").data().as_str().unwrap()).unwrap();
         assert_eq!(document["status"], "cancelled");
         let record = app.record(&id).await;
-        let task = app.core.ledger.find_task(&record.tenant, &record.task).await.unwrap().unwrap();
+        let task = app.state.ledger.find_task(&record.tenant, &record.task).await.unwrap().unwrap();
         assert_eq!((task.status.as_str(), task.error_message.as_deref()), ("FAILED", Some("Withdrawn by its agent")));
 
         // One that somebody has decided.
@@ -300,9 +300,9 @@ async fn expires(mode: Mode) {
             app.call(ALICE, Method::GET, &format!("{HITL}/requests/{id}/decision?waitSeconds=20"));
         async move { Answer::of(call.send().await.unwrap()).await }
     });
-    eventually(async || (app.core.hub.waiters() >= 2).then_some(())).await;
+    eventually(async || (app.state.hub.waiters() >= 2).then_some(())).await;
     clock.advance(TimeDelta::seconds(31));
-    let _by_us_or_the_worker = expiry::run_once(&app.core).await.unwrap();
+    let _by_us_or_the_worker = expire::run_once(&app.state).await.unwrap();
     let answer = waiting.await.unwrap();
     assert_eq!(answer.assert(200, "").data()["status"], "expired");
     let (_, event, data) = stream.next().await.unwrap();
@@ -311,7 +311,7 @@ async fn expires(mode: Mode) {
     close(&app, ALICE, &id, "cancel").await.assert(410, "E3007");
     close(&app, ALICE, &id, "ack").await.assert(200, "");
     let record = app.record(&id).await;
-    let task = app.core.ledger.find_task(&record.tenant, &record.task).await.unwrap().unwrap();
+    let task = app.state.ledger.find_task(&record.tenant, &record.task).await.unwrap().unwrap();
     assert_eq!(task.status.as_str(), "FAILED");
     assert_eq!(task.error_message.unwrap(), format!("Nobody decided on {id} in time"));
     assert_eq!(decision(&app, ALICE, &late, 0).await.data()["status"], "pending");
@@ -437,7 +437,7 @@ async fn if_match(app: &TestApp, id: &str) -> Option<String> {
         }
         Ok(())
     };
-    app.core.ledger.export(&span, keep).await.unwrap().unwrap();
+    app.state.ledger.export(&span, keep).await.unwrap().unwrap();
     kept
 }
 
@@ -544,9 +544,9 @@ both_modes! {
             let head = app.head(ALICE, &Method::GET, &format!("{HITL}/signals/{session}{path}"));
             let mut socket = std::net::TcpStream::connect(&address).unwrap();
             socket.write_all(format!("{head}{}\r\n", ALICE.lines()).as_bytes()).unwrap();
-            eventually(async || (app.core.hub.waiters() == 1).then_some(())).await;
+            eventually(async || (app.state.hub.waiters() == 1).then_some(())).await;
             drop(socket);
-            eventually(async || (app.core.hub.waiters() == 0).then_some(())).await;
+            eventually(async || (app.state.hub.waiters() == 0).then_some(())).await;
         }
     }
 }
@@ -585,7 +585,7 @@ async fn a_stream_ends_with_its_token() {
     let app = spawn_strict(Mode::Embedded).await;
     let (user, tenant) =
         (UserId::parse(ALICE.user).unwrap(), TenantId::parse(ALICE.tenant).unwrap());
-    let token = auth::mint(&app.config.jwt, &user, &tenant, Role::User, 2).unwrap();
+    let token = identity::mint(&app.config.jwt, &user, &tenant, Role::User, 2).unwrap();
     let url = format!("{}{HITL}/signals/{}/stream", app.base, unique("session"));
     let call = app.client.get(url).bearer_auth(token).header("X-Tenant-ID", ALICE.tenant);
     let mut stream = Stream { response: call.send().await.unwrap(), text: String::new() };
@@ -609,7 +609,7 @@ async fn redis_counts_no_subscriber_when_we_wait() {
         tokio::spawn(async move { Answer::of(call.send().await.unwrap()).await })
     });
     let waits = waits.collect::<Vec<_>>();
-    eventually(async || (app.core.hub.waiters() == 10).then_some(())).await;
+    eventually(async || (app.state.hub.waiters() == 10).then_some(())).await;
     let channel = format!("hitl:channel:{session}");
     let counted: (String, i64) = ::redis::cmd("PUBSUB")
         .arg("NUMSUB")

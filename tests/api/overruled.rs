@@ -287,7 +287,7 @@ async fn until_an_upgrade_is_finished_a_foreign_id_is_taken() {
     app.approve(MALLORY, &ours.id).await.assert(404, "E1004");
     app.approve(ALICE, &ours.id).await.assert(200, "");
     for _twice in 0..2 {
-        app.core.ledger.finish(Some(url)).await.unwrap();
+        app.state.ledger.finish(Some(url)).await.unwrap();
     }
     app.register(MALLORY, &ours).await.assert(409, "E3008"); // Redis holds it for this tenant.
     let later = Asked::new();

@@ -5,12 +5,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use aura_hitl::auth;
-use aura_hitl::config::JwtConfig;
 use aura_hitl::courier::{Courier, RedisSettings};
-use aura_hitl::domain::decision::{Record, State};
+use aura_hitl::domain::decision::State;
 use aura_hitl::domain::ids::{RequestId, TenantId, UserId};
+use aura_hitl::domain::record::Record;
 use aura_hitl::domain::task::TaskFilter;
+use aura_hitl::identity;
+use aura_hitl::identity::JwtConfig;
 use aura_hitl::ledger::Ledger;
 use futures_util::StreamExt as _;
 use reqwest::Client;
@@ -35,7 +36,7 @@ impl Process {
         let mut child = Command::new(env!("CARGO_BIN_EXE_aura-hitl"))
             .envs([("DATABASE_URL", database), ("JWT_SECRET", SECRET), ("PORT", "0")])
             .env("REDIS_URL", test_variable("TEST_REDIS_URL"))
-            .env("RUST_LOG", "info,aura_hitl::telemetry=warn")
+            .env("RUST_LOG", "info,aura_hitl::api::call_span=warn")
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -116,7 +117,7 @@ impl Replicas {
         let config = JwtConfig::with_secret(SecretString::from(SECRET));
         let (sub, tenant) =
             (UserId::parse(user.as_str()).unwrap(), TenantId::parse(ALICE.tenant).unwrap());
-        let token = auth::mint(&config, &sub, &tenant, ALICE.role, 600).unwrap();
+        let token = identity::mint(&config, &sub, &tenant, ALICE.role, 600).unwrap();
         let base = &self.processes[click % 2].base;
         let response = self
             .client

@@ -166,9 +166,9 @@ async fn replicas_add_up_what_a_tenant_registers() {
     for mode in MODES {
         let app = TestApp::spawn(mode).await;
         let tenant = TenantId::parse(unique("tenant")).unwrap();
-        let hour = app.core.clock.now().duration_trunc(TimeDelta::hours(1)).unwrap();
+        let hour = app.state.clock.now().duration_trunc(TimeDelta::hours(1)).unwrap();
         let add =
-            async |hour, bytes| app.core.ledger.add_usage(&tenant, hour, bytes).await.unwrap();
+            async |hour, bytes| app.state.ledger.add_usage(&tenant, hour, bytes).await.unwrap();
         assert_eq!(add(hour, 10).await, 10);
         assert_eq!(add(hour, 5).await, 15);
         let next = hour + TimeDelta::hours(1);
@@ -185,7 +185,7 @@ async fn one_tenant_cannot_hold_all_waits_nor_all_waits_all_connections() {
         config.max_connections = 8;
     })
     .await;
-    let hub = app.core.hub.clone();
+    let hub = app.state.hub.clone();
     let session = aura_hitl::domain::ids::SessionId::parse("session_1").unwrap();
     let mut waiters = Vec::new();
     for who in [ALICE, BOB, CAROL, ALICE] {

@@ -2,8 +2,9 @@
 
 use aura_hitl::courier::RedisSettings;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Delivery, State, Verdict};
+use aura_hitl::domain::decision::{State, Verdict};
 use aura_hitl::domain::ids::RequestId;
+use aura_hitl::domain::record::Delivery;
 use aura_hitl::domain::request::Origin;
 use aura_hitl::ledger::Recorded;
 use chrono::TimeDelta;
@@ -365,7 +366,7 @@ async fn once_somebody_was_told_that_time_is_up_nobody_decides_who_came_before()
         // Alice's click came in time, and was held up on its way to the ledger.
         let in_time = clock.now() - TimeDelta::milliseconds(1);
         let recorded = decide_on_ledger(
-            &app.core.ledger,
+            &app.state.ledger,
             ALICE,
             &registered,
             Origin::Http,

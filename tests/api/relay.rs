@@ -3,16 +3,17 @@
 
 use std::time::Duration;
 
-use aura_hitl::app::{self, Replica};
 use aura_hitl::config::LedgerConfig;
-use aura_hitl::core::Core;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Delivery, Mark, Settled, State, Verdict};
+use aura_hitl::domain::decision::{State, Verdict};
+use aura_hitl::domain::record::{Delivery, DeliveryReceipt, DeliveryResult};
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::signal::signal_json;
 use aura_hitl::domain::task::TaskStatus;
 use aura_hitl::ledger::{LEASE, Pooler, Recorded};
-use aura_hitl::relay;
+use aura_hitl::server::relay;
+use aura_hitl::server::{Replica, stores};
+use aura_hitl::state::AppState;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
@@ -65,8 +66,8 @@ async fn signalled(app: &TestApp, asked: &Asked) {
 }
 
 /// Records a decision the way a process does that dies before it signals: on the ledger only.
-async fn decided_and_died(core: &Core, asked: &Asked, verdict: Verdict, at: DateTime<Utc>) {
-    let recorded = decide_on_ledger(&core.ledger, ALICE, asked, Origin::Redis, verdict, at).await;
+async fn decided_and_died(state: &AppState, asked: &Asked, verdict: Verdict, at: DateTime<Utc>) {
+    let recorded = decide_on_ledger(&state.ledger, ALICE, asked, Origin::Redis, verdict, at).await;
     assert!(matches!(recorded, Recorded::Won(_)));
 }
 
@@ -203,8 +204,8 @@ async fn while_redis_is_full_decisions_are_kept_and_signalled_after_relief() {
     // The relay tries, again and again, beside the service's own rounds.
     let mut failed = 0;
     eventually(async || {
-        app.core.clock.advance(LEASE);
-        let round = relay::run_once(&app.core).await.unwrap();
+        app.state.clock.advance(LEASE);
+        let round = relay(&app.state).run_once().await.unwrap();
         assert_eq!((round.sent, round.superseded), (0, 0));
         failed += round.failed;
         (failed > 2).then_some(())
@@ -212,7 +213,7 @@ async fn while_redis_is_full_decisions_are_kept_and_signalled_after_relief() {
     .await;
     assert_eq!(app.signal(&asked.session).await, None);
     let _ok: String = redis.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
-    app.core.clock.advance(LEASE);
+    app.state.clock.advance(LEASE);
     signalled(&app, &asked).await;
 }
 
@@ -239,11 +240,12 @@ async fn two_replicas_send_each_owed_signal_once() {
         (0..60).map(|number| Asked::in_session(&format!("{prefix}_{number}"))).collect();
     let dying = asked
         .iter()
-        .map(|asked| decided_and_died(&one.core, asked, Verdict::Approve, a_lease_ago()));
+        .map(|asked| decided_and_died(&one.state, asked, Verdict::Approve, a_lease_ago()));
     let relaying = async {
         // Beside the two replicas' own rounds: as many at once as can be.
         for _round in 0..6 {
-            let rounds = tokio::join!(relay::run_once(&one.core), relay::run_once(&two.core));
+            let (one, two) = (relay(&one.state), relay(&two.state));
+            let rounds = tokio::join!(one.run_once(), two.run_once());
             rounds.0.unwrap();
             rounds.1.unwrap();
         }
@@ -273,7 +275,7 @@ over_redis! {
         let no = Verdict::Reject { reason: "no".to_owned() };
         for (asked, verdict) in [(&approved, Verdict::Approve), (&rejected, no)] {
             app.ask(asked).await;
-            decided_and_died(&app.core, asked, verdict, a_lease_ago()).await;
+            decided_and_died(&app.state, asked, verdict, a_lease_ago()).await;
             signalled(&app, asked).await;
             let path = format!("/aura/hitl/requests/{}", asked.id);
             let document = app.get(ALICE, &path).await.assert(200, "").data().clone();
@@ -290,7 +292,7 @@ over_redis! {
         // As processes leave it that decide two requests of a task at the same moment, and die
         // before they look at it again. Not due before that is so.
         let at = Clock::System.now() + TimeDelta::hours(1);
-        decided_and_died(&app.core, &asked, Verdict::Approve, at).await;
+        decided_and_died(&app.state, &asked, Verdict::Approve, at).await;
         app.sql("UPDATE agent_task SET status = 'WAITING_APPROVAL'").await;
         app.sql("UPDATE hitl_request SET due_at = '2020-01-01'").await;
         signalled(&app, &asked).await;
@@ -304,11 +306,11 @@ async fn what_is_owed_is_sent_before_the_service_ends() {
         let (folder, clock, asked) = (TempDir::new().unwrap(), Clock::manual(), Asked::new());
         let config = config(mode, &folder).await;
         let replica = Replica::start(&config, clock.clone()).await.unwrap();
-        decided_and_died(&replica.core, &asked, Verdict::Approve, clock.now()).await;
+        decided_and_died(&replica.state, &asked, Verdict::Approve, clock.now()).await;
         clock.advance(LEASE);
         replica.stop().await;
         // Without the lock: a program that another test is just starting may hold a copy of it.
-        let (ledger, _lock) = app::open_ledger(&config, false).await.unwrap();
+        let (ledger, _lock) = stores::open_ledger(&config, false).await.unwrap();
         let record = find_record(&ledger, &asked.id).await;
         assert_eq!(record.unwrap().delivery, Delivery::Sent);
     }
@@ -320,7 +322,7 @@ over_redis! {
         let second = Asked::in_session(&first.session);
         app.ask(&first).await;
         app.ask(&second).await;
-        decided_and_died(&app.core, &first, Verdict::Approve, a_lease_ago()).await;
+        decided_and_died(&app.state, &first, Verdict::Approve, a_lease_ago()).await;
         assert_eq!(app.settled(&first.id).await.delivery, Delivery::Superseded);
         assert_eq!(app.signal(&first.session).await, None);
         assert_eq!(app.poll(ALICE, &first.session, None).await, None);
@@ -402,10 +404,10 @@ async fn a_locked_row_makes_nobody_hear_twice() {
         app.ask(one).await;
         app.approve(ALICE, &one.id).await.assert(200, "");
         let record = app.settled(&one.id).await;
-        marks.push(Mark::of(
+        marks.push(DeliveryReceipt::of(
             &record,
-            Settled { sent_to: record.sent_to.clone(), ..Settled::SENT },
-            app.core.clock.now(),
+            DeliveryResult { sent_to: record.sent_to.clone(), ..DeliveryResult::SENT },
+            app.state.clock.now(),
         ));
     }
     let mut ears = Vec::new();
@@ -426,7 +428,7 @@ async fn a_locked_row_makes_nobody_hear_twice() {
         .await
         .unwrap();
     for mark in marks {
-        app.core.marks.hand_in(mark);
+        app.state.receipts.record(mark);
     }
     for one in &asked[1..] {
         app.settled(&one.id).await;
@@ -472,8 +474,8 @@ async fn who_asks_again_before_the_note_is_told_again() {
         app.ask(one).await;
         app.approve(ALICE, &one.id).await.assert(200, "");
         let record = app.settled(&one.id).await;
-        let settled = Settled { sent_to: record.sent_to.clone(), ..Settled::SENT };
-        marks.push(Mark::of(&record, settled, app.core.clock.now()));
+        let settled = DeliveryResult { sent_to: record.sent_to.clone(), ..DeliveryResult::SENT };
+        marks.push(DeliveryReceipt::of(&record, settled, app.state.clock.now()));
     }
     // As after sending and before noting, with the leases running.
     let before = "UPDATE hitl_request SET delivery = 'owed', sent_to = NULL, sent_at = NULL,
@@ -483,7 +485,7 @@ async fn who_asks_again_before_the_note_is_told_again() {
     let row = "SELECT 1 FROM hitl_request WHERE request_id = $1 FOR UPDATE";
     sqlx::query(row).bind(&locked.id).execute(&mut *lock).await.unwrap();
     let asked_mark = marks.pop().unwrap();
-    app.core.marks.hand_in(marks.pop().unwrap());
+    app.state.receipts.record(marks.pop().unwrap());
     // Whoever writes marks waits for the lock, and the other mark for them.
     eventually(async || {
         let waiting = "SELECT COUNT(*) FROM pg_stat_activity
@@ -492,7 +494,7 @@ async fn who_asks_again_before_the_note_is_told_again() {
         (waiting > 0).then_some(())
     })
     .await;
-    app.core.marks.hand_in(asked_mark);
+    app.state.receipts.record(asked_mark);
     let mut ear = Ear::on(&asked.session).await;
     app.ask(&asked).await;
     assert_eq!(app.poll(ALICE, &asked.session, None).await, None);

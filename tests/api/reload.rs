@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use aura_hitl::auth::{TokenProblem, TokenVerifier};
-use aura_hitl::config::JwtConfig;
+use aura_hitl::identity::JwtConfig;
+use aura_hitl::identity::{TokenProblem, TokenVerifier};
 use reqwest::{Client, Method};
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -72,7 +72,7 @@ impl Site {
         kill("-HUP", self.service.pid());
         let line = eventually(async || {
             let lines = self.service.log().into_iter();
-            lines.filter(|line| line["target"] == "aura_hitl::reload").nth(self.seen)
+            lines.filter(|line| line["target"] == "aura_hitl::server::reload").nth(self.seen)
         })
         .await;
         self.seen += 1;

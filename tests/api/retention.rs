@@ -4,13 +4,13 @@
 use std::path::Path;
 use std::process::Output;
 
+use aura_hitl::audit::retention::{self, Purged, Retention};
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{State, Verdict};
 use aura_hitl::domain::ids::RequestId;
 use aura_hitl::domain::request::{ApprovalRequest, Origin};
 use aura_hitl::domain::task::TaskStatus;
-use aura_hitl::retention::{self, Purged, Retention};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use reqwest::Method;
 use secrecy::ExposeSecret as _;
@@ -51,14 +51,14 @@ fn keeping(requests: Option<i64>, tasks: Option<i64>) -> Retention {
 async fn purge(app: &TestApp, retention: Retention, in_days: i64) -> (u64, u64) {
     let then = Clock::System.now() + TimeDelta::days(in_days);
     let Purged { requests, tasks, .. } =
-        retention::run_once(&app.core.ledger, retention, then).await.unwrap();
+        retention::run_once(&app.state.ledger, retention, then).await.unwrap();
     (requests, tasks)
 }
 
 /// The one number that a query answers.
 pub async fn number(app: &TestApp, query: &'static str) -> i64 {
     let query = sqlx::AssertSqlSafe(query);
-    match (&app.config.ledger, app.core.ledger.sqlite_pool()) {
+    match (&app.config.ledger, app.state.ledger.sqlite_pool()) {
         (LedgerConfig::Postgres { url, .. }, _) => {
             let mut connection = PgConnection::connect(url.expose_secret()).await.unwrap();
             sqlx::query_scalar(query).fetch_one(&mut connection).await.unwrap()
@@ -148,14 +148,14 @@ both_modes! {
         register(&app, &expired).await;
         let past = Clock::System.now() + TimeDelta::hours(1);
         let id = RequestId::parse(&expired.id).unwrap();
-        app.core.ledger.expire(&ALICE.caller().tenant, &id, past).await.unwrap().unwrap();
+        app.state.ledger.expire(&ALICE.caller().tenant, &id, past).await.unwrap().unwrap();
         let turned_down = Asked::new();
         rejected(&app, &turned_down, "no").await;
         let gone = [
             expired.id, turned_down.id, approved(&app, &unique("session")).await, withdrawn(&app).await,
         ];
         let now = Clock::System.now();
-        decide_on_ledger(&app.core.ledger, ALICE, &owed, Origin::Redis, Verdict::Approve, now).await;
+        decide_on_ledger(&app.state.ledger, ALICE, &owed, Origin::Redis, Verdict::Approve, now).await;
         app.sql(OWED_FOR_LONG).await;
 
         let retention = keeping(Some(90), None);
@@ -194,7 +194,7 @@ both_modes! {
         assert_eq!(purge(&app, retention, 0).await, (100, 0));
         assert_eq!(number(&app, "SELECT COUNT(*) FROM hitl_request").await, 2400);
         let now = Clock::System.now();
-        let all = || retention::purge(&app.core.ledger, retention, now);
+        let all = || retention::purge(&app.state.ledger, retention, now);
         let (one, two) = tokio::join!(all(), all());
         assert_eq!(one.unwrap().requests + two.unwrap().requests, 2400);
         assert_eq!(number(&app, "SELECT COUNT(*) FROM hitl_request").await, 0);
@@ -224,7 +224,7 @@ both_modes! {
         assert_eq!(purge(&app, keeping(Some(90), None), 91).await, (2, 0));
         let id = RequestId::parse(&asked.id).unwrap();
         let past = Clock::System.now() + TimeDelta::hours(1);
-        let expired = app.core.ledger.expire(&ALICE.caller().tenant, &id, past).await.unwrap().unwrap();
+        let expired = app.state.ledger.expire(&ALICE.caller().tenant, &id, past).await.unwrap().unwrap();
         assert_eq!(expired.outcome, Some(4));
     }
 }

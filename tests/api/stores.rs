@@ -2,18 +2,19 @@
 //! on SQLite with the in-process courier and on Postgres with Redis. No service runs meanwhile, so
 //! no relay takes part.
 
-use aura_hitl::app;
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::courier::{Courier, Outgoing, Seen, Sent};
 use aura_hitl::domain::approver::Caller;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Delivery, Mark, Record, Settled, State, Verdict};
+use aura_hitl::domain::decision::{State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use aura_hitl::domain::plan::PlanStep;
+use aura_hitl::domain::record::{Delivery, DeliveryReceipt, DeliveryResult, Record};
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::session::SessionPointer;
 use aura_hitl::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
 use aura_hitl::ledger::{LEASE, Ledger, LedgerError, Recorded, Registered, TaskChange, Writing};
+use aura_hitl::server::stores;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::join_all;
 use secrecy::ExposeSecret;
@@ -78,8 +79,8 @@ impl Stores {
     async fn open(mode: Mode) -> Self {
         let folder = TempDir::new().unwrap();
         let config = config(mode, &folder).await;
-        let (ledger, _lock) = app::open_ledger(&config, false).await.unwrap();
-        app::migrate(&config, &ledger).await.unwrap();
+        let (ledger, _lock) = stores::open_ledger(&config, false).await.unwrap();
+        stores::migrate(&config, &ledger).await.unwrap();
         let postgres = match &config.ledger {
             LedgerConfig::Postgres { url, .. } => {
                 Some(PgPool::connect(url.expose_secret()).await.unwrap())
@@ -131,8 +132,11 @@ impl Stores {
         self.ledger.register(&writing).await.unwrap()
     }
 
-    async fn mark(&self, record: &Record, settled: &Settled, at: DateTime<Utc>) {
-        self.ledger.mark(&[Mark::of(record, settled.clone(), at)]).await.unwrap();
+    async fn mark(&self, record: &Record, settled: &DeliveryResult, at: DateTime<Utc>) {
+        self.ledger
+            .record_receipts(&[DeliveryReceipt::of(record, settled.clone(), at)])
+            .await
+            .unwrap();
     }
 
     async fn task(&self, tenant: &str, id: &str) -> Option<Task> {
@@ -455,7 +459,7 @@ on_all_stores! {
         let (asked, start) = (Asked::new(), now());
         let first = won(stores.decide(ALICE, &asked, Verdict::Approve, start).await);
         let settle = async |record: &Record, delivery, listeners| {
-            let settled = Settled { delivery, listeners, sent_to: None };
+            let settled = DeliveryResult { delivery, listeners, sent_to: None };
             stores.mark(record, &settled, start).await;
         };
         settle(&first, Delivery::Sent, Some(2)).await;
@@ -479,7 +483,7 @@ on_all_stores! {
         let owed = won(stores.decide(ALICE, &asked, Verdict::Approve, start).await);
         let later = start + seconds(9);
         assert!(stores.ledger.owe_again(&owed, later).await.unwrap().is_none(), "it still is");
-        stores.mark(&owed, &Settled::SENT, start).await;
+        stores.mark(&owed, &DeliveryResult::SENT, start).await;
         let seen = stores.record(&asked.id).await;
         let attempts = join_all((0..10).map(|_| stores.ledger.owe_again(&seen, later))).await;
         let won: Vec<_> = attempts.into_iter().filter_map(Result::unwrap).collect();
@@ -492,10 +496,10 @@ on_all_stores! {
     async fn what_went_into_a_history_that_is_over_is_owed_again(stores: Stores) {
         let (asked, start) = (Asked::new(), now());
         let owed = won(stores.decide(ALICE, &asked, Verdict::Approve, start).await);
-        let sent_to = |history: &str| Settled {
+        let sent_to = |history: &str| DeliveryResult {
             listeners: Some(1),
             sent_to: Some(history.to_owned()),
-            ..Settled::SENT
+            ..DeliveryResult::SENT
         };
         let lost = async |histories: &[&str], now| {
             let histories: Vec<_> = histories.iter().map(|&one| one.to_owned()).collect();
@@ -525,7 +529,7 @@ on_all_stores! {
         let seen = stores.record(&asked.id).await;
         let news = stores.ledger.owe_again(&seen, later).await.unwrap().unwrap();
         assert!(news.is_unsent() && news.listeners.is_none());
-        stores.mark(&news, &Settled::SENT, later).await;
+        stores.mark(&news, &DeliveryResult::SENT, later).await;
         assert_eq!(lost(&["d"], later).await, 0);
     }
 
@@ -537,7 +541,7 @@ on_all_stores! {
         assert!(stores.claim(start).await.is_empty());
         assert_eq!(stores.claim(due).await, [asked.id.as_str()]);
 
-        stores.mark(&record, &Settled::SENT, start).await;
+        stores.mark(&record, &DeliveryResult::SENT, start).await;
         stores.ledger.postpone(&record, start).await.unwrap();
         assert!(stores.claim(start + seconds(60)).await.is_empty(), "what is sent stays sent");
     }

@@ -8,8 +8,8 @@ use std::process::Command;
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::courier::RedisSettings;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::Delivery;
-use aura_hitl::limits::RateLimit;
+use aura_hitl::domain::rate::RateLimit;
+use aura_hitl::domain::record::Delivery;
 use reqwest::Client;
 use secrecy::SecretString;
 use sqlx::{Connection as _, PgConnection};
@@ -58,7 +58,7 @@ async fn decides_and_wakes(app: &TestApp, redis: &PrivateRedis) {
     let (signal, ()) = tokio::join!(app.get(ALICE, &path), async {
         eventually(async || {
             let patterns: i64 = redis.command(&["PUBSUB", "NUMPAT"]).await;
-            (patterns == 1 && app.core.hub.waiters() == 1).then_some(())
+            (patterns == 1 && app.state.hub.waiters() == 1).then_some(())
         })
         .await;
         app.reject(ALICE, &registered.id, None).await.assert(200, "");

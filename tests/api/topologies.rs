@@ -4,15 +4,17 @@
 
 use std::time::Duration;
 
-use aura_hitl::core::Core;
 use aura_hitl::courier::{Outgoing, RedisSettings, Sent};
+use aura_hitl::delivery::relay::Round;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Delivery, State, Verdict};
+use aura_hitl::domain::decision::{State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId};
+use aura_hitl::domain::record::Delivery;
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::signal::signal_json;
 use aura_hitl::ledger::Recorded;
-use aura_hitl::relay::{self, Round};
+use aura_hitl::server::relay;
+use aura_hitl::state::AppState;
 use chrono::TimeDelta;
 use futures_util::StreamExt as _;
 use redis::aio::PubSub;
@@ -127,7 +129,7 @@ async fn is_signalled(app: &TestApp, asked: &Asked, redis: &PrivateRedis) {
 
 /// Commits a decision of Alice's as a replica does that dies before it has sent the signal.
 async fn approve_and_die(app: &TestApp, asked: &Asked) {
-    let (ledger, now) = (&app.core.ledger, app.core.clock.now());
+    let (ledger, now) = (&app.state.ledger, app.state.clock.now());
     let recorded =
         decide_on_ledger(ledger, ALICE, asked, Origin::Redis, Verdict::Approve, now).await;
     assert!(matches!(recorded, Recorded::Won(_)));
@@ -137,7 +139,7 @@ async fn approve_and_die(app: &TestApp, asked: &Asked) {
 async fn relay_later(app: &TestApp) -> Round {
     let clock = Clock::manual();
     clock.advance(TimeDelta::seconds(10));
-    relay::run_once(&Core { clock, ..app.core.clone() }).await.unwrap()
+    relay(&AppState { clock, ..app.state.clone() }).run_once().await.unwrap()
 }
 
 mod suite {
@@ -191,7 +193,7 @@ mod suite {
                     ),
                 };
                 assert_eq!(answer.assert(200, "").data()["sessionId"], asked.session.as_str());
-                let at = app.core.clock.now().timestamp().to_string();
+                let at = app.state.clock.now().timestamp().to_string();
                 let signal = signal.replace("ID", &asked.id).replace("AT", &at);
                 assert_eq!(listener.heard(site).await, [&*signal]);
                 let (key, left) =
@@ -343,12 +345,12 @@ mod suite {
         let mut listener = site.listen(&asked.session).await;
         let session = SessionId::parse(&asked.session).unwrap();
         let id = RequestId::parse(&asked.id).unwrap();
-        let judged = app.core.courier.look(&id, &session).await.unwrap();
+        let judged = app.state.courier.look(&id, &session).await.unwrap();
         let send = async || {
             let (request, session, only_while) = (&id, &session, &judged);
             let (signal, document, rank, aloud) = ("{}", "{}", 1, true);
             let outgoing = Outgoing { request, session, signal, document, rank, aloud, only_while };
-            app.core.courier.send(&outgoing).await.unwrap()
+            app.state.courier.send(&outgoing).await.unwrap()
         };
         app.put(&asked.id, "something else").await;
         assert_eq!(send().await, Sent::Changed);
@@ -435,7 +437,7 @@ mod cluster {
             // A replica that is started now finds those that are there.
             let late = app_on(cluster.url(), Clock::System).await;
             let asked = asked_where(|nodes| !nodes.contains(&2));
-            eventually(async || late.core.courier.ping().await.ok()).await;
+            eventually(async || late.state.courier.ping().await.ok()).await;
             late.ask(&asked).await;
             bounded(late.approve(ALICE, &asked.id)).await.assert(200, "");
 
@@ -561,7 +563,7 @@ mod sentinel {
         }
         // A service that starts now finds the new master, too.
         let late = app_on(site.url(), Clock::System).await;
-        eventually(async || late.core.courier.ping().await.ok()).await;
+        eventually(async || late.state.courier.ping().await.ok()).await;
         let asked = Asked::new();
         late.ask(&asked).await;
         late.approve(ALICE, &asked.id).await.assert(200, "");

@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use aura_hitl::app::Replica;
-use aura_hitl::core::Core;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Delivery, State};
+use aura_hitl::domain::decision::State;
+use aura_hitl::domain::record::Delivery;
 use aura_hitl::domain::signal::signal_json;
-use aura_hitl::relay;
+use aura_hitl::server::Replica;
+use aura_hitl::server::relay;
+use aura_hitl::state::AppState;
 use chrono::TimeDelta;
 use futures_util::StreamExt as _;
 use sqlx::{Connection as _, Executor as _};
@@ -36,7 +37,7 @@ async fn is_heard(app: &TestApp, asked: &Asked) {
     eventually(async || {
         let record = app.record(&asked.id).await;
         let is_noted = record.delivery == Delivery::Sent && record.listeners == Some(1);
-        (is_noted && app.core.unheard.is_empty()).then_some(())
+        (is_noted && app.state.unheard.is_empty()).then_some(())
     })
     .await;
 }
@@ -69,7 +70,7 @@ async fn a_session_that_waits_for_something_else_hears_nothing_of_it() {
     let now = Asked::in_session(&late.session);
     app.ask(&now).await;
     let mut ear = Ear::on(&late.session).await;
-    eventually(async || app.core.unheard.is_empty().then_some(())).await;
+    eventually(async || app.state.unheard.is_empty().then_some(())).await;
     assert!(ear.heard().await.is_empty());
     app.reject(ALICE, &now.id, None).await.assert(200, "");
     assert_eq!(ear.next().await, signal(&app, &now).await);
@@ -114,7 +115,7 @@ async fn an_agent_that_has_given_up_is_told_nothing() {
     let asked = answered_unheard(&app).await;
     clock.advance(TimeDelta::seconds(301));
     let mut ear = Ear::on(&asked.session).await;
-    eventually(async || app.core.unheard.is_empty().then_some(())).await;
+    eventually(async || app.state.unheard.is_empty().then_some(())).await;
     assert!(ear.heard().await.is_empty());
 }
 
@@ -127,12 +128,14 @@ async fn what_a_replica_left_unheard_another_says_again_and_only_one_of_them() {
     for _ in 0..3 {
         others.push(Replica::start(&app.config, Clock::System).await.unwrap());
     }
-    eventually(async || others.iter().all(|replica| replica.core.unheard.len() == 1).then_some(()))
-        .await;
+    eventually(async || {
+        others.iter().all(|replica| replica.state.unheard.len() == 1).then_some(())
+    })
+    .await;
     let mut ear = Ear::on(&asked.session).await;
     assert_eq!(ear.next().await, signal(&app, &asked).await);
-    for core in others.iter().map(|replica| &replica.core).chain([&app.core]) {
-        eventually(async || core.unheard.is_empty().then_some(())).await;
+    for state in others.iter().map(|replica| &replica.state).chain([&app.state]) {
+        eventually(async || state.unheard.is_empty().then_some(())).await;
     }
     assert!(ear.heard().await.is_empty(), "two replicas said it");
     for replica in others {
@@ -146,16 +149,16 @@ async fn a_replica_that_dies_before_it_says_it_again_leaves_it_to_the_relay() {
     let app = TestApp::spawn_with(Mode::Production, Clock::manual(), |_| {}).await;
     let [waits, moved_on] = [answered_unheard(&app).await, answered_unheard(&app).await];
     for asked in [&waits, &moved_on] {
-        let (record, now) = (app.record(&asked.id).await, app.core.clock.now());
-        assert!(app.core.ledger.claim_unheard(&record, now).await.unwrap().is_some());
+        let (record, now) = (app.record(&asked.id).await, app.state.clock.now());
+        assert!(app.state.ledger.claim_unheard(&record, now).await.unwrap().is_some());
         // Nobody else can.
-        assert!(app.core.ledger.claim_unheard(&record, now).await.unwrap().is_none());
+        assert!(app.state.ledger.claim_unheard(&record, now).await.unwrap().is_none());
     }
     app.ask(&Asked::in_session(&moved_on.session)).await;
     let mut ears = [Ear::on(&waits.session).await, Ear::on(&moved_on.session).await];
     let clock = Clock::manual();
     clock.advance(TimeDelta::seconds(10));
-    relay::run_once(&Core { clock, ..app.core.clone() }).await.unwrap();
+    relay(&AppState { clock, ..app.state.clone() }).run_once().await.unwrap();
     assert_eq!(ears[0].next().await, signal(&app, &waits).await);
     assert!(ears[1].heard().await.is_empty());
     assert_eq!(app.settled(&moved_on.id).await.delivery, Delivery::Superseded);
@@ -180,11 +183,11 @@ async fn an_agent_that_was_answered_over_http_has_heard_it_and_a_browser_has_not
     let record = app.record(&heard.id).await;
     eventually(async || {
         let before = record.created_at - TimeDelta::seconds(1);
-        let unheard = app.core.ledger.unheard(before, before, 10).await;
+        let unheard = app.state.ledger.unheard(before, before, 10).await;
         (unheard.unwrap().iter().all(|unheard| unheard.id != record.id)).then_some(())
     })
     .await;
-    let claimed = app.core.ledger.claim_unheard(&record, app.core.clock.now()).await.unwrap();
+    let claimed = app.state.ledger.claim_unheard(&record, app.state.clock.now()).await.unwrap();
     assert!(claimed.is_none());
     let mut ears = [Ear::on(&heard.session).await, Ear::on(&shown.session).await];
     assert_eq!(ears[1].next().await, signal(&app, &shown).await);
@@ -204,6 +207,6 @@ async fn a_decision_that_the_database_has_lost_is_not_said_again() {
     let lose = format!("DELETE FROM hitl_request WHERE request_id = '{}'", asked.id);
     database.execute(sqlx::AssertSqlSafe(lose)).await.unwrap();
     let mut ear = Ear::on(&asked.session).await;
-    eventually(async || app.core.unheard.is_empty().then_some(())).await;
+    eventually(async || app.state.unheard.is_empty().then_some(())).await;
     assert!(ear.heard().await.is_empty());
 }

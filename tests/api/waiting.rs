@@ -2,14 +2,16 @@
 //! that takes the first message on its session's channel for its answer, whatever it says.
 
 use aura_hitl::config::LedgerConfig;
-use aura_hitl::core::Core;
 use aura_hitl::courier::{Outgoing, Seen, Sent};
+use aura_hitl::delivery::relay::Round;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Delivery, State, Verdict};
+use aura_hitl::domain::decision::{State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId};
+use aura_hitl::domain::record::Delivery;
 use aura_hitl::domain::request::Origin;
 use aura_hitl::ledger::Recorded;
-use aura_hitl::relay::{self, Round};
+use aura_hitl::server::relay;
+use aura_hitl::state::AppState;
 use chrono::TimeDelta;
 use futures_util::StreamExt as _;
 use redis::AsyncCommands as _;
@@ -52,7 +54,7 @@ async fn frozen(mode: Mode) -> (TestApp, Clock) {
 
 /// Commits a decision of Alice's as a replica does that dies before it has sent the signal.
 async fn approve_and_die(app: &TestApp, asked: &Asked) {
-    let (ledger, now) = (&app.core.ledger, app.core.clock.now());
+    let (ledger, now) = (&app.state.ledger, app.state.clock.now());
     let recorded =
         decide_on_ledger(ledger, ALICE, asked, Origin::Redis, Verdict::Approve, now).await;
     assert!(matches!(recorded, Recorded::Won(_)));
@@ -62,7 +64,7 @@ async fn approve_and_die(app: &TestApp, asked: &Asked) {
 async fn relay_later(app: &TestApp) -> Round {
     let clock = Clock::manual();
     clock.advance(TimeDelta::seconds(10));
-    relay::run_once(&Core { clock, ..app.core.clone() }).await.unwrap()
+    relay(&AppState { clock, ..app.state.clone() }).run_once().await.unwrap()
 }
 
 /// The same request once more, as a restarted agent writes it.
@@ -120,7 +122,7 @@ over_redis! {
 /// Writes a request that is so many seconds old, and no pointer.
 async fn put_aged(app: &TestApp, asked: &Asked, age: u64) {
     let key = format!("hitl:request:{}", asked.id);
-    app.core.courier.set(&key, &asked.document.to_string(), 1800 - age).await.unwrap();
+    app.state.courier.set(&key, &asked.document.to_string(), 1800 - age).await.unwrap();
 }
 
 over_redis! {
@@ -591,19 +593,19 @@ over_redis! {
         let mut agent = NaiveAgent::ask(&app, &asked).await;
         let session = SessionId::parse(&asked.session).unwrap();
         let id = RequestId::parse(&asked.id).unwrap();
-        let judged = app.core.courier.look(&id, &session).await.unwrap();
+        let judged = app.state.courier.look(&id, &session).await.unwrap();
         let send = async |only_while: &Seen| {
             let (request, session, signal, document) = (&id, &session, "{}", "{}");
             let (rank, aloud) = (1, true);
             let outgoing = Outgoing { request, session, signal, document, rank, aloud, only_while };
-            app.core.courier.send(&outgoing).await.unwrap()
+            app.state.courier.send(&outgoing).await.unwrap()
         };
         app.ask(&Asked::in_session(&asked.session)).await;
         assert_eq!(send(&judged).await, Sent::Changed);
         assert_eq!(send(&Seen::default()).await, Sent::Changed);
         assert!(agent.heard_nothing().await);
         assert_eq!(app.signal(&asked.session).await, None);
-        let judged = app.core.courier.look(&id, &session).await.unwrap();
+        let judged = app.state.courier.look(&id, &session).await.unwrap();
         assert_eq!(reached(&send(&judged).await), 1);
     }
 }

@@ -62,7 +62,7 @@ async fn an_approval_from_request_to_signal() {
         let polled = app.get(ALICE, &format!("/aura/hitl/signals/{}", asked.session)).await;
         assert_snapshot!("signal_polled", wire(&polled, &ids));
         let id = RequestId::parse(&asked.id).unwrap();
-        let stored = app.core.courier.find_request(&id).await.unwrap().unwrap();
+        let stored = app.state.courier.find_request(&id).await.unwrap().unwrap();
         assert_snapshot!("request_after_approval", replaced(stored.document, &ids));
         let read = app.get(ALICE, &format!("/aura/hitl/requests/{}", asked.id)).await;
         assert_snapshot!("request_approved", wire(&read, &ids));
@@ -97,7 +97,7 @@ async fn a_rejection_from_request_to_signal() {
             let signal = app.signal(&asked.session).await.unwrap();
             assert_snapshot!(format!("signal_rejection_{name}"), replaced(signal, &ids));
             let id = RequestId::parse(&asked.id).unwrap();
-            let stored = app.core.courier.find_request(&id).await.unwrap().unwrap();
+            let stored = app.state.courier.find_request(&id).await.unwrap().unwrap();
             assert_snapshot!(
                 format!("request_after_rejection_{name}"),
                 replaced(stored.document, &ids)
@@ -154,7 +154,7 @@ async fn a_registration_and_what_it_writes() {
         other["actionType"] = "delete_all".into();
         let taken = ask(&app, Method::POST, "/aura/hitl/requests", Some(other)).await;
         assert_snapshot!("request_id_taken", wire(&taken, &ids));
-        app.core.clock.advance(TimeDelta::seconds(1800));
+        app.state.clock.advance(TimeDelta::seconds(1800));
         let path = format!("/aura/hitl/approve/{request}");
         let late = ask(&app, Method::POST, &path, Some(json!({ "userId": "user123" }))).await;
         late.assert(410, "E3007");
@@ -196,7 +196,7 @@ async fn a_task_from_its_beginning_to_its_end() {
             ("task_refused", Method::POST, "start", None),
         ];
         for (name, method, step, body) in steps {
-            app.core.clock.advance(TimeDelta::seconds(1));
+            app.state.clock.advance(TimeDelta::seconds(1));
             let answer = ask(&app, method, &format!("{path}/{step}"), body).await;
             assert_snapshot!(name, wire(&answer, &ids));
         }
@@ -220,7 +220,7 @@ async fn errors_in_both_languages() {
         let (path, moved_on) =
             ("/aura/hitl/approve/req-none", format!("/aura/hitl/approve/{}", asked.id));
         let tokens = |seconds| {
-            aura_hitl::auth::mint(
+            aura_hitl::identity::mint(
                 &app.config.jwt,
                 &aura_hitl::domain::ids::UserId::parse("user123").unwrap(),
                 &aura_hitl::domain::ids::TenantId::parse("tenant1").unwrap(),

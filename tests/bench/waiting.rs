@@ -9,10 +9,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aura_hitl::auth;
-use aura_hitl::config::JwtConfig;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::ids::{TenantId, UserId};
+use aura_hitl::identity;
+use aura_hitl::identity::JwtConfig;
 use clap::Args;
 use futures_util::StreamExt as _;
 use reqwest::Client;
@@ -109,7 +109,7 @@ async fn round(agents: usize, options: &Options) -> Round {
         .with("DATABASE_URL", postgres.url())
         .with("REDIS_URL", redis.url())
         .with("JWT_SECRET", SECRET)
-        .with("RUST_LOG", "warn,aura_hitl::app=info")
+        .with("RUST_LOG", "warn,aura_hitl::server=info")
         .with("AURA_HITL_RATE_LIMIT_PER_SECOND", "0")
         .with("AURA_HITL_MAX_CONNECTIONS", (agents + 1000).to_string())
         .with("AURA_HITL_MAX_WAITS_PER_PERSON", (agents + 1).to_string())
@@ -183,7 +183,7 @@ impl People {
         let jwt = JwtConfig::with_secret(SecretString::from(SECRET));
         let (user, tenant) =
             (UserId::parse("user123").unwrap(), TenantId::parse("tenant1").unwrap());
-        let token = auth::mint(&jwt, &user, &tenant, Role::User, 7200).unwrap();
+        let token = identity::mint(&jwt, &user, &tenant, Role::User, 7200).unwrap();
         Self { client: Client::new(), base: service.base.clone(), token }
     }
 

@@ -6,10 +6,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aura_hitl::auth;
-use aura_hitl::config::JwtConfig;
 use aura_hitl::domain::approver::{Caller, Role, Via};
 use aura_hitl::domain::ids::{TenantId, UserId};
+use aura_hitl::identity;
+use aura_hitl::identity::JwtConfig;
 use aura_hitl::ledger::Ledger;
 use redis::aio::MultiplexedConnection;
 use secrecy::SecretString;
@@ -47,7 +47,7 @@ impl Person {
     pub fn new(user: &str, tenant: &str, role: Role) -> Self {
         let jwt = JwtConfig::with_secret(SecretString::from(SECRET));
         let (id, of) = (UserId::parse(user).unwrap(), TenantId::parse(tenant).unwrap());
-        let token = auth::mint(&jwt, &id, &of, role, 7200).unwrap();
+        let token = identity::mint(&jwt, &id, &of, role, 7200).unwrap();
         Self { user: user.to_owned(), tenant: tenant.to_owned(), token }
     }
 

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use aura_hitl::auth;
-use aura_hitl::config::JwtConfig;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::ids::{TenantId, UserId};
+use aura_hitl::identity;
+use aura_hitl::identity::JwtConfig;
 use futures_util::StreamExt as _;
 use redis::aio::MultiplexedConnection;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
@@ -166,7 +166,7 @@ impl World {
             ("DATABASE_URL", postgres.url()),
             ("REDIS_URL", redis.url()),
             ("JWT_SECRET", SECRET.to_owned()),
-            ("RUST_LOG", "info,aura_hitl::telemetry=warn".to_owned()),
+            ("RUST_LOG", "info,aura_hitl::api::call_span=warn".to_owned()),
             // Few people click a lot here; the row on floods sets a limit.
             ("AURA_HITL_RATE_LIMIT_PER_SECOND", "0".to_owned()),
         ];
@@ -516,7 +516,7 @@ pub fn token(user: &str, tenant: &str) -> String {
 fn mint(who: Who<'_>) -> String {
     let config = JwtConfig::with_secret(SecretString::from(SECRET));
     let (user, tenant) = (UserId::parse(who.user).unwrap(), TenantId::parse(who.tenant).unwrap());
-    auth::mint(&config, &user, &tenant, who.role, 7200).unwrap()
+    identity::mint(&config, &user, &tenant, who.role, 7200).unwrap()
 }
 
 /// The people who click, and the recorder beside them. Cheap to clone.

@@ -30,7 +30,7 @@ impl Service for TestApp {
     }
 
     async fn write(&self, owner: Who<'static>, asked: &Asked, pointer: &str) {
-        if self.core.courier.engine() == "in-process" {
+        if self.state.courier.engine() == "in-process" {
             self.register(owner, asked).await.assert(201, "");
             return;
         }

@@ -1,0 +1,54 @@
+//! Which answers are evidence of a refused attempt to decide.
+
+use actix_web::http::header::IF_MATCH;
+use actix_web::{HttpMessage as _, HttpRequest, web};
+
+use super::error::{ApiError, ErrorCode};
+use super::headers::header_text;
+use crate::domain::approver::Caller;
+use crate::domain::ids::RequestId;
+use crate::ledger::RefusedAttempt;
+use crate::state::AppState;
+
+/// Longest reason, in characters.
+const MAX_REASON_CHARS: usize = 500;
+
+/// Records an answer, if it refuses an attempt to decide by somebody whose token is genuine. Whoever
+/// has none left no name.
+pub fn record(request: &HttpRequest, route: &str, error: &ApiError) {
+    let verdict = if route.ends_with("/approve/{requestId}") {
+        "approved"
+    } else if route.ends_with("/reject/{requestId}") {
+        "rejected"
+    } else {
+        return;
+    };
+    let (Some(app), Some(caller)) = (request.app_data::<web::Data<AppState>>(), caller(request))
+    else {
+        return;
+    };
+    if !is_evidence(error.code()) {
+        return;
+    }
+    let Some(id) = request.match_info().get("requestId") else { return };
+    let Ok(request_id) = RequestId::parse(id) else { return };
+    app.refused_attempts.record(RefusedAttempt {
+        at: app.clock.now(),
+        caller,
+        request: request_id,
+        verdict,
+        error_code: error.code().as_str(),
+        reason: error.english().chars().take(MAX_REASON_CHARS).collect(),
+        if_match: header_text(request.headers(), IF_MATCH.as_str()),
+    });
+}
+
+fn caller(request: &HttpRequest) -> Option<Caller> {
+    request.extensions().get::<Caller>().cloned()
+}
+
+/// Whether an error says that somebody may not decide this, or not so, or not any more; rather than
+/// that the call was malformed, too early, or met a fault of ours.
+fn is_evidence(code: ErrorCode) -> bool {
+    matches!(code.status().as_u16(), 403 | 404 | 409 | 410 | 412 | 422 | 428)
+}

@@ -1,0 +1,168 @@
+//! The command line: a file per command.
+
+mod demo;
+mod export;
+mod healthcheck;
+mod migrate;
+mod openapi;
+mod purge;
+mod serve;
+mod token;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use self::token::RoleName;
+use crate::config::Config;
+
+/// How long a command says nothing while it waits for the database.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// Human-in-the-loop approvals: decides once, records, and wakes the agent.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// A configuration file, read over the defaults and under the environment.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service (also without any command).
+    Serve,
+    /// Show one approval and one rejection from end to end; needs nothing.
+    Demo {
+        /// Leave the decisions to you: prints the curl lines to paste.
+        #[arg(long)]
+        interactive: bool,
+    },
+    /// Print a token for development.
+    Token {
+        /// The user.
+        #[arg(long)]
+        sub: String,
+        /// The tenant.
+        #[arg(long)]
+        tenant: String,
+        /// What the user may do.
+        #[arg(long, value_enum, default_value = "user")]
+        role: RoleName,
+        /// Seconds until it expires.
+        #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(i64).range(1..=31_536_000))]
+        ttl: i64,
+    },
+    /// Bring the database schema up to date, then exit.
+    Migrate {
+        /// Also drop what only an older release needs; none of its replicas may be running.
+        #[arg(long)]
+        finish: bool,
+    },
+    /// Delete requests that were settled long ago, and tasks that ended long ago, then exit.
+    Purge {
+        /// Age of the requests, counted from their end, like 90d; at least 1d.
+        #[arg(long, value_name = "AGE")]
+        older_than: String,
+        /// Age of the tasks, counted from their last change; without it they are kept.
+        #[arg(long, value_name = "AGE")]
+        tasks_older_than: Option<String>,
+        /// Only count them.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Write decisions to standard output as JSON Lines, the earliest first.
+    Export {
+        /// Decided from then on: a date, which is its midnight in UTC, or an RFC 3339 instant.
+        #[arg(long, value_name = "TIME")]
+        from: String,
+        /// Decided before then; now, when absent.
+        #[arg(long, value_name = "TIME")]
+        to: Option<String>,
+        /// Also what expired or was withdrawn undecided, by when that was.
+        #[arg(long, conflicts_with = "refused")]
+        all: bool,
+        /// In place of decisions: the attempts to decide that were refused.
+        #[arg(long)]
+        refused: bool,
+    },
+    /// Print the OpenAPI document.
+    Openapi,
+    /// Exit 0 if the service on HOST:PORT is ready; for containers.
+    Healthcheck,
+}
+
+/// Does what the arguments say. Whatever goes wrong is one line on standard error.
+pub async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("aura-hitl: {}", sentence(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let file = arguments.config.as_deref();
+    match arguments.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve::run(file).await,
+        Command::Demo { interactive } => demo::run(interactive).await,
+        Command::Token { sub, tenant, role, ttl } => token::run(file, sub, tenant, role, ttl),
+        Command::Migrate { finish } => migrate::run(file, finish).await,
+        Command::Purge { older_than, tasks_older_than, dry_run } => {
+            purge::run(file, &older_than, tasks_older_than.as_deref(), dry_run).await
+        }
+        Command::Export { from, to, all, refused } => {
+            export::run(file, &from, to.as_deref(), all, refused).await
+        }
+        Command::Openapi => openapi::run(),
+        Command::Healthcheck => healthcheck::run(file).await,
+    }
+}
+
+/// An error and its causes, none of them twice, as many libraries would have it.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut sentence = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        // The driver adds the line of Postgres' own source.
+        let cause = match cause.rsplit_once(" at line ") {
+            Some((cause, line)) if line.bytes().all(|byte| byte.is_ascii_digit()) => cause,
+            _ => &cause,
+        };
+        if sentence.is_empty() {
+            cause.clone_into(&mut sentence);
+        } else if !sentence.contains(cause) {
+            sentence = format!("{sentence}: {cause}");
+        }
+    }
+    sentence.replace('\n', " ")
+}
+
+/// Does this, and says so on standard error if it has to wait.
+async fn saying_that_it_waits<T>(work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    tokio::select! {
+        done = &mut work => done,
+        () = tokio::time::sleep(SILENCE) => {
+            eprintln!("aura-hitl: waiting for the database");
+            work.await
+        }
+    }
+}
+
+/// The settings. What looks like a mistake is a line of its own on standard error.
+fn load(file: Option<&Path>) -> anyhow::Result<Config> {
+    let config = Config::load(file)?;
+    for warning in &config.warnings {
+        eprintln!("aura-hitl: warning: {warning}");
+    }
+    Ok(config)
+}

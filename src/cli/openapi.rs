@@ -1,0 +1,18 @@
+//! `aura-hitl openapi`: prints the API document.
+
+use std::io::{ErrorKind, Write as _};
+
+use crate::api::document::document;
+
+/// Prints the document.
+pub fn run() -> anyhow::Result<()> {
+    print_whole(&document().to_pretty_json()?)
+}
+
+/// Prints a text whose reader may have had enough of it, as `head` has.
+fn print_whole(text: &str) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        printed => Ok(printed?),
+    }
+}

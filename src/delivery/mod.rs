@@ -1,0 +1,7 @@
+//! Signals on their way to agents on Redis: sending, sending again, and noting what was sent.
+
+pub mod receipts;
+pub mod relay;
+pub mod republish;
+pub mod send;
+pub mod unheard;

@@ -1,0 +1,188 @@
+//! The relay: sends what is owed and was not sent by whoever decided it, because Redis was away or
+//! the process died. One runs in every replica; leases keep two from sending the same at once.
+//!
+//! A signal may go out twice (sent, then killed before that was noted), never not at all.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::StreamExt;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span, info, warn};
+
+use super::receipts::Receipts;
+use super::send::Sender;
+use crate::domain::record::{Delivery, DeliveryReceipt, Record};
+use crate::ledger::{LEASE, LOST_AT_ONCE, LedgerError};
+use crate::observe::metrics::{self, By};
+use crate::observe::traces;
+
+/// How often to look for owed signals.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// Rows to claim at once: as many as can be sent within one lease even if each call times out
+/// once.
+const BATCH: i64 = 32;
+/// Rows to send at the same time.
+const AT_ONCE: usize = 16;
+/// How long to look for lost signals after Redis has changed: longer than what was on its way then
+/// takes to be noted.
+const AFTERMATH: TimeDelta = TimeDelta::seconds(10);
+/// Longest pause before a row is tried again; short, so that signals go out soon after Redis is
+/// back.
+const LONGEST_PAUSE: TimeDelta = TimeDelta::milliseconds(2000);
+
+/// What one round did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Delivered.
+    pub sent: usize,
+    /// Not delivered and never to be: the session has moved on.
+    pub superseded: usize,
+    /// Still owed.
+    pub failed: usize,
+}
+
+/// Sends what is owed; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Relay {
+    /// Sends.
+    pub sender: Sender,
+    /// Takes note of what was sent.
+    pub receipts: Receipts,
+}
+
+/// Runs until the process is asked to stop.
+pub async fn run(relay: Relay, stopping: CancellationToken) {
+    let mut watch = Watch::default();
+    loop {
+        let (looked, round) = tokio::join!(watch.look(&relay.sender), relay.run_once());
+        if let Err(error) = looked {
+            warn!(%error, "the relay cannot owe again what Redis has lost");
+        }
+        match round {
+            Ok(round)
+                if round.sent + round.superseded == usize::try_from(BATCH).unwrap_or(0)
+                    && !stopping.is_cancelled() =>
+            {
+                continue;
+            }
+            Ok(_) => {}
+            Err(error) => warn!(%error, "the relay cannot read what is owed"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            () = stopping.cancelled() => break,
+        }
+    }
+}
+
+/// Watches for a Redis that is not the one it was: wiped, restarted, or a replica in its master's
+/// place. It may have lost what was sent, which is owed again then. Every replica watches, and what
+/// one owes again, the others find owed.
+#[derive(Debug, Default)]
+struct Watch {
+    replication_ids: Vec<String>,
+    until: DateTime<Utc>,
+}
+
+impl Watch {
+    async fn look(&mut self, sender: &Sender) -> Result<(), LedgerError> {
+        let Ok(mut replication_ids) = sender.courier.replication_ids().await else { return Ok(()) };
+        let now = sender.clock.now();
+        replication_ids.sort();
+        if replication_ids.is_empty()
+            || (replication_ids == self.replication_ids && now > self.until)
+        {
+            return Ok(());
+        }
+        loop {
+            let lost = sender.ledger.owe_lost(&replication_ids, now).await?;
+            if lost > 0 {
+                info!(lost, "Redis may have lost signals; they are owed again");
+            }
+            if lost < u64::from(LOST_AT_ONCE) {
+                break;
+            }
+        }
+        if replication_ids != self.replication_ids {
+            (self.replication_ids, self.until) = (replication_ids, now + AFTERMATH);
+        }
+        Ok(())
+    }
+}
+
+impl Relay {
+    /// Claims what is due and sends it. Does nothing while the courier is out of reach, so that no
+    /// leases are burnt.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn run_once(&self) -> Result<Round, LedgerError> {
+        if self.sender.courier.ping().await.is_err() {
+            return Ok(Round::default());
+        }
+        let due = self.sender.ledger.claim_owed(self.sender.clock.now(), BATCH).await?;
+        if !due.is_empty() {
+            crash_point!("relay-claimed");
+        }
+        // What this process has sent and not noted yet needs no more than the note.
+        let (noted_later, due): (Vec<_>, Vec<_>) =
+            due.into_iter().partition(|record| self.receipts.of(record).is_some());
+        let claimed = due.len();
+        let delivered = futures_util::stream::iter(due)
+            .map(|record| self.send_one(record))
+            .buffer_unordered(AT_ONCE)
+            .filter_map(std::future::ready)
+            .collect::<Vec<_>>()
+            .await;
+        let count = |which| delivered.iter().filter(|delivery| **delivery == which).count();
+        let round = Round {
+            sent: count(Delivery::Sent),
+            superseded: count(Delivery::Superseded),
+            failed: claimed - delivered.len(),
+        };
+        if !(delivered.is_empty() && noted_later.is_empty()) {
+            self.receipts.write(&self.sender.ledger).await;
+        }
+        Ok(round)
+    }
+
+    async fn send_one(&self, record: Record) -> Option<Delivery> {
+        let now = self.sender.clock.now();
+        let span = if traces::are_on() {
+            // Without it, it is still a trace.
+            let cause =
+                self.sender.ledger.trace_parent(&record.tenant, &record.id).await.ok().flatten();
+            traces::linked("relay.send", cause)
+        } else {
+            Span::none()
+        };
+        let delivered = self.sender.deliver(&record, None).instrument(span).await;
+        metrics::delivered(By::Relay, delivered.as_ref().ok().map(|settled| settled.delivery));
+        match delivered {
+            Ok(settled) => {
+                crash_point!("relay-signalled");
+                let delivery = settled.delivery;
+                info!(request_id = %record.id, ?delivery, "the relay delivered what was owed");
+                // Whoever decided may have died before looking at the task again.
+                if let Err(error) =
+                    self.sender.ledger.release_task(&record.tenant, &record.task, now).await
+                {
+                    warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
+                    return None;
+                }
+                self.receipts.record(DeliveryReceipt::of(&record, settled, now));
+                Some(delivery)
+            }
+            Err(error) => {
+                warn!(request_id = %record.id, %error, "a signal is still owed");
+                let age = now - record.owed_since;
+                let pause = (age / 2).clamp(TimeDelta::milliseconds(100), LONGEST_PAUSE);
+                // If this fails too, the lease runs out by itself.
+                let _given_back =
+                    self.sender.ledger.postpone(&record, now + pause.min(LEASE)).await;
+                None
+            }
+        }
+    }
+}

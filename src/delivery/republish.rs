@@ -1,0 +1,195 @@
+//! Publishes signals that nobody heard once more: an agent that subscribes after it has asked misses a
+//! decision that came at once. Such a signal is published again as soon as somebody listens, for as
+//! long as its agent is patient, and never to a session that waits for something else.
+//!
+//! Each replica remembers the unheard signals that it sent, and finds those of others, which may have
+//! died, in the ledger. It asks Redis for the listeners of many sessions in one command. Whoever
+//! publishes again claims the row in the ledger first, so that two replicas do not both publish.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::StreamExt as _;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::receipts::Receipts;
+use super::send::{Sender, Undelivered, still_names};
+use crate::courier::Courier;
+use crate::domain::decision::State;
+use crate::domain::ids::{RequestId, SessionId};
+use crate::domain::printable::printable;
+use crate::domain::record::{Delivery, DeliveryReceipt, DeliveryResult};
+use crate::domain::request::PATIENCE;
+use crate::ledger::LedgerError;
+use crate::observe::metrics::{self, By, Forgery};
+
+/// How often to see which signals are due.
+const TICK: Duration = Duration::from_millis(50);
+/// How often to look for unheard signals of other replicas.
+const SCAN_INTERVAL: Duration = Duration::from_secs(5);
+/// How far a scan looks back beyond the one before: longer than a delivery takes to be noted.
+const SCAN_OVERLAP: TimeDelta = TimeDelta::seconds(10);
+/// Most sessions to ask about in one command: 0.2 ms of Redis' time.
+const BATCH_SIZE: usize = 1000;
+/// Most signals to publish again at the same time.
+const CONCURRENCY: usize = 16;
+
+/// What came of an attempt to publish a signal again.
+enum Again {
+    /// Its session no longer waits for it, or somebody heard it: there is nothing left to do.
+    Over,
+    /// It was published, to so many; or it may be tried once more.
+    Watched,
+}
+
+/// Publishes unheard signals again until the process is asked to stop.
+pub async fn run(republisher: Republisher, stopping: CancellationToken) {
+    let working = async {
+        if !matches!(republisher.sender.courier, Courier::Redis(_)) {
+            std::future::pending::<()>().await;
+        }
+        tokio::join!(republisher.scan(), republisher.listen())
+    };
+    tokio::select! {
+        _never = working => {}
+        () = stopping.cancelled() => {}
+    }
+}
+
+/// What publishing again takes; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Republisher {
+    /// Sends.
+    pub sender: Sender,
+    /// Takes note of what was sent.
+    pub receipts: Receipts,
+}
+
+impl Republisher {
+    async fn listen(&self) {
+        loop {
+            sleep(TICK).await;
+            for some in self.sender.unheard.due(self.sender.clock.now()).chunks(BATCH_SIZE) {
+                let sessions = some.iter().map(|(_request, session)| session.clone());
+                // While Redis is away nobody listens.
+                let Ok(counts) = self.sender.courier.listeners(&sessions.collect::<Vec<_>>()).await
+                else {
+                    continue;
+                };
+                let listening = some.iter().zip(counts).filter(|(_signal, count)| *count > 0);
+                let requests = listening.map(|((request, session), _count)| (request, session));
+                futures_util::stream::iter(requests)
+                    .for_each_concurrent(CONCURRENCY, async |(request, session)| {
+                        match self.publish_again(request, session).await {
+                            Ok(Again::Over) => self.sender.unheard.forget(request),
+                            Ok(Again::Watched) => {}
+                            Err(error) => debug!(request_id = %request, %error, "still unheard"),
+                        }
+                    })
+                    .await;
+            }
+        }
+    }
+
+    /// Publishes one signal again, if its session still names its request and nobody was faster.
+    async fn publish_again(
+        &self,
+        request: &RequestId,
+        session: &SessionId,
+    ) -> Result<Again, Undelivered> {
+        let Some(mut record) = self.sender.ledger.find_request_of_redis(request).await? else {
+            // This service has sent a signal whose decision is gone.
+            metrics::forged(Forgery::Signal);
+            warn!(security = true, request_id = %request, session_id = printable(session.as_str()),
+            "a signal was sent and the ledger does not know its decision any more: a failover of \
+             the database lost it");
+            return Ok(Again::Over);
+        };
+        if let Some(receipt) = self.receipts.of(&record) {
+            // Only what is noted can be claimed.
+            self.receipts.write_one(&self.sender.ledger, receipt.clone()).await?;
+            self.receipts.apply(&mut record);
+            (record.delivery, record.listeners) =
+                (receipt.result.delivery, receipt.result.listeners);
+            record.sent_to = receipt.result.sent_to;
+        }
+        let State::Decided(decision) = record.state.clone() else { return Ok(Again::Over) };
+        if record.delivery == Delivery::Owed {
+            // The relay, or another replica, is about to send it.
+            return Ok(Again::Watched);
+        }
+        if record.delivery != Delivery::Sent || record.listeners != Some(0) {
+            return Ok(Again::Over);
+        }
+        let seen = self.sender.courier.look(&record.id, &record.session).await?;
+        if !seen.pointer.allows(&record.id) {
+            // Noted for every replica: whoever makes the session name it once more wakes nobody.
+            if let Some(claimed) =
+                self.sender.ledger.claim_unheard(&record, self.sender.clock.now()).await?
+            {
+                let receipt = DeliveryReceipt::of(
+                    &claimed,
+                    DeliveryResult::SUPERSEDED,
+                    self.sender.clock.now(),
+                );
+                self.receipts.write_one(&self.sender.ledger, receipt).await?;
+            }
+            return Ok(Again::Over);
+        }
+        if !still_names(&record, &decision, &seen) {
+            return Ok(Again::Watched);
+        }
+        let Some(record) =
+            self.sender.ledger.claim_unheard(&record, self.sender.clock.now()).await?
+        else {
+            return Ok(Again::Watched);
+        };
+        crash_point!("unheard-claimed");
+        let delivered = self.sender.deliver(&record, Some(seen)).await;
+        metrics::delivered(By::Listener, delivered.as_ref().ok().map(|settled| settled.delivery));
+        match delivered {
+            Ok(settled) => {
+                crash_point!("unheard-signalled");
+                let listeners = settled.listeners;
+                info!(request_id = %record.id, ?listeners, "somebody listens; published again");
+                self.receipts.record(DeliveryReceipt::of(
+                    &record,
+                    settled,
+                    self.sender.clock.now(),
+                ));
+                Ok(Again::Watched)
+            }
+            Err(error) => {
+                // Else the relay would wait for the lease to run out.
+                let _given_back =
+                    self.sender.ledger.postpone(&record, self.sender.clock.now()).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds the unheard signals of replicas that may have died.
+    async fn scan(&self) {
+        let mut since = self.sender.clock.now() - PATIENCE;
+        loop {
+            let now = self.sender.clock.now();
+            match self.scan_once(since).await {
+                Ok(()) => since = now - SCAN_OVERLAP,
+                Err(error) => debug!(%error, "cannot look for signals that nobody heard"),
+            }
+            sleep(SCAN_INTERVAL).await;
+        }
+    }
+
+    async fn scan_once(&self, since: DateTime<Utc>) -> Result<(), LedgerError> {
+        let room = self.sender.unheard.room();
+        let limit = i64::try_from(room.min(BATCH_SIZE)).unwrap_or(0);
+        let patient = self.sender.clock.now() - PATIENCE;
+        for record in self.sender.ledger.unheard(since, patient, limit).await? {
+            self.sender.unheard.watch(&record);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,448 @@
+//! Who may decide what, when, and what it means to decide a second time.
+//!
+//! [`decide`] says whether a decision may be made at all; the ledger then lets exactly one win;
+//! [`settle`] tells everyone else the truth about the one that stands. Both are pure.
+
+use chrono::{DateTime, Utc};
+
+use super::approver::{Caller, Role};
+use super::decision::{Decision, State, Verdict};
+use super::ids::{RequestId, SessionId, TenantId, UserId};
+use super::record::{Candidate, Record};
+use super::request::Origin;
+use super::session::SessionPointer;
+
+/// What operators choose about who may decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Who of a tenant may decide a request that names a user.
+    pub approvers: Approvers,
+    /// What happens to requests that are no tenant's.
+    pub unscoped_requests: UnscopedRequests,
+    /// Whether a decision has to name the content that the person looked at.
+    pub require_if_match: bool,
+}
+
+/// Who of a request's tenant may decide it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Approvers {
+    /// Anyone of the tenant.
+    Tenant,
+    /// Only the user the request names; anyone of the tenant when it names nobody.
+    Requester,
+}
+
+/// What happens to a request that names neither a tenant nor a user, in a session without either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnscopedRequests {
+    /// It is answered as if it did not exist.
+    Refuse,
+    /// Whoever is authenticated may decide it.
+    Accept,
+}
+
+/// Why a decision was not made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such request, or it is none of the caller's business.
+    NotFound,
+    /// The policy lets only the user named in the request decide.
+    NotTheRequester,
+    /// Only its user, or an admin, may write it.
+    NotTheOwner,
+    /// The agent waits for something else by now.
+    MovedOn,
+    /// Its time ran out undecided.
+    Expired,
+    /// Its agent withdrew it.
+    Cancelled {
+        /// The request.
+        id: RequestId,
+        /// Its session.
+        session: SessionId,
+    },
+    /// It was decided otherwise; this is what stands.
+    AlreadyDecided(Standing),
+    /// What would be decided is not what the ledger knows under this id.
+    Altered,
+    /// Its session is another's: another agent would take the answer for its own.
+    AnothersSession,
+    /// It is not the content that the caller has looked at.
+    Changed,
+    /// It may be what the caller has looked at, but on the way a proxy has weakened its tag.
+    WeakTag,
+    /// There is no outcome yet that an agent could have acted on.
+    Undecided,
+}
+
+/// The content that a person has looked at and decides about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Expected {
+    /// Whatever is asked now.
+    #[default]
+    Anything,
+    /// That of one of these entity tags.
+    OneOf {
+        /// Tags that say that it is the same, byte for byte.
+        strong: Vec<String>,
+        /// Tags that do not say so.
+        weak: Vec<String>,
+    },
+}
+
+impl Expected {
+    /// The tag by which the caller named the content with this tag, if they named any.
+    ///
+    /// # Errors
+    /// [`Refusal::Changed`] when they named other content; [`Refusal::WeakTag`] when they named this
+    /// one by a tag that a proxy has weakened, as those do that compress answers.
+    pub fn check<'a>(&self, etag: &'a str) -> Result<Option<&'a str>, Refusal> {
+        let Self::OneOf { strong, weak } = self else { return Ok(None) };
+        if strong.iter().any(|tag| tag == etag) {
+            return Ok(Some(etag));
+        }
+        // Apache and others mark the tag of a compressed answer by `-gzip` or the like behind it.
+        let is_marked = |tag: &String| {
+            let mark = tag.strip_prefix(etag);
+            mark.is_some_and(|mark| mark.starts_with(|letter: char| !letter.is_alphanumeric()))
+        };
+        if weak.iter().any(|tag| tag == etag) || strong.iter().chain(weak).any(is_marked) {
+            return Err(Refusal::WeakTag);
+        }
+        Err(Refusal::Changed)
+    }
+}
+
+/// The decision that stands in the way of another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The request.
+    pub id: RequestId,
+    /// Its session.
+    pub session: SessionId,
+    /// What stands.
+    pub decision: Decision,
+}
+
+/// Whether a caller may know that a request exists: it is of their tenant. One of no tenant is
+/// nobody's, unless the policy accepts those; even then one that names a user is that user's only.
+#[must_use]
+pub fn is_visible(
+    tenant: Option<&TenantId>,
+    user: Option<&UserId>,
+    caller: &Caller,
+    policy: Policy,
+) -> bool {
+    match tenant {
+        Some(tenant) => *tenant == caller.tenant,
+        None => {
+            policy.unscoped_requests == UnscopedRequests::Accept
+                && user.is_none_or(|user| *user == caller.user)
+        }
+    }
+}
+
+/// Whether a caller may write what they see: acknowledge or withdraw a request, change a task.
+#[must_use]
+pub fn may_write(owner: Option<&UserId>, caller: &Caller) -> bool {
+    caller.role == Role::Admin || owner == Some(&caller.user)
+}
+
+/// Whether this caller may decide this request now.
+///
+/// `pointer` is what the session names; a request registered over HTTP does not depend on it.
+///
+/// # Errors
+/// The [`Refusal`] to tell the caller; nothing may be recorded then.
+pub fn decide(
+    candidate: &Candidate,
+    pointer: &SessionPointer,
+    caller: &Caller,
+    verdict: Verdict,
+    now: DateTime<Utc>,
+    policy: Policy,
+) -> Result<Decision, Refusal> {
+    let user = candidate.user.as_ref();
+    if !is_visible(candidate.tenant.as_ref(), user, caller, policy) {
+        return Err(Refusal::NotFound);
+    }
+    if policy.approvers == Approvers::Requester && user.is_some_and(|user| *user != caller.user) {
+        return Err(Refusal::NotTheRequester);
+    }
+    if candidate.origin == Origin::Redis && !pointer.allows(&candidate.request.id) {
+        return Err(Refusal::MovedOn);
+    }
+    if candidate.origin == Origin::Redis && pointer.is_anothers(candidate.tenant.as_ref(), user) {
+        return Err(Refusal::AnothersSession);
+    }
+    if now >= candidate.expires_at {
+        return Err(Refusal::Expired);
+    }
+    Ok(Decision { verdict, by: caller.user.clone(), at: now })
+}
+
+/// What to tell a caller whose decision did not win: the ledger's row says why. `is_altered` when
+/// what they would decide is not what the ledger knows under this id.
+///
+/// # Errors
+/// The [`Refusal`], unless the standing decision is the caller's own, the same, and about the
+/// same content; then it is returned and the caller is told of success. [`Refusal::Altered`] for
+/// other content, even under a decided id: a person who reads "already decided" would take it for
+/// this content.
+pub fn settle(
+    record: &Record,
+    is_altered: bool,
+    caller: &Caller,
+    verdict: &Verdict,
+    now: DateTime<Utc>,
+) -> Result<Decision, Refusal> {
+    if record.tenant != caller.tenant {
+        return Err(Refusal::NotFound);
+    }
+    match &record.state {
+        State::Decided(_) if is_altered => Err(Refusal::Altered),
+        State::Decided(standing) => {
+            let same = standing.by == caller.user && standing.verdict.status() == verdict.status();
+            if same {
+                return Ok(standing.clone());
+            }
+            Err(Refusal::AlreadyDecided(Standing {
+                id: record.id.clone(),
+                session: record.session.clone(),
+                decision: standing.clone(),
+            }))
+        }
+        State::Cancelled => {
+            let (id, session) = (record.id.clone(), record.session.clone());
+            Err(Refusal::Cancelled { id, session })
+        }
+        State::Expired => Err(Refusal::Expired),
+        State::Pending if now >= record.expires_at => Err(Refusal::Expired),
+        State::Pending => Err(Refusal::Altered),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use chrono::TimeDelta;
+
+    use super::super::approver::Via;
+    use super::super::ids::TaskId;
+    use super::super::record::{Delivery, is_same};
+    use super::super::request::ApprovalRequest;
+    use super::*;
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_706_152_860 + second, 0).unwrap()
+    }
+
+    // Few names each, so that they often meet.
+
+    fn a_user() -> impl Strategy<Value = UserId> {
+        prop::sample::select(vec!["alice", "bob"]).prop_map(|name| UserId::parse(name).unwrap())
+    }
+
+    fn a_tenant() -> impl Strategy<Value = TenantId> {
+        prop::sample::select(vec!["tenant1", "tenant2"])
+            .prop_map(|name| TenantId::parse(name).unwrap())
+    }
+
+    prop_compose! {
+        fn a_caller()(user in a_user(), tenant in a_tenant()) -> Caller {
+            Caller { user, tenant, role: Role::User, token_id: None, via: Via::default() }
+        }
+    }
+
+    fn a_verdict() -> impl Strategy<Value = Verdict> {
+        prop_oneof![
+            Just(Verdict::Approve),
+            "[a-z]{0,2}".prop_map(|reason| Verdict::Reject { reason }),
+        ]
+    }
+
+    fn a_policy() -> impl Strategy<Value = Policy> {
+        let approvers = prop::sample::select(vec![Approvers::Tenant, Approvers::Requester]);
+        let unscoped = vec![UnscopedRequests::Refuse, UnscopedRequests::Accept];
+        (approvers, prop::sample::select(unscoped)).prop_map(|(approvers, unscoped_requests)| {
+            Policy { approvers, unscoped_requests, require_if_match: false }
+        })
+    }
+
+    fn a_pointer() -> impl Strategy<Value = SessionPointer> {
+        prop::sample::select(vec![None, Some("req_1"), Some("req_2"), Some("[]"), Some("{}")])
+            .prop_map(|text| SessionPointer::read(text.map(ToOwned::to_owned)))
+    }
+
+    prop_compose! {
+        fn a_candidate()(
+            user in prop::option::of(a_user()),
+            tenant in prop::option::of(a_tenant()),
+            origin in prop::sample::select(vec![Origin::Redis, Origin::Http]),
+            session in prop::sample::select(vec!["s1", "s2"]),
+            action in prop::sample::select(vec!["send", "delete"]),
+            expires in -3_i64..=3,
+        ) -> Candidate {
+            let document = serde_json::json!({
+                "sessionId": session, "actionType": action,
+                "userId": user.as_ref().map(UserId::as_str),
+            });
+            let id = RequestId::parse("req_1").unwrap();
+            let request = ApprovalRequest::read(&id, document.to_string()).unwrap();
+            Candidate {
+                user: request.user.clone(), request, origin, tenant,
+                created_at: at(expires) - TimeDelta::seconds(1800),
+                expires_at: at(expires),
+            }
+        }
+    }
+
+    prop_compose! {
+        fn a_decision()(verdict in a_verdict(), by in a_user(), second in -9_i64..0) -> Decision {
+            Decision { verdict, by, at: at(second) }
+        }
+    }
+
+    fn a_state() -> impl Strategy<Value = State> {
+        prop_oneof![
+            3 => a_decision().prop_map(State::Decided),
+            1 => Just(State::Pending),
+            1 => Just(State::Expired),
+            1 => Just(State::Cancelled),
+        ]
+    }
+
+    prop_compose! {
+        fn a_record()(
+            kept in a_candidate(), tenant in a_tenant(), state in a_state()
+        ) -> Record {
+            Record {
+                id: kept.request.id,
+                origin: kept.origin,
+                session: kept.request.session,
+                tenant,
+                user: kept.user,
+                fingerprint: kept.request.fingerprint,
+                content_hash: kept.request.content_hash,
+                document: kept.request.document,
+                task: TaskId::parse("task_1").unwrap(),
+                created_at: kept.created_at,
+                expires_at: kept.expires_at,
+                state,
+                delivery: Delivery::Sent,
+                owed_since: kept.created_at,
+                listeners: None,
+                sent_to: None,
+                sent_at: None,
+                outcome: None,
+                settled_at: None,
+                acted_at: None,
+            }
+        }
+    }
+
+    #[test]
+    fn a_tag_names_its_content_unless_a_proxy_has_weakened_it() {
+        let tag = "a1".repeat(32);
+        let (is, other) = (tag.as_str(), "b2".repeat(32));
+        let check = |strong: &[&str], weak: &[&str]| {
+            let own = |tags: &[&str]| tags.iter().map(ToString::to_string).collect();
+            let expected = Expected::OneOf { strong: own(strong), weak: own(weak) };
+            expected.check(is).map(|named| named.map(ToOwned::to_owned))
+        };
+        assert_eq!(Expected::Anything.check(is), Ok(None));
+        assert_eq!(check(&[is], &[]), Ok(Some(tag.clone())));
+        assert_eq!(check(&[&other, is], &[is]), Ok(Some(tag.clone())));
+        for weakened in ["-gzip", "--gzip", ";gzip", "-br"] {
+            assert_eq!(check(&[&format!("{is}{weakened}")], &[]), Err(Refusal::WeakTag));
+            assert_eq!(check(&[], &[&format!("{is}{weakened}")]), Err(Refusal::WeakTag));
+        }
+        assert_eq!(check(&[], &[is]), Err(Refusal::WeakTag));
+        assert_eq!(check(&[], &[]), Err(Refusal::Changed));
+        assert_eq!(check(&[&other, &format!("{is}0"), ""], &[&other]), Err(Refusal::Changed));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn only_the_right_person_decides_only_what_the_agent_waits_for_and_only_in_time(
+            candidate in a_candidate(), pointer in a_pointer(), caller in a_caller(),
+            verdict in a_verdict(), second in -4_i64..=4, policy in a_policy(),
+        ) {
+            let now = at(second);
+            let outcome = decide(&candidate, &pointer, &caller, verdict.clone(), now, policy);
+            let user = candidate.user.as_ref();
+            let accepts = policy.unscoped_requests == UnscopedRequests::Accept;
+            let is_mine = match (&candidate.tenant, user) {
+                (Some(tenant), _) => *tenant == caller.tenant,
+                (None, Some(user)) => accepts && *user == caller.user,
+                (None, None) => accepts,
+            };
+            let may = policy.approvers == Approvers::Tenant
+                || user.is_none_or(|user| *user == caller.user);
+            let waits = candidate.origin == Origin::Http
+                || pointer.request.as_deref().is_none_or(|named| named == "req_1");
+            let in_time = now < candidate.expires_at;
+            match outcome {
+                Ok(decision) => {
+                    prop_assert!(is_mine && may && waits && in_time);
+                    prop_assert_eq!(decision, Decision { verdict, by: caller.user, at: now });
+                }
+                // The earliest reason is told, so that strangers learn nothing.
+                Err(refusal) => prop_assert_eq!(refusal, match (is_mine, may, waits, in_time) {
+                    (false, ..) => Refusal::NotFound,
+                    (_, false, ..) => Refusal::NotTheRequester,
+                    (_, _, false, _) => Refusal::MovedOn,
+                    (.., false) => Refusal::Expired,
+                    _ => return Err(TestCaseError::fail("refused for no reason")),
+                }),
+            }
+        }
+
+        #[test]
+        fn only_the_same_decision_by_the_same_person_on_the_same_content_is_told_of_success(
+            record in a_record(), asked in prop::option::of(a_candidate()),
+            caller in a_caller(), verdict in a_verdict(), second in -4_i64..=4,
+        ) {
+            let is_altered = asked.as_ref().is_some_and(|asked| !is_same(&record, asked));
+            let told = settle(&record, is_altered, &caller, &verdict, at(second));
+            let is_mine = record.tenant == caller.tenant;
+            let said = |document: &str| {
+                let mut said: serde_json::Value = serde_json::from_str(document).unwrap();
+                said.as_object_mut().unwrap().remove("createdAt");
+                said
+            };
+            let is_altered = asked.as_ref().is_some_and(|asked| {
+                said(&asked.request.document) != said(&record.document)
+                    || asked.tenant.as_ref().is_some_and(|tenant| *tenant != record.tenant)
+            });
+            let State::Decided(standing) = &record.state else {
+                let refusal = match record.state {
+                    _ if !is_mine => Refusal::NotFound,
+                    State::Cancelled => {
+                        let (id, session) = (record.id.clone(), record.session.clone());
+                        Refusal::Cancelled { id, session }
+                    }
+                    State::Pending if at(second) < record.expires_at => Refusal::Altered,
+                    _ => Refusal::Expired,
+                };
+                prop_assert_eq!(told, Err(refusal));
+                return Ok(());
+            };
+            let is_repeat = standing.by == caller.user
+                && matches!(&standing.verdict, Verdict::Approve) == matches!(verdict, Verdict::Approve);
+            prop_assert_eq!(told, match (is_mine, is_altered, is_repeat) {
+                (false, ..) => Err(Refusal::NotFound),
+                (true, true, _) => Err(Refusal::Altered),
+                (true, false, true) => Ok(standing.clone()),
+                (true, false, false) => Err(Refusal::AlreadyDecided(Standing {
+                    id: record.id.clone(),
+                    session: record.session.clone(),
+                    decision: standing.clone(),
+                })),
+            });
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! How much one person, one tenant and everybody together may ask for.
+
+pub mod quotas;
+pub mod rate;
+pub mod too_many;
+
+pub use self::rate::Limits;
+pub use self::too_many::{Limit, TooMany};
+
+/// Largest body of a registration or a task, in bytes.
+pub const TASK_BYTES: usize = 1024 * 1024;

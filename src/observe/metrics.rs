@@ -1,0 +1,418 @@
+//! What Prometheus is told at `/metrics`: every metric has its name, its kind and its meaning here,
+//! and is counted by a function of this file.
+//!
+//! Labels take few values: never an id, a user or a tenant. What stands in the ledger is the same
+//! for all replicas, so it is to be read with `max`, not summed.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use ::metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use anyhow::Context as _;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::decision::State;
+use crate::domain::record::{Delivery, Record};
+use crate::domain::request::Origin;
+
+const BUILD: &str = "aura_hitl_build_info";
+const DECISIONS: &str = "aura_hitl_decisions_total";
+const DECISION_AGE: &str = "aura_hitl_decision_age_seconds";
+const OUTCOMES: &str = "aura_hitl_outcomes_total";
+const REFUSED: &str = "aura_hitl_refused_total";
+const CONFLICTS: &str = "aura_hitl_conflicts_total";
+const CALL_DURATION: &str = "aura_hitl_http_request_duration_seconds";
+const SIGNALS: &str = "aura_hitl_signals_total";
+const OWED: &str = "aura_hitl_signals_owed";
+const OLDEST_OWED: &str = "aura_hitl_oldest_owed_seconds";
+const PENDING: &str = "aura_hitl_requests_pending";
+const OLDEST_PENDING: &str = "aura_hitl_oldest_pending_seconds";
+const LEDGER_UP: &str = "aura_hitl_ledger_up";
+const COURIER_UP: &str = "aura_hitl_courier_up";
+const CONNECTIONS: &str = "aura_hitl_ledger_connections";
+const MAX_CONNECTIONS: &str = "aura_hitl_ledger_connections_max";
+const REDIS_CONNECTS: &str = "aura_hitl_redis_connects_total";
+const CALLS: &str = "aura_hitl_calls_under_way";
+const MAX_CALLS: &str = "aura_hitl_calls_max";
+const CLIENTS: &str = "aura_hitl_connections";
+const MAX_CLIENTS: &str = "aura_hitl_connections_max";
+const WAITERS: &str = "aura_hitl_waiters";
+const DROPPED_ATTEMPTS: &str = "aura_hitl_refused_attempts_dropped_total";
+const AUDITED: &str = "aura_hitl_audit_entries_total";
+const OLDEST_AUDIT: &str = "aura_hitl_oldest_audit_entry_seconds";
+const PURGED: &str = "aura_hitl_purged_total";
+const UNHEARD: &str = "aura_hitl_signals_unheard";
+const DROPPED_LINES: &str = "aura_hitl_log_lines_dropped_total";
+const FORGERIES: &str = "aura_hitl_forgeries_total";
+const UNCHECKED_MESSAGES: &str = "aura_hitl_unchecked_messages_total";
+
+/// Seconds that calls take: from a click that nobody notices to a long-poll.
+const CALL_BUCKETS: [f64; 15] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Seconds that people take: up to a day, the longest that a request may live.
+const PEOPLE_BUCKETS: [f64; 11] =
+    [1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 86400.0];
+/// How often what was measured is put into buckets, so that it does not pile up between scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Counters are the process's; a second service in one process, as in tests, counts on the same.
+static RECORDER: LazyLock<anyhow::Result<PrometheusHandle>> = LazyLock::new(|| {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(CALL_DURATION.to_owned()), &CALL_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(DECISION_AGE.to_owned()), &PEOPLE_BUCKETS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+});
+
+/// What is the same for as long as the process runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Deployment {
+    /// The ledger's engine.
+    pub ledger: &'static str,
+    /// The courier's engine.
+    pub courier: &'static str,
+    /// Connections of clients that may be open at once.
+    pub max_clients: usize,
+}
+
+/// Begins to count. What nobody has counted yet stands at 0, so that its first increase is seen:
+/// `reasons` are those for which calls are refused.
+///
+/// # Errors
+/// When another program's recorder is installed in this process.
+pub fn start(
+    deployment: Deployment,
+    reasons: impl Iterator<Item = &'static str>,
+) -> anyhow::Result<()> {
+    RECORDER.as_ref().map(drop).map_err(|error| anyhow::anyhow!("cannot count: {error}"))?;
+    let Deployment { ledger, courier, max_clients } = deployment;
+    gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION"), "ledger" => ledger, "courier" => courier)
+        .set(1);
+    for outcome in ["approved", "rejected"] {
+        for origin in ["redis", "http"] {
+            decisions(courier, outcome, origin).absolute(0);
+        }
+    }
+    for outcome in ["expired", "cancelled"] {
+        counter!(OUTCOMES, "outcome" => outcome).absolute(0);
+    }
+    for result in [AuditResult::Sent, AuditResult::Failed, AuditResult::Unsendable] {
+        audit_entries(result).absolute(0);
+    }
+    gauge!(OLDEST_AUDIT).set(0);
+    counter!(DROPPED_ATTEMPTS).absolute(0);
+    for by in [By::Decider, By::Relay, By::Listener] {
+        for result in ["sent", "superseded", "failed"] {
+            signals(by, result).absolute(0);
+        }
+    }
+    for reason in reasons {
+        counter!(REFUSED, "reason" => reason).absolute(0);
+    }
+    gauge!(MAX_CLIENTS).set(count(max_clients));
+    for table in ["hitl_request", "agent_task"] {
+        counter!(PURGED, "table" => table).absolute(0);
+    }
+    for forgery in [Forgery::Message, Forgery::Signal, Forgery::Request] {
+        forgeries(forgery).absolute(0);
+    }
+    for name in [CONFLICTS, REDIS_CONNECTS, UNCHECKED_MESSAGES] {
+        counter!(name).absolute(0);
+    }
+    Ok(())
+}
+
+fn describe() {
+    describe_gauge!(BUILD, "1; the release, its ledger and its courier.");
+    describe_counter!(DECISIONS, "Decisions recorded here.");
+    describe_histogram!(DECISION_AGE, "From request to decision.");
+    describe_counter!(OUTCOMES, "Requests closed here without a decision.");
+    describe_counter!(REFUSED, "Calls answered with an error.");
+    describe_counter!(CONFLICTS, "Decisions that found another one standing.");
+    describe_histogram!(CALL_DURATION, "From a call's head to its answer's.");
+    describe_counter!(SIGNALS, "Deliveries attempted; a failed one stays owed.");
+    describe_gauge!(OWED, "Deliveries owed, in the ledger.");
+    describe_gauge!(OLDEST_OWED, "Age of the delivery owed the longest, in the ledger; else 0.");
+    describe_gauge!(PENDING, "Pending requests in the ledger: those registered over HTTP.");
+    describe_gauge!(OLDEST_PENDING, "Age of the oldest of them; 0 without one.");
+    describe_gauge!(LEDGER_UP, "1 if the ledger can be written.");
+    describe_gauge!(COURIER_UP, "1 if the courier answers.");
+    describe_gauge!(CONNECTIONS, "Connections to the ledger.");
+    describe_gauge!(MAX_CONNECTIONS, "Most connections to the ledger.");
+    describe_counter!(REDIS_CONNECTS, "Connections made to Redis; the first is no reconnect.");
+    describe_gauge!(CALLS, "Calls at work.");
+    describe_gauge!(MAX_CALLS, "Calls that may be at work at once.");
+    describe_gauge!(CLIENTS, "Open connections of clients.");
+    describe_gauge!(MAX_CLIENTS, "Connections of clients that may be open at once.");
+    describe_gauge!(WAITERS, "Agents waiting over HTTP.");
+    describe_counter!(
+        AUDITED,
+        "Entries for the Auth server's audit log; a failed one is sent again."
+    );
+    describe_counter!(DROPPED_ATTEMPTS, "Refused attempts to decide that left no row.");
+    describe_gauge!(OLDEST_AUDIT, "Age of the oldest entry that was not taken yet; else 0.");
+    describe_counter!(DROPPED_LINES, "Lines of the log that were dropped because nobody read it.");
+    describe_counter!(PURGED, "Rows deleted here because their time was over.");
+    describe_gauge!(UNHEARD, "Signals sent to nobody whose agents may still begin to listen.");
+    describe_counter!(FORGERIES, "Answers found in Redis that the ledger does not know.");
+    describe_counter!(UNCHECKED_MESSAGES, "Messages on sessions' channels that nobody checked.");
+    Collector::default().describe();
+}
+
+/// Puts what was measured into buckets, for as long as the process runs.
+pub async fn run(stopping: CancellationToken) {
+    while !stopping.is_cancelled() {
+        if let Ok(recorder) = RECORDER.as_ref() {
+            recorder.run_upkeep();
+        }
+        tokio::select! {
+            () = sleep(UPKEEP) => {}
+            () = stopping.cancelled() => {}
+        }
+    }
+}
+
+/// Who sent a signal, or tried to.
+#[derive(Clone, Copy, Debug)]
+pub enum By {
+    /// The call that decided, at once.
+    Decider,
+    /// The relay, later: a retry.
+    Relay,
+    /// Once somebody listened to a signal that nobody had heard.
+    Listener,
+}
+
+fn decisions(
+    courier: &'static str,
+    outcome: &'static str,
+    origin: &'static str,
+) -> ::metrics::Counter {
+    let mode = if courier == "redis" { "production" } else { "embedded" };
+    counter!(DECISIONS, "outcome" => outcome, "origin" => origin, "mode" => mode)
+}
+
+/// A decision was recorded, by a process with this engine for its courier.
+pub fn decided(courier: &'static str, record: &Record) {
+    let State::Decided(decision) = &record.state else { return };
+    let outcome = decision.verdict.status();
+    let origin = if record.origin == Origin::Http { "http" } else { "redis" };
+    decisions(courier, outcome, origin).increment(1);
+    let age = (decision.at - record.created_at).to_std().unwrap_or_default();
+    histogram!(DECISION_AGE, "outcome" => outcome).record(age);
+}
+
+/// A request was closed without a decision.
+pub fn closed(record: &Record) {
+    counter!(OUTCOMES, "outcome" => record.state.as_str()).increment(1);
+}
+
+/// A delivery was attempted; `None` when it failed.
+pub fn delivered(by: By, delivery: Option<Delivery>) {
+    let result = match delivery {
+        Some(Delivery::Sent) => "sent",
+        Some(Delivery::Superseded) => "superseded",
+        Some(Delivery::Owed) | None => "failed",
+    };
+    signals(by, result).increment(1);
+}
+
+fn signals(by: By, result: &'static str) -> ::metrics::Counter {
+    let by = match by {
+        By::Decider => "decider",
+        By::Relay => "relay",
+        By::Listener => "listener",
+    };
+    counter!(SIGNALS, "by" => by, "result" => result)
+}
+
+/// A call was answered: its method, the pattern of its route, its status and how long it took; and
+/// why it was refused, if it was.
+pub fn answered(
+    method: &str,
+    route: &str,
+    status: u16,
+    duration: Duration,
+    refused: Option<&'static str>,
+) {
+    // Whatever a client makes up counts as one.
+    let method = match method {
+        "GET" => "GET",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        _ => "other",
+    };
+    let status = match status {
+        ..300 => "2xx",
+        300..400 => "3xx",
+        400..500 => "4xx",
+        500.. => "5xx",
+    };
+    let route = route.strip_prefix("/api").unwrap_or(route).to_owned();
+    histogram!(CALL_DURATION, "method" => method, "route" => route, "status" => status)
+        .record(duration);
+    if let Some(reason) = refused {
+        counter!(REFUSED, "reason" => reason).increment(1);
+    }
+}
+
+/// A decision found another one standing.
+pub fn decision_conflicted() {
+    counter!(CONFLICTS).increment(1);
+}
+
+/// A client has connected.
+pub fn client_connected() {
+    gauge!(CLIENTS).increment(1);
+}
+
+/// A client's connection is closed.
+pub fn client_left() {
+    gauge!(CLIENTS).decrement(1);
+}
+
+/// A connection to Redis was made.
+pub fn redis_connected() {
+    counter!(REDIS_CONNECTS).increment(1);
+}
+
+/// A refused attempt to decide left no row: there were too many, or the ledger was away.
+pub fn refused_attempt_dropped() {
+    counter!(DROPPED_ATTEMPTS).increment(1);
+}
+
+/// What became of an entry for the Auth server's audit log.
+#[derive(Clone, Copy, Debug)]
+pub enum AuditResult {
+    /// The server took it.
+    Sent,
+    /// The server did not; it is sent again.
+    Failed,
+    /// It is never sent: the server takes tenants that are integers.
+    Unsendable,
+}
+
+/// An entry for the Auth server's audit log was sent, or not.
+pub fn audited(result: AuditResult) {
+    audit_entries(result).increment(1);
+}
+
+fn audit_entries(result: AuditResult) -> ::metrics::Counter {
+    let result = match result {
+        AuditResult::Sent => "sent",
+        AuditResult::Failed => "failed",
+        AuditResult::Unsendable => "unsendable",
+    };
+    counter!(AUDITED, "result" => result)
+}
+
+/// Rows of a table were deleted because their time was over.
+pub fn purged(table: &'static str, rows: u64) {
+    counter!(PURGED, "table" => table).increment(rows);
+}
+
+/// Where an answer was found that the ledger does not know: forged by a writer of Redis, or lost by a
+/// failover of the database after it was sent.
+#[derive(Clone, Copy, Debug)]
+pub enum Forgery {
+    /// Published on a session's channel. Every replica hears it and counts it.
+    Message,
+    /// Under `hitl:signal:{sessionId}`.
+    Signal,
+    /// The status of a `hitl:request:{requestId}`.
+    Request,
+}
+
+/// An answer was found that the ledger does not know. Whoever counts it logs it as well, with
+/// `security = true`.
+pub fn forged(forgery: Forgery) {
+    forgeries(forgery).increment(1);
+}
+
+fn forgeries(forgery: Forgery) -> ::metrics::Counter {
+    let kind = match forgery {
+        Forgery::Message => "message",
+        Forgery::Signal => "signal",
+        Forgery::Request => "request",
+    };
+    counter!(FORGERIES, "kind" => kind)
+}
+
+/// A message was dropped that nobody had compared with the ledger.
+pub fn message_unchecked() {
+    counter!(UNCHECKED_MESSAGES).increment(1);
+}
+
+/// Figures that are read when Prometheus asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Readings {
+    /// Connections to the ledger at work.
+    pub connections_used: u32,
+    /// Connections to the ledger that wait for work.
+    pub connections_idle: u32,
+    /// Most connections to the ledger.
+    pub max_connections: u32,
+    /// Calls at work.
+    pub calls: usize,
+    /// Calls that may be at work at once.
+    pub max_calls: usize,
+    /// Agents waiting over HTTP.
+    pub waiters: usize,
+    /// Signals that nobody heard.
+    pub unheard: usize,
+    /// Lines of the log that were dropped.
+    pub dropped_lines: usize,
+}
+
+/// All metrics in Prometheus' text format.
+///
+/// # Errors
+/// When the process does not count.
+pub fn render(readings: Readings) -> anyhow::Result<String> {
+    let recorder = RECORDER.as_ref().ok().context("the process does not count")?;
+    gauge!(CONNECTIONS, "state" => "used").set(f64::from(readings.connections_used));
+    gauge!(CONNECTIONS, "state" => "idle").set(f64::from(readings.connections_idle));
+    gauge!(MAX_CONNECTIONS).set(f64::from(readings.max_connections));
+    gauge!(CALLS).set(count(readings.calls));
+    gauge!(MAX_CALLS).set(count(readings.max_calls));
+    gauge!(WAITERS).set(count(readings.waiters));
+    gauge!(UNHEARD).set(count(readings.unheard));
+    counter!(DROPPED_LINES).absolute(readings.dropped_lines.try_into().unwrap_or(u64::MAX));
+    Collector::default().collect();
+    Ok(recorder.render())
+}
+
+/// Whether the ledger can be written, and whether the courier answers.
+pub fn stores_are_up(ledger: bool, courier: bool) {
+    gauge!(LEDGER_UP).set(i32::from(ledger));
+    gauge!(COURIER_UP).set(i32::from(courier));
+}
+
+/// What the ledger owes and what is pending in it: how many, and the age of the oldest.
+pub fn backlog(owed: (i64, Duration), pending: (i64, Duration)) {
+    gauge!(OWED).set(count(owed.0));
+    gauge!(OLDEST_OWED).set(owed.1.as_secs_f64());
+    gauge!(PENDING).set(count(pending.0));
+    gauge!(OLDEST_PENDING).set(pending.1.as_secs_f64());
+}
+
+/// The ledger did not say what it owes. An age that stands still would pass for a fresh one.
+pub fn backlog_unknown() {
+    gauge!(OLDEST_OWED).set(0);
+    gauge!(OLDEST_PENDING).set(0);
+}
+
+/// The age of the oldest entry for the Auth server's audit log.
+pub fn oldest_audit_entry(age: Duration) {
+    gauge!(OLDEST_AUDIT).set(age.as_secs_f64());
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
+fn count<N: TryInto<u64>>(number: N) -> f64 {
+    number.try_into().unwrap_or_default() as f64
+}

@@ -1,0 +1,5 @@
+//! What operators see: metrics, traces and the log.
+
+pub mod log;
+pub mod metrics;
+pub mod traces;

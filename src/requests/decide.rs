@@ -1,0 +1,326 @@
+//! Deciding a request: exactly once, by the right person, about what they have seen.
+//!
+//! Four steps. **Load** what is asked, from Redis or the ledger. **Judge** whether this person may
+//! decide it now. **Record** the decision, which exactly one caller wins. **Send** its signal. A
+//! request that turns out to be closed on the way leads to [`Attempt::repeat`]: the same decision
+//! again is success, another one is refused.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tracing::info;
+
+use super::error::{RequestError, Result};
+use super::expire::expire;
+use super::load::{InRedis, candidate, compare, decided_by_nobody, look, unreadable};
+use super::notify::notify;
+use super::send::{send_if_asked_again, send_now};
+use crate::courier::Seen;
+use crate::delivery::send::SESSION_LIFETIME;
+use crate::domain::approver::Caller;
+use crate::domain::decision::{Decision, State, Verdict};
+use crate::domain::ids::{RequestId, SessionId};
+use crate::domain::printable::printable;
+use crate::domain::record::{
+    Candidate, Delivery, DeliveryReceipt, DeliveryResult, Record, is_same,
+};
+use crate::domain::request::Origin;
+use crate::domain::rules::{self, Expected, Refusal, settle};
+use crate::domain::session::SessionPointer;
+use crate::ledger::{LEASE, LedgerError, Recorded, Writing};
+use crate::observe::metrics;
+use crate::state::AppState;
+
+/// How long to ask the ledger what became of a write that it did not confirm.
+const CONFIRMATION_TIMEOUT: Duration = Duration::from_millis(900);
+
+/// A decision that stands, as its maker is told.
+#[derive(Debug)]
+pub struct Decided {
+    /// The session that waits.
+    pub session: SessionId,
+    /// What stands.
+    pub decision: Decision,
+    /// The entity tag of what it is about.
+    pub etag: String,
+}
+
+/// Decides a request, exactly once, and wakes its agent; if it is still what the person expects.
+///
+/// # Errors
+/// [`RequestError`]; nothing was recorded then, except perhaps with
+/// [`RequestError::OutcomeUnknown`].
+pub async fn decide(
+    app: &AppState,
+    caller: &Caller,
+    id: &RequestId,
+    verdict: Verdict,
+    expected: &Expected,
+) -> Result<Decided> {
+    let attempt = Attempt { app, caller, id, verdict, expected, now: app.clock.now() };
+    let mut loaded = attempt.load().await?;
+    loop {
+        let subject = match loaded {
+            Loaded::Open(subject) => subject,
+            Loaded::Closed(closed) => return attempt.repeat(closed).await,
+        };
+        let decision = match attempt.judge(&subject).await? {
+            Judged::MayDecide(decision) => decision,
+            Judged::Closed(closed) => return attempt.repeat(*closed).await,
+        };
+        match attempt.record(&subject, &decision).await? {
+            Written::Won(record) => return Ok(attempt.send(&subject, &record, decision).await),
+            Written::Lost(closed) => return attempt.repeat_and_resend(closed).await,
+            // Registered with an older release, which wrote it to Redis as well.
+            Written::IsRegistered(record) => {
+                loaded = attempt.of_ledger(*record, &InRedis::Nothing)?;
+            }
+        }
+    }
+}
+
+/// One caller's attempt to decide one request.
+struct Attempt<'a> {
+    app: &'a AppState,
+    caller: &'a Caller,
+    id: &'a RequestId,
+    verdict: Verdict,
+    expected: &'a Expected,
+    now: DateTime<Utc>,
+}
+
+/// A request that is pending as far as anybody knows.
+struct Subject {
+    candidate: Candidate,
+    /// What the session of a request of Redis names; a registered request depends on no session.
+    pointer: Option<SessionPointer>,
+}
+
+/// A row that this attempt cannot change.
+struct Closed {
+    record: Record,
+    /// Whether the caller would decide something else than the row is about.
+    is_altered: bool,
+}
+
+enum Loaded {
+    Open(Subject),
+    Closed(Closed),
+}
+
+enum Judged {
+    MayDecide(Decision),
+    Closed(Box<Closed>),
+}
+
+enum Written {
+    Won(Record),
+    Lost(Closed),
+    IsRegistered(Box<Record>),
+}
+
+impl Attempt<'_> {
+    /// What is asked: in Redis, if it is pending there and its session waits for it; else in the
+    /// ledger, read after Redis.
+    async fn load(&self) -> Result<Loaded> {
+        let found = look(self.app, self.caller, self.id).await;
+        let found = match found {
+            InRedis::Request(request)
+                if request.0.request.is_pending() && request.1.allows(self.id) =>
+            {
+                let (candidate, pointer) = *request;
+                return Ok(Loaded::Open(Subject { candidate, pointer: Some(pointer) }));
+            }
+            found => found,
+        };
+        if let Some(record) = self.recorded().await? {
+            return self.of_ledger(record, &found);
+        }
+        match found {
+            InRedis::Nothing => Err(Refusal::NotFound.into()),
+            InRedis::Unreachable(unavailable) => Err(unavailable.into()),
+            InRedis::Unreadable { problem, .. } => Err(unreadable(problem)),
+            InRedis::Request(request) => {
+                let (candidate, pointer) = &*request;
+                self.may_decide(candidate, pointer)?;
+                Err(decided_by_nobody(self.app, self.id, candidate).await?)
+            }
+        }
+    }
+
+    /// What is asked, of a request that the ledger knows; `found` is what Redis had before.
+    fn of_ledger(&self, record: Record, found: &InRedis) -> Result<Loaded> {
+        let is_altered = compare(self.app, &record, found);
+        if record.state != State::Pending || is_altered {
+            return Ok(Loaded::Closed(Closed { record, is_altered }));
+        }
+        match (record.origin, found) {
+            (Origin::Http, _) => {
+                Ok(Loaded::Open(Subject { candidate: candidate(record)?, pointer: None }))
+            }
+            // Whether its agent still waits for it, only Redis can tell.
+            (Origin::Redis, InRedis::Unreachable(unavailable)) => Err(unavailable.clone().into()),
+            (Origin::Redis, _) => Err(Refusal::MovedOn.into()),
+        }
+    }
+
+    /// Whether this person may decide this now, and whether it is what they have seen.
+    async fn judge(&self, subject: &Subject) -> Result<Judged> {
+        let Subject { candidate, pointer } = subject;
+        let decision = match self.may_decide(candidate, &pointer.clone().unwrap_or_default()) {
+            // Whether its time ran out undecided, only the ledger can tell.
+            Err(Refusal::Expired) => match self.recorded().await? {
+                Some(record) => {
+                    let is_altered = !is_same(&record, candidate);
+                    return Ok(Judged::Closed(Box::new(Closed { record, is_altered })));
+                }
+                None => return Err(Refusal::Expired.into()),
+            },
+            // If it was decided before, that stands.
+            Err(Refusal::AnothersSession) => {
+                self.report(candidate);
+                return match self.recorded().await? {
+                    Some(record) if record.state != State::Pending => {
+                        let is_altered = !is_same(&record, candidate);
+                        Ok(Judged::Closed(Box::new(Closed { record, is_altered })))
+                    }
+                    _ => Err(Refusal::AnothersSession.into()),
+                };
+            }
+            judged => judged?,
+        };
+        self.expected.check(&candidate.request.etag)?;
+        Ok(Judged::MayDecide(decision))
+    }
+
+    fn may_decide(
+        &self,
+        candidate: &Candidate,
+        pointer: &SessionPointer,
+    ) -> std::result::Result<Decision, Refusal> {
+        let verdict = self.verdict.clone();
+        rules::decide(candidate, pointer, self.caller, verdict, self.now, self.app.policy)
+    }
+
+    /// Writes the decision, unless another one stands.
+    async fn record(&self, subject: &Subject, decision: &Decision) -> Result<Written> {
+        let (candidate, pointer) = (&subject.candidate, subject.pointer.as_ref());
+        let state = State::Decided(decision.clone());
+        let writing = Writing {
+            held_for: LEASE,
+            if_match: self.expected.check(&candidate.request.etag)?,
+            only_newest: pointer.is_some_and(|pointer| pointer.request.is_none()),
+            alone_since: pointer.map(|_pointer| self.now - SESSION_LIFETIME),
+            audit: self.app.audit_entry(candidate, &state, self.caller, self.now),
+            ..Writing::new(candidate, &state, self.caller, self.now)
+        };
+        crash_point!("deciding");
+        let recorded = match self.app.ledger.record_outcome(&writing).await {
+            Err(error @ LedgerError::OutcomeUnknown(_)) => self.confirm(decision, error).await?,
+            recorded => recorded?,
+        };
+        match recorded {
+            Recorded::Won(record) => Ok(Written::Won(record)),
+            Recorded::Lost(record) => {
+                let is_altered = !is_same(&record, candidate);
+                if is_altered {
+                    self.report(candidate);
+                } else if record.state == State::Pending && record.origin == Origin::Http {
+                    return Ok(Written::IsRegistered(Box::new(record)));
+                }
+                Ok(Written::Lost(Closed { record, is_altered }))
+            }
+            Recorded::MovedOn => Err(Refusal::MovedOn.into()),
+            Recorded::AnothersSession => {
+                self.report(candidate);
+                Err(Refusal::AnothersSession.into())
+            }
+            Recorded::IdTaken => {
+                // The key was another tenant's when it was decided.
+                self.report(candidate);
+                Err(Refusal::NotFound.into())
+            }
+        }
+    }
+
+    /// The connection broke while the ledger was told: only the ledger knows how that ended.
+    async fn confirm(&self, decision: &Decision, error: LedgerError) -> Result<Recorded> {
+        match tokio::time::timeout(CONFIRMATION_TIMEOUT, self.recorded()).await {
+            Ok(Ok(Some(record))) if record.state == State::Decided(decision.clone()) => {
+                Ok(Recorded::Won(record))
+            }
+            Ok(Ok(Some(record))) if record.state != State::Pending => Ok(Recorded::Lost(record)),
+            _ => Err(RequestError::OutcomeUnknown(error)),
+        }
+    }
+
+    /// Wakes the agent of a decision just recorded. Nothing here can fail it: what does not go out
+    /// now, the relay sends.
+    async fn send(&self, subject: &Subject, record: &Record, decision: Decision) -> Decided {
+        crash_point!("decided");
+        info!(
+            session_id = printable(record.session.as_str()),
+            outcome = decision.verdict.status(),
+            "decided"
+        );
+        metrics::decided(self.app.courier.engine(), record);
+        self.app.decisions.remember(record, self.now);
+        if let Some(pointer) = &subject.pointer {
+            // Those who wait here need not wait for Redis.
+            self.app.hub.notify(&record.session);
+            let document = Some(subject.candidate.request.document.clone());
+            send_now(self.app, record, Seen { pointer: pointer.clone(), document }).await;
+        } else {
+            notify(self.app, record);
+            if record.delivery == Delivery::Owed {
+                // The ledger has looked after its task; without this the relay would.
+                self.app.receipts.record(DeliveryReceipt::of(
+                    record,
+                    DeliveryResult::SENT,
+                    self.now,
+                ));
+            }
+        }
+        let etag = subject.candidate.request.etag.clone();
+        Decided { session: record.session.clone(), decision, etag }
+    }
+
+    /// Answers about a row that this attempt cannot change.
+    async fn repeat(&self, Closed { record, is_altered }: Closed) -> Result<Decided> {
+        let is_over = record.state == State::Pending && self.now >= record.expires_at;
+        // Nobody is told so while somebody who came in time may still be on the way.
+        let record = if !is_over {
+            record
+        } else if let Some(expired) = expire(self.app, &record.tenant, self.id, self.now).await? {
+            expired
+        } else {
+            self.recorded().await?.unwrap_or(record)
+        };
+        let decision = settle(&record, is_altered, self.caller, &self.verdict, self.now)?;
+        let etag = record.etag();
+        self.expected.check(&etag)?;
+        Ok(Decided { session: record.session, decision, etag })
+    }
+
+    /// The same, of a request that was pending in Redis although it is closed: its agent may have
+    /// asked again, and is then told again.
+    async fn repeat_and_resend(&self, mut closed: Closed) -> Result<Decided> {
+        self.app.receipts.apply(&mut closed.record);
+        let record = closed.record.clone();
+        let decided = self.repeat(closed).await?;
+        if !record.is_unsent() && record.origin == Origin::Redis {
+            send_if_asked_again(self.app, self.id, &record).await?;
+        }
+        Ok(decided)
+    }
+
+    /// What the ledger knows under this id.
+    async fn recorded(&self) -> Result<Option<Record>> {
+        Ok(self.app.ledger.find_request(&self.caller.tenant, self.id).await?)
+    }
+
+    /// Reports a request in Redis that says what the ledger does not know.
+    fn report(&self, candidate: &Candidate) {
+        self.app.forgeries.request(self.id, &candidate.request.document);
+    }
+}

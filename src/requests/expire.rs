@@ -1,0 +1,89 @@
+//! The expiry worker: closes pending requests whose time is over, so that nobody can decide them any
+//! more, their tasks fail and their agents learn of it. One runs in every replica; which of them
+//! closes a request does not matter, since only one can.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tracing::{info, warn};
+
+use super::notify::notify;
+use crate::domain::ids::{RequestId, TenantId};
+use crate::domain::printable::printable;
+use crate::domain::record::Record;
+use crate::ledger::LedgerError;
+use crate::observe::metrics;
+use crate::state::AppState;
+
+/// How often to look for requests whose time is over.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Requests to close in one round; if there were as many, the next one follows at once.
+const BATCH: usize = 100;
+
+/// Runs until the process is asked to stop.
+pub async fn run(app: AppState) {
+    loop {
+        let pause = match run_once(&app).await {
+            Ok(BATCH) => Duration::ZERO,
+            Ok(_) => INTERVAL,
+            Err(error) => {
+                warn!(%error, "requests whose time is over cannot be closed");
+                INTERVAL
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = app.stopping.cancelled() => break,
+        }
+    }
+}
+
+/// Closes what is due, and says how many requests that were.
+///
+/// # Errors
+/// [`LedgerError`] when the ledger does not answer.
+pub async fn run_once(app: &AppState) -> Result<usize, LedgerError> {
+    let now = app.clock.now();
+    let limit = i64::try_from(BATCH).unwrap_or(0);
+    let overdue = app.ledger.overdue(now, limit).await?;
+    let (mut closed, mut failure) = (0, None);
+    for (tenant, id) in &overdue {
+        if app.stopping.is_cancelled() {
+            break;
+        }
+        match expire(app, tenant, id, now).await {
+            Ok(_) => closed += 1,
+            Err(error @ (LedgerError::NotExecuted(_) | LedgerError::OutcomeUnknown(_))) => {
+                return Err(error);
+            }
+            // A row that is odd, or that somebody holds locked, must not keep the others open.
+            Err(error) => {
+                warn!(request_id = %id, %error, "a request whose time is over cannot be closed");
+                failure = Some(error);
+            }
+        }
+    }
+    if let Some(error) = failure.filter(|_error| closed == 0) {
+        return Err(error);
+    }
+    Ok(closed)
+}
+
+/// Closes a request whose time is over, if it is still pending.
+///
+/// # Errors
+/// [`LedgerError`] when the ledger does not answer.
+pub async fn expire(
+    app: &AppState,
+    tenant: &TenantId,
+    id: &RequestId,
+    now: DateTime<Utc>,
+) -> Result<Option<Record>, LedgerError> {
+    let expired = app.ledger.expire(tenant, id, now).await?;
+    if let Some(record) = &expired {
+        info!(request_id = %id, session_id = printable(record.session.as_str()), "expired undecided");
+        metrics::closed(record);
+        notify(app, record);
+    }
+    Ok(expired)
+}

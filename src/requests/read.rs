@@ -1,0 +1,120 @@
+//! Reading a request: what it asks, and where it stands.
+
+use super::error::Result;
+use super::load::{InRedis, compare, look, undecided};
+use crate::domain::approver::Caller;
+use crate::domain::decision::State;
+use crate::domain::ids::{RequestId, SessionId, UserId};
+use crate::domain::record::{Candidate, Record};
+use crate::domain::request::{Origin, closed_document, decided_document};
+use crate::state::AppState;
+
+/// The request as one JSON object, as the ledger knows it, and its entity tag. Only an agent on Redis
+/// that has asked again since is shown as it asks.
+///
+/// # Errors
+/// [`RequestError::Refused`] with [`Refusal::NotFound`] for strangers and unknown ids alike.
+pub async fn read_request(
+    app: &AppState,
+    caller: &Caller,
+    id: &RequestId,
+) -> Result<(String, String)> {
+    let found = look(app, caller, id).await;
+    let Some(mut record) = app.ledger.find_request(&caller.tenant, id).await? else {
+        let Candidate { request, .. } = undecided(app, id, found).await?;
+        return Ok((request.document, request.etag));
+    };
+    app.decisions.remember(&record, app.clock.now());
+    app.receipts.apply(&mut record);
+    let is_altered = compare(app, &record, &found);
+    if let InRedis::Request(request) = found
+        && request.0.request.is_pending()
+        && !is_altered
+        && has_been_answered(&record)
+    {
+        let (Candidate { request, .. }, _pointer) = *request;
+        return Ok((request.document, request.etag));
+    }
+    let etag = record.etag();
+    let document = match &record.state {
+        State::Pending => record.document,
+        State::Decided(decision) => decided_document(&record.document, decision),
+        State::Expired | State::Cancelled => closed_document(&record.document, &record.state),
+    };
+    Ok((document, etag))
+}
+
+/// Whether Redis has had the answer to a request of its own: if the same is pending there now, its
+/// agent has asked again.
+fn has_been_answered(record: &Record) -> bool {
+    record.origin == Origin::Redis && record.state.decision().is_some() && !record.is_unsent()
+}
+
+/// A request, as far as anybody knows it.
+#[derive(Debug)]
+pub enum Found {
+    /// The ledger has it.
+    InLedger(Box<Record>),
+    /// An agent wrote it to Redis, and nobody has decided it.
+    InRedis(Box<Candidate>),
+}
+
+/// Where one request stands.
+///
+/// # Errors
+/// [`RequestError`]; [`Refusal::NotFound`] for strangers and unknown ids alike.
+pub async fn find(app: &AppState, caller: &Caller, id: &RequestId) -> Result<Found> {
+    let record = app.ledger.find_request(&caller.tenant, id).await?;
+    if let Some(record) = record {
+        return Ok(Found::InLedger(Box::new(record)));
+    }
+    let found = look(app, caller, id).await;
+    if let InRedis::Request(request) = &found
+        && !request.0.request.is_pending()
+    {
+        // Decided since the ledger was read, or by nobody.
+        if let Some(record) = app.ledger.find_request(&caller.tenant, id).await? {
+            return Ok(Found::InLedger(Box::new(record)));
+        }
+    }
+    let candidate = undecided(app, id, found).await?;
+    Ok(Found::InRedis(Box::new(candidate)))
+}
+
+impl Found {
+    /// The session that waits.
+    #[must_use]
+    pub fn session(&self) -> &SessionId {
+        match self {
+            Self::InLedger(record) => &record.session,
+            Self::InRedis(candidate) => &candidate.request.session,
+        }
+    }
+
+    /// Whose it is: its own user, else its session's.
+    #[must_use]
+    pub fn user(&self) -> Option<&UserId> {
+        match self {
+            Self::InLedger(record) => record.user.as_ref(),
+            Self::InRedis(candidate) => candidate.user.as_ref(),
+        }
+    }
+
+    /// The entity tag of what is asked.
+    #[must_use]
+    pub fn etag(&self) -> String {
+        match self {
+            Self::InLedger(record) => record.etag(),
+            Self::InRedis(candidate) => candidate.request.etag.clone(),
+        }
+    }
+
+    /// Whether there is no outcome yet.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        match self {
+            Self::InLedger(record) => record.state == State::Pending,
+            Self::InRedis(_) => true,
+        }
+    }
+}

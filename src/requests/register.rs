@@ -1,0 +1,70 @@
+//! Registering a request over HTTP: in the ledger alone.
+
+use tracing::info;
+
+use super::error::Result;
+use super::load::{InRedis, look};
+use crate::domain::approver::Caller;
+use crate::domain::decision::State;
+use crate::domain::printable::printable;
+use crate::domain::record::Candidate;
+use crate::domain::request::Origin;
+use crate::domain::rules::{Refusal, may_write};
+use crate::ledger::{Registered, Writing};
+use crate::state::AppState;
+
+/// Registers a request for an agent that waits over HTTP, in the ledger alone.
+///
+/// # Errors
+/// [`Refusal::Altered`] when the id stands for something else already.
+pub async fn register(
+    app: &AppState,
+    caller: &Caller,
+    candidate: &Candidate,
+) -> Result<Registered> {
+    let id = &candidate.request.id;
+    // With Redis out of reach nobody can tell. Whatever is there then is never shown or decided.
+    let found = look(app, caller, id).await;
+    if matches!(found, InRedis::Request(_) | InRedis::Unreadable { .. })
+        && app.ledger.find_request(&caller.tenant, id).await?.is_none()
+    {
+        // An agent of this tenant wrote it.
+        return Err(Refusal::Altered.into());
+    }
+    if let Some(task) = &candidate.request.task
+        && let Some(task) = app.ledger.find_task(&caller.tenant, task).await?
+        && !may_write(Some(&task.user), caller)
+    {
+        return Err(Refusal::NotTheOwner.into());
+    }
+    let now = app.clock.now();
+    if let Err(error) = app.quotas.check(&app.ledger, caller, candidate, now).await {
+        // Registering the same again costs nothing.
+        if app.ledger.find_request(&caller.tenant, id).await?.is_none() {
+            return Err(error.into());
+        }
+    }
+    let state = State::Pending;
+    let audit = app.audit_entry(candidate, &state, caller, now);
+    let writing = Writing { audit, ..Writing::new(candidate, &state, caller, now) };
+    match app.ledger.register(&writing).await? {
+        Registered::New(record) => {
+            crash_point!("registered");
+            app.quotas.count(caller, candidate).await;
+            info!(request_id = %record.id, session_id = printable(record.session.as_str()),
+                user = printable(caller.user.as_str()), tenant = printable(caller.tenant.as_str()),
+                "registered");
+            Ok(Registered::New(record))
+        }
+        Registered::Known(record)
+            if record.origin != Origin::Http
+                || record.content_hash != candidate.request.content_hash
+                || record.expires_at - record.created_at
+                    != candidate.expires_at - candidate.created_at =>
+        {
+            Err(Refusal::Altered.into())
+        }
+        Registered::IdTaken => Err(Refusal::Altered.into()),
+        known => Ok(known),
+    }
+}

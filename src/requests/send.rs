@@ -1,0 +1,72 @@
+//! Sending a decision's signal at once, to an agent on Redis. What fails here is the relay's.
+
+use tracing::{info, warn};
+
+use super::error::Result;
+use super::load::in_redis;
+use super::notify::notify;
+use crate::courier::Seen;
+use crate::domain::ids::RequestId;
+use crate::domain::record::{Delivery, DeliveryReceipt, Record, is_same};
+use crate::domain::request::ApprovalRequest;
+use crate::observe::metrics::{self, By};
+use crate::state::AppState;
+
+/// Sends the signal of a decision just recorded. A failure is no matter: it stays owed, and is the
+/// relay's from then on.
+pub(super) async fn send_now(app: &AppState, record: &Record, seen: Seen) {
+    let delivered = app.sender().deliver(record, Some(seen)).await;
+    metrics::delivered(By::Decider, delivered.as_ref().ok().map(|settled| settled.delivery));
+    match delivered {
+        Ok(settled) => {
+            crash_point!("signalled");
+            if settled.delivery == Delivery::Superseded {
+                // Its agent waits over HTTP, perhaps on another replica.
+                notify(app, record);
+            }
+            app.receipts.record(DeliveryReceipt::of(record, settled, app.clock.now()));
+        }
+        Err(error) => {
+            warn!(request_id = %record.id, %error, "decided; the relay will signal it");
+            let (app, record) = (app.clone(), record.clone());
+            let runtime = app.runtime.clone();
+            app.under_way.clone().spawn_on(
+                async move {
+                    // Without this the relay would wait for the lease to run out.
+                    let _given_back = app.ledger.postpone(&record, app.clock.now()).await;
+                },
+                &runtime,
+            );
+        }
+    }
+}
+
+/// A decided request that is pending in Redis again is an agent that has asked again, after a
+/// restart or because Redis lost the answer: it is told once more. Redis is read anew for this,
+/// since what we know of it may be older than the signal.
+pub(super) async fn send_if_asked_again(
+    app: &AppState,
+    id: &RequestId,
+    record: &Record,
+) -> Result<()> {
+    let Some(stored) = app.courier.find_request(id).await? else { return Ok(()) };
+    let Ok(request) = ApprovalRequest::read(id, stored.document) else { return Ok(()) };
+    let pointer = app.courier.session_of(stored.beside, &request.session).await?;
+    let asked = in_redis(request, &pointer, stored.ttl, app.clock.now());
+    if !(asked.request.is_pending() && is_same(record, &asked) && pointer.names(id))
+        || pointer.is_anothers(Some(&record.tenant), record.user.as_ref())
+    {
+        return Ok(());
+    }
+    // What is owed anew must have been noted as sent.
+    if let Some(mark) = app.receipts.of(record) {
+        app.receipts.write_one(&app.ledger, mark).await?;
+    }
+    if let Some(record) = app.ledger.owe_again(record, app.clock.now()).await? {
+        crash_point!("owed-again");
+        info!(request_id = %id, "the agent asked again; it is told again");
+        let document = Some(asked.request.document);
+        send_now(app, &record, Seen { pointer, document }).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! The outcomes of a session as a stream, for agents that listen over HTTP.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::time::sleep;
+use tracing::debug;
+
+use super::error::{RequestError, Result};
+use super::wait::RETRY_INTERVAL;
+use crate::domain::approver::Caller;
+use crate::domain::ids::{RequestId, SessionId, TenantId};
+use crate::domain::record::Record;
+use crate::domain::request::REQUEST_TTL_SECONDS;
+use crate::state::AppState;
+use crate::waiting::hub::Waiter;
+
+/// Outcomes to read at once.
+const BATCH_SIZE: usize = 100;
+
+/// The outcomes of a session, one after the other, for as long as somebody listens.
+#[derive(Debug)]
+pub struct Outcomes {
+    app: AppState,
+    tenant: TenantId,
+    session: SessionId,
+    wanted: Option<RequestId>,
+    /// The number of the last one that was told.
+    after: i64,
+    /// Without a number to go on from: what was settled since then, and nobody has acted on.
+    open_since: Option<DateTime<Utc>>,
+    unread: std::vec::IntoIter<Record>,
+    /// There may be more behind what was read.
+    has_more: bool,
+    waiter: Waiter,
+}
+
+impl Outcomes {
+    /// Begins with what came after `after`; without that, with what its agent may still wait for.
+    ///
+    /// # Errors
+    /// [`RequestError::Ledger`] when the ledger does not answer.
+    pub async fn of(
+        app: &AppState,
+        caller: &Caller,
+        session: SessionId,
+        wanted: Option<RequestId>,
+        after: Option<i64>,
+    ) -> Result<Self> {
+        let lifetime = TimeDelta::seconds(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
+        let mut outcomes = Self {
+            waiter: app.hub.watch(&session, caller)?,
+            app: app.clone(),
+            tenant: caller.tenant.clone(),
+            session,
+            wanted,
+            after: after.unwrap_or(0),
+            open_since: after.is_none().then(|| app.clock.now() - lifetime),
+            unread: Vec::new().into_iter(),
+            has_more: false,
+        };
+        outcomes.read().await?;
+        if outcomes.after > 0 && outcomes.unread.len() == 0 {
+            // A number from before the ledger was restored, or of another session, must not keep
+            // what is still to come from being told.
+            let last = app.ledger.last_outcome(&outcomes.tenant, &outcomes.session).await?;
+            outcomes.after = outcomes.after.min(last);
+        }
+        Ok(outcomes)
+    }
+
+    /// The next outcome; `None` when the service stops.
+    pub async fn next(&mut self) -> Option<Record> {
+        loop {
+            for record in self.unread.by_ref() {
+                self.after = record.outcome.unwrap_or(self.after);
+                if self.wanted.as_ref().is_none_or(|wanted| *wanted == record.id) {
+                    return Some(record);
+                }
+            }
+            if !self.has_more {
+                tokio::select! {
+                    () = self.waiter.news() => {}
+                    () = self.app.stopping.cancelled() => return None,
+                }
+            }
+            while let Err(error) = self.read().await {
+                debug!(%error, "a stream waits for the ledger");
+                tokio::select! {
+                    () = sleep(RETRY_INTERVAL) => {}
+                    () = self.app.stopping.cancelled() => return None,
+                }
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<()> {
+        let (app, tenant) = (self.app.clone(), self.tenant.clone());
+        let (session, after, open_since) = (self.session.clone(), self.after, self.open_since);
+        let limit = i64::try_from(BATCH_SIZE).unwrap_or(0);
+        let reading = async move {
+            let outcomes = app.ledger.outcomes(&tenant, &session, after, open_since, limit);
+            outcomes.await.map_err(RequestError::from)
+        };
+        let read = self.app.ask_in_turn(reading).await?;
+        self.has_more = read.len() == BATCH_SIZE;
+        self.unread = read.into_iter();
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! The HTTP server: its middleware, its time-outs, and the metrics' own address.
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_cors::Cors;
+use actix_http::HttpService;
+use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
+use actix_web::dev::{AppConfig, Server};
+use actix_web::middleware::{DefaultHeaders, from_fn};
+use actix_web::{App, HttpServer, web};
+use anyhow::Context as _;
+use tokio::net::TcpStream;
+use tracing::warn;
+use tracing_actix_web::TracingLogger;
+
+use super::scrape::{self, Scrape};
+use crate::api::call_span::CallSpan;
+use crate::api::connection::{CLOSING, Connection, Connections, take_turns};
+use crate::api::envelope::with_call;
+use crate::api::error::ApiError;
+use crate::api::health::LastAnswer;
+use crate::api::routes;
+use crate::api::text::Text;
+use crate::config::Config;
+use crate::state::AppState;
+
+/// How long an idle connection stays open. Longer than nginx keeps one to us (60 s), so that the
+/// Gateway never sends a request into a connection that we are closing.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long connections are served after the service stopped accepting. A call may be on its way over a
+/// connection that was just accepted; a Gateway that is refused its next connection goes elsewhere.
+const LAST_CALLS: Duration = Duration::from_millis(500);
+/// Open connections to the metrics' own address.
+const METRICS_CONNECTIONS: usize = 32;
+
+/// Serves the API on a listener, until it is told to stop.
+///
+/// # Errors
+/// When the listener cannot be used.
+pub fn serve(config: &Config, app: &AppState, listener: TcpListener) -> anyhow::Result<Server> {
+    let connections = Connections::new(config.max_connections, app.stopping.clone());
+    let app = web::Data::new(app.clone());
+    let readiness = web::Data::new(LastAnswer::default());
+    let scrape = web::Data::new(Scrape::default());
+    let metrics_routes =
+        if config.metrics_address.is_none() { scrape::configure } else { |_: &mut _| {} };
+    let origins = config.cors_origins.clone();
+    let service = move || {
+        App::new()
+            .app_data(app.clone())
+            .app_data(readiness.clone())
+            .app_data(scrape.clone())
+            .app_data(web::PathConfig::default().error_handler(|_error, _request| {
+                let text = Text::new("is not valid", "형식이 올바르지 않습니다");
+                ApiError::invalid_field("path", text).into()
+            }))
+            .configure(metrics_routes)
+            .configure(routes::configure)
+            .default_service(web::to(routes::unknown))
+            .wrap(cors(&origins))
+            .wrap(security_headers())
+            .wrap(from_fn(with_call))
+            .wrap(TracingLogger::<CallSpan>::new())
+            .wrap(from_fn(take_turns))
+    };
+    // As many as actix starts.
+    let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let server = Server::build()
+        .max_concurrent_connections(config.max_connections.div_ceil(workers))
+        // Without the notice, in whole seconds.
+        .shutdown_timeout(config.shutdown_seconds.saturating_sub(2).max(1))
+        .disable_signals();
+    let stopping = server.graceful_shutdown_signal();
+    // What `HttpServer` does, which takes no connections of our own making.
+    let serve_connections = move || {
+        let stopping = stopping.clone();
+        let service = service().into_factory().map_err(|error| error.error_response());
+        let http = HttpService::build()
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move {
+                    stopping.notified().await;
+                    tokio::time::sleep(LAST_CALLS).await;
+                }
+            })
+            // `Connection` times heads, and not only the first.
+            .client_request_timeout(Duration::ZERO)
+            .client_disconnect_timeout(CLOSING)
+            .keep_alive(KEEP_ALIVE)
+            .on_connect_ext(Connection::introduce)
+            // Host and address, from which we make nothing.
+            .h1(map_config(service, |()| AppConfig::default()));
+        let connections = Arc::clone(&connections);
+        fn_service(move |stream: TcpStream| {
+            let peer = stream.peer_addr().ok();
+            std::future::ready(Ok((Connection::new(stream, &connections), peer)))
+        })
+        .and_then(http)
+    };
+    Ok(server.listen("http", listener, serve_connections).context("cannot listen")?.run())
+}
+
+/// One sentence with the names of the settings that mend it.
+#[must_use]
+pub fn cannot_listen(address: &str, error: &io::Error, [host, port]: [&str; 2]) -> anyhow::Error {
+    let advice = match error.kind() {
+        ErrorKind::AddrInUse => {
+            format!("another program uses this port; stop it, or set {port} to a free one")
+        }
+        ErrorKind::PermissionDenied => {
+            format!("this port is for privileged users; set {port} to 1024 or more")
+        }
+        _ => format!(
+            "it is no address of this machine; set {host} to 127.0.0.1 for this machine alone, or \
+             to 0.0.0.0 for all others too"
+        ),
+    };
+    anyhow::anyhow!("cannot listen on {address}: {advice}")
+}
+
+/// Serves the metrics at an address of their own, until the service stops.
+///
+/// # Errors
+/// One sentence, when nothing can listen there.
+pub fn serve_metrics(
+    app: &AppState,
+    address: SocketAddr,
+) -> anyhow::Result<impl Future<Output = ()> + Send + use<>> {
+    let stopping = app.stopping.clone();
+    let app = web::Data::new(app.clone());
+    let scrape = web::Data::new(Scrape::default());
+    let service = move || {
+        let routes = App::new().app_data(app.clone()).app_data(scrape.clone());
+        routes.configure(scrape::configure)
+    };
+    let server = HttpServer::new(service).workers(1).max_connections(METRICS_CONNECTIONS);
+    let server = server.disable_signals().bind(address);
+    let metrics_address = ["AURA_HITL_METRICS_ADDRESS"; 2];
+    let server =
+        server.map_err(|error| cannot_listen(&address.to_string(), &error, metrics_address))?.run();
+    Ok(async move {
+        let handle = server.handle();
+        tokio::select! {
+            ended = server => warn!(?ended, "the metrics' server ended"),
+            () = stopping.cancelled() => handle.stop(false).await,
+        }
+    })
+}
+
+fn cors(origins: &[String]) -> Cors {
+    let cors = Cors::default()
+        .block_on_origin_mismatch(false)
+        .allowed_methods(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+        .allow_any_header()
+        .expose_headers(["ETag", "Retry-After"])
+        // The web application sends its calls with credentials, although only the token counts.
+        .supports_credentials()
+        .max_age(3600);
+    origins.iter().fold(cors, |cors, origin| cors.allowed_origin(origin))
+}
+
+/// For browsers that reach us directly. Nothing here may be cached, framed or sniffed; Swagger UI
+/// brings its own style sheet into the page.
+fn security_headers() -> DefaultHeaders {
+    DefaultHeaders::new()
+        .add(("X-Content-Type-Options", "nosniff"))
+        .add(("X-Frame-Options", "DENY"))
+        .add(("Referrer-Policy", "no-referrer"))
+        .add(("Cache-Control", "no-store"))
+        .add((
+            "Content-Security-Policy",
+            "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
+        ))
+}

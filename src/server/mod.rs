@@ -1,0 +1,285 @@
+//! A running service: what it consists of, how it starts, and how it stops without losing
+//! anything.
+
+pub mod http;
+pub mod reload;
+pub mod scrape;
+pub mod stores;
+
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::ServerHandle;
+use anyhow::{Context as _, bail, ensure};
+use rustix::process::{Resource, Rlimit};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use self::http::{cannot_listen, serve, serve_metrics};
+use self::stores::{ensure_migrated, migrate, open_ledger};
+use crate::api::error::ErrorCode;
+use crate::audit::feed::AuditSender;
+use crate::audit::refused_attempts::{self, Queue, RefusedAttempts};
+use crate::audit::retention;
+use crate::config::{Config, LedgerConfig};
+use crate::courier::Courier;
+use crate::delivery::receipts::{self, Receipts};
+use crate::delivery::relay::{self, Relay};
+use crate::delivery::republish::{self, Republisher};
+use crate::delivery::unheard::Unheard;
+use crate::domain::clock::Clock;
+use crate::forgery::reports::Forgeries;
+use crate::forgery::watcher::{self, Unchecked, Watcher};
+use crate::identity::TokenVerifier;
+use crate::ledger::known_decisions::KnownDecisions;
+use crate::limits::Limits;
+use crate::limits::quotas::Quotas;
+use crate::observe::metrics::{self, Deployment};
+use crate::requests::expire;
+use crate::state::AppState;
+use crate::tasks::open;
+use crate::waiting::hub::{self, Hub, Listener, WaitLimits};
+
+/// How long answers say `Connection: close` and readiness says no before the service stops accepting:
+/// a Gateway then uses none of its connections that we are about to close. Part of
+/// `shutdown_seconds`.
+const NOTICE: Duration = Duration::from_millis(1500);
+/// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
+/// Files a process may have open beside its connections: listener, Redis, SQLite, workers, metrics.
+const OTHER_FILES: u64 = 100;
+/// Longest that writes under way, the relay's last round and the pool's closing may each take
+/// after the last answer has gone out.
+const LAST_STEPS: Duration = Duration::from_millis(800);
+
+/// One running process of the service; others may run beside it on the same stores.
+#[derive(Debug)]
+pub struct Replica {
+    /// What it works with.
+    pub state: AppState,
+    /// Where it listens.
+    pub address: SocketAddr,
+    server: ServerHandle,
+    serving: JoinHandle<io::Result<()>>,
+    workers: JoinSet<()>,
+    notice: Duration,
+    _lock: Option<File>,
+}
+
+impl Replica {
+    /// Starts everything: ledger, migrations, courier, relay, HTTP.
+    ///
+    /// # Errors
+    /// One sentence on what is wrong with the environment.
+    pub async fn start(config: &Config, clock: Clock) -> anyhow::Result<Self> {
+        make_room_for_connections(config)?;
+        let (ledger, lock) = open_ledger(config, true).await?;
+        if config.auto_migrate {
+            migrate(config, &ledger).await?;
+        } else {
+            ensure_migrated(&ledger).await?;
+        }
+        let courier = match (&config.redis, ledger.sqlite_pool()) {
+            (Some(settings), _) => Courier::redis(settings)?,
+            (None, Some(_pool)) => Courier::InProcess,
+            (None, None) => bail!("a shared ledger needs Redis; set REDIS_URL"),
+        };
+        let runtime = Handle::current();
+        let hub = Hub::new(WaitLimits {
+            per_person: config.max_waits_per_person,
+            per_tenant: config.max_waits_per_tenant,
+            // The rest of the connections is for calls that are answered at once.
+            in_all: (config.max_connections / 4 * 3).max(1),
+        });
+        let (watcher, unchecked) = Watcher::new();
+        let (refused_attempts, attempts_to_write) = RefusedAttempts::new();
+        let app = AppState {
+            tokens: TokenVerifier::new(&config.jwt),
+            limits: Limits::new(config.rate_limit, &courier, &runtime),
+            room: Arc::new(Semaphore::new(config.max_calls_under_way)),
+            most_calls: config.max_calls_under_way,
+            turns: Arc::new(Semaphore::new(config.max_calls_under_way.div_ceil(4))),
+            receipts: Receipts::default(),
+            decisions: KnownDecisions::default(),
+            forgeries: Forgeries::default(),
+            hub,
+            watcher,
+            unheard: Unheard::default(),
+            ledger,
+            courier,
+            clock,
+            policy: config.policy,
+            refused_attempts,
+            quotas: Quotas::new(config.quotas),
+            feeds_audit: config.audit_url.is_some(),
+            stopping: CancellationToken::new(),
+            under_way: TaskTracker::new(),
+            runtime,
+        };
+        metrics::start(
+            Deployment {
+                ledger: app.ledger.engine(),
+                courier: app.courier.engine(),
+                max_clients: config.max_connections,
+            },
+            ErrorCode::ALL.into_iter().map(ErrorCode::reason),
+        )?;
+        let listener = TcpListener::bind((config.host.as_str(), config.port)).map_err(|error| {
+            let address = format!("{}:{}", config.host, config.port);
+            cannot_listen(&address, &error, ["HOST", "PORT"])
+        })?;
+        // The standard library keeps 128 callers waiting at most; of the others, the system lets some
+        // believe that they are connected.
+        rustix::net::listen(&listener, BACKLOG)?;
+        let address = listener.local_addr()?;
+        let server = serve(config, &app, listener)?;
+        let handle = server.handle();
+        info!(%address, ledger = app.ledger.engine(), courier = app.courier.engine(),
+            version = env!("CARGO_PKG_VERSION"), "listening");
+        if let Err(error) = app.courier.ping().await {
+            warn!(%error, "started without the courier: not ready until it answers");
+        }
+        let workers = start_workers(config, &app, unchecked, attempts_to_write)?;
+        Ok(Self {
+            address,
+            server: handle,
+            serving: tokio::spawn(server),
+            workers,
+            state: app,
+            notice: NOTICE.min(Duration::from_secs(config.shutdown_seconds) / 4),
+            _lock: lock,
+        })
+    }
+
+    /// Runs until `asked_to_stop`, then stops. A worker that dies ends the service too.
+    ///
+    /// # Errors
+    /// When the service ended by itself.
+    pub async fn run(mut self, asked_to_stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let cause = tokio::select! {
+            () = asked_to_stop => None,
+            ended = &mut self.serving => Some(format!("the HTTP server ended: {ended:?}")),
+            ended = self.workers.join_next() => Some(format!("a worker ended: {ended:?}")),
+        };
+        match cause {
+            None => {
+                info!("about to stop");
+                self.state.stopping.cancel();
+                tokio::time::sleep(self.notice).await;
+                self.stop().await;
+                Ok(())
+            }
+            Some(cause) => {
+                self.state.stopping.cancel();
+                bail!(cause)
+            }
+        }
+    }
+
+    /// Stops: no new connections, finish what is under way, send what is owed, close.
+    pub async fn stop(mut self) {
+        info!("stopping");
+        self.state.stopping.cancel();
+        self.server.stop(true).await;
+        let in_time =
+            |step: &'static str, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| async move {
+                if tokio::time::timeout(LAST_STEPS, work).await.is_err() {
+                    warn!(step, "did not end in time");
+                }
+            };
+        let app = self.state;
+        app.under_way.close();
+        let under_way = app.under_way.clone();
+        in_time("writes under way", Box::pin(async move { under_way.wait().await })).await;
+        let last = relay(&app);
+        in_time(
+            "the relay's last round",
+            Box::pin(async move {
+                while self.workers.join_next().await.is_some() {}
+                let _round = last.run_once().await;
+            }),
+        )
+        .await;
+        in_time("closing the ledger", Box::pin(async move { app.ledger.close().await })).await;
+        info!("stopped");
+    }
+}
+
+/// Starts everything that goes on beside the calls.
+fn start_workers(
+    config: &Config,
+    app: &AppState,
+    unchecked: Unchecked,
+    refused_attempts: Queue,
+) -> anyhow::Result<JoinSet<()>> {
+    let mut workers = JoinSet::new();
+    let (ledger, clock) = (app.ledger.clone(), app.clock.clone());
+    let (stopping, under_way) = (app.stopping.clone(), app.under_way.clone());
+    workers.spawn(relay::run(relay(app), stopping.clone()));
+    workers.spawn(receipts::run(app.receipts.clone(), ledger.clone(), under_way.clone()));
+    workers.spawn(expire::run(app.clone()));
+    let listener = Listener {
+        hub: app.hub.clone(),
+        courier: app.courier.clone(),
+        ledger: ledger.clone(),
+        clock: clock.clone(),
+        watcher: app.watcher.clone(),
+    };
+    workers.spawn(hub::run(listener, stopping.clone()));
+    let decisions = app.decisions.clone();
+    workers.spawn(watcher::run(ledger.clone(), decisions, unchecked, stopping.clone()));
+    let republisher = Republisher { sender: app.sender(), receipts: app.receipts.clone() };
+    workers.spawn(republish::run(republisher, stopping.clone()));
+    workers.spawn(metrics::run(stopping.clone()));
+    if let Some(address) = config.metrics_address {
+        workers.spawn(serve_metrics(app, address)?);
+    }
+    workers.spawn(open::run(ledger.clone(), clock.clone(), stopping.clone()));
+    workers.spawn(refused_attempts::run(ledger.clone(), under_way, refused_attempts));
+    if let Some(url) = &config.audit_url {
+        let sender = AuditSender::new(url).context("cannot feed the audit log")?;
+        workers.spawn(sender.run(ledger.clone(), clock.clone(), stopping.clone()));
+    }
+    workers.spawn(retention::run(ledger, clock, config.retention, stopping));
+    Ok(workers)
+}
+
+/// The relay of a process.
+#[must_use]
+pub fn relay(app: &AppState) -> Relay {
+    Relay { sender: app.sender(), receipts: app.receipts.clone() }
+}
+
+/// A process may open only so many files, and every connection is one: raises that limit as far as
+/// needed. Without this a flood of connections would leave none for the stores.
+fn make_room_for_connections(config: &Config) -> anyhow::Result<()> {
+    let stores = match config.ledger {
+        LedgerConfig::Postgres { max_connections, .. } => u64::from(max_connections),
+        LedgerConfig::Sqlite { .. } => 0,
+    };
+    let needed = config.max_connections as u64 + stores + OTHER_FILES;
+    let allowed = || rustix::process::getrlimit(Resource::Nofile);
+    let has_room = |limit: &Rlimit| limit.current.is_none_or(|files| files >= needed);
+    let limit = allowed();
+    if !has_room(&limit) {
+        let raised = Rlimit { current: Some(needed), maximum: limit.maximum };
+        // Whether it was raised is seen below.
+        let _refused = rustix::process::setrlimit(Resource::Nofile, raised);
+    }
+    ensure!(
+        has_room(&allowed()),
+        "max_connections is {}, but this process may open only {} files; raise that limit \
+         (ulimit -n {needed}) or lower max_connections",
+        config.max_connections,
+        limit.maximum.unwrap_or_default()
+    );
+    Ok(())
+}

@@ -1,0 +1,95 @@
+//! What Prometheus is answered: the process's own counters, and what only the ledger knows.
+
+use std::time::{Duration, Instant};
+
+use actix_web::HttpResponse;
+use actix_web::web::{self, ServiceConfig};
+use chrono::{DateTime, Utc};
+use tokio::sync::Mutex;
+use tracing::warn;
+
+use crate::api::error::ApiError;
+use crate::api::health::LastAnswer;
+use crate::ledger::{Backlog, OutboxKind};
+use crate::observe::log;
+use crate::observe::metrics::{self, Readings};
+use crate::state::AppState;
+
+/// How old what the ledger said may be.
+const BACKLOG_AGE: Duration = Duration::from_secs(5);
+
+/// Adds `/metrics`; under this name only, since gateways forward what is under `/api`.
+#[expect(clippy::disallowed_methods, reason = "not one of the API's routes")]
+pub fn configure(service: &mut ServiceConfig) {
+    service.service(web::resource("/metrics").route(web::get().to(metrics)));
+}
+
+async fn metrics(
+    app: web::Data<AppState>,
+    scrape: web::Data<Scrape>,
+) -> Result<HttpResponse, ApiError> {
+    let text = scrape.render(&app).await;
+    let text = text.map_err(|error| ApiError::internal(&error.to_string()))?;
+    Ok(HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text))
+}
+
+/// Answers scrapes.
+#[derive(Debug, Default)]
+pub struct Scrape {
+    stores: LastAnswer,
+    looked_at: Mutex<Option<Instant>>,
+}
+
+impl Scrape {
+    /// All metrics in Prometheus' text format. The ledger is asked for what it alone knows, but not
+    /// more often than every [`BACKLOG_AGE`], however many scrape.
+    ///
+    /// # Errors
+    /// When the process does not count.
+    pub async fn render(&self, app: &AppState) -> anyhow::Result<String> {
+        self.look(app).await;
+        let (connections_used, connections_idle, max_connections) = app.ledger.connections();
+        metrics::render(Readings {
+            connections_used,
+            connections_idle,
+            max_connections,
+            calls: app.calls_under_way(),
+            max_calls: app.most_calls,
+            waiters: app.hub.waiters(),
+            unheard: app.unheard.len(),
+            dropped_lines: log::dropped_lines(),
+        })
+    }
+
+    async fn look(&self, app: &AppState) {
+        let mut looked_at = self.looked_at.lock().await;
+        if looked_at.is_some_and(|at| at.elapsed() < BACKLOG_AGE) {
+            return;
+        }
+        let [ledger, courier] = self.stores.look(app).await;
+        metrics::stores_are_up(ledger, courier);
+        let now = app.clock.now();
+        let age = |since: Option<DateTime<Utc>>| {
+            since.and_then(|since| (now - since).to_std().ok()).unwrap_or_default()
+        };
+        let ledger = app.ledger.clone();
+        // On the runtime that the connections belong to: on a worker's they would end with it.
+        match app.runtime.spawn(async move { ledger.backlog().await }).await {
+            Ok(Ok(Backlog { owed, owed_since, pending, pending_since })) => {
+                metrics::backlog((owed, age(owed_since)), (pending, age(pending_since)));
+            }
+            Ok(Err(error)) => {
+                warn!(%error, "cannot tell what is owed");
+                metrics::backlog_unknown();
+            }
+            Err(_panic) => {}
+        }
+        if app.feeds_audit {
+            let ledger = app.ledger.clone();
+            let asking = async move { ledger.oldest_in_outbox(OutboxKind::Audit).await };
+            let oldest = app.runtime.spawn(asking).await.ok().and_then(Result::ok).flatten();
+            metrics::oldest_audit_entry(age(oldest));
+        }
+        *looked_at = Some(Instant::now());
+    }
+}

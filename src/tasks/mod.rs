@@ -1,0 +1,3 @@
+//! The use cases on agent tasks.
+
+pub mod open;

@@ -1,0 +1,47 @@
+//! Closes the tasks that we made for approved requests and that no agent reports on. Without this
+//! they would stay `IN_PROGRESS` for ever.
+//!
+//! An agent that acknowledges has its task completed at once. Once the agent's patience has passed
+//! after the approval reached it, a task is `COMPLETED` with `{"reportedByAgent":false}` if the
+//! approval was heard, else `FAILED`. Tasks that agents keep are left alone. One worker runs in every
+//! replica; which of them closes a task does not matter.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::domain::clock::Clock;
+use crate::domain::request::PATIENCE;
+use crate::ledger::{Ledger, LedgerError};
+
+/// How often to look for such tasks.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Tasks to close in one statement; if there were as many, the next one follows at once.
+const BATCH_SIZE: u64 = 100;
+
+/// Runs until the process is asked to stop.
+pub async fn run(ledger: Ledger, clock: Clock, stopping: CancellationToken) {
+    loop {
+        match run_once(&ledger, &clock).await {
+            Ok(BATCH_SIZE) if !stopping.is_cancelled() => continue,
+            Ok(0) => {}
+            Ok(requests) => info!(requests, "closed tasks that no agent reported on"),
+            Err(error) => warn!(%error, "tasks that no agent reports on cannot be closed"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            () = stopping.cancelled() => break,
+        }
+    }
+}
+
+/// Closes a batch; says of how many requests.
+///
+/// # Errors
+/// [`LedgerError`] when the ledger does not answer.
+pub async fn run_once(ledger: &Ledger, clock: &Clock) -> Result<u64, LedgerError> {
+    let now = clock.now();
+    let limit = i64::try_from(BATCH_SIZE).unwrap_or(0);
+    ledger.close_open_tasks(now - PATIENCE, limit, now).await
+}

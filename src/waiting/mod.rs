@@ -1,0 +1,3 @@
+//! Agents that wait over HTTP.
+
+pub mod hub;
