@@ -131,7 +131,7 @@ pub enum Delivered {
     /// for rows in which Redis loses messages, and the listener with them.
     Found,
     /// No decision is still owed; some were superseded on purpose.
-    DeliveryResult,
+    Settled,
 }
 
 /// Everything that is wrong. Empty means that the promises held.
@@ -212,7 +212,7 @@ fn check_rows(
         let is_delivered = match delivered {
             Delivered::Published => is_published,
             Delivered::Found => is_published || is_kept || is_polled,
-            Delivered::DeliveryResult => row.delivery != "sent" || is_published || is_kept,
+            Delivered::Settled => row.delivery != "sent" || is_published || is_kept,
         };
         if !is_delivered {
             wrongs.push(format!(

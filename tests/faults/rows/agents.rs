@@ -350,7 +350,7 @@ pub async fn naive_agents(scale: Scale, report: &mut Report) {
     report.wrongs("took another signal for B's", &wrongs);
     // Half of the stories have one.
     report.demand(crashes * 10 >= sessions * 4, || "too few replicas died in time".to_owned());
-    let aftermath = world.check(report, Duration::from_secs(15), Delivered::DeliveryResult).await;
+    let aftermath = world.check(report, Duration::from_secs(15), Delivered::Settled).await;
     let signals = aftermath.rows.iter().map(|row| (row.request.clone(), row.signal()));
     let signals = signals.collect::<BTreeMap<_, _>>();
     let is_answered = |ending: &&Ending| {

@@ -403,6 +403,6 @@ pub async fn broken_documents(scale: Scale, report: &mut Report) {
     report.demand(!decided.is_empty() && decided.len() < cases, || "no mixture".to_owned());
     report.wrongs("decided otherwise than the document says", &objections);
     report.wrongs("refused, and yet rewritten", &altered);
-    world.check(report, Duration::from_secs(30), Delivered::DeliveryResult).await;
+    world.check(report, Duration::from_secs(30), Delivered::Settled).await;
     world.check_alive(report);
 }
