@@ -1,10 +1,10 @@
 //! A task's id is its tenant's own: under the same id two tenants have two tasks, and neither can
 //! tell that the other one's is there.
 
+use aura_hitl::audit::retention::{self, Retention};
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::ids::RequestId;
-use aura_hitl::retention::{self, Retention};
 use chrono::TimeDelta;
 use reqwest::Method;
 use secrecy::ExposeSecret as _;
@@ -115,7 +115,7 @@ both_modes! {
         let theirs = register(&app, MALLORY, &task).await;
         let before = seen(&app, ALICE, &task).await;
         let (id, past) = (RequestId::parse(&theirs.id).unwrap(), Clock::System.now() + TimeDelta::hours(1));
-        app.core.ledger.expire(&MALLORY.caller().tenant, &id, past).await.unwrap().unwrap();
+        app.state.ledger.expire(&MALLORY.caller().tenant, &id, past).await.unwrap().unwrap();
         assert_eq!(status(&app, MALLORY, &task).await, "FAILED");
         assert_eq!(seen(&app, ALICE, &task).await, before);
 
@@ -131,7 +131,7 @@ both_modes! {
         assert_eq!(seen(&app, ALICE, &task).await, before);
         let theirs = seen(&app, MALLORY, &task).await;
         let later = Clock::System.now() + TimeDelta::hours(1);
-        app.core.ledger.close_open_tasks(later, 100, later).await.unwrap();
+        app.state.ledger.close_open_tasks(later, 100, later).await.unwrap();
         assert_eq!(status(&app, ALICE, &task).await, "FAILED", "no agent was listening");
         assert_eq!(seen(&app, MALLORY, &task).await, theirs);
     }
@@ -203,11 +203,11 @@ both_modes! {
             requests: requests.then(|| TimeDelta::days(90)),
             tasks: tasks.then(|| TimeDelta::days(90)),
         };
-        let purged = retention::run_once(&app.core.ledger, keeping(true, false), then).await.unwrap();
+        let purged = retention::run_once(&app.state.ledger, keeping(true, false), then).await.unwrap();
         assert_eq!(purged.requests, 2);
         assert_eq!(number(&app, "SELECT COUNT(*) FROM owned_task").await, 2);
         // Only theirs is over; ours stays, and stays ours.
-        let purged = retention::run_once(&app.core.ledger, keeping(false, true), then).await.unwrap();
+        let purged = retention::run_once(&app.state.ledger, keeping(false, true), then).await.unwrap();
         assert_eq!(purged.tasks, 1);
         assert_eq!(number(&app, "SELECT COUNT(*) FROM owned_task WHERE tenant_id = 'tenant1'").await, 1);
         assert_eq!(number(&app, "SELECT COUNT(*) FROM owned_task").await, 1);
@@ -278,7 +278,7 @@ async fn until_an_upgrade_is_finished_a_foreign_task_stands_in_the_way() {
         operator.execute(sqlx::AssertSqlSafe(statement)).await.unwrap();
     }
     for _twice in 0..2 {
-        app.core.ledger.finish(Some(url)).await.unwrap();
+        app.state.ledger.finish(Some(url)).await.unwrap();
     }
     assert_eq!(number(&app, "SELECT COUNT(*) FROM owned_task").await, 1);
     assert_eq!(

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use aura_hitl::domain::decision::{Record, State};
+use aura_hitl::domain::decision::State;
+use aura_hitl::domain::record::Record;
 use reqwest::{Response, StatusCode};
 use serde_json::Value;
 

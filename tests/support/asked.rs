@@ -2,8 +2,8 @@
 //! body that registers it over HTTP, and what the use cases make of it. Whatever a request has by
 //! default stands here and nowhere else; `with` sets or removes a field.
 
-use aura_hitl::domain::decision::Candidate;
 use aura_hitl::domain::ids::RequestId;
+use aura_hitl::domain::record::Candidate;
 use aura_hitl::domain::request::{ApprovalRequest, Origin};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};

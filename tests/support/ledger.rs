@@ -4,8 +4,9 @@
 
 use aura_hitl::domain::approver::Caller;
 use aura_hitl::domain::audit::AuditEntry;
-use aura_hitl::domain::decision::{Candidate, Record, State, Verdict};
+use aura_hitl::domain::decision::{State, Verdict};
 use aura_hitl::domain::ids::{RequestId, TenantId};
+use aura_hitl::domain::record::{Candidate, Record};
 use aura_hitl::domain::request::Origin;
 use aura_hitl::ledger::{LEASE, Ledger, Recorded, Writing};
 use chrono::{DateTime, Utc};

@@ -2,7 +2,7 @@
 //! them finds a new one by itself: addresses with ids filled in, example bodies, limits, and who may
 //! call.
 
-use aura_hitl::routes::{Access, Entry};
+use aura_hitl::api::routes::{Access, Entry};
 use reqwest::Method;
 use serde_json::Value;
 
@@ -86,7 +86,7 @@ pub fn operations() -> Vec<Operation> {
         pattern: entry.path,
         access: entry.access,
     };
-    aura_hitl::routes::table().into_iter().map(operation).collect()
+    aura_hitl::api::routes::table().into_iter().map(operation).collect()
 }
 
 /// The routes that end by themselves and that change nothing unless they are sent the right body.

@@ -2,17 +2,18 @@
 //! modes run through the same code; production needs the servers that `scripts/test` starts.
 //! `both_modes!` and `over_redis!` define tests that get one.
 
-use aura_hitl::app::Replica;
-use aura_hitl::auth;
 use aura_hitl::config::{Config, LedgerConfig};
-use aura_hitl::core::Core;
 use aura_hitl::courier::{Courier, RedisSettings, StoredRequest};
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::decision::{Delivery, Record, State};
+use aura_hitl::domain::decision::State;
 use aura_hitl::domain::ids::{RequestId, SessionId, TenantId, UserId};
+use aura_hitl::domain::record::{Delivery, Record};
 use aura_hitl::domain::task::{Task, TaskFilter};
+use aura_hitl::identity;
 use aura_hitl::ledger::Pooler;
+use aura_hitl::server::Replica;
+use aura_hitl::state::AppState;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
@@ -95,7 +96,7 @@ pub async fn config(mode: Mode, folder: &TempDir) -> Config {
 pub struct TestApp {
     pub mode: Mode,
     pub config: Config,
-    pub core: Core,
+    pub state: AppState,
     pub base: String,
     pub client: Client,
     replica: Option<Replica>,
@@ -117,7 +118,7 @@ impl TestApp {
         Self {
             mode,
             base: format!("http://{}", replica.address),
-            core: replica.core.clone(),
+            state: replica.state.clone(),
             client: Client::new(),
             config,
             replica: Some(replica),
@@ -130,14 +131,14 @@ impl TestApp {
         self.replica.take().unwrap().stop().await;
         let replica = Replica::start(&self.config, Clock::System).await.unwrap();
         self.base = format!("http://{}", replica.address);
-        self.core = replica.core.clone();
+        self.state = replica.state.clone();
         self.client = Client::new();
         self.replica = Some(replica);
     }
 
     pub fn token(&self, user: &str, tenant: &str, role: Role) -> String {
         let (user, tenant) = (UserId::parse(user).unwrap(), TenantId::parse(tenant).unwrap());
-        auth::mint(&self.config.jwt, &user, &tenant, role, 600).unwrap()
+        identity::mint(&self.config.jwt, &user, &tenant, role, 600).unwrap()
     }
 
     /// A call by a user, with token and both identity headers.
@@ -186,7 +187,7 @@ impl TestApp {
 
     /// Writes a request and its session's pointer to Redis as Aura does. Without Redis, registers it.
     pub async fn ask(&self, asked: &Asked) {
-        if let Courier::InProcess = self.core.courier {
+        if let Courier::InProcess = self.state.courier {
             let name = |field: &str, other| asked.document[field].as_str().unwrap_or(other);
             let owner = Who {
                 user: name("userId", ALICE.user),
@@ -210,25 +211,25 @@ impl TestApp {
 
     /// The signal under the session's key, if there is one.
     pub async fn signal(&self, session: &str) -> Option<String> {
-        self.core.courier.signal(&SessionId::parse(session).unwrap()).await.unwrap()
+        self.state.courier.signal(&SessionId::parse(session).unwrap()).await.unwrap()
     }
 
     /// The task row that a request has.
     pub async fn task_of(&self, request: &str) -> aura_hitl::domain::task::Task {
         let record = self.record(request).await;
-        self.core.ledger.find_task(&record.tenant, &record.task).await.unwrap().unwrap()
+        self.state.ledger.find_task(&record.tenant, &record.task).await.unwrap().unwrap()
     }
 
     /// The ledger's row of a request; in these tests no two tenants have the same id, unless they
     /// say so.
-    pub async fn record(&self, request: &str) -> aura_hitl::domain::decision::Record {
-        find_record(&self.core.ledger, request).await.unwrap()
+    pub async fn record(&self, request: &str) -> aura_hitl::domain::record::Record {
+        find_record(&self.state.ledger, request).await.unwrap()
     }
 
     /// The ledger's row of a tenant's request.
     pub async fn record_of(&self, tenant: &str, request: &str) -> Option<Record> {
         let (tenant, id) = (TenantId::parse(tenant).unwrap(), RequestId::parse(request).unwrap());
-        self.core.ledger.find_request(&tenant, &id).await.unwrap()
+        self.state.ledger.find_request(&tenant, &id).await.unwrap()
     }
 
     /// Registers a request over HTTP, as agents do that cannot reach Redis.
@@ -247,28 +248,28 @@ impl TestApp {
 
     /// Puts exactly this text under a request's key.
     pub async fn put(&self, id: &str, document: &str) {
-        put_request(&self.core.courier, id, document).await;
+        put_request(&self.state.courier, id, document).await;
     }
 
     /// Makes exactly this text a session's pointer.
     pub async fn point(&self, session: &str, pointer: &str) {
-        put_session(&self.core.courier, session, pointer).await;
+        put_session(&self.state.courier, session, pointer).await;
     }
 
     /// What is under a request's key.
     pub async fn stored(&self, id: &str) -> StoredRequest {
         let id = RequestId::parse(id).unwrap();
-        self.core.courier.find_request(&id).await.unwrap().unwrap()
+        self.state.courier.find_request(&id).await.unwrap().unwrap()
     }
 
     /// Whether the ledger has never heard of a request.
     pub async fn is_unrecorded(&self, id: &str) -> bool {
-        find_record(&self.core.ledger, id).await.is_none()
+        find_record(&self.state.ledger, id).await.is_none()
     }
 
     /// Whether the ledger knows no decision on a request.
     pub async fn is_undecided(&self, id: &str) -> bool {
-        let record = find_record(&self.core.ledger, id).await;
+        let record = find_record(&self.state.ledger, id).await;
         record.is_none_or(|record| record.state == State::Pending)
     }
 
@@ -276,12 +277,12 @@ impl TestApp {
     pub async fn tasks(&self, tenant: &str) -> Vec<Task> {
         let tenant = TenantId::parse(tenant).unwrap();
         let filter = TaskFilter { tenant, user: None, status: None, page: 0, size: 1000 };
-        self.core.ledger.list_tasks(&filter).await.unwrap().0
+        self.state.ledger.list_tasks(&filter).await.unwrap().0
     }
 
     /// Runs a statement on the ledger's database, as an operator's or agent's own SQL would.
     pub async fn sql(&self, statement: &'static str) {
-        match (&self.config.ledger, self.core.ledger.sqlite_pool()) {
+        match (&self.config.ledger, self.state.ledger.sqlite_pool()) {
             (LedgerConfig::Postgres { url, .. }, _) => {
                 let mut connection = PgConnection::connect(url.expose_secret()).await.unwrap();
                 connection.execute(statement).await.unwrap();
