@@ -11,9 +11,6 @@
 #[macro_use]
 extern crate support;
 
-#[allow(unused_imports, reason = "for tests that are being written")]
-use support::{self as helpers, self as servers};
-
 mod anothers_session;
 mod approvals;
 mod audit;

@@ -1,6 +1,7 @@
 //! A task's id is its tenant's own: under the same id two tenants have two tasks, and neither can
 //! tell that the other one's is there.
 
+use crate::retention::number;
 use aura_hitl::audit::retention::{self, Retention};
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::domain::clock::Clock;
@@ -10,9 +11,7 @@ use reqwest::Method;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _, PgConnection};
-
-use crate::helpers::{ALICE, Answer, Asked, BOB, MALLORY, Mode, TestApp, Who, unique};
-use crate::retention::number;
+use support::{ALICE, Answer, Asked, BOB, MALLORY, Mode, TestApp, Who, unique};
 
 const TASKS: &str = "/api/main/agent/tasks";
 
