@@ -7,6 +7,7 @@ use actix_web::http::header::{ETag, EntityTag, Header as _, HeaderValue, IF_MATC
 use actix_web::{FromRequest, HttpRequest, web};
 use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use serde_json::value::RawValue;
 use tracing::info;
 use utoipa::ToSchema;
@@ -14,8 +15,9 @@ use uuid::Uuid;
 use validator::{Validate, ValidationError};
 
 use super::body::{Checked, DECISION_BYTES, TASK_BYTES, check_id, whole_number};
-use super::envelope::{Answer, created, ok, wire_time};
+use super::envelope::{Answer, Envelope, created, ok, wire_time};
 use super::error::ApiError;
+use super::examples::{FINGERPRINT, REQUEST, SESSION, TASK, plan_step, success};
 use super::identity::{ApproverOf, CallerOf};
 use super::request_id;
 use super::schemas;
@@ -207,13 +209,15 @@ fn expected(request: &HttpRequest) -> Expected {
 /// # Errors
 /// As the contract says; nothing is decided then.
 #[utoipa::path(
-    post, path = "/aura/hitl/approve/{requestId}", tag = "approvals",
-    params(
-        ("requestId" = String, Path, example = "req-12345"),
-        ("If-Match" = Option<String>, Header, description = "Decide only what still has this ETag; several, and *, are taken, too."),
-    ),
-    request_body = ApproveBody,
-    responses((status = 200, description = "Approved, and the agent is told", body = super::envelope::Envelope<DecisionView>))
+    post, path = "/aura/hitl/approve/{requestId}",
+    params(("If-Match" = Option<String>, Header)),
+    request_body(content = ApproveBody, example = json!({ "userId": "user123" })),
+    responses((
+        status = 200, description = "Approved, and the agent is told", body = Envelope<DecisionView>,
+        example = json!(success("Request approved successfully", json!({
+            "requestId": REQUEST, "sessionId": SESSION, "status": "approved",
+        }))),
+    ))
 )]
 pub async fn approve(
     approver: ApproverOf,
@@ -232,13 +236,15 @@ pub async fn approve(
 /// # Errors
 /// As the contract says; nothing is decided then.
 #[utoipa::path(
-    post, path = "/aura/hitl/reject/{requestId}", tag = "approvals",
-    params(
-        ("requestId" = String, Path, example = "req-12345"),
-        ("If-Match" = Option<String>, Header, description = "Decide only what still has this ETag; several, and *, are taken, too."),
-    ),
-    request_body = RejectBody,
-    responses((status = 200, description = "Rejected, and the agent is told", body = super::envelope::Envelope<DecisionView>))
+    post, path = "/aura/hitl/reject/{requestId}",
+    params(("If-Match" = Option<String>, Header)),
+    request_body(content = RejectBody, example = json!({ "userId": "user123", "reason": "사용자 거절" })),
+    responses((
+        status = 200, description = "Rejected, and the agent is told", body = Envelope<DecisionView>,
+        example = json!(success("Request rejected", json!({
+            "requestId": REQUEST, "sessionId": SESSION, "status": "rejected", "reason": "사용자 거절",
+        }))),
+    ))
 )]
 pub async fn reject(
     approver: ApproverOf,
@@ -291,11 +297,15 @@ async fn decide(
 /// # Errors
 /// As the contract says; nothing is registered then.
 #[utoipa::path(
-    post, path = "/aura/hitl/requests", tag = "approvals",
-    request_body = RegisterBody,
+    post, path = "/aura/hitl/requests",
+    request_body(content = RegisterBody, example = json!({
+        "sessionId": SESSION, "actionType": "send_email",
+        "message": "Send the summary to a@b.c?", "context": { "to": "a@b.c" },
+        "taskId": TASK, "planSteps": [plan_step()], "expiresInSeconds": 1800,
+    })),
     responses(
-        (status = 201, description = "Registered", body = super::envelope::Envelope<RegisteredView>),
-        (status = 200, description = "Registered before", body = super::envelope::Envelope<RegisteredView>),
+        (status = 201, description = "Registered", body = Envelope<RegisteredView>, example = json!(registered_example())),
+        (status = 200, description = "Registered before", body = Envelope<RegisteredView>, example = json!(registered_example())),
     )
 )]
 pub async fn register(
@@ -318,6 +328,14 @@ pub async fn register(
         Registered::TaskIsOver => Err(ApiError::task_is_over()),
         Registered::IdTaken => Err(ApiError::id_taken()),
     }
+}
+
+fn registered_example() -> serde_json::Value {
+    let view = json!({
+        "requestId": "req_3f2a9c0d1e4b", "sessionId": SESSION, "status": "pending",
+        "expiresAt": "2026-01-16T12:30:00", "fingerprint": FINGERPRINT,
+    });
+    success("Approval request registered", view)
 }
 
 fn taken(error: RequestError) -> ApiError {
@@ -394,9 +412,14 @@ fn registration(
 /// # Errors
 /// As the contract says.
 #[utoipa::path(
-    get, path = "/aura/hitl/requests/{requestId}", tag = "approvals",
-    params(("requestId" = String, Path, example = "req-12345")),
-    responses((status = 200, description = "The request as a JSON string", body = super::envelope::Envelope<String>))
+    get, path = "/aura/hitl/requests/{requestId}",
+    responses((
+        status = 200, description = "The request as a JSON string", body = Envelope<String>,
+        example = json!(success("Approval request retrieved", concat!(
+            r#"{"requestId":"req-12345","sessionId":"session_user123_1706149260","actionType":"send_email","#,
+            r#""context":{"to":"a@b.c"},"status":"pending","userId":"user123","tenantId":"tenant1","createdAt":8123456789}"#,
+        ))),
+    ))
 )]
 pub async fn read(
     CallerOf(caller): CallerOf,

@@ -26,160 +26,95 @@ use crate::state::Undone;
 /// Seconds after which a 503 may be worth a retry.
 pub const RETRY_SECONDS: u64 = 1;
 
-/// The contract's error codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorCode {
-    /// Our fault.
-    Internal,
-    /// Wrong method.
-    MethodNotAllowed,
-    /// Not there, or another tenant's.
-    NotFound,
-    /// No bearer token.
-    NoToken,
-    /// Not permitted.
-    Forbidden,
-    /// Token expired.
-    TokenExpired,
-    /// Token invalid.
-    TokenInvalid,
-    /// `X-Tenant-ID` missing.
-    NoTenant,
-    /// The token's tenant is not `X-Tenant-ID`.
-    WrongTenant,
-    /// The state does not allow this step.
-    WrongState,
-    /// Decided otherwise.
-    AlreadyDecided,
-    /// The id stands for another request, or there is nothing to acknowledge yet.
-    Conflict,
-    /// Expired or withdrawn undecided, or its agent has moved on.
-    Gone,
-    /// Validation failed.
-    Invalid,
-    /// A header is missing, blank or repeated.
-    BadHeader,
-    /// Too large.
-    TooLarge,
-    /// Not the content that the person looked at.
-    Changed,
-    /// `If-Match` is required.
-    Unconditional,
-    /// The request in Redis cannot be read, or is not the one that the ledger knows.
-    Unprocessable,
-    /// Not JSON.
-    NotJson,
-    /// Too many calls by one person.
-    TooMany,
-    /// Redis or Postgres out of reach, or too much to do.
-    Unavailable,
+/// Makes [`ErrorCode`] and all that is said about a code out of one line for each.
+macro_rules! error_codes {
+    ($($name:ident $code:literal $status:ident $reason:literal $meaning:literal
+        $([$en:literal, $ko:literal])?;)*) => {
+        /// The contract's error codes.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum ErrorCode { $(#[doc = $meaning] $name,)* }
+
+        impl ErrorCode {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            fn line(self) -> Line {
+                match self {
+                    $(Self::$name => Line {
+                        code: $code,
+                        status: StatusCode::$status,
+                        reason: $reason,
+                        sentence: error_codes!(@sentence $($en, $ko)?),
+                    },)*
+                }
+            }
+        }
+    };
+    (@sentence) => { None };
+    (@sentence $en:literal, $ko:literal) => { Some([$en, $ko]) };
+}
+
+// The name, the code on the wire, the status, the metrics' label and the meaning; then the sentence
+// in English and Korean, where a code has only one.
+error_codes! {
+    Internal "E1000" INTERNAL_SERVER_ERROR "internal" "Our fault."
+        ["Server error: it is not your fault. Please try again later.", "서버 오류: 잠시 후 다시 시도해 주세요."];
+    MethodNotAllowed "E1002" METHOD_NOT_ALLOWED "method_not_allowed" "Wrong method.";
+    NotFound "E1004" NOT_FOUND "not_found" "Not there, or another tenant's.";
+    NoToken "E2000" UNAUTHORIZED "no_token" "No bearer token."
+        ["Sign in first: the Authorization header must carry a bearer token.", "먼저 로그인해 주세요. Authorization 헤더에 Bearer 토큰이 필요합니다."];
+    Forbidden "E2001" FORBIDDEN "forbidden" "Not permitted.";
+    TokenExpired "E2002" UNAUTHORIZED "token_expired" "Token expired."
+        ["Login expired. Please sign in again.", "로그인 만료: 다시 로그인해 주세요."];
+    TokenInvalid "E2003" UNAUTHORIZED "token_invalid" "Token invalid."
+        ["Invalid login: the token is not valid. Please sign in again.", "로그인 오류: 유효하지 않은 토큰입니다. 다시 로그인해 주세요."];
+    NoTenant "E2006" BAD_REQUEST "no_tenant" "`X-Tenant-ID` missing."
+        ["X-Tenant-ID is missing: send this header with your tenant.", "X-Tenant-ID 없음: 테넌트를 이 헤더로 보내 주세요."];
+    WrongTenant "E2007" FORBIDDEN "wrong_tenant" "The token's tenant is not `X-Tenant-ID`."
+        ["Signed in to another tenant. Please sign in again.", "다른 테넌트로 로그인됨: 다시 로그인해 주세요."];
+    WrongState "E3002" CONFLICT "wrong_state" "The state does not allow this step.";
+    AlreadyDecided "E3006" CONFLICT "already_decided" "Decided otherwise.";
+    Gone "E3007" GONE "gone" "Expired or withdrawn undecided, or its agent has moved on.";
+    Conflict "E3008" CONFLICT "conflict" "The id stands for another request, or there is nothing to acknowledge yet.";
+    Invalid "E4000" BAD_REQUEST "invalid" "Validation failed.";
+    BadHeader "E4001" BAD_REQUEST "bad_header" "A header is missing, blank or repeated.";
+    Changed "E4120" PRECONDITION_FAILED "changed" "Not the content that the person looked at.";
+    TooLarge "E4130" PAYLOAD_TOO_LARGE "too_large" "Too large.";
+    NotJson "E4150" UNSUPPORTED_MEDIA_TYPE "not_json" "Not JSON."
+        ["Not JSON: send JSON with the header Content-Type: application/json.", "JSON이 아님: Content-Type: application/json 헤더와 함께 JSON을 보내 주세요."];
+    Unprocessable "E4220" UNPROCESSABLE_ENTITY "unprocessable" "The request in Redis cannot be read, or is not the one that the ledger knows.";
+    Unconditional "E4280" PRECONDITION_REQUIRED "unconditional" "`If-Match` is required."
+        ["Look at it first: nothing was decided. Send the ETag of the request in If-Match.", "먼저 확인 필요: 결정되지 않았습니다. 확인한 요청의 ETag를 If-Match로 보내 주세요."];
+    TooMany "E4290" TOO_MANY_REQUESTS "too_many" "Too many calls by one person.";
+    Unavailable "E5000" SERVICE_UNAVAILABLE "unavailable" "Redis or Postgres out of reach, or too much to do.";
+}
+
+/// A line of the table.
+struct Line {
+    code: &'static str,
+    status: StatusCode,
+    reason: &'static str,
+    /// English and Korean.
+    sentence: Option<[&'static str; 2]>,
 }
 
 impl ErrorCode {
-    /// All of them.
-    pub const ALL: [Self; 22] = [
-        Self::Internal,
-        Self::MethodNotAllowed,
-        Self::NotFound,
-        Self::NoToken,
-        Self::Forbidden,
-        Self::TokenExpired,
-        Self::TokenInvalid,
-        Self::NoTenant,
-        Self::WrongTenant,
-        Self::WrongState,
-        Self::AlreadyDecided,
-        Self::Gone,
-        Self::Conflict,
-        Self::Invalid,
-        Self::BadHeader,
-        Self::Changed,
-        Self::TooLarge,
-        Self::NotJson,
-        Self::Unprocessable,
-        Self::Unconditional,
-        Self::TooMany,
-        Self::Unavailable,
-    ];
-
     /// The code on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Internal => "E1000",
-            Self::MethodNotAllowed => "E1002",
-            Self::NotFound => "E1004",
-            Self::NoToken => "E2000",
-            Self::Forbidden => "E2001",
-            Self::TokenExpired => "E2002",
-            Self::TokenInvalid => "E2003",
-            Self::NoTenant => "E2006",
-            Self::WrongTenant => "E2007",
-            Self::WrongState => "E3002",
-            Self::AlreadyDecided => "E3006",
-            Self::Gone => "E3007",
-            Self::Conflict => "E3008",
-            Self::Invalid => "E4000",
-            Self::BadHeader => "E4001",
-            Self::Changed => "E4120",
-            Self::TooLarge => "E4130",
-            Self::NotJson => "E4150",
-            Self::Unprocessable => "E4220",
-            Self::Unconditional => "E4280",
-            Self::TooMany => "E4290",
-            Self::Unavailable => "E5000",
-        }
+        self.line().code
     }
 
-    /// Its name, for those who count.
+    /// The code's label in the metrics.
     #[must_use]
     pub fn reason(self) -> &'static str {
-        match self {
-            Self::Internal => "internal",
-            Self::MethodNotAllowed => "method_not_allowed",
-            Self::NotFound => "not_found",
-            Self::NoToken => "no_token",
-            Self::Forbidden => "forbidden",
-            Self::TokenExpired => "token_expired",
-            Self::TokenInvalid => "token_invalid",
-            Self::NoTenant => "no_tenant",
-            Self::WrongTenant => "wrong_tenant",
-            Self::WrongState => "wrong_state",
-            Self::AlreadyDecided => "already_decided",
-            Self::Gone => "gone",
-            Self::Conflict => "conflict",
-            Self::Invalid => "invalid",
-            Self::BadHeader => "bad_header",
-            Self::TooLarge => "too_large",
-            Self::Changed => "changed",
-            Self::NotJson => "not_json",
-            Self::Unprocessable => "unprocessable",
-            Self::Unconditional => "unconditional",
-            Self::TooMany => "too_many",
-            Self::Unavailable => "unavailable",
-        }
+        self.line().reason
     }
 
-    /// Its HTTP status.
+    /// The code's HTTP status.
     #[must_use]
     pub fn status(self) -> StatusCode {
-        match self {
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::NotFound => StatusCode::NOT_FOUND,
-            Self::NoToken | Self::TokenExpired | Self::TokenInvalid => StatusCode::UNAUTHORIZED,
-            Self::Forbidden | Self::WrongTenant => StatusCode::FORBIDDEN,
-            Self::NoTenant | Self::Invalid | Self::BadHeader => StatusCode::BAD_REQUEST,
-            Self::WrongState | Self::AlreadyDecided | Self::Conflict => StatusCode::CONFLICT,
-            Self::Gone => StatusCode::GONE,
-            Self::Changed => StatusCode::PRECONDITION_FAILED,
-            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Unprocessable => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Unconditional => StatusCode::PRECONDITION_REQUIRED,
-            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
-            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-        }
+        self.line().status
     }
 }
 
@@ -207,6 +142,12 @@ impl ApiError {
         }
     }
 
+    /// An error whose code has only one sentence, that of the table.
+    fn of(code: ErrorCode) -> Self {
+        let [en, ko] = code.line().sentence.unwrap_or_default();
+        Self::new(code, en, ko)
+    }
+
     /// Which of the contract's errors it is.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
@@ -228,11 +169,7 @@ impl ApiError {
     #[must_use]
     pub fn internal(cause: &str) -> Self {
         error!(cause, "a call failed");
-        Self::new(
-            ErrorCode::Internal,
-            "Server error: it is not your fault. Please try again later.",
-            "서버 오류: 잠시 후 다시 시도해 주세요.",
-        )
+        Self::of(ErrorCode::Internal)
     }
 
     /// A store that does not answer. The cause goes to the log.
@@ -307,48 +244,28 @@ impl ApiError {
     /// No bearer token.
     #[must_use]
     pub fn no_token() -> Self {
-        Self::new(
-            ErrorCode::NoToken,
-            "Sign in first: the Authorization header must carry a bearer token.",
-            "먼저 로그인해 주세요. Authorization 헤더에 Bearer 토큰이 필요합니다.",
-        )
+        Self::of(ErrorCode::NoToken)
     }
 
     /// A token that stands for nobody.
     #[must_use]
     pub fn bad_token(problem: TokenProblem) -> Self {
         match problem {
-            TokenProblem::Expired => Self::new(
-                ErrorCode::TokenExpired,
-                "Login expired. Please sign in again.",
-                "로그인 만료: 다시 로그인해 주세요.",
-            ),
-            TokenProblem::Invalid => Self::new(
-                ErrorCode::TokenInvalid,
-                "Invalid login: the token is not valid. Please sign in again.",
-                "로그인 오류: 유효하지 않은 토큰입니다. 다시 로그인해 주세요.",
-            ),
+            TokenProblem::Expired => Self::of(ErrorCode::TokenExpired),
+            TokenProblem::Invalid => Self::of(ErrorCode::TokenInvalid),
         }
     }
 
     /// `X-Tenant-ID` is missing.
     #[must_use]
     pub fn no_tenant() -> Self {
-        Self::new(
-            ErrorCode::NoTenant,
-            "X-Tenant-ID is missing: send this header with your tenant.",
-            "X-Tenant-ID 없음: 테넌트를 이 헤더로 보내 주세요.",
-        )
+        Self::of(ErrorCode::NoTenant)
     }
 
     /// The token's tenant is another.
     #[must_use]
     pub fn wrong_tenant() -> Self {
-        Self::new(
-            ErrorCode::WrongTenant,
-            "Signed in to another tenant. Please sign in again.",
-            "다른 테넌트로 로그인됨: 다시 로그인해 주세요.",
-        )
+        Self::of(ErrorCode::WrongTenant)
     }
 
     /// The token's user is another.
@@ -404,11 +321,7 @@ impl ApiError {
     /// `If-Match` is required, and does not name what the person looked at.
     #[must_use]
     pub fn unconditional() -> Self {
-        Self::new(
-            ErrorCode::Unconditional,
-            "Look at it first: nothing was decided. Send the ETag of the request in If-Match.",
-            "먼저 확인 필요: 결정되지 않았습니다. 확인한 요청의 ETag를 If-Match로 보내 주세요.",
-        )
+        Self::of(ErrorCode::Unconditional)
     }
 
     /// A required header is missing.
@@ -488,11 +401,7 @@ impl ApiError {
     /// A body that is not declared as JSON.
     #[must_use]
     pub fn not_json() -> Self {
-        Self::new(
-            ErrorCode::NotJson,
-            "Not JSON: send JSON with the header Content-Type: application/json.",
-            "JSON이 아님: Content-Type: application/json 헤더와 함께 JSON을 보내 주세요.",
-        )
+        Self::of(ErrorCode::NotJson)
     }
 
     /// A registration under an id that stands for another request.

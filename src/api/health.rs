@@ -5,12 +5,14 @@ use std::time::Instant;
 use actix_web::http::header::RETRY_AFTER;
 use actix_web::{HttpResponse, Responder, web};
 use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tracing::warn;
 use utoipa::ToSchema;
 
 use super::envelope::{Answer, Envelope, ok};
 use super::error::{ErrorCode, RETRY_SECONDS};
+use super::examples::{failure_with, success};
 use crate::state::AppState;
 
 /// That the process lives.
@@ -56,8 +58,15 @@ pub struct StoreView {
 }
 
 /// The process lives.
-#[utoipa::path(get, path = "/health/live", tag = "health",
-    responses((status = 200, description = "It lives", body = super::envelope::Envelope<HealthView>)))]
+#[utoipa::path(
+    get, path = "/health/live",
+    responses((
+        status = 200, description = "It lives", body = Envelope<HealthView>,
+        example = json!(success("Service is up", json!({
+            "status": "UP", "service": "aura-hitl", "version": "0.1.0",
+        }))),
+    ))
+)]
 pub async fn live() -> Answer<HealthView> {
     ok(
         "Service is up",
@@ -70,8 +79,13 @@ pub async fn live() -> Answer<HealthView> {
 }
 
 /// The process lives. `data` is a string: the platform's web application shows it as text.
-#[utoipa::path(get, path = "/main/health", tag = "health",
-    responses((status = 200, description = "It lives", body = super::envelope::Envelope<String>)))]
+#[utoipa::path(
+    get, path = "/main/health",
+    responses((
+        status = 200, description = "It lives", body = Envelope<String>,
+        example = json!(success("OK", "Main Service is running")),
+    ))
+)]
 pub async fn main_health() -> Answer<&'static str> {
     ok("OK", "Main Service is running")
 }
@@ -87,8 +101,13 @@ pub struct InfoView {
 }
 
 /// Name and release.
-#[utoipa::path(get, path = "/main/info", tag = "health",
-    responses((status = 200, description = "Name and release", body = super::envelope::Envelope<InfoView>)))]
+#[utoipa::path(
+    get, path = "/main/info",
+    responses((
+        status = 200, description = "Name and release", body = Envelope<InfoView>,
+        example = json!(success("OK", json!({ "name": "aura-hitl", "version": "0.1.0" }))),
+    ))
+)]
 pub async fn info() -> Answer<InfoView> {
     ok("OK", InfoView { name: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION") })
 }
@@ -132,12 +151,29 @@ impl LastAnswer {
     }
 }
 
+fn readiness_example(status: &str, courier_answers: bool) -> Value {
+    json!({
+        "status": status, "service": "aura-hitl", "version": "0.1.0", "ready": courier_answers,
+        "ledger": { "engine": "postgres", "ready": true },
+        "courier": { "engine": "redis", "ready": courier_answers },
+    })
+}
+
 /// Ledger and courier answer. Asked anew, or while others ask the same; at most 2 s old.
-#[utoipa::path(get, path = "/health/ready", tag = "health",
+#[utoipa::path(
+    get, path = "/health/ready",
     responses(
-        (status = 200, description = "Both stores answer", body = super::envelope::Envelope<ReadinessView>),
-        (status = 503, description = "One of them does not", headers(("Retry-After" = String, description = "Seconds to wait before trying again.")), body = super::envelope::Envelope<ReadinessView>),
-    ))]
+        (
+            status = 200, description = "Both stores answer", body = Envelope<ReadinessView>,
+            example = json!(success("Service is ready", readiness_example("UP", true))),
+        ),
+        (
+            status = 503, description = "One of them does not", body = Envelope<ReadinessView>,
+            headers(("Retry-After" = String, description = "Seconds to wait before trying again.")),
+            example = json!(failure_with(ErrorCode::Unavailable, &readiness_example("DOWN", false))),
+        ),
+    )
+)]
 pub async fn ready(app: web::Data<AppState>, last: web::Data<LastAnswer>) -> impl Responder {
     let [ledger, courier] = last.look(&app).await;
     let ready = ledger && courier && !app.stopping.is_cancelled();

@@ -5,12 +5,14 @@ use std::time::Duration;
 use actix_web::http::header::RETRY_AFTER;
 use actix_web::{HttpRequest, web};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
 use super::approvals::etag;
 use super::body::Query;
-use super::envelope::{Answer, ok, wire_time};
+use super::envelope::{Answer, Envelope, ok, wire_time};
 use super::error::ApiError;
+use super::examples::{FINGERPRINT, REQUEST, SESSION, success};
 use super::identity::{CallerOf, is_agent, rest_of_token};
 use super::request_id;
 use super::text::Text;
@@ -126,9 +128,17 @@ pub fn wait_of(seconds: Option<&str>, request: &HttpRequest) -> Result<Option<Du
 /// # Errors
 /// As the contract says.
 #[utoipa::path(
-    get, path = "/aura/hitl/requests/{requestId}/decision", tag = "outcomes",
-    params(("requestId" = String, Path, example = "req-12345"), WaitQuery),
-    responses((status = 200, description = "Where it stands, pending included", body = super::envelope::Envelope<OutcomeView>))
+    get, path = "/aura/hitl/requests/{requestId}/decision", params(WaitQuery),
+    responses((
+        status = 200, description = "Where it stands, pending included", body = Envelope<OutcomeView>,
+        example = json!(success("Decision retrieved", json!({
+            "requestId": REQUEST, "sessionId": SESSION, "status": "approved",
+            "fingerprint": FINGERPRINT, "expiresAt": "2026-01-16T12:30:00",
+            "decidedBy": "user123", "decidedAt": "2026-01-16T12:00:00",
+            "settledAt": "2026-01-16T12:00:00",
+            "signal": { "state": "sent", "sentAt": "2026-01-16T12:00:00", "listeners": 1 },
+        }))),
+    ))
 )]
 pub async fn read(
     CallerOf(caller): CallerOf,
@@ -169,9 +179,13 @@ pub async fn read(
 /// # Errors
 /// As the contract says: 409 with the decision that stands, if somebody was faster.
 #[utoipa::path(
-    post, path = "/aura/hitl/requests/{requestId}/cancel", tag = "outcomes",
-    params(("requestId" = String, Path, example = "req-12345")),
-    responses((status = 200, description = "Withdrawn: nobody can decide it any more", body = super::envelope::Envelope<ClosedView>))
+    post, path = "/aura/hitl/requests/{requestId}/cancel",
+    responses((
+        status = 200, description = "Withdrawn: nobody can decide it any more", body = Envelope<ClosedView>,
+        example = json!(success("Request cancelled", json!({
+            "requestId": REQUEST, "sessionId": SESSION, "status": "cancelled",
+        }))),
+    ))
 )]
 pub async fn cancel(
     CallerOf(caller): CallerOf,
@@ -190,9 +204,14 @@ pub async fn cancel(
 /// # Errors
 /// As the contract says: 409 while the request is pending.
 #[utoipa::path(
-    post, path = "/aura/hitl/requests/{requestId}/ack", tag = "outcomes",
-    params(("requestId" = String, Path, example = "req-12345")),
-    responses((status = 200, description = "Noted", body = super::envelope::Envelope<ClosedView>))
+    post, path = "/aura/hitl/requests/{requestId}/ack",
+    responses((
+        status = 200, description = "Noted", body = Envelope<ClosedView>,
+        example = json!(success("Decision acknowledged", json!({
+            "requestId": REQUEST, "sessionId": SESSION, "status": "approved",
+            "actedAt": "2026-01-16T12:00:05",
+        }))),
+    ))
 )]
 pub async fn acknowledge(
     CallerOf(caller): CallerOf,

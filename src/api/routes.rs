@@ -1,78 +1,74 @@
-//! Every address, who may call it and its handler, on one page. Each is served with and without
-//! `/api` in front: some gateways strip it.
+//! Every route on one page: who may call it, its handler, and the errors of its own. Method and
+//! address stand in the handler's `#[utoipa::path]`, with the rest of its part of the API document.
+//! Each route is served with and without `/api` in front: some gateways strip it.
 //!
-//! A handler gets onto this page as `approver`, `caller` or `open`. The first two take only
-//! handlers that begin with the caller's identity, so a route cannot forget to ask for it; the few
-//! open ones are listed once more in the tests.
+//! The few open routes are listed once more in the tests.
 
 use actix_web::http::Method;
 use actix_web::web::{self, ServiceConfig};
-use actix_web::{FromRequest, Handler, HttpResponse, Resource, Responder, Route};
+use actix_web::{HttpResponse, Resource, Route};
 use indexmap::IndexMap;
+use utoipa::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::identity::{ApproverOf, CallerOf};
+use super::endpoint::{Endpoint, approver, caller, open};
 use crate::api::error::ApiError;
+use crate::api::error::ErrorCode::{
+    AlreadyDecided, Changed, Conflict, Gone, NotFound, Unconditional, Unprocessable, WrongState,
+};
 use crate::api::{approvals, document, health, outcomes, signals, tasks};
 
 /// What stands in front of every address, or does not.
 const PREFIXES: [&str; 2] = ["/api", ""];
 
-/// Who may call a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Anybody.
-    Open,
-    /// Whoever has a token, for their own tenant.
-    Caller,
-    /// A person who names themselves twice, and is no agent.
-    Approver,
-}
-
-/// A line of the page.
-pub struct Entry {
-    /// The one method it answers.
-    pub method: Method,
-    /// The address without a prefix, its ids in braces.
-    pub path: &'static str,
-    /// Who may call it.
-    pub access: Access,
-    route: Route,
+/// A line for each route: who may call it, its handler, and what it may answer beyond the errors
+/// that all routes of its kind share.
+macro_rules! endpoints {
+    ($($access:ident $module:ident::$handler:ident $errors:tt)*) => {
+        vec![$({
+            #[derive(OpenApi)]
+            #[openapi(paths($module::$handler))]
+            struct Documented;
+            Endpoint::new($access($module::$handler), &$errors, Documented::openapi())
+        },)*]
+    };
 }
 
 /// The page.
 #[must_use]
-pub fn table() -> Vec<Entry> {
-    const GET: Method = Method::GET;
-    const POST: Method = Method::POST;
-    const PUT: Method = Method::PUT;
-    const PATCH: Method = Method::PATCH;
-    vec![
-        approver(POST, "/aura/hitl/approve/{requestId}", approvals::approve),
-        approver(POST, "/aura/hitl/reject/{requestId}", approvals::reject),
-        caller(POST, "/aura/hitl/requests", approvals::register),
-        caller(GET, "/aura/hitl/requests/{requestId}", approvals::read),
-        caller(GET, "/aura/hitl/requests/{requestId}/decision", outcomes::read),
-        caller(POST, "/aura/hitl/requests/{requestId}/ack", outcomes::acknowledge),
-        caller(POST, "/aura/hitl/requests/{requestId}/cancel", outcomes::cancel),
-        caller(GET, "/aura/hitl/signals/{sessionId}", signals::read),
-        caller(GET, "/aura/hitl/signals/{sessionId}/stream", signals::stream),
-        caller(GET, "/main/agent/tasks", tasks::list),
-        caller(POST, "/main/agent/tasks", tasks::create),
-        caller(GET, "/main/agent/tasks/{taskId}", tasks::read),
-        caller(POST, "/main/agent/tasks/{taskId}/start", tasks::start),
-        caller(POST, "/main/agent/tasks/{taskId}/execute", tasks::execute),
-        caller(PATCH, "/main/agent/tasks/{taskId}/progress", tasks::progress),
-        caller(POST, "/main/agent/tasks/{taskId}/complete", tasks::complete),
-        caller(POST, "/main/agent/tasks/{taskId}/fail", tasks::fail),
-        caller(PUT, "/main/agent/tasks/{taskId}/plan-steps", tasks::replace_plan),
-        caller(POST, "/main/agent/tasks/{taskId}/plan-steps", tasks::merge_plan),
-        open(GET, "/main/health", health::main_health),
-        open(GET, "/main/info", health::info),
-        open(GET, "/health/live", health::live),
-        open(GET, "/health/ready", health::ready),
-        open(GET, document::ADDRESS, document::serve),
-    ]
+pub fn table() -> Vec<Endpoint> {
+    endpoints! {
+        approver approvals::approve [NotFound, AlreadyDecided, Gone, Changed, Unprocessable, Unconditional]
+        approver approvals::reject [NotFound, AlreadyDecided, Gone, Changed, Unprocessable, Unconditional]
+        caller approvals::register [Conflict, WrongState]
+        caller approvals::read [NotFound, Unprocessable]
+        caller outcomes::read [NotFound, Unprocessable]
+        caller outcomes::acknowledge [NotFound, Conflict, Unprocessable]
+        caller outcomes::cancel [NotFound, AlreadyDecided, Gone, Unprocessable]
+        caller signals::read []
+        caller signals::stream []
+        caller tasks::list []
+        caller tasks::create []
+        caller tasks::read [NotFound]
+        caller tasks::start [NotFound, WrongState]
+        caller tasks::execute [NotFound, WrongState]
+        caller tasks::progress [NotFound, WrongState]
+        caller tasks::complete [NotFound, WrongState]
+        caller tasks::fail [NotFound, WrongState]
+        caller tasks::replace_plan [NotFound, WrongState]
+        caller tasks::merge_plan [NotFound, WrongState]
+        open health::main_health []
+        open health::info []
+        open health::live []
+        open health::ready []
+        open document::serve []
+    }
+}
+
+/// The API document of this release.
+#[must_use]
+pub fn document() -> utoipa::openapi::OpenApi {
+    document::assemble(table())
 }
 
 /// Adds every route, and Swagger UI beside them.
@@ -92,88 +88,23 @@ pub fn configure(service: &mut ServiceConfig) {
 /// The page by address. One that is asked with another method than its own answers the contract's
 /// 405.
 fn addresses() -> Vec<Resource> {
-    let mut addresses = IndexMap::<_, Vec<_>>::new();
-    for entry in table() {
-        addresses.entry(entry.path).or_default().push(entry);
+    let mut addresses = IndexMap::<String, Vec<_>>::new();
+    for Endpoint { path, method, route, .. } in table() {
+        addresses.entry(path).or_default().push((method, route));
     }
-    let resource = |(path, entries): (&str, Vec<Entry>)| {
-        let methods = entries.iter().map(|entry| entry.method.as_str()).collect::<Vec<_>>();
+    let resource = |(path, routes): (String, Vec<(Method, Route)>)| {
+        let methods = routes.iter().map(|(method, _)| method.as_str()).collect::<Vec<_>>();
         let allow = methods.join(", ");
         let refuse = move || {
             std::future::ready(Err::<HttpResponse, _>(ApiError::method_not_allowed(&allow)))
         };
-        entries
+        routes
             .into_iter()
-            .fold(web::resource(path), |resource, entry| resource.route(entry.route))
+            .fold(web::resource(path), |resource, (_method, route)| resource.route(route))
             .default_service(web::to(refuse))
     };
     addresses.into_iter().map(resource).collect()
 }
-
-/// For anybody.
-fn open<H, A>(method: Method, path: &'static str, handler: H) -> Entry
-where
-    H: Handler<A, Output: Responder + 'static>,
-    A: FromRequest + 'static,
-{
-    let route = web::method(method.clone()).to(handler);
-    Entry { method, path, access: Access::Open, route }
-}
-
-/// For whoever has a token: only for handlers that ask who is calling.
-///
-/// ```
-/// # use aura_hitl::api::{identity::CallerOf, routes::caller};
-/// # use actix_web::http::Method;
-/// caller(Method::GET, "/x", |caller: CallerOf| async move { caller.0.user.to_string() });
-/// ```
-///
-/// ```compile_fail
-/// # use aura_hitl::api::{identity::CallerOf, routes::caller};
-/// # use actix_web::http::Method;
-/// caller(Method::GET, "/x", || async move { "anybody reads this" });
-/// ```
-pub fn caller<H, A>(method: Method, path: &'static str, handler: H) -> Entry
-where
-    H: Handler<A, Output: Responder + 'static>,
-    A: BeginsWith<CallerOf> + FromRequest + 'static,
-{
-    Entry { access: Access::Caller, ..open(method, path, handler) }
-}
-
-/// For whoever may decide: only for handlers that ask for an approver.
-///
-/// ```
-/// # use aura_hitl::api::{identity::ApproverOf, routes::approver};
-/// # use actix_web::http::Method;
-/// approver(Method::POST, "/x", |person: ApproverOf| async move { person.0.user.to_string() });
-/// ```
-///
-/// ```compile_fail
-/// # use aura_hitl::api::{identity::CallerOf, routes::approver};
-/// # use actix_web::http::Method;
-/// approver(Method::POST, "/x", |agent: CallerOf| async move { agent.0.user.to_string() });
-/// ```
-pub fn approver<H, A>(method: Method, path: &'static str, handler: H) -> Entry
-where
-    H: Handler<A, Output: Responder + 'static>,
-    A: BeginsWith<ApproverOf> + FromRequest + 'static,
-{
-    Entry { access: Access::Approver, ..open(method, path, handler) }
-}
-
-/// The arguments of a handler whose first one is `First`. actix reads them in this order, so
-/// nothing else of the call is looked at before its caller is known.
-pub trait BeginsWith<First> {}
-
-macro_rules! begins_with {
-    ($($rest:ident)*) => { impl<First, $($rest),*> BeginsWith<First> for (First, $($rest),*) {} };
-}
-begins_with!();
-begins_with!(A);
-begins_with!(A B);
-begins_with!(A B C);
-begins_with!(A B C D);
 
 /// Whatever has no address.
 ///

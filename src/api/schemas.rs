@@ -2,7 +2,9 @@
 //! themselves are in [`crate::domain::ids`] and [`crate::domain::plan`].
 
 use serde_json::{Value, json};
+use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::domain::ids::{MAX_NAME_BYTES, MAX_REQUEST_ID_BYTES};
 use crate::domain::plan::{MAX_STEPS, STEP_STATUSES};
@@ -46,6 +48,55 @@ pub fn any() -> Schema {
     ObjectBuilder::new().schema_type(SchemaType::AnyValue).into()
 }
 
+/// Makes a type out of a schema: utoipa's attributes take types.
+macro_rules! schema_type {
+    ($(#[$meaning:meta])* $name:ident = $schema:expr) => {
+        $(#[$meaning])*
+        pub struct $name;
+
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                $schema.into()
+            }
+        }
+
+        impl ToSchema for $name {}
+    };
+}
+
+schema_type!(
+    /// A request's or a task's id.
+    Id = id()
+);
+schema_type!(
+    /// Any JSON.
+    AnyJson = any()
+);
+schema_type!(
+    /// One plan step.
+    PlanStep = of(step())
+);
+schema_type!(
+    /// Plan steps.
+    Plan = of(json!({ "type": "array", "maxItems": MAX_STEPS, "items": a_step() }))
+);
+schema_type!(
+    /// One plan step, or several.
+    PlanUpdate = {
+        let several = json!({ "type": "array", "maxItems": MAX_STEPS, "items": a_step() });
+        of(json!({ "anyOf": [a_step(), several] }))
+    }
+);
+
+/// Plan steps, or none.
+pub fn optional_plan() -> Schema {
+    of(json!({ "type": ["array", "null"], "maxItems": MAX_STEPS, "items": a_step() }))
+}
+
+fn a_step() -> Value {
+    json!({ "$ref": "#/components/schemas/PlanStep" })
+}
+
 /// One plan step, flat or wrapped in `data`. It is known by its `stepId`, or else by its `id`; `null`
 /// says nothing.
 fn step() -> Value {
@@ -74,22 +125,6 @@ fn step() -> Value {
 /// Those of a step, and none.
 fn statuses() -> Value {
     STEP_STATUSES.map(Value::from).into_iter().chain([Value::Null]).collect()
-}
-
-/// Plan steps.
-pub fn plan() -> Schema {
-    of(json!({ "type": "array", "maxItems": MAX_STEPS, "items": step() }))
-}
-
-/// The same, or none.
-pub fn optional_plan() -> Schema {
-    of(json!({ "type": ["array", "null"], "maxItems": MAX_STEPS, "items": step() }))
-}
-
-/// One plan step, or several.
-pub fn steps() -> Schema {
-    let several = json!({ "type": "array", "maxItems": MAX_STEPS, "items": step() });
-    of(json!({ "anyOf": [step(), several] }))
 }
 
 /// What stands here is constant, so it is a schema; a test compares it with what comes of it.

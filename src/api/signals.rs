@@ -11,10 +11,12 @@ use tokio::time::sleep;
 use utoipa::IntoParams;
 
 use super::body::Query;
-use super::envelope::{Answer, nothing, ok};
+use super::envelope::{Answer, Envelope, nothing, ok};
 use super::error::ApiError;
+use super::examples::success;
 use super::identity::{CallerOf, is_agent, rest_of_token};
 use super::outcomes::wait_of;
+use super::schemas;
 use super::{request_id, session_id};
 use crate::api::connection::end_with_client;
 use crate::domain::approver::Caller;
@@ -42,7 +44,7 @@ const RETRIEVED: &str = "Signal retrieved";
 #[into_params(parameter_in = Query)]
 pub struct SignalQuery {
     /// Only a signal for this request.
-    #[param(example = "req-12345")]
+    #[param(value_type = Option<schemas::Id>, inline, example = "req-12345")]
     request_id: Option<String>,
     /// Longest to wait for it, in seconds; 0 when absent.
     #[param(value_type = u64, required = false, minimum = 0, maximum = 55)]
@@ -55,7 +57,7 @@ pub struct SignalQuery {
 #[into_params(parameter_in = Query)]
 pub struct StreamQuery {
     /// Only those of this request.
-    #[param(example = "req-12345")]
+    #[param(value_type = Option<schemas::Id>, inline, example = "req-12345")]
     request_id: Option<String>,
 }
 
@@ -79,9 +81,14 @@ struct OutcomeEvent<'a> {
 /// # Errors
 /// As the contract says.
 #[utoipa::path(
-    get, path = "/aura/hitl/signals/{sessionId}", tag = "signals",
-    params(("sessionId" = String, Path, example = "session_user123_1706149260"), SignalQuery),
-    responses((status = 200, description = "The signal as a JSON string, or no data", body = super::envelope::Envelope<String>))
+    get, path = "/aura/hitl/signals/{sessionId}", params(SignalQuery),
+    responses((
+        status = 200, description = "The signal as a JSON string, or no data", body = Envelope<String>,
+        example = json!(success(
+            RETRIEVED,
+            r#"{"type":"approval","requestId":"req-12345","status":"approved","timestamp":1706152860}"#,
+        )),
+    ))
 )]
 pub async fn read(
     CallerOf(caller): CallerOf,
@@ -144,12 +151,18 @@ pub async fn read(
 /// # Errors
 /// As the contract says.
 #[utoipa::path(
-    get, path = "/aura/hitl/signals/{sessionId}/stream", tag = "signals",
-    params(
-        ("sessionId" = String, Path, example = "session_user123_1706149260"), StreamQuery,
-        ("Last-Event-ID" = Option<String>, Header),
-    ),
-    responses((status = 200, description = "Events `approval`, `rejection`, `expired` and `cancelled`", body = String, content_type = "text/event-stream"))
+    get, path = "/aura/hitl/signals/{sessionId}/stream",
+    params(StreamQuery, ("Last-Event-ID" = Option<String>, Header)),
+    responses((
+        status = 200, description = "Events `approval`, `rejection`, `expired` and `cancelled`",
+        body = String, content_type = "text/event-stream",
+        example = json!(concat!(
+            "retry: 1000\n\nid: 1\nevent: approval\n",
+            r#"data: {"type":"approval","requestId":"req-12345","status":"approved","timestamp":1706152860,"#,
+            r#""fingerprint":"867fde4fc583e15bf89001ed3d7d15494603a334605ab747d88130cf7ed58894"}"#,
+            "\n\n",
+        )),
+    ))
 )]
 pub async fn stream(
     CallerOf(caller): CallerOf,

@@ -2,13 +2,15 @@
 
 use actix_web::web;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 use validator::{Validate, ValidationErrors};
 
 use super::body::{AnyJson, Checked, Query, TASK_BYTES, whole_number};
-use super::envelope::{Answer, created, ok, wire_time};
+use super::envelope::{Answer, Envelope, created, ok, wire_time};
 use super::error::ApiError;
+use super::examples::{TASK, plan_step, success, task};
 use super::schemas;
 use super::task_id;
 use super::text::Text;
@@ -206,9 +208,15 @@ impl From<Task> for TaskView {
 /// # Errors
 /// As the contract says; no task is made then.
 #[utoipa::path(
-    post, path = "/main/agent/tasks", tag = "tasks",
-    request_body = TaskBody,
-    responses((status = 201, description = "The task, REQUESTED", body = super::envelope::Envelope<TaskView>))
+    post, path = "/main/agent/tasks",
+    request_body(content = TaskBody, example = json!({
+        "taskType": "mail_summary", "userId": "user123", "tenantId": "tenant1",
+        "description": "Summarise the inbox", "inputData": { "folder": "inbox" },
+    })),
+    responses((
+        status = 201, description = "The task, REQUESTED", body = Envelope<TaskView>,
+        example = json!(success("Task created", task("REQUESTED", 0))),
+    ))
 )]
 pub async fn create(
     CallerOf(caller): CallerOf,
@@ -246,9 +254,11 @@ pub async fn create(
 /// # Errors
 /// As the contract says.
 #[utoipa::path(
-    get, path = "/main/agent/tasks/{taskId}", tag = "tasks",
-    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
-    responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
+    get, path = "/main/agent/tasks/{taskId}",
+    responses((
+        status = 200, description = "The task", body = Envelope<TaskView>,
+        example = json!(success("Task retrieved", task("IN_PROGRESS", 40))),
+    ))
 )]
 pub async fn read(
     CallerOf(caller): CallerOf,
@@ -267,9 +277,15 @@ pub async fn read(
 /// # Errors
 /// As the contract says.
 #[utoipa::path(
-    get, path = "/main/agent/tasks", tag = "tasks",
-    params(ListQuery),
-    responses((status = 200, description = "A page of tasks", body = super::envelope::Envelope<TaskPage>))
+    get, path = "/main/agent/tasks", params(ListQuery),
+    responses((
+        status = 200, description = "A page of tasks", body = Envelope<TaskPage>,
+        example = json!(success("Tasks retrieved", json!({
+            "content": [task("IN_PROGRESS", 40)], "totalElements": 1, "totalPages": 1,
+            "number": 0, "size": 20, "first": true, "last": true, "numberOfElements": 1,
+            "empty": false,
+        }))),
+    ))
 )]
 pub async fn list(
     CallerOf(caller): CallerOf,
@@ -332,9 +348,11 @@ fn filter(query: ListQuery, caller: Caller) -> Result<TaskFilter, ApiError> {
 /// # Errors
 /// As the contract says; the task is as it was then.
 #[utoipa::path(
-    post, path = "/main/agent/tasks/{taskId}/start", tag = "tasks",
-    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
-    responses((status = 200, description = "The task, IN_PROGRESS", body = super::envelope::Envelope<TaskView>))
+    post, path = "/main/agent/tasks/{taskId}/start",
+    responses((
+        status = 200, description = "The task, IN_PROGRESS", body = Envelope<TaskView>,
+        example = json!(success("Task started", task("IN_PROGRESS", 0))),
+    ))
 )]
 pub async fn start(
     CallerOf(caller): CallerOf,
@@ -349,9 +367,11 @@ pub async fn start(
 /// # Errors
 /// Those of [`start`].
 #[utoipa::path(
-    post, path = "/main/agent/tasks/{taskId}/execute", tag = "tasks",
-    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
-    responses((status = 200, description = "The task's id", body = super::envelope::Envelope<String>))
+    post, path = "/main/agent/tasks/{taskId}/execute",
+    responses((
+        status = 200, description = "The task's id", body = Envelope<String>,
+        example = json!(success("Task execution started", TASK)),
+    ))
 )]
 pub async fn execute(
     CallerOf(caller): CallerOf,
@@ -367,10 +387,15 @@ pub async fn execute(
 /// # Errors
 /// As the contract says; the task is as it was then.
 #[utoipa::path(
-    patch, path = "/main/agent/tasks/{taskId}/progress", tag = "tasks",
-    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
-    request_body = ProgressBody,
-    responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
+    patch, path = "/main/agent/tasks/{taskId}/progress",
+    request_body(
+        content = ProgressBody,
+        example = json!({ "progress": 40, "description": "Summarise the inbox" }),
+    ),
+    responses((
+        status = 200, description = "The task", body = Envelope<TaskView>,
+        example = json!(success("Task progress updated", task("IN_PROGRESS", 40))),
+    ))
 )]
 pub async fn progress(
     CallerOf(caller): CallerOf,
@@ -388,10 +413,15 @@ pub async fn progress(
 /// # Errors
 /// As the contract says; the task is as it was then.
 #[utoipa::path(
-    post, path = "/main/agent/tasks/{taskId}/complete", tag = "tasks",
-    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
-    request_body(content = Option<Value>, content_type = "application/json"),
-    responses((status = 200, description = "The task, COMPLETED", body = super::envelope::Envelope<TaskView>))
+    post, path = "/main/agent/tasks/{taskId}/complete",
+    request_body(
+        content = ref("#/components/schemas/AnyJson"), content_type = "application/json",
+        example = json!({ "mails": 12 }),
+    ),
+    responses((
+        status = 200, description = "The task, COMPLETED", body = Envelope<TaskView>,
+        example = json!(success("Task completed", task("COMPLETED", 100))),
+    ))
 )]
 pub async fn complete(
     CallerOf(caller): CallerOf,
@@ -408,10 +438,16 @@ pub async fn complete(
 /// # Errors
 /// As the contract says; the task is as it was then.
 #[utoipa::path(
-    post, path = "/main/agent/tasks/{taskId}/fail", tag = "tasks",
-    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6"), FailQuery),
-    request_body(content = Option<FailBody>, content_type = "application/json"),
-    responses((status = 200, description = "The task, FAILED", body = super::envelope::Envelope<TaskView>))
+    post, path = "/main/agent/tasks/{taskId}/fail",
+    params(FailQuery),
+    request_body(
+        content = Option<FailBody>, content_type = "application/json",
+        example = json!({ "errorMessage": "mailbox is full" }),
+    ),
+    responses((
+        status = 200, description = "The task, FAILED", body = Envelope<TaskView>,
+        example = json!(success("Task failed", task("FAILED", 40))),
+    ))
 )]
 pub async fn fail(
     CallerOf(caller): CallerOf,
@@ -441,10 +477,12 @@ pub async fn fail(
 /// # Errors
 /// As the contract says; the plan is as it was then.
 #[utoipa::path(
-    put, path = "/main/agent/tasks/{taskId}/plan-steps", tag = "tasks",
-    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
-    request_body(content = Value, content_type = "application/json"),
-    responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
+    put, path = "/main/agent/tasks/{taskId}/plan-steps",
+    request_body(content = schemas::Plan, example = json!([plan_step()])),
+    responses((
+        status = 200, description = "The task", body = Envelope<TaskView>,
+        example = json!(success("Plan replaced", task("IN_PROGRESS", 40))),
+    ))
 )]
 pub async fn replace_plan(
     CallerOf(caller): CallerOf,
@@ -462,10 +500,15 @@ pub async fn replace_plan(
 /// # Errors
 /// As the contract says; the plan is as it was then.
 #[utoipa::path(
-    post, path = "/main/agent/tasks/{taskId}/plan-steps", tag = "tasks",
-    params(("taskId" = String, Path, example = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6")),
-    request_body(content = Value, content_type = "application/json"),
-    responses((status = 200, description = "The task", body = super::envelope::Envelope<TaskView>))
+    post, path = "/main/agent/tasks/{taskId}/plan-steps",
+    request_body(
+        content = schemas::PlanUpdate,
+        example = json!({ "type": "plan_step_update", "data": plan_step() }),
+    ),
+    responses((
+        status = 200, description = "The task", body = Envelope<TaskView>,
+        example = json!(success("Plan updated", task("IN_PROGRESS", 40))),
+    ))
 )]
 pub async fn merge_plan(
     CallerOf(caller): CallerOf,

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Write as _};
 
-use crate::api::document::document;
+use crate::api::routes::document;
 
 /// Prints the document.
 pub fn run() -> anyhow::Result<()> {

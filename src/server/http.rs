@@ -47,6 +47,7 @@ pub fn serve(config: &Config, app: &AppState, listener: TcpListener) -> anyhow::
     let app = web::Data::new(app.clone());
     let readiness = web::Data::new(LastAnswer::default());
     let scrape = web::Data::new(Scrape::default());
+    let document = web::Data::new(routes::document());
     let metrics_routes =
         if config.metrics_address.is_none() { scrape::configure } else { |_: &mut _| {} };
     let origins = config.cors_origins.clone();
@@ -55,6 +56,7 @@ pub fn serve(config: &Config, app: &AppState, listener: TcpListener) -> anyhow::
             .app_data(app.clone())
             .app_data(readiness.clone())
             .app_data(scrape.clone())
+            .app_data(document.clone())
             .app_data(web::PathConfig::default().error_handler(|_error, _request| {
                 let text = Text::new("is not valid", "형식이 올바르지 않습니다");
                 ApiError::invalid_field("path", text).into()

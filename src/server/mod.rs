@@ -130,7 +130,7 @@ impl Replica {
                 courier: app.courier.engine(),
                 max_clients: config.max_connections,
             },
-            ErrorCode::ALL.into_iter().map(ErrorCode::reason),
+            ErrorCode::ALL.iter().map(|code| code.reason()),
         )?;
         let listener = TcpListener::bind((config.host.as_str(), config.port)).map_err(|error| {
             let address = format!("{}:{}", config.host, config.port);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use aura_hitl::api::routes::Access;
+use aura_hitl::api::endpoint::Access;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::State;
@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use support::forged::{self, Forged, claims, now};
 use support::harmful::{BODY, odd_identities};
 use support::{
-    ALICE, Answer, Asked, MALLORY, Mode, Operation, PREFIXES, TestApp, Who, eventually, framed,
-    operations,
+    ALICE, Answer, Asked, MALLORY, Mode, Operation, PREFIXES, TestApp, Who, document, eventually,
+    framed, operations,
 };
 
 /// What anybody may call. Nothing else answers without a token.
@@ -75,7 +75,7 @@ fn only_the_open_routes_are_open_and_only_decisions_ask_for_a_person() {
 /// The table of routes and the document name the same operations, under the same conditions.
 #[test]
 fn every_route_is_in_the_document_and_nothing_else_is() {
-    let document = serde_json::to_value(aura_hitl::api::document::document()).unwrap();
+    let document = document();
     let documented = document["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
         let methods = item.as_object().unwrap().keys();
         methods.map(move |method| (method.to_uppercase(), path.clone()))

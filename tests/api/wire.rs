@@ -5,13 +5,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
+use aura_hitl::api::error::ErrorCode;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::ids::RequestId;
 use chrono::TimeDelta;
-use insta::assert_snapshot;
+use insta::{assert_snapshot, assert_yaml_snapshot};
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::{ALICE, Answer, Asked, BOB, Mode, TestApp, operations, test_variable, unique};
+use support::{
+    ALICE, Answer, Asked, BOB, Mode, TestApp, document, operations, test_variable, unique,
+};
 
 /// 2026-01-16T12:00:00Z.
 const NOON_MICROS: i64 = 1_768_564_800_000_000;
@@ -284,7 +287,49 @@ async fn errors_in_both_languages() {
 
 #[test]
 fn the_document_changes_only_on_purpose() {
-    assert_snapshot!("openapi", aura_hitl::api::document::document().to_pretty_json().unwrap());
+    assert_yaml_snapshot!("openapi", aura_hitl::api::routes::document());
+}
+
+/// Every error code is documented, and nothing else is documented as one.
+#[test]
+fn the_document_knows_the_error_codes() {
+    let examples = operations().into_iter().flat_map(|operation| {
+        let answers = operation.document["responses"].as_object().unwrap().clone();
+        answers.into_iter().flat_map(|(status, answer)| {
+            let examples = answer["content"]["application/json"]["examples"].clone();
+            let examples = examples.as_object().cloned().unwrap_or_default();
+            examples.into_iter().map(move |(code, example)| {
+                assert_eq!(example["value"]["errorCode"], code);
+                (code, status.clone())
+            })
+        })
+    });
+    let codes = ErrorCode::ALL
+        .iter()
+        .map(|code| (code.as_str().to_owned(), code.status().as_str().to_owned()));
+    assert_eq!(examples.collect::<BTreeSet<_>>(), codes.collect());
+}
+
+/// The document says what several operations share once, and nothing that none of them needs.
+#[test]
+fn every_component_is_referred_to() {
+    let document = document();
+    let mut references = BTreeSet::from(["#/components/securitySchemes/bearer".to_owned()]);
+    let mut parts = vec![&document];
+    while let Some(part) = parts.pop() {
+        references.extend(part["$ref"].as_str().map(ToOwned::to_owned));
+        match part {
+            Value::Object(fields) => parts.extend(fields.values()),
+            Value::Array(items) => parts.extend(items),
+            _ => {}
+        }
+    }
+    let components = document["components"].as_object().unwrap().iter();
+    let components = components.flat_map(|(kind, components)| {
+        let names = components.as_object().unwrap().keys();
+        names.map(move |name| format!("#/components/{kind}/{name}"))
+    });
+    assert_eq!(components.collect::<BTreeSet<_>>(), references);
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub use asked::{Asked, candidate};
 pub use eventually::{eventually, eventually_within};
 pub use ledger::{decide_on_ledger, find_record, fresh_database, writing};
 pub use names::{test_variable, unique};
-pub use operations::{Operation, PREFIXES, careful_operations, operations};
+pub use operations::{Operation, PREFIXES, careful_operations, document, operations};
 pub use people::{ADMIN, ALICE, BOB, MALLORY, Who};
 pub use program::{Program, Running};
 pub use servers::{

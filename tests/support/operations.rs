@@ -2,7 +2,7 @@
 //! them finds a new one by itself: addresses with ids filled in, example bodies, limits, and who may
 //! call.
 
-use aura_hitl::api::routes::{Access, Entry};
+use aura_hitl::api::endpoint::{Access, Endpoint};
 use reqwest::Method;
 use serde_json::Value;
 
@@ -76,17 +76,45 @@ impl Operation {
     }
 }
 
+/// The API document.
+pub fn document() -> Value {
+    serde_json::to_value(aura_hitl::api::routes::document()).unwrap()
+}
+
 /// Every route.
 pub fn operations() -> Vec<Operation> {
-    let document = serde_json::to_value(aura_hitl::api::document::document()).unwrap();
-    let operation = |entry: Entry| Operation {
-        document: document["paths"][entry.path][entry.method.as_str().to_lowercase()].clone(),
-        // actix has HTTP types of its own.
-        method: entry.method.as_str().parse().unwrap(),
-        pattern: entry.path,
-        access: entry.access,
+    let document = document();
+    let operation = |route: Endpoint| {
+        let method = route.method.as_str();
+        let documented = &document["paths"][&route.path][method.to_lowercase()];
+        Operation {
+            document: expanded(&document, documented),
+            // actix has HTTP types of its own.
+            method: method.parse().unwrap(),
+            pattern: route.path.leak(),
+            access: route.access,
+        }
     };
     aura_hitl::api::routes::table().into_iter().map(operation).collect()
+}
+
+/// A part of the document, with what it refers to in place of each reference.
+fn expanded(document: &Value, part: &Value) -> Value {
+    let expand = |part| expanded(document, part);
+    match part {
+        Value::Object(fields) => {
+            let target = fields.get("$ref").map(|target| {
+                let target = target.as_str().unwrap();
+                document.pointer(&target[1..]).unwrap_or_else(|| panic!("{target} leads nowhere"))
+            });
+            let target = target.and_then(|target| expand(target).as_object().cloned());
+            let own = fields.iter().filter(|(name, _)| *name != "$ref");
+            let own = own.map(|(name, field)| (name.clone(), expand(field)));
+            Value::Object(target.into_iter().flatten().chain(own).collect())
+        }
+        Value::Array(items) => items.iter().map(expand).collect(),
+        other => other.clone(),
+    }
 }
 
 /// The routes that end by themselves and that change nothing unless they are sent the right body.
