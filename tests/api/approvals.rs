@@ -11,6 +11,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use support::{
     ALICE, Answer, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, eventually, redis, unique,
+    until_there_is_room,
 };
 
 const PREFIXES: [&str; 2] = ["/api/aura/hitl", "/aura/hitl"];
@@ -674,9 +675,11 @@ over_redis! {
             async move {
                 let who = Who { user, ..ALICE };
                 if n % 20 < 10 {
-                    (user, "approved", app.approve(who, id).await)
+                    let approve = async || app.approve(who, id).await;
+                    (user, "approved", until_there_is_room(approve).await)
                 } else {
-                    (user, "rejected", app.reject(who, id, Some(user)).await)
+                    let reject = async || app.reject(who, id, Some(user)).await;
+                    (user, "rejected", until_there_is_room(reject).await)
                 }
             }
         });

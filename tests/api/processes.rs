@@ -19,7 +19,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use support::{
     ALICE, Answer, Asked, Ear, eventually, find_record, fresh_database, put_request, put_session,
-    test_variable, unique,
+    test_variable, unique, until_there_is_room,
 };
 
 const SECRET: &str = "a secret that the Auth server shares with us";
@@ -119,17 +119,15 @@ impl Replicas {
             (UserId::parse(user.as_str()).unwrap(), TenantId::parse(ALICE.tenant).unwrap());
         let token = identity::mint(&config, &sub, &tenant, ALICE.role, 600).unwrap();
         let base = &self.processes[click % 2].base;
-        let response = self
+        let call = self
             .client
             .post(format!("{base}/api/aura/hitl/{verb}/{id}"))
             .bearer_auth(token)
             .header("X-Tenant-ID", ALICE.tenant)
             .header("X-User-ID", &user)
-            .json(&json!({ "userId": user, "reason": format!("click {click}") }))
-            .send()
-            .await
-            .unwrap();
-        (user, verdict, Answer::of(response).await)
+            .json(&json!({ "userId": user, "reason": format!("click {click}") }));
+        let click = async || Answer::of(call.try_clone().unwrap().send().await.unwrap()).await;
+        (user, verdict, until_there_is_room(click).await)
     }
 
     async fn record(&self, id: &str) -> Record {

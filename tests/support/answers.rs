@@ -19,6 +19,20 @@ pub struct Answer {
     pub body: Value,
 }
 
+/// Calls again for as long as the service says that it is too busy and has done nothing, as the
+/// contract tells clients to.
+pub async fn until_there_is_room(mut call: impl AsyncFnMut() -> Answer) -> Answer {
+    for _attempt in 0..60 {
+        let answer = call().await;
+        let message = answer.body["message"].as_str().unwrap_or("");
+        if !(answer.code() == "E5000" && message.contains("nothing was decided")) {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    panic!("the service has had no room for 30 s");
+}
+
 impl Answer {
     /// All of it; of a stream, what comes at once.
     pub async fn of(mut response: Response) -> Self {

@@ -38,7 +38,7 @@ mod sockets;
 pub mod tls;
 
 pub use agents::{Ear, put_request, put_session, reached, redis, told_to_redis};
-pub use answers::Answer;
+pub use answers::{Answer, until_there_is_room};
 pub use asked::{Asked, candidate};
 pub use eventually::{eventually, eventually_within};
 pub use ledger::{decide_on_ledger, find_record, fresh_database, writing};
