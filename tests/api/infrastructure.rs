@@ -18,8 +18,9 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 use support::proxy::Proxy;
 use support::{
-    ALICE, Asked, BOB, Mode, PgBouncer, PrivatePostgres, PrivateRedis, Program, TestApp, Tmpfs,
-    eventually, eventually_within, free_port, fresh_database, test_variable, unique,
+    ALICE, Asked, BOB, Mode, PgBouncer, PrivatePostgres, PrivateRedis, Program, REQUEST_TIMES,
+    TestApp, Tmpfs, eventually, eventually_within, free_port, fresh_database, request_row,
+    task_row, test_variable, unique,
 };
 use tempfile::TempDir;
 
@@ -332,14 +333,7 @@ async fn an_offer_of_another_protocol_is_ignored() {
 async fn totals_are_exact_to_a_point_and_then_the_least_there_can_be() {
     let app = TestApp::spawn(Mode::Production).await;
     let LedgerConfig::Postgres { url, .. } = &app.config.ledger else { unreachable!() };
-    let add = |from: u32, to: u32| {
-        format!(
-            "INSERT INTO agent_task (task_id, user_id, tenant_id, task_type, status, progress,
-                                     plan_steps, created_at, updated_at)
-             SELECT 'task_' || n, 'user123', 'tenant1', 't', 'REQUESTED', 0, '[]', now(), now()
-               FROM generate_series({from}, {to}) AS n"
-        )
-    };
+    let add = |from: u32, to: u32| task_row().with("task_id", "'task_' || n").insert_each(from, to);
     let url = url.expose_secret();
     let total = async |page: u32| {
         let path = format!("/api/main/agent/tasks?size=100&page={page}");

@@ -19,25 +19,24 @@ use sha2::{Digest as _, Sha256};
 use sqlx::{Connection as _, PgConnection};
 use support::{
     ALICE, Answer, Asked, BOB, Program, TestApp, decide_on_ledger, eventually, fresh_database,
-    test_variable, unique,
+    request_row, test_variable, unique,
 };
 use tempfile::TempDir;
 
 use crate::lifecycle::assert_refused;
 
 /// 2,500 approved requests of one moment, each in a session of its own.
-const MANY: &str = "INSERT INTO hitl_request (
-        request_id, origin, tenant_id, session_id, action_type, fingerprint, content_hash, document,
-        task_id, owns_task, created_at, expires_at, status, decided_by, decided_at, delivery,
-        owed_since, due_at, sent_at, outcome, settled_at
-    )
-    WITH RECURSIVE n(i) AS (SELECT 10000 UNION ALL SELECT i + 1 FROM n WHERE i < 12499)
-    SELECT 'bulk_' || i, 'http', 'tenant1', 'session_' || i, 'send_email', 'f', 'h', '{}',
-        'task_' || i, FALSE, '2020-01-31T23:00:00+00:00', '2020-01-31T23:30:00+00:00', 'approved',
-        'user123', '2020-01-31T23:00:00.000001+00:00', 'sent', '2020-01-31T23:00:00+00:00',
-        '2020-01-31T23:00:00+00:00', '2020-01-31T23:00:00+00:00', 1,
-        '2020-01-31T23:00:00.000001+00:00'
-    FROM n";
+fn many() -> String {
+    let (created, decided) = ("'2020-01-31T23:00:00+00:00'", "'2020-01-31T23:00:00.000001+00:00'");
+    request_row()
+        .with("request_id", "'bulk_' || n")
+        .with("session_id", "'session_' || n")
+        .with("task_id", "'task_' || n")
+        .at(&["created_at", "owed_since", "due_at", "sent_at"], created)
+        .with("expires_at", "'2020-01-31T23:30:00+00:00'")
+        .at(&["decided_at", "settled_at"], decided)
+        .insert_each(10_000, 12_499)
+}
 
 /// Whatever is owed stays owed: the relay has to wait.
 const OWED_FOR_LONG: &str =
@@ -189,7 +188,7 @@ over_redis! {
 
 both_modes! {
     async fn a_purge_goes_in_batches_and_two_at_once_share_the_work(app: TestApp) {
-        app.sql(MANY).await;
+        app.sql(many()).await;
         let retention = keeping(Some(90), None);
         assert_eq!(purge(&app, retention, 0).await, (100, 0));
         assert_eq!(number(&app, "SELECT COUNT(*) FROM hitl_request").await, 2400);
@@ -313,7 +312,7 @@ both_modes! {
 both_modes! {
     async fn the_worker_purges_what_the_settings_say(app: TestApp) {
         let mut app = app;
-        app.sql(MANY).await;
+        app.sql(many()).await;
         let kept = approved(&app, &unique("session")).await;
         app.config.retention = keeping(Some(90), None);
         app.restart().await;
@@ -328,7 +327,7 @@ both_modes! {
 
 both_modes! {
     async fn the_command_purges_beside_a_running_service(app: TestApp) {
-        app.sql(MANY).await;
+        app.sql(many()).await;
         let kept = approved(&app, &unique("session")).await;
         let turned_down = Asked::new();
         rejected(&app, &turned_down, "no").await;
@@ -436,7 +435,7 @@ both_modes! {
             made.push(asked.id);
         }
         let undecided = withdrawn(&app).await;
-        app.sql(MANY).await;
+        app.sql(many()).await;
         let mut times = Vec::new();
         for id in &made {
             times.push(to_the_microsecond(decided_at(&app, id).await));
@@ -476,7 +475,7 @@ fn shell(app: &TestApp, script: &str) -> Output {
 
 both_modes! {
     async fn an_export_that_nobody_reads_to_its_end_ends_quietly(app: TestApp) {
-        app.sql(MANY).await;
+        app.sql(many()).await;
         let output = shell(&app, r#"{ "$0" export --from=2020-01-01; echo "exit $?" >&2; } | head -n 1"#);
         assert_eq!(String::from_utf8_lossy(&output.stderr), "exit 0\n");
         assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 1);

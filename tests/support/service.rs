@@ -17,7 +17,7 @@ use aura_hitl::state::AppState;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
-use sqlx::{Connection as _, Executor as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tempfile::TempDir;
 
 use crate::agents::{put_request, put_session};
@@ -281,7 +281,8 @@ impl TestApp {
     }
 
     /// Runs a statement on the ledger's database, as an operator's or agent's own SQL would.
-    pub async fn sql(&self, statement: &'static str) {
+    pub async fn sql(&self, statement: impl Into<String>) {
+        let statement = AssertSqlSafe(statement.into());
         match (&self.config.ledger, self.state.ledger.sqlite_pool()) {
             (LedgerConfig::Postgres { url, .. }, _) => {
                 let mut connection = PgConnection::connect(url.expose_secret()).await.unwrap();

@@ -11,7 +11,7 @@ use aura_hitl::ledger::{Registered, TaskChange};
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use support::{ALICE, Asked, BOB, MALLORY, Mode, eventually, find_record, unique};
+use support::{ALICE, Asked, BOB, MALLORY, Mode, eventually, find_record, task_row, unique};
 
 use super::{Stores, new_task, no, now, owner, seconds, step, won};
 
@@ -253,15 +253,16 @@ async fn a_task_that_another_tenant_takes_at_this_moment_leaves_a_decision_whole
     let foreign = new_task(&unique("task"), MALLORY, now());
     let asked = Asked::new().with("taskId", json!(foreign.id.as_str()));
     let mut taking = pool.begin().await.unwrap();
-    sqlx::query(
-        "INSERT INTO agent_task (task_id, user_id, tenant_id, task_type, status, created_at, updated_at)
-         VALUES ($1, 'mallory', 'tenant2', 'mail_summary', 'REQUESTED', $2, $2)",
-    )
-    .bind(foreign.id.as_str())
-    .bind(foreign.created_at)
-    .execute(&mut *taking)
-    .await
-    .unwrap();
+    let theirs = task_row()
+        .with("task_id", "$1")
+        .with("user_id", "'mallory'")
+        .with("tenant_id", "'tenant2'")
+        .insert();
+    sqlx::query(sqlx::AssertSqlSafe(theirs))
+        .bind(foreign.id.as_str())
+        .execute(&mut *taking)
+        .await
+        .unwrap();
     let taken = async {
         eventually(async || {
             let waiting = "SELECT count(*) FROM pg_stat_activity

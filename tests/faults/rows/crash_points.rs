@@ -6,7 +6,7 @@ use futures_util::future::{join, join_all};
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
 use support::history::{Choice, Delivered, Ended};
-use support::{Asked, kill, unique};
+use support::{Asked, kill, task_row, unique};
 
 use crate::report::{Report, Scale};
 use crate::world::{Replica, World, ask};
@@ -181,15 +181,16 @@ async fn bring(world: &World, crasher: &str, by: By) -> (Asked, Instant) {
             ask(&mut agents, &asked).await;
             let mut other = world.database().await;
             let mut taking = other.begin().await.unwrap();
-            sqlx::query(
-                "INSERT INTO agent_task (task_id, user_id, tenant_id, task_type, status,
-                                         created_at, updated_at)
-                 VALUES ($1, 'mallory', 'tenant2', 'send_email', 'REQUESTED', now(), now())",
-            )
-            .bind(asked.document["taskId"].as_str().unwrap())
-            .execute(&mut *taking)
-            .await
-            .unwrap();
+            let theirs = task_row()
+                .with("task_id", "$1")
+                .with("user_id", "'mallory'")
+                .with("tenant_id", "'tenant2'")
+                .insert();
+            sqlx::query(sqlx::AssertSqlSafe(theirs))
+                .bind(asked.document["taskId"].as_str().unwrap())
+                .execute(&mut *taking)
+                .await
+                .unwrap();
             let waited_for = backend(&mut taking).await;
             join(people.decide(crasher, &asked.id, &choice), async {
                 waiting_for(world, waited_for, 1).await;
