@@ -18,9 +18,8 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 use support::proxy::Proxy;
 use support::{
-    ALICE, Asked, BOB, Mode, PgBouncer, PrivatePostgres, PrivateRedis, Program, REQUEST_TIMES,
-    TestApp, Tmpfs, eventually, eventually_within, free_port, fresh_database, request_row,
-    task_row, test_variable, unique,
+    ALICE, Asked, BOB, Mode, PgBouncer, PrivatePostgres, PrivateRedis, Program, TestApp, Tmpfs,
+    eventually, eventually_within, free_port, fresh_database, task_row, test_variable, unique,
 };
 use tempfile::TempDir;
 

@@ -47,7 +47,7 @@ pub use names::{test_variable, unique};
 pub use operations::{Operation, PREFIXES, careful_operations, document, operations};
 pub use people::{ADMIN, ALICE, BOB, MALLORY, Who};
 pub use program::{Program, Running};
-pub use rows::{REQUEST_TIMES, SqlRow, request_row, task_row};
+pub use rows::{SqlRow, request_row, task_row};
 pub use servers::{
     PgBouncer, PrivateCluster, PrivatePostgres, PrivateRedis, PrivateSentinels, Server, THEIR_PART,
     Tmpfs, free_port, kill, slot_of,

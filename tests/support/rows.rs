@@ -42,7 +42,7 @@ pub fn request_row() -> SqlRow {
 }
 
 /// When a request was made, may be decided no more, was decided, and its signal went out.
-pub const REQUEST_TIMES: [&str; 7] =
+const REQUEST_TIMES: [&str; 7] =
     ["created_at", "expires_at", "decided_at", "owed_since", "due_at", "sent_at", "settled_at"];
 
 impl SqlRow {
