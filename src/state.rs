@@ -119,6 +119,12 @@ impl AppState {
         }
     }
 
+    /// What keeps the ledger and the courier from being ready, if anything does.
+    pub async fn check_stores(&self) -> [Option<String>; 2] {
+        let (ledger, courier) = tokio::join!(self.ledger.check_writable(), self.courier.ping());
+        [ledger.err().map(|why| why.to_string()), courier.err().map(|why| why.to_string())]
+    }
+
     /// Calls that are at work.
     #[must_use]
     pub fn calls_under_way(&self) -> usize {

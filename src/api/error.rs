@@ -22,6 +22,7 @@ use crate::ledger::LedgerError;
 use crate::limits::{Limit, TooMany};
 use crate::requests::RequestError;
 use crate::state::Undone;
+use crate::tasks::TaskError;
 
 /// Seconds after which a 503 may be worth a retry.
 pub const RETRY_SECONDS: u64 = 1;
@@ -572,6 +573,18 @@ impl From<RequestError> for ApiError {
             RequestError::TooMany(too_many) => too_many.into(),
             RequestError::Undone(undone) => undone.into(),
             RequestError::OutcomeUnknown(error) => Self::unconfirmed(&error.to_string()),
+        }
+    }
+}
+
+impl From<TaskError> for ApiError {
+    fn from(problem: TaskError) -> Self {
+        match problem {
+            TaskError::NotFound => Self::no_such_task(),
+            TaskError::NotTheOwner => Refusal::NotTheOwner.into(),
+            TaskError::Refused(refusal) => Self::task_refused(&refusal),
+            TaskError::TooMany(too_many) => too_many.into(),
+            TaskError::Ledger(error) => error.into(),
         }
     }
 }

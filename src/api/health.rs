@@ -132,11 +132,7 @@ impl LastAnswer {
         }
         // On the runtime that the connections belong to: on a worker's they would end with it.
         let asking = app.clone();
-        let asking = app.runtime.spawn(async move {
-            let (ledger, courier) =
-                tokio::join!(asking.ledger.check_writable(), asking.courier.ping());
-            [ledger.err().map(|why| why.to_string()), courier.err().map(|why| why.to_string())]
-        });
+        let asking = app.runtime.spawn(async move { asking.check_stores().await });
         let found = asking.await.unwrap_or_else(|panic| [(); 2].map(|()| Some(panic.to_string())));
         let before = last.take().map(|(_, found)| found).unwrap_or_default();
         for (error, before) in found.iter().zip(&before) {

@@ -25,7 +25,7 @@ use crate::domain::ids::RequestId;
 use crate::domain::json;
 use crate::domain::record::Record;
 use crate::requests::heard::{answered, told, told_of};
-use crate::requests::signal::{find_signal, known_signal, signal_at_hand};
+use crate::requests::signal::{find_signal, known_signal, poll, signal_at_hand};
 use crate::requests::stream::Outcomes;
 use crate::requests::wait;
 use crate::state::AppState;
@@ -117,7 +117,7 @@ pub async fn read(
     // A request that an agent names may be a registered one, which needs no Redis.
     if wanted.as_ref().is_none_or(|wanted| app.decisions.of_redis(wanted).is_some()) {
         let room = app.make_room()?;
-        let answer = app.courier.poll(&session).await;
+        let answer = poll(&app, &session).await;
         drop(room);
         if let Ok(found) = &answer
             && let Some(signal) = signal_at_hand(&app, &caller, &session, wanted.as_ref(), found)

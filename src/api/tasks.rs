@@ -19,11 +19,9 @@ use crate::domain::approver::{Caller, Role};
 use crate::domain::ids::{TaskId, UserId};
 use crate::domain::json;
 use crate::domain::plan::{InvalidStep, PlanStep};
-use crate::domain::rules::Refusal;
 use crate::domain::task::{Task, TaskFilter, TaskStatus, TaskStep};
-use crate::ledger::{TaskChange, new_task_id};
-use crate::requests::RequestError;
 use crate::state::AppState;
+use crate::tasks;
 
 /// Tasks per page when the caller does not say.
 const DEFAULT_PAGE_SIZE: u32 = 20;
@@ -230,22 +228,15 @@ pub async fn create(
     if body.tenant_id.as_deref() != Some(caller.tenant.as_str()) {
         return Err(ApiError::wrong_tenant());
     }
-    let id = task_id(&new_task_id())?;
+    let id = task_id(TaskId::generate().as_str())?;
     let task_type = body.task_type.unwrap_or_default();
     let task = Task {
         description: body.description,
         input_data: body.input_data.map(|data| json::storable(data.get())),
         ..Task::requested(id, caller.user, caller.tenant, task_type, app.clock.now())
     };
-    let (work, inserted) = (app.get_ref().clone(), task.clone());
-    let inserting = async move {
-        let (bytes, tenant) = (inserted.size(), &inserted.tenant);
-        work.quotas.check_bytes(&work.ledger, tenant, bytes, inserted.created_at).await?;
-        work.ledger.insert_task(&inserted).await?;
-        work.quotas.count_bytes(tenant, bytes).await;
-        Ok::<_, RequestError>(())
-    };
-    app.run_to_end(inserting).await??;
+    let (work, new) = (app.get_ref().clone(), task.clone());
+    app.run_to_end(async move { tasks::create::create(&work, &new).await }).await??;
     Ok(created("Task created", task.into()))
 }
 
@@ -267,9 +258,8 @@ pub async fn read(
 ) -> Result<Answer<TaskView>, ApiError> {
     let id = task_id(&id)?;
     let work = app.get_ref().clone();
-    let found =
-        app.run_to_end(async move { work.ledger.find_task(&caller.tenant, &id).await }).await??;
-    Ok(ok("Task retrieved", found.ok_or_else(ApiError::no_such_task)?.into()))
+    let reading = async move { tasks::read::read(&work, &caller, &id).await };
+    Ok(ok("Task retrieved", app.run_to_end(reading).await??.into()))
 }
 
 /// List tasks, newest first.
@@ -295,8 +285,8 @@ pub async fn list(
     let filter = filter(query, caller)?;
     let (page, size) = (filter.page, filter.size);
     let work = app.get_ref().clone();
-    let (tasks, total) =
-        app.run_to_end(async move { work.ledger.list_tasks(&filter).await }).await??;
+    let listing = async move { tasks::read::list(&work, &filter).await };
+    let (tasks, total) = app.run_to_end(listing).await??;
     let total_pages = total.div_ceil(u64::from(size));
     Ok(ok(
         "Tasks retrieved",
@@ -550,23 +540,8 @@ async fn change(
     step: TaskStep,
     message: &'static str,
 ) -> Result<Answer<TaskView>, ApiError> {
-    let id: TaskId = task_id(id)?;
+    let id = task_id(id)?;
     let work = app.clone();
-    let changing = async move {
-        let (bytes, tenant) = (step.size(), &caller.tenant);
-        if bytes > 0 {
-            work.quotas.check_bytes(&work.ledger, tenant, bytes, work.clock.now()).await?;
-        }
-        let changed = work.ledger.change_task(&caller, &id, &step, &work.clock).await?;
-        if bytes > 0 && matches!(changed, TaskChange::Done(_)) {
-            work.quotas.count_bytes(tenant, bytes).await;
-        }
-        Ok::<_, RequestError>(changed)
-    };
-    match app.run_to_end(changing).await?? {
-        TaskChange::Done(task) => Ok(ok(message, TaskView::from(*task))),
-        TaskChange::NotFound => Err(ApiError::no_such_task()),
-        TaskChange::NotTheOwner => Err(Refusal::NotTheOwner.into()),
-        TaskChange::Refused(refusal) => Err(ApiError::task_refused(&refusal)),
-    }
+    let changing = async move { tasks::change::change(&work, &caller, &id, &step).await };
+    Ok(ok(message, app.run_to_end(changing).await??.into()))
 }

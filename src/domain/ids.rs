@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use uuid::Uuid;
+
 /// Longest request or task id, in bytes.
 pub const MAX_REQUEST_ID_BYTES: usize = 128;
 /// Longest session, user or tenant id, in bytes.
@@ -69,6 +71,14 @@ id_type!(
     /// A tenant, as the token's `tenant_id` names it: 1–256 bytes without control characters.
     TenantId, "tenantId", is_name
 );
+
+impl TaskId {
+    /// A new id for a task of ours: `task_` and 32 hex digits.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(format!("task_{}", Uuid::new_v4().simple()))
+    }
+}
 
 fn is_token(text: &str) -> bool {
     (1..=MAX_REQUEST_ID_BYTES).contains(&text.len())

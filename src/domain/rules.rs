@@ -1,7 +1,8 @@
 //! Who may decide what, when, and what it means to decide a second time.
 //!
 //! [`decide`] says whether a decision may be made at all; the ledger then lets exactly one win;
-//! [`settle`] tells everyone else the truth about the one that stands. Both are pure.
+//! [`settle`] tells everyone else the truth about the one that stands. [`withdraw`] and
+//! [`settle_withdrawal`] do the same for withdrawals. All are pure.
 
 use chrono::{DateTime, Utc};
 
@@ -218,6 +219,41 @@ pub fn settle(
         }
         State::Expired => Err(Refusal::Expired),
         State::Pending if now >= record.expires_at => Err(Refusal::Expired),
+        State::Pending => Err(Refusal::Altered),
+    }
+}
+
+/// Whether this caller may withdraw this pending request now.
+///
+/// # Errors
+/// [`Refusal::NotTheOwner`] or [`Refusal::Expired`]; nothing may be recorded then.
+pub fn withdraw(candidate: &Candidate, caller: &Caller, now: DateTime<Utc>) -> Result<(), Refusal> {
+    if !may_write(candidate.user.as_ref(), caller) {
+        return Err(Refusal::NotTheOwner);
+    }
+    if now >= candidate.expires_at {
+        return Err(Refusal::Expired);
+    }
+    Ok(())
+}
+
+/// What to tell a caller who withdraws a request that the ledger has closed, or whose withdrawal did
+/// not win: the ledger's row says why. A request that is withdrawn already is withdrawn as they wish.
+///
+/// # Errors
+/// [`Refusal::NotTheOwner`] before anything is told of the row, else the [`Refusal`] by its state.
+pub fn settle_withdrawal(record: &Record, caller: &Caller) -> Result<(), Refusal> {
+    if !may_write(record.user.as_ref(), caller) {
+        return Err(Refusal::NotTheOwner);
+    }
+    match &record.state {
+        State::Cancelled => Ok(()),
+        State::Decided(decision) => Err(Refusal::AlreadyDecided(Standing {
+            id: record.id.clone(),
+            session: record.session.clone(),
+            decision: decision.clone(),
+        })),
+        State::Expired => Err(Refusal::Expired),
         State::Pending => Err(Refusal::Altered),
     }
 }
@@ -441,6 +477,32 @@ mod tests {
                     id: record.id.clone(),
                     session: record.session.clone(),
                     decision: standing.clone(),
+                })),
+            });
+        }
+
+        #[test]
+        fn only_its_user_or_an_admin_withdraws_a_request_and_only_in_time(
+            candidate in a_candidate(), record in a_record(), caller in a_caller(),
+            is_admin in any::<bool>(), second in -4_i64..=4,
+        ) {
+            let caller = Caller { role: if is_admin { Role::Admin } else { Role::User }, ..caller };
+            let is_anothers =
+                |user: &Option<UserId>| !is_admin && user.as_ref() != Some(&caller.user);
+            prop_assert_eq!(withdraw(&candidate, &caller, at(second)), match candidate.expires_at {
+                _ if is_anothers(&candidate.user) => Err(Refusal::NotTheOwner),
+                expires_at if at(second) < expires_at => Ok(()),
+                _ => Err(Refusal::Expired),
+            });
+            prop_assert_eq!(settle_withdrawal(&record, &caller), match &record.state {
+                _ if is_anothers(&record.user) => Err(Refusal::NotTheOwner),
+                State::Cancelled => Ok(()),
+                State::Expired => Err(Refusal::Expired),
+                State::Pending => Err(Refusal::Altered),
+                State::Decided(decision) => Err(Refusal::AlreadyDecided(Standing {
+                    id: record.id.clone(),
+                    session: record.session.clone(),
+                    decision: decision.clone(),
                 })),
             });
         }

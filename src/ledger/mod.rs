@@ -31,7 +31,6 @@ use sqlx::SqlitePool;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
 use tracing::Instrument as _;
-use uuid::Uuid;
 
 use self::connections::NotSent;
 pub use self::connections::Pooler;
@@ -43,15 +42,13 @@ pub use self::refused::{ExportedAttempt, RefusedAttempt};
 use self::sqlite::SqliteLedger;
 use crate::domain::approver::{Caller, Role};
 use crate::domain::audit::AuditEntry;
-use crate::domain::clock::Clock;
 use crate::domain::decision::{Decision, State, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::printable::printable;
 use crate::domain::record::{Candidate, Delivery, DeliveryReceipt, Record};
 use crate::domain::request::Origin;
-use crate::domain::rules::may_write;
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
-use crate::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
+use crate::domain::task::{Task, TaskFilter, TaskStatus};
 use crate::observe::metrics::{self, AuditResult};
 use crate::observe::traces;
 
@@ -267,19 +264,6 @@ impl Written {
     fn of(row: Option<RequestRow>) -> Self {
         row.map_or(Self::Nothing, |row| Self::Row(Box::new(row)))
     }
-}
-
-/// What came of an attempt to change a task.
-#[derive(Debug)]
-pub enum TaskChange {
-    /// The task as it is now.
-    Done(Box<Task>),
-    /// No such task in this tenant.
-    NotFound,
-    /// It is another's, and the caller is no admin.
-    NotTheOwner,
-    /// The task does not allow it; it is as it was.
-    Refused(TaskRefusal),
 }
 
 /// What is still to do.
@@ -1049,52 +1033,12 @@ impl Ledger {
         row.map(TaskRow::into_task).transpose()
     }
 
-    /// Takes a task one step further. Two callers at once both succeed, one after the other: a
-    /// write only goes through if the task is still what was read, else the step is tried on what
-    /// it has become.
+    /// Writes a task over what it was; `false` when it is not that any more.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer, or when others keep being faster for
-    /// [`TIMEOUT`]; the task is then without this step.
-    pub async fn change_task(
-        &self,
-        caller: &Caller,
-        id: &TaskId,
-        step: &TaskStep,
-        clock: &Clock,
-    ) -> Result<TaskChange> {
-        let attempts = async {
-            for attempt in 0_u64.. {
-                // Let others finish first, each a little longer than before.
-                tokio::time::sleep(Duration::from_millis(attempt.min(20))).await;
-                let Some(before) = self.find_task(&caller.tenant, id).await? else {
-                    return Ok(TaskChange::NotFound);
-                };
-                if !may_write(Some(&before.user), caller) {
-                    return Ok(TaskChange::NotTheOwner);
-                }
-                let now = clock.now();
-                let after = match before.after(step.clone(), now) {
-                    Ok(after) => after,
-                    // What it waited for may have expired, which nobody reports.
-                    Err(TaskRefusal::State(TaskStatus::WaitingApproval))
-                        if self.release_task(&caller.tenant, id, now).await? =>
-                    {
-                        continue;
-                    }
-                    Err(refusal) => return Ok(TaskChange::Refused(refusal)),
-                };
-                if after == before
-                    || on_engine!(self, ledger => ledger.replace_task(&before, &after))?
-                {
-                    return Ok(TaskChange::Done(Box::new(after)));
-                }
-            }
-            Ok(TaskChange::NotFound)
-        };
-        tokio::time::timeout(TIMEOUT, attempts)
-            .await
-            .unwrap_or_else(|_elapsed| Err(LedgerError::Locked("the task is too busy".to_owned())))
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn replace_task(&self, before: &Task, after: &Task) -> Result<bool> {
+        on_engine!(self, ledger => ledger.replace_task(before, after))
     }
 
     /// One page of tasks, newest first, and how many there are in all: exact up to
@@ -1115,12 +1059,6 @@ impl Ledger {
         let total = if is_counted || here == 0 { counted } else { counted.max(seen) };
         Ok((tasks, total))
     }
-}
-
-/// An id for a task of ours: `task_` and 32 hex digits.
-#[must_use]
-pub fn new_task_id() -> String {
-    format!("task_{}", Uuid::new_v4().simple())
 }
 
 fn origin_str(origin: Origin) -> &'static str {

@@ -720,7 +720,7 @@ macro_rules! ledger_queries {
                 .bind(own(&request.fingerprint))
                 .bind(own(&request.document))
                 .bind(request.task.as_ref().map(|task| own(task.as_str())))
-                .bind(super::new_task_id())
+                .bind(TaskId::generate().to_string())
                 .bind(writing.candidate.created_at)
                 .bind(writing.candidate.expires_at)
                 .bind(writing.state.as_str())

@@ -25,6 +25,14 @@ pub fn known_signal(
     (known.session == *session).then(|| known.signal())
 }
 
+/// What Redis has for a session, in one command.
+///
+/// # Errors
+/// [`Unavailable`] when Redis does not answer.
+pub async fn poll(app: &AppState, session: &SessionId) -> std::result::Result<Polled, Unavailable> {
+    app.courier.poll(session).await
+}
+
 /// The signal that answers what a session waits for, or what the agent names, if that can be told by
 /// what was read of the session and a decision that is known here: the common case of one that is
 /// answered.
@@ -83,7 +91,7 @@ pub async fn find_signal(
     }
     let polled = match polled {
         Some(polled) => polled?,
-        None => app.courier.poll(session).await?,
+        None => poll(app, session).await?,
     };
     if let Some(signal) = signal_at_hand(app, caller, session, wanted, &polled) {
         return Ok(Some(signal));

@@ -11,7 +11,7 @@ use crate::domain::decision::State;
 use crate::domain::ids::RequestId;
 use crate::domain::printable::printable;
 use crate::domain::record::Record;
-use crate::domain::rules::{Refusal, Standing, may_write};
+use crate::domain::rules::{self, Refusal};
 use crate::ledger::{Recorded, Writing};
 use crate::observe::metrics;
 use crate::state::AppState;
@@ -23,18 +23,12 @@ use crate::state::AppState;
 /// was faster.
 pub async fn cancel(app: &AppState, caller: &Caller, id: &RequestId) -> Result<Record> {
     let now = app.clock.now();
-    let found = find(app, caller, id).await?;
-    if !may_write(found.user(), caller) {
-        return Err(Refusal::NotTheOwner.into());
-    }
-    let candidate = match found {
+    let candidate = match find(app, caller, id).await? {
         Found::InLedger(record) if record.state == State::Pending => candidate(*record)?,
-        Found::InLedger(record) => return withdrawn(*record),
+        Found::InLedger(record) => return settle(*record, caller),
         Found::InRedis(candidate) => *candidate,
     };
-    if now >= candidate.expires_at {
-        return Err(Refusal::Expired.into());
-    }
+    rules::withdraw(&candidate, caller, now)?;
     let writing = Writing::new(&candidate, &State::Cancelled, caller, now);
     match app.ledger.record_outcome(&writing).await? {
         Recorded::Won(record) => {
@@ -43,22 +37,15 @@ pub async fn cancel(app: &AppState, caller: &Caller, id: &RequestId) -> Result<R
             notify(app, &record);
             Ok(record)
         }
-        Recorded::Lost(record) => withdrawn(record),
+        Recorded::Lost(record) => settle(record, caller),
         Recorded::MovedOn => Err(Refusal::MovedOn.into()),
         Recorded::AnothersSession => Err(Refusal::AnothersSession.into()),
         Recorded::IdTaken => Err(Refusal::NotFound.into()),
     }
 }
 
-/// A request that an agent wants to be withdrawn, and that is settled already.
-fn withdrawn(record: Record) -> Result<Record> {
-    Err(match record.state {
-        State::Cancelled => return Ok(record),
-        State::Decided(decision) => {
-            let (id, session) = (record.id, record.session);
-            Refusal::AlreadyDecided(Standing { id, session, decision }).into()
-        }
-        State::Expired => Refusal::Expired.into(),
-        State::Pending => Refusal::Altered.into(),
-    })
+/// The row of a request that was closed already, if it was withdrawn.
+fn settle(record: Record, caller: &Caller) -> Result<Record> {
+    rules::settle_withdrawal(&record, caller)?;
+    Ok(record)
 }

@@ -12,6 +12,7 @@ use aura_hitl::domain::record::{DeliveryReceipt, DeliveryResult};
 use aura_hitl::domain::task::TaskStep;
 use aura_hitl::ledger::{Ledger, OutboxKind, Pooler};
 use aura_hitl::server::stores;
+use aura_hitl::tasks::change::take_step;
 use chrono::TimeDelta;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
@@ -571,7 +572,7 @@ async fn run_every_statement(app: &TestApp) {
     let task = app.task_of(&asked.id).await;
     ledger.release_task(tenant, &task.id, now).await.unwrap();
     for step in [TaskStep::Start, TaskStep::Complete { result: None }] {
-        ledger.change_task(&caller, &task.id, &step, &Clock::System).await.unwrap();
+        take_step(ledger, &caller, &task.id, &step, &Clock::System).await.unwrap();
     }
     ledger.close_open_tasks(long_ago, 100, now).await.unwrap();
     ledger.close_open_tasks(now - TimeDelta::days(1), 10, now).await.unwrap();

@@ -7,7 +7,9 @@ use aura_hitl::domain::decision::Verdict;
 use aura_hitl::domain::ids::{RequestId, TenantId, UserId};
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::task::{Task, TaskFilter, TaskRefusal, TaskStatus, TaskStep};
-use aura_hitl::ledger::{Registered, TaskChange};
+use aura_hitl::ledger::Registered;
+use aura_hitl::tasks::TaskError;
+use aura_hitl::tasks::change::take_step;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -132,12 +134,12 @@ on_all_stores! {
         stores.register(ALICE, &asked, start).await;
         let done = TaskStep::Complete { result: None };
         let complete = async || {
-            stores.ledger.change_task(&owner(&kept), &kept.id, &done, &stores.clock).await.unwrap()
+            take_step(&stores.ledger, &owner(&kept), &kept.id, &done, &stores.clock).await
         };
         stores.clock.advance(seconds(1799));
-        assert!(matches!(complete().await, TaskChange::Refused(_)));
+        assert!(matches!(complete().await, Err(TaskError::Refused(_))));
         stores.clock.advance(seconds(1));
-        assert!(matches!(complete().await, TaskChange::Done(_)));
+        complete().await.unwrap();
     }
 
     async fn a_task_that_is_over_stays_over(stores: Stores) {
@@ -146,8 +148,8 @@ on_all_stores! {
             let kept = stores.keep_task(ALICE, now).await;
             for step in [TaskStep::Start, last] {
                 let caller = owner(&kept);
-                let change = stores.ledger.change_task(&caller, &kept.id, &step, &stores.clock);
-                assert!(matches!(change.await.unwrap(), TaskChange::Done(_)));
+                let change = take_step(&stores.ledger, &caller, &kept.id, &step, &stores.clock);
+                change.await.unwrap();
             }
             let over = stores.task("tenant1", kept.id.as_str()).await.unwrap();
             let asked = Asked::new().with("taskId", json!(kept.id.as_str()));
@@ -167,9 +169,9 @@ on_all_stores! {
             .collect();
         let (clock, caller) = (Clock::System, owner(&kept));
         let changes =
-            steps.iter().map(|step| stores.ledger.change_task(&caller, &kept.id, step, &clock));
+            steps.iter().map(|step| take_step(&stores.ledger, &caller, &kept.id, step, &clock));
         for change in join_all(changes).await {
-            assert!(matches!(change.unwrap(), TaskChange::Done(_)));
+            change.unwrap();
         }
         let task = stores.task("tenant1", kept.id.as_str()).await.unwrap();
         let plan: Vec<Value> = serde_json::from_str(&task.plan_steps).unwrap();
@@ -183,15 +185,15 @@ on_all_stores! {
         let kept = stores.keep_task(ALICE, now()).await;
         let change = async |tenant: &TenantId, step: &TaskStep| {
             let caller = Caller { tenant: tenant.clone(), ..owner(&kept) };
-            stores.ledger.change_task(&caller, &kept.id, step, &Clock::System).await.unwrap()
+            take_step(&stores.ledger, &caller, &kept.id, step, &Clock::System).await
         };
         let done = TaskStep::Complete { result: Some("1".to_owned()) };
-        let TaskChange::Refused(refusal) = change(&kept.tenant, &done).await else {
+        let Err(TaskError::Refused(refusal)) = change(&kept.tenant, &done).await else {
             panic!("it has not begun");
         };
         assert_eq!(refusal, TaskRefusal::State(TaskStatus::Requested));
         let foreign = TenantId::parse("tenant2").unwrap();
-        assert!(matches!(change(&foreign, &TaskStep::Start).await, TaskChange::NotFound));
+        assert!(matches!(change(&foreign, &TaskStep::Start).await, Err(TaskError::NotFound)));
         assert_eq!(stores.task("tenant1", kept.id.as_str()).await, Some(kept));
     }
 

@@ -1,0 +1,24 @@
+//! Reading tasks: one, or a page of them.
+
+use super::error::{Result, TaskError};
+use crate::domain::approver::Caller;
+use crate::domain::ids::TaskId;
+use crate::domain::task::{Task, TaskFilter};
+use crate::state::AppState;
+
+/// A task of the caller's tenant.
+///
+/// # Errors
+/// [`TaskError::NotFound`]; [`TaskError::Ledger`] when the ledger does not answer.
+pub async fn read(app: &AppState, caller: &Caller, id: &TaskId) -> Result<Task> {
+    app.ledger.find_task(&caller.tenant, id).await?.ok_or(TaskError::NotFound)
+}
+
+/// A page of tasks, newest first, and how many there are in all; see
+/// [`Ledger::list_tasks`](crate::ledger::Ledger::list_tasks).
+///
+/// # Errors
+/// [`TaskError::Ledger`] when the ledger does not answer.
+pub async fn list(app: &AppState, filter: &TaskFilter) -> Result<(Vec<Task>, u64)> {
+    Ok(app.ledger.list_tasks(filter).await?)
+}
