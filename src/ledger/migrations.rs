@@ -88,10 +88,16 @@ macro_rules! take_key {
 const OWNED_TASK_KEY: &str = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS owned_task_key ON \
                               owned_task (tenant_id, task_id)";
 
-/// Drops what only replicas of an older release need: the table of traces, and keys without the
-/// tenant. In this order: owners are found as long as task ids are unique without the tenant.
-const FINISH: [&str; 6] = [
+/// Drops what only replicas of an older release need: the table of traces, indexes, and keys without
+/// the tenant. In this order: owners are found as long as task ids are unique without the tenant.
+const FINISH: [&str; 8] = [
     "SET lock_timeout = '5s'; DROP TABLE IF EXISTS hitl_trace; RESET lock_timeout",
+    "SET lock_timeout = '5s';
+     DROP INDEX IF EXISTS hitl_request_session, hitl_request_task, hitl_request_task_open,
+                          hitl_request_pending, hitl_request_owed, hitl_request_sent,
+                          hitl_request_pending_of;
+     RESET lock_timeout",
+    "SET lock_timeout = '5s'; DROP INDEX IF EXISTS hitl_outbox_due; RESET lock_timeout",
     name_owners!(),
     OWNED_TASK_KEY,
     take_key!("hitl_request", ""),
@@ -228,7 +234,11 @@ async fn apply(connection: &mut PgConnection, one: &Migration) -> anyhow::Result
     );
     if one.no_tx {
         drop_half_built(connection, one.sql.as_str()).await?;
-        raw_sql(one.sql.clone()).execute(&mut *connection).await?;
+        // One by one: what is sent at once is one transaction.
+        let lines = one.sql.as_str().lines().filter(|line| !line.starts_with("--"));
+        for statement in lines.collect::<Vec<_>>().join("\n").split_terminator(';') {
+            raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *connection).await?;
+        }
         raw_sql(AssertSqlSafe(note)).execute(connection).await?;
         return Ok(());
     }

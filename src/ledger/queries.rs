@@ -19,10 +19,12 @@ macro_rules! ledger_queries {
                 sqlx::query_as(
                     "SELECT owed.number, owed.since, pending.number, pending.since
                        FROM (SELECT COUNT(*) AS number, MIN(owed_since) AS since
-                               FROM (SELECT owed_since FROM hitl_request WHERE delivery = 'owed'
+                               FROM (SELECT owed_since FROM hitl_request
+                                      WHERE delivery = 'owed' AND due_at >= '-infinity'
                                       ORDER BY due_at LIMIT 10000) AS bounded) owed,
                             (SELECT COUNT(*) AS number, MIN(created_at) AS since
-                               FROM (SELECT created_at FROM hitl_request WHERE status = 'pending'
+                               FROM (SELECT created_at FROM hitl_request
+                                      WHERE status = 'pending' AND decided_at IS NULL
                                       ORDER BY expires_at LIMIT 10000) AS bounded) pending",
                 )
                 .fetch_one(&self.pool)
@@ -73,7 +75,7 @@ macro_rules! ledger_queries {
             ) -> sqlx::Result<Vec<(String, String)>> {
                 sqlx::query_as(concat!(
                     "SELECT tenant_id, request_id FROM hitl_request
-                      WHERE status = 'pending' AND ",
+                      WHERE status = 'pending' AND decided_at IS NULL AND ",
                     until!("expires_at", "<= $1"),
                     " ORDER BY expires_at LIMIT $2"
                 ))
@@ -177,9 +179,10 @@ macro_rules! ledger_queries {
                 since: DateTime<Utc>,
             ) -> sqlx::Result<bool> {
                 sqlx::query_scalar(
-                    "SELECT EXISTS (SELECT 1 FROM hitl_request
-                                     WHERE session_id = $1 AND origin = 'redis'
-                                       AND created_at > $3 AND tenant_id <> $2)",
+                    "SELECT (SELECT MAX(created_at) FROM hitl_request
+                              WHERE session_id = $1 AND origin <> 'http'
+                                AND created_at <= 'infinity' AND created_at > $3
+                                AND tenant_id <> $2) IS NOT NULL",
                 )
                 .bind(session.as_str())
                 .bind(tenant.as_str())
@@ -236,10 +239,10 @@ macro_rules! ledger_queries {
                 kind: OutboxKind,
             ) -> sqlx::Result<Option<DateTime<Utc>>> {
                 sqlx::query_scalar(
-                    "SELECT created_at FROM hitl_outbox WHERE kind = $1 ORDER BY outbox_id LIMIT 1",
+                    "SELECT MIN(created_at) FROM hitl_outbox WHERE kind = $1",
                 )
                 .bind(kind.as_str())
-                .fetch_optional(&self.pool)
+                .fetch_one(&self.pool)
                 .await
             }
 
@@ -254,7 +257,7 @@ macro_rules! ledger_queries {
                         SELECT 1 FROM hitl_request
                          WHERE tenant_id = $1 AND user_id = $2
                            AND status = 'pending' AND origin = 'http'
-                         LIMIT $3
+                         ORDER BY created_at LIMIT $3
                      ) AS pending",
                 )
                 .bind(tenant.as_str())
@@ -273,7 +276,7 @@ macro_rules! ledger_queries {
                     "SELECT COUNT(*) FROM (
                         SELECT 1 FROM hitl_request
                          WHERE tenant_id = $1 AND status = 'pending' AND origin = 'http'
-                         LIMIT $2
+                         ORDER BY user_id, created_at LIMIT $2
                      ) AS pending",
                 )
                 .bind(tenant.as_str())
@@ -611,11 +614,11 @@ macro_rules! ledger_queries {
                     "UPDATE agent_task
                         SET status = 'IN_PROGRESS'
                       WHERE task_id = $1 AND tenant_id = $3 AND status = 'WAITING_APPROVAL'
-                        AND NOT EXISTS (
-                            SELECT 1 FROM hitl_request o
+                        AND (
+                            SELECT MAX(o.request_id) FROM hitl_request o
                              WHERE o.task_id = $1 AND o.tenant_id IS NOT DISTINCT FROM $3
                                AND o.status = 'pending' AND o.expires_at > $2
-                        )",
+                        ) IS NULL",
                 )
                 .bind(id.as_str())
                 .bind(now)
@@ -643,12 +646,12 @@ macro_rules! ledger_queries {
                     if let Some(status) = filter.status {
                         query.push(" AND status = ").push_bind(status.as_str());
                     }
+                    query.push(" ORDER BY created_at DESC, task_id DESC LIMIT ");
                 }
-                page.push(" ORDER BY created_at DESC, task_id DESC LIMIT ")
-                    .push_bind(i64::from(filter.size))
+                page.push_bind(i64::from(filter.size))
                     .push(" OFFSET ")
                     .push_bind(i64::from(filter.page) * i64::from(filter.size));
-                count.push(" LIMIT ").push_bind(super::COUNTED_TASKS + 1).push(") AS counted");
+                count.push_bind(super::COUNTED_TASKS + 1).push(") AS counted");
                 let rows = page.build_query_as().fetch_all(&self.pool).await?;
                 Ok((rows, count.build_query_scalar().fetch_one(&self.pool).await?))
             }
