@@ -25,7 +25,12 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     for warning in &config.warnings {
         tracing::warn!(warning, "a variable looks like a misspelt setting");
     }
-    let replica = Replica::start(&config, Clock::System).await?;
+    let replica = tokio::select! {
+        started = Replica::start(&config, Clock::System) => started?,
+        // While it waits for the database, say.
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     greet(&config, file, replica.address);
     let reloading = Box::pin(reload::on_hangup(hangup, file, config, replica.state.clone()));
     let ended = replica

@@ -2,12 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use tracing::warn;
+
 use super::{LedgerError, LoginError};
 
-/// Longest that a command goes on asking a database that does not answer.
-const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
-/// The pause between two of its questions.
-const COMMAND_RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// Longest to go on asking a database that does not answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The pause between two questions.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// How often the log says what is waited for.
+const NOTICE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Whether Postgres would not do something now, but may in a moment: somebody holds a lock, all
 /// connections are taken, or it is starting or stopping.
 fn is_passing(cause: &(dyn std::error::Error + 'static)) -> bool {
@@ -19,8 +24,8 @@ fn is_passing(cause: &(dyn std::error::Error + 'static)) -> bool {
     matches!(code.as_deref(), Some("55P03" | "53300" | "57P01" | "57P03" | "40P01"))
 }
 
-/// Asks again, for up to `COMMAND_PATIENCE`, while the database does not answer: a command has
-/// nobody else who would try again. Only for what may be asked twice.
+/// Asks again, for up to `PATIENCE`, while the database does not answer: nobody else would. The log
+/// says so. Only for what may be asked twice.
 ///
 /// # Errors
 /// The last answer's.
@@ -36,10 +41,18 @@ pub async fn patiently<T>(mut ask: impl AsyncFnMut() -> anyhow::Result<T>) -> an
         }),
     };
     let began = Instant::now();
+    let mut next_notice = Duration::ZERO;
     loop {
         match ask().await {
-            Err(error) if may_pass(&error) && began.elapsed() < COMMAND_PATIENCE => {
-                tokio::time::sleep(COMMAND_RETRY_INTERVAL).await;
+            Err(error) if may_pass(&error) && began.elapsed() < PATIENCE => {
+                let waited = began.elapsed();
+                if waited >= next_notice {
+                    next_notice = waited + NOTICE_INTERVAL;
+                    let seconds_left = PATIENCE.saturating_sub(waited).as_secs();
+                    let error = format!("{error:#}");
+                    warn!(error, seconds_left, "waiting for the database");
+                }
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
             answer => return answer,
         }

@@ -40,6 +40,7 @@ use crate::forgery::reports::Forgeries;
 use crate::forgery::watcher::{self, Unchecked, Watcher};
 use crate::identity::TokenVerifier;
 use crate::ledger::known_decisions::KnownDecisions;
+use crate::ledger::patience::patiently;
 use crate::limits::Limits;
 use crate::limits::quotas::Quotas;
 use crate::observe::metrics::{self, Deployment};
@@ -81,11 +82,11 @@ impl Replica {
     /// One sentence on what is wrong with the environment.
     pub async fn start(config: &Config, clock: Clock) -> anyhow::Result<Self> {
         make_room_for_connections(config)?;
-        let (ledger, lock) = open_ledger(config, true).await?;
+        let (ledger, lock) = patiently(async || open_ledger(config, true).await).await?;
         if config.auto_migrate {
-            migrate(config, &ledger).await?;
+            patiently(async || migrate(config, &ledger).await).await?;
         } else {
-            ensure_migrated(&ledger).await?;
+            patiently(async || ensure_migrated(&ledger).await).await?;
         }
         let courier = match (&config.redis, ledger.sqlite_pool()) {
             (Some(settings), _) => Courier::redis(settings)?,

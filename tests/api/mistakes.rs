@@ -19,8 +19,7 @@ type Mistake<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], String);
 async fn at_the_start_each_mistake_is_one_sentence() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().port().to_string();
-    let nobody = free_port();
-    let down = format!("postgres://user@127.0.0.1:{nobody}/hitl");
+    let down = format!("postgres://user@127.0.0.1:{}/hitl", free_port());
     let postgres = PrivatePostgres::start().await;
     postgres.welcome("service", "right").await;
     postgres.ask_for_passwords().await;
@@ -172,14 +171,6 @@ async fn at_the_start_each_mistake_is_one_sentence() {
         ),
         (
             &[],
-            &[("DATABASE_URL", &down), REDIS, SECRET],
-            format!(
-                "Postgres does not answer at 127.0.0.1:{nobody} (connection refused); start it, or \
-                 correct DATABASE_URL"
-            ),
-        ),
-        (
-            &[],
             &[("DATABASE_URL", "postgres://user@no.such.host.invalid/hitl"), REDIS, SECRET],
             "Postgres cannot be found: there is no host no.such.host.invalid; correct DATABASE_URL"
                 .to_owned(),
@@ -236,6 +227,54 @@ async fn at_the_start_each_mistake_is_one_sentence() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_waits_for_postgres_and_says_so() {
+    let (folder, mut postgres) = (TempDir::new().unwrap(), PrivatePostgres::start().await);
+    postgres.crash();
+    let url = postgres.url();
+    let starting = async || {
+        let program = Program::new(&folder, &[]).with("DATABASE_URL", &url);
+        let mut service = program.with(REDIS.0, REDIS.1).with(SECRET.0, SECRET.1).start();
+        let waits = eventually(async || {
+            let lines = service.log();
+            lines.into_iter().find(|line| line["message"] == "waiting for the database")
+        })
+        .await;
+        assert!(waits["error"].as_str().unwrap().contains("connection refused"), "{waits}");
+        service
+    };
+    let (mut waiting, mut stopped) = (starting().await, starting().await);
+    assert!(stopped.stop().await.success());
+    postgres.start_again().await;
+    eventually(async || waiting.log().iter().find(|line| line["message"] == "listening").map(drop))
+        .await;
+    assert_eq!((waiting.stderr(), stopped.stderr()), (String::new(), String::new()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_has_waited_for_postgres_in_vain_ends_with_one_sentence() {
+    let (folder, nobody) = (TempDir::new().unwrap(), free_port());
+    let program = Program::new(&folder, &[])
+        .with("DATABASE_URL", format!("postgres://user@127.0.0.1:{nobody}/hitl"))
+        .with(REDIS.0, REDIS.1)
+        .with(SECRET.0, SECRET.1);
+    let output = tokio::task::spawn_blocking(move || program.output()).await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        (said, output.status.code()),
+        (
+            format!(
+                "aura-hitl: Postgres does not answer at 127.0.0.1:{nobody} (connection refused); \
+                 start it, or correct DATABASE_URL\n"
+            ),
+            Some(1)
+        )
+    );
+    let log = String::from_utf8(output.stdout).unwrap();
+    let notices = log.lines().filter(|line| line.contains("waiting for the database")).count();
+    assert!((3..=10).contains(&notices), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

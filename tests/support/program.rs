@@ -90,7 +90,7 @@ impl Program {
         let (done, waiting) = std::sync::mpsc::channel::<()>();
         // One that does not end fails the test instead of hanging it.
         let guard = std::thread::spawn(move || {
-            let ended = waiting.recv_timeout(Duration::from_secs(30));
+            let ended = waiting.recv_timeout(Duration::from_secs(50));
             if ended == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
                 kill("-KILL", pid);
             }

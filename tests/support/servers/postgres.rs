@@ -25,8 +25,13 @@ impl PrivatePostgres {
 
     /// A standby of another server, which streams from it.
     pub async fn standby_of(primary: &Self) -> Self {
+        Self::standby_at(free_port(), primary).await
+    }
+
+    /// The same on a given port.
+    pub async fn standby_at(port: u16, primary: &Self) -> Self {
         let folder = TempDir::new_in("/tmp").unwrap();
-        let mut standby = Self { port: free_port(), bin: Self::bin(), server: None, folder };
+        let mut standby = Self { port, bin: Self::bin(), server: None, folder };
         let mut copy = standby.program("pg_basebackup");
         copy.args(["-R", "-X", "stream", "--checkpoint=fast", "--no-sync", "-U", "postgres"]);
         copy.args(["-h", "127.0.0.1", "-p", &primary.port.to_string(), "-D"]);
@@ -54,6 +59,9 @@ impl PrivatePostgres {
     }
 
     fn bin() -> PathBuf {
+        if let Some(bin) = std::env::var_os("POSTGRES_BIN") {
+            return bin.into();
+        }
         let asked = Command::new("pg_config").arg("--bindir").output().ok();
         let asked = asked.map(|said| PathBuf::from(String::from_utf8(said.stdout).unwrap().trim()));
         let packaged = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
@@ -98,6 +106,16 @@ impl PrivatePostgres {
         if let Some(mut server) = self.server.take() {
             kill("-QUIT", server.0.id());
             let _status = server.0.wait();
+        }
+    }
+
+    /// Ends it and its backends as a power cut does.
+    pub fn cut_power(&mut self) {
+        self.freeze();
+        let backends = self.backends().collect::<Vec<_>>();
+        drop(self.server.take());
+        for backend in &backends {
+            try_kill("-KILL", backend);
         }
     }
 
