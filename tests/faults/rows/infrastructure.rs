@@ -9,11 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 use support::history::{Choice, Delivered, Ended};
 use support::proxy::Proxy;
 use support::{Asked, PgBouncer, PrivatePostgres, Program, Server, Tmpfs, eventually, free_port};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 use crate::report::{Report, Scale};
 use crate::world::{Replica, SECRET, World, at_once};
@@ -100,6 +103,114 @@ pub async fn switchover(scale: Scale, report: &mut Report) {
     report.none(ready_meanwhile, "ready while the address led to a standby");
     report.at_most(slowest, 2 * SECOND, "both replicas decide again after");
     world.check(report, 10 * SECOND, Delivered::Published).await;
+}
+
+/// Answers `HAProxy`'s checks as Patroni does at `/primary`: 200 if this Postgres takes writes.
+async fn answer_checks_of(postgres: u16) -> (u16, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answering = tokio::spawn(async move {
+        while let Ok((mut check, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let _request = check.read(&mut [0; 1024]).await;
+                let is_primary = takes_writes(postgres).await;
+                let status = if is_primary { "200 OK" } else { "503 Service Unavailable" };
+                let answer = format!("HTTP/1.0 {status}\r\n\r\n");
+                let _best_effort = check.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    (port, answering)
+}
+
+async fn takes_writes(port: u16) -> bool {
+    let asking = async {
+        let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
+        let mut connection = PgConnection::connect(&url).await.ok()?;
+        let row = connection.fetch_one("SELECT NOT pg_is_in_recovery()").await.ok()?;
+        row.try_get::<bool, _>(0).ok()
+    };
+    tokio::time::timeout(SECOND / 2, asking).await.ok().flatten().unwrap_or(false)
+}
+
+pub async fn promoted_behind_haproxy(scale: Scale, report: &mut Report) {
+    let mut world = World::start(0).await;
+    let folder = TempDir::new().unwrap();
+    // A server that is lost comes back as a standby where it was.
+    let (mut place, mut other) = (world.postgres.port(), free_port());
+    let (checks, answering) = answer_checks_of(place).await;
+    let (other_checks, others_answering) = answer_checks_of(other).await;
+    let entrance = free_port();
+    let settings = format!(
+        "defaults\n    mode tcp\n    timeout connect 1s\n    timeout client 30m\n\
+         \x20   timeout server 30m\n    retries 2\n    option redispatch\n\
+         listen postgres\n    bind 127.0.0.1:{entrance}\n    option httpchk OPTIONS /primary\n\
+         \x20   http-check expect status 200\n    timeout check 600ms\n\
+         \x20   default-server inter 200ms fall 2 rise 1 on-marked-down shutdown-sessions\n\
+         \x20   server a 127.0.0.1:{place} check port {checks}\n\
+         \x20   server b 127.0.0.1:{other} check port {other_checks}\n"
+    );
+    let file = folder.path().join("haproxy.conf");
+    std::fs::write(&file, settings).unwrap();
+    let mut haproxy = installed("haproxy");
+    haproxy.arg("-db").arg("-f").arg(&file);
+    let _haproxy = Server::start(&mut haproxy, &folder.path().join("haproxy.out"));
+    let url = format!("postgres://postgres@127.0.0.1:{entrance}/postgres");
+    eventually(async || takes_writes(entrance).await.then_some(())).await;
+    replicas_on(&mut world, &url, 2, &[]).await;
+    let (bases, people) = (world.bases(), world.people.clone());
+    let rounds = scale.of(6, 2);
+    let (mut slowest, mut ready_meanwhile) = (Duration::ZERO, 0);
+    for round in 0..rounds {
+        let standby = PrivatePostgres::standby_at(other, &world.postgres).await;
+        let synchronous = "ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (*)'";
+        sql(&world.postgres.url(), synchronous).await;
+        sql(&world.postgres.url(), "SELECT pg_reload_conf()").await;
+        let asked = world.ask_many(200).await;
+        let (before, after) = asked.split_at(150);
+        let primary = &mut world.postgres;
+        let promoting = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            // Dead, or silent: then only HAProxy ends the connections to it.
+            if round % 2 == 0 {
+                primary.cut_power();
+            } else {
+                primary.freeze();
+            }
+            let began = Instant::now();
+            while began.elapsed() < SECOND {
+                for base in &bases {
+                    ready_meanwhile += usize::from(people.is_ready(base).await);
+                }
+            }
+            sql(&standby.url(), "ALTER SYSTEM RESET synchronous_standby_names").await;
+            sql(&standby.url(), "SELECT pg_promote()").await;
+            eventually(async || takes_writes(entrance).await.then_some(())).await;
+            Instant::now()
+        };
+        let deciding = at_once(before.to_vec(), 8, async |place, asked| {
+            people.decide_surely(&bases[place % 2], &asked.id, &approve()).await;
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        });
+        let probing = async {
+            let reachable = promoting.await;
+            for (place, asked) in after.iter().enumerate() {
+                people.decide_surely(&bases[place % 2], &asked.id, &approve()).await;
+                if place < 2 {
+                    slowest = slowest.max(reachable.elapsed());
+                }
+            }
+        };
+        join(deciding, probing).await;
+        world.postgres = standby;
+        (place, other) = (other, place);
+    }
+    report.count(rounds, "primaries lost, every second one silent");
+    report.none(ready_meanwhile, "ready without a primary");
+    report.at_most(slowest, 2 * SECOND, "both replicas decide again after");
+    world.check(report, 10 * SECOND, Delivered::Published).await;
+    answering.abort();
+    others_answering.abort();
 }
 
 pub async fn bouncer_killed(scale: Scale, report: &mut Report) {
@@ -290,6 +401,15 @@ pub async fn stalled_output(scale: Scale, report: &mut Report) {
     drop(reader);
 }
 
+fn installed(name: &str) -> Command {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let program = std::env::split_paths(&path)
+        .chain(["/usr/sbin".into()])
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file());
+    Command::new(program.unwrap_or_else(|| panic!("{name} is not installed")))
+}
+
 /// A load balancer in front of the replicas, as Debian packages it.
 fn load_balancer(kind: &str, folder: &Path, ports: &[u16]) -> (Server, u16) {
     let port = free_port();
@@ -323,13 +443,7 @@ fn load_balancer(kind: &str, folder: &Path, ports: &[u16]) -> (Server, u16) {
         (text, "haproxy")
     };
     std::fs::write(&file, settings).unwrap();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let program = std::env::split_paths(&path)
-        .chain(["/usr/sbin".into()])
-        .map(|folder| folder.join(program))
-        .find(|program| program.is_file())
-        .unwrap_or_else(|| panic!("{kind} is not installed"));
-    let mut command = Command::new(program);
+    let mut command = installed(program);
     match kind {
         "nginx" => command.arg("-c").arg(&file).arg("-p").arg(folder),
         _ => command.arg("-db").arg("-f").arg(&file),

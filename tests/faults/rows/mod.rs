@@ -81,5 +81,6 @@ rows! {
     "36" "rolling restarts behind nginx and HAProxy" infrastructure::rolling_restarts;
     "37" "decided before an agent subscribes that takes any message and reads no key" agents::deaf_agents;
     "44" "forged keys and messages" forgeries::forged;
+    "46" "a primary that is lost behind HAProxy, and its synchronous standby promoted" infrastructure::promoted_behind_haproxy;
     "fuzz" "tokens, paths, bodies, plan steps and agents' JSON, fuzzed for a fixed time" document::fuzz;
 }
