@@ -20,7 +20,7 @@ use validator::{Validate, ValidationError, ValidationErrors};
 
 use super::error::{ApiError, FieldErrors};
 use super::text::Text;
-use crate::domain::json::{Sound, SoundValue};
+use crate::domain::json::{StrictJson, StrictJsonValue};
 pub use crate::limits::TASK_BYTES;
 
 /// Largest body of a decision, in bytes.
@@ -57,10 +57,10 @@ impl<T: DeserializeOwned + Validate + 'static, const LIMIT: usize> FromRequest
             let body = reading.await?;
             let value: T = if LIMIT > DECISION_BYTES {
                 // These keep some of it to the letter.
-                parse::<Sound>(&body)?;
+                parse::<StrictJson>(&body)?;
                 parse_object(&body)?
             } else {
-                from_object(parse::<SoundValue>(&body)?.0)?
+                from_object(parse::<StrictJsonValue>(&body)?.0)?
             };
             value.validate().map_err(|errors| ApiError::invalid(field_errors(&errors)))?;
             Ok(Self(value))
@@ -84,7 +84,7 @@ impl<const LIMIT: usize> FromRequest for AnyJson<LIMIT> {
             if has_type && !is_json {
                 return Err(ApiError::not_json());
             }
-            parse::<Sound>(&body)?;
+            parse::<StrictJson>(&body)?;
             Ok(Self(Some(parse(&body)?)))
         })
     }

@@ -249,7 +249,7 @@ fn view(found: Found) -> OutcomeView {
                     .map(ToOwned::to_owned),
                 decided_by: decision.map(|decision| decision.by.to_string()),
                 decided_at: decision.map(|decision| wire_time(decision.at)),
-                settled_at: record.settled_at.map(wire_time),
+                settled_at: record.closed_at.map(wire_time),
                 signal: signal(&record),
                 acted_at: record.acted_at.map(wire_time),
                 fingerprint: record.fingerprint,

@@ -221,7 +221,7 @@ fn event(record: &Record) -> Data {
         State::Decided(decision) => (decision.verdict.signal_type(), decision.verdict.reason()),
         state => (state.as_str(), None),
     };
-    let at = record.state.decision().map(|decision| decision.at).or(record.settled_at);
+    let at = record.state.decision().map(|decision| decision.at).or(record.closed_at);
     let data = OutcomeEvent {
         r#type: kind,
         request_id: record.id.as_str(),
@@ -230,6 +230,6 @@ fn event(record: &Record) -> Data {
         timestamp: at.unwrap_or_default().timestamp(),
         fingerprint: &record.fingerprint,
     };
-    let id = record.outcome.unwrap_or_default().to_string();
+    let id = record.sequence.unwrap_or_default().to_string();
     Data::new(json::raw(&data).get()).event(kind).id(id)
 }

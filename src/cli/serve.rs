@@ -42,7 +42,7 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
             }
         })
         .await;
-    traces::end().await;
+    traces::shut_down().await;
     ended
 }
 

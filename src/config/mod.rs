@@ -44,7 +44,7 @@ const MAX_RATE: u32 = 100_000;
 /// Largest burst of one person: at one call a second it drains within two weeks.
 const MAX_BURST: u32 = 1_000_000;
 /// Most calls under way, and most connections.
-const MAX_AT_ONCE: usize = 100_000;
+const MAX_CONCURRENCY: usize = 100_000;
 
 /// Most pending requests of a person or a tenant: they are counted one by one.
 const MAX_PENDING: u32 = 1_000_000;
@@ -68,7 +68,7 @@ const POSTGRES_PARAMETERS: [&str; 12] = [
     "options",
 ];
 /// Settings that the environment gives as a comma-separated list.
-const LISTS: [&str; 1] = ["cors_origins"];
+const LIST_SETTINGS: [&str; 1] = ["cors_origins"];
 
 /// Checked settings.
 #[derive(Clone, Debug)]
@@ -206,7 +206,7 @@ impl Config {
     /// As [`Self::load`].
     pub fn load_jwt(file: Option<&Path>) -> anyhow::Result<JwtConfig> {
         let mut raw = RawConfig::load(file)?;
-        raw.check_times_of_tokens()?;
+        raw.check_token_lifetimes()?;
         raw.jwt(raw.redis_url.is_some() || raw.redis_host.is_some())
     }
 
@@ -243,7 +243,7 @@ impl Config {
     }
 
     fn from_raw(mut raw: RawConfig) -> anyhow::Result<Self> {
-        raw.check_times_of_tokens()?;
+        raw.check_token_lifetimes()?;
         ensure!(
             (1..=MAX_SHUTDOWN_SECONDS).contains(&raw.shutdown_seconds),
             "shutdown_seconds is {}; it must be from 1 to {MAX_SHUTDOWN_SECONDS}",
@@ -261,8 +261,8 @@ impl Config {
             ("max_waits_per_tenant", raw.max_waits_per_tenant),
         ] {
             ensure!(
-                (1..=MAX_AT_ONCE).contains(&value),
-                "{name} is {value}; it must be from 1 to {MAX_AT_ONCE}"
+                (1..=MAX_CONCURRENCY).contains(&value),
+                "{name} is {value}; it must be from 1 to {MAX_CONCURRENCY}"
             );
         }
         for origin in &raw.cors_origins {
@@ -290,7 +290,7 @@ impl Config {
         }
         let policy = raw.policy()?;
         let jwt = raw.jwt(redis.is_some())?;
-        raw.names_its_ledger(redis.is_some())?;
+        raw.check_ledger_is_named(redis.is_some())?;
         if let Some(RedisSettings::Tls { trusted, .. }) = &redis {
             raw.given.insert("redis_ca_file".to_owned(), SecretString::from(trusted.as_str()));
         }
@@ -333,7 +333,7 @@ fn audit_url(text: &str) -> anyhow::Result<Url> {
 }
 
 impl RawConfig {
-    fn check_times_of_tokens(&self) -> anyhow::Result<()> {
+    fn check_token_lifetimes(&self) -> anyhow::Result<()> {
         ensure!(
             self.jwt_leeway_seconds <= MAX_LEEWAY_SECONDS,
             "jwt_leeway_seconds is {}; it may be at most {MAX_LEEWAY_SECONDS}",
@@ -422,7 +422,7 @@ impl RawConfig {
         }
         for InEnvironment { variable, key: name, value } in settings_in_environment()? {
             places.insert(name.clone(), format!("from {variable}"));
-            let value = if LISTS.contains(&name.as_str()) {
+            let value = if LIST_SETTINGS.contains(&name.as_str()) {
                 config::Value::from(value.split(',').map(str::trim).collect::<Vec<_>>())
             } else {
                 config::Value::from(value)
@@ -493,7 +493,7 @@ impl RawConfig {
     }
 
     /// A misspelt `DATABASE_URL` must not send production's decisions into a file of one process.
-    fn names_its_ledger(&self, has_redis: bool) -> anyhow::Result<()> {
+    fn check_ledger_is_named(&self, has_redis: bool) -> anyhow::Result<()> {
         if self.database_url.is_some() || !has_redis && is_loopback(&self.host) {
             return Ok(());
         }
@@ -586,7 +586,7 @@ impl RawConfig {
                 "JWT_SECRET is not set: it is the secret shared with the Auth server, at least \
                  {MIN_SECRET_BYTES} bytes; set JWT_SECRET or JWT_SECRET_FILE"
             ),
-            None => secret_beside(&self.data_dir)?,
+            None => embedded_secret(&self.data_dir)?,
         };
         is_long_enough("JWT_SECRET", &secret)?;
         Ok(secret)
@@ -734,7 +734,7 @@ pub fn make_private_folder(folder: &Path) -> anyhow::Result<()> {
 }
 
 /// The embedded mode's own secret, made on first use; only its owner may read it.
-fn secret_beside(data_dir: &Path) -> anyhow::Result<SecretString> {
+fn embedded_secret(data_dir: &Path) -> anyhow::Result<SecretString> {
     let file = data_dir.join("jwt_secret");
     let writing = || format!("cannot keep a JWT secret in {}", file.display());
     make_private_folder(data_dir)?;

@@ -1,15 +1,15 @@
 #!lua flags=no-writes
--- Says above that it only reads: else Redis holds it up whenever writes are paused (Redis 7).
+-- `no-writes` in the first line: without it, Redis 7 delays the script while writes are paused.
 --
--- Reads a request, and along with it what its session names, in one round trip. Where the request
--- says which session that is, is guessed from its text: whoever parses it must not rely on the guess.
+-- Reads a request and the pointer of its session in one round trip. The script guesses the session's id
+-- from the request's text. The caller must compare the guess with the session in the parsed request.
 --
 -- KEYS  1 hitl:request:{requestId}
--- ARGV  1 what stands before a session's id in its key. That key is in another slot, so this is not
---       for a Cluster.
--- Returns nothing if there is no request; else its text ('' if it is no string) · the rest of its time
--- to live in milliseconds, negative without end · the session that was guessed, if it could be read ·
--- what its key holds, if anything.
+-- ARGV  1 the prefix of a session pointer's key. That key is not in KEYS and may be in another slot, so
+--       this script cannot run on a Cluster.
+-- Returns nothing if there is no request. Else: its text ('' if the value is not a string) · its
+-- remaining time to live in milliseconds, negative if it does not expire · the guessed session, if its
+-- pointer could be read · the pointer, if there is one.
 local document = redis.pcall('GET', KEYS[1])
 if type(document) == 'table' then
   if string.find(document.err, 'WRONGTYPE', 1, true) then

@@ -1,61 +1,69 @@
-//! Names of keys and channels in Redis. Most are the wire contract's.
+//! Names of keys and channels in Redis. Most follow the wire contract; `…:rank` and `hitl:outcomes` are
+//! the service's own.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use redis::cluster_routing::Slot;
 
 use crate::domain::ids::{RequestId, SessionId, TenantId};
 
-/// What stands before a request's id in its key (wire contract).
-pub const REQUEST: &str = "hitl:request:";
+/// The prefix of a request's key (wire contract).
+pub const REQUEST_KEY_PREFIX: &str = "hitl:request:";
 
 pub fn request_key(id: &RequestId) -> String {
-    format!("{REQUEST}{id}")
+    format!("{REQUEST_KEY_PREFIX}{id}")
 }
 
-/// What stands before the session in the key of its pointer (wire contract).
-pub const SESSION: &str = "hitl:session:";
+/// The prefix of a session pointer's key (wire contract).
+pub const SESSION_KEY_PREFIX: &str = "hitl:session:";
 
 pub fn session_key(session: &SessionId) -> String {
-    format!("{SESSION}{session}")
+    format!("{SESSION_KEY_PREFIX}{session}")
 }
 
 pub fn signal_key(session: &SessionId) -> String {
     format!("hitl:signal:{session}")
 }
 
-/// Where a signal's rank is kept: in the slot of the signal's own key, so that a Redis Cluster lets
-/// one script write both. A key's slot is that of what stands in its first pair of braces, if any:
+/// The key of a signal's rank. It is in the same slot as the signal's key, so that one script can write
+/// both on a Redis Cluster. If a key contains braces, its slot is computed from the text in the first
+/// pair:
 /// <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>.
 pub fn rank_key(session: &SessionId) -> String {
     let key = signal_key(session);
     let plain = format!("{{{key}}}:rank");
-    // Braces in the session's id undo ours. Then some number leads to the same slot.
+    // If the session's id contains a brace, `plain` may be in another slot. Then some number in braces
+    // leads to the right one.
     let numbered = (0_u32..).map(|number| format!("{{{number}}}:{key}:rank"));
     let is_beside = |rank_key: &String| Slot::for_key(rank_key) == Slot::for_key(&key);
     std::iter::once(plain).chain(numbered).find(is_beside).unwrap_or_default()
 }
 
-/// What stands before the session in the name of its channel (wire contract).
-pub const CHANNEL: &str = "hitl:channel:";
-/// A channel of our own, on which replicas tell each other of outcomes that must not be published on
-/// a session's channel, since agents there take anything for an approval. The payload is the session.
-pub const OUTCOMES: &str = "hitl:outcomes";
+/// The prefix of a session's channel (wire contract).
+pub const SESSION_CHANNEL_PREFIX: &str = "hitl:channel:";
+/// The service's own channel, on which replicas tell each other that a registered request was closed.
+/// This must not be published on a session's channel, where agents treat any message as an approval. The
+/// payload is the session's id.
+pub const OUTCOMES_CHANNEL: &str = "hitl:outcomes";
 
 pub fn channel(session: &SessionId) -> String {
-    format!("{CHANNEL}{session}")
+    format!("{SESSION_CHANNEL_PREFIX}{session}")
 }
 
-/// What stands before tenant and request in the channel of a registered request (wire contract).
-pub const DECISION: &str = "hitl:decision:";
-/// The only message there (wire contract).
-pub const ASK: &str = "ask";
-/// What RFC 3986 calls unreserved stays as it is; all other bytes are percent-encoded.
-pub const RESERVED: &AsciiSet =
+/// The prefix of a registered request's channel; the tenant and the request's id follow (wire contract).
+pub const DECISION_CHANNEL_PREFIX: &str = "hitl:decision:";
+/// The only message on a registered request's channel (wire contract).
+pub const ASK_MESSAGE: &str = "ask";
+/// The bytes that are percent-encoded: all but the unreserved characters of RFC 3986.
+pub const NOT_UNRESERVED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// The tenant is percent-encoded, so that no tenant's name reaches into another tenant's channels.
+/// The channel of a registered request. The tenant is percent-encoded, so that no tenant id can produce
+/// the name of another tenant's channel.
 pub fn decision_channel(tenant: &TenantId, id: &RequestId) -> String {
-    format!("{DECISION}{}:{id}", utf8_percent_encode(tenant.as_str(), RESERVED))
+    format!(
+        "{DECISION_CHANNEL_PREFIX}{}:{id}",
+        utf8_percent_encode(tenant.as_str(), NOT_UNRESERVED)
+    )
 }
 
 #[cfg(test)]

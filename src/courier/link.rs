@@ -1,9 +1,9 @@
-//! The one connection that all calls of this process share: made when first needed, and replaced
-//! when it does not serve any more. Every call is bounded, connecting included.
+//! The one connection to Redis that all calls of this process share. It is made when first needed and
+//! replaced when it no longer works. Every call has a time limit, connecting included.
 //!
-//! The library keeps the nodes of a Cluster connected, and nothing else: a server that died, one
-//! that vanished without a word and one that has become a replica are noticed here. Another way to
-//! log in takes effect here, too.
+//! The library reconnects only the nodes of a Cluster. This module notices a server that died, a server
+//! that stopped answering without closing the connection, and a server that has become a replica. A new
+//! login takes effect here, too.
 
 use std::future::Future;
 use std::io;
@@ -19,33 +19,34 @@ use redis::{AsyncCommands as _, ErrorKind, RedisError, RedisResult, ServerErrorK
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 
-use super::topology::{Connection, STEP_TIMEOUT, Topology};
+use super::topology::{ANSWER_TIMEOUT, Connection, Topology};
 use super::types::{Result, Unavailable};
 use crate::observe::metrics;
 
-/// Longest that connecting takes, finding the right server included; leaves time for a command.
+/// Longest time to connect, finding the right server included. Leaves time for a command within
+/// `CALL_TIMEOUT`.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
-/// Longest that a call takes, connecting included; well under [`super::types::TIMEOUT`].
-const CALL_TIMEOUT: Duration = STEP_TIMEOUT.saturating_mul(2);
-/// So many silent calls in a row, and the connection is replaced.
-const SILENT_CALLS: u32 = 2;
-/// Shortest time between two connections to the same Cluster, while some node of it is away.
-const RENEWAL_PAUSE: Duration = Duration::from_secs(1);
+/// Longest duration of a call, connecting included; well under [`super::types::TIMEOUT`].
+const CALL_TIMEOUT: Duration = ANSWER_TIMEOUT.saturating_mul(2);
+/// After this many consecutive calls without an answer, the connection is replaced.
+const MAX_SILENT_CALLS: u32 = 2;
+/// Shortest time between two attempts to reconnect to a Cluster of which a node is down.
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A connection that is there or being made. Whoever waits for it shares what comes of it.
+/// A connection, made or being made. All callers that wait for it get the same result.
 type Connecting = Shared<BoxFuture<'static, RedisResult<Connection>>>;
 
-/// The connection of this process.
+/// The shared connection of this process.
 pub struct Link {
     topology: ArcSwap<Topology>,
-    /// Connections live here: longer than the HTTP workers that first need them.
+    /// The runtime that runs the connection. It outlives the HTTP worker that first needs the connection.
     runtime: Handle,
     current: Mutex<Connecting>,
     silent_calls: AtomicU32,
     is_renewing: AtomicBool,
 }
 
-/// A way to log in that has been tried.
+/// A login that has succeeded.
 pub struct Login {
     topology: Arc<Topology>,
     connecting: Connecting,
@@ -64,7 +65,7 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    /// Connects when first called.
+    /// A link that connects on its first call.
     pub fn new(topology: Topology) -> Self {
         let (topology, runtime) = (Arc::new(topology), Handle::current());
         let current = Mutex::new(connect(&topology, &runtime));
@@ -73,19 +74,20 @@ impl Link {
         Self { topology, runtime, current, silent_calls, is_renewing }
     }
 
-    /// Whether keys are spread over several servers.
+    /// Whether Redis is a Cluster, whose keys are spread over several servers.
     pub fn is_cluster(&self) -> bool {
         matches!(**self.topology.load(), Topology::Cluster { .. })
     }
 
-    /// A connection of its own, which hears what is published.
+    /// A separate connection for subscriptions.
     pub async fn listen(&self) -> RedisResult<PubSub> {
         self.topology.load_full().listen().await
     }
 
-    /// Logs in to the same place by other means. Nothing changes until [`Self::adopt`].
+    /// Logs in to the same data with other credentials. Calls use the new login only after
+    /// [`Self::adopt`]. Fails with [`Unavailable`] when the login fails or the settings name other data.
     pub async fn try_login(&self, topology: Topology) -> Result<Login> {
-        if !topology.is_the_same_place_as(&self.topology.load()) {
+        if !topology.leads_to_same_data_as(&self.topology.load()) {
             let reason = "it is another server or database, which needs a restart";
             return Err(Unavailable(reason.to_owned()));
         }
@@ -96,13 +98,13 @@ impl Link {
         Ok(Login { topology, connecting })
     }
 
-    /// Every connection from now on is made like this one. Calls under way end on the one they have.
+    /// Uses this login for every connection from now on. Running calls finish on the old connection.
     pub fn adopt(&self, login: Login) {
         self.topology.store(login.topology);
         *self.current() = login.connecting;
     }
 
-    /// Runs one call and draws no conclusion from its failure.
+    /// Runs one call. A failure does not replace the connection.
     pub async fn attempt<T, Work: Future<Output = RedisResult<T>>>(
         &self,
         work: impl FnOnce(Connection) -> Work,
@@ -111,8 +113,10 @@ impl Link {
         attempt(&connecting, work).await
     }
 
-    /// Runs one call, about a key if about any. The inner error says that the key holds something
-    /// of another type.
+    /// Runs one call; `key` is the key that it concerns, if any. A failure may replace the connection.
+    ///
+    /// The outer error says that Redis did not answer, the inner error that the key holds a value of
+    /// another type.
     pub async fn call<T, Work: Future<Output = RedisResult<T>>>(
         self: &Arc<Self>,
         key: Option<&str>,
@@ -127,12 +131,12 @@ impl Link {
             Err(error) if is_about_the_key(&error) => return Ok(Err(error)),
             Err(error) => error,
         };
-        // One silent node of a Cluster hides among others that answer.
+        // On a Cluster, other nodes may answer between two silent calls, so the first one counts.
         let is_one_off = error.is_timeout()
             && !self.is_cluster()
-            && self.silent_calls.fetch_add(1, Ordering::Relaxed) + 1 < SILENT_CALLS;
-        let is_worn = !is_connected(&connecting) || !(is_refusal(&error) || is_one_off);
-        if is_worn {
+            && self.silent_calls.fetch_add(1, Ordering::Relaxed) + 1 < MAX_SILENT_CALLS;
+        let is_broken = !is_connected(&connecting) || !(is_refusal(&error) || is_one_off);
+        if is_broken {
             self.silent_calls.store(0, Ordering::Relaxed);
             self.renew(connecting, key);
         }
@@ -143,12 +147,12 @@ impl Link {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces a connection, unless somebody else has. That of a Cluster stays in use, for the nodes
-    /// that it serves well, until another reaches the key that it did not.
-    fn renew(self: &Arc<Self>, worn: Connecting, key: Option<&str>) {
+    /// Replaces a broken connection, unless another call has already replaced it. The connection to a
+    /// Cluster stays in use for the nodes that it still reaches, until a new connection reaches `key`.
+    fn renew(self: &Arc<Self>, broken: Connecting, key: Option<&str>) {
         let fresh = connect(&self.topology.load_full(), &self.runtime);
-        if !self.is_cluster() || !is_connected(&worn) {
-            self.put(&worn, fresh);
+        if !self.is_cluster() || !is_connected(&broken) {
+            self.put(&broken, fresh);
         } else if !self.is_renewing.swap(true, Ordering::Relaxed) {
             let (link, key) = (Arc::clone(self), key.map(ToOwned::to_owned));
             self.runtime.spawn(async move {
@@ -159,17 +163,17 @@ impl Link {
                     }
                 };
                 if attempt(&fresh, reach).await.is_ok() {
-                    link.put(&worn, fresh);
+                    link.put(&broken, fresh);
                 }
-                sleep(RENEWAL_PAUSE).await;
+                sleep(RECONNECT_INTERVAL).await;
                 link.is_renewing.store(false, Ordering::Relaxed);
             });
         }
     }
 
-    fn put(&self, worn: &Connecting, fresh: Connecting) {
+    fn put(&self, broken: &Connecting, fresh: Connecting) {
         let mut current = self.current();
-        if current.ptr_eq(worn) {
+        if current.ptr_eq(broken) {
             *current = fresh;
         }
     }
@@ -183,7 +187,8 @@ async fn attempt<T, Work: Future<Output = RedisResult<T>>>(
     timeout(CALL_TIMEOUT, working).await.unwrap_or_else(|_elapsed| Err(too_late()))
 }
 
-/// Connects once somebody waits for it; in a task of its own, so that it goes on when they do not.
+/// Connects once the result is awaited. Connecting runs in its own task, so it goes on if the caller
+/// stops waiting.
 fn connect(topology: &Arc<Topology>, runtime: &Handle) -> Connecting {
     let (topology, runtime) = (Arc::clone(topology), runtime.clone());
     async move {
@@ -206,14 +211,14 @@ fn too_late() -> RedisError {
     io::Error::new(io::ErrorKind::TimedOut, "no answer in time").into()
 }
 
-/// A key of another type, or with something that cannot be read: somebody else's data, not a failure
-/// of Redis.
+/// The key holds a value of another type, or one that cannot be parsed. Redis itself works.
 fn is_about_the_key(error: &RedisError) -> bool {
     error.code() == Some("WRONGTYPE")
         || matches!(error.kind(), ErrorKind::UnexpectedReturnType | ErrorKind::Parse)
 }
 
-/// The server's own answer; but one that has become a replica is the wrong server.
+/// The server answered with an error, so the connection works. Not if the server has become a read-only
+/// replica: then another server has to be found.
 fn is_refusal(error: &RedisError) -> bool {
     let is_replica = error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly);
     !is_replica && matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension)

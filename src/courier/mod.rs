@@ -1,9 +1,9 @@
-//! The courier: carries requests and signals between agents and us. It may lose anything; the
-//! ledger knows what it still owes.
+//! The courier: carries requests and signals between the agents and the service. Redis may lose data at
+//! any time; the ledger knows which signals are still owed.
 //!
-//! Redis, or nothing: in the embedded mode there are no agents on Redis, and the hub wakes whoever
-//! waits in this process. Key names, values and times to live are the wire contract's. Must not
-//! decide anything. Requests registered over HTTP have no keys here, only a wake-up.
+//! The courier is Redis, or, in the embedded mode, the process itself: then all agents use HTTP, and
+//! `waiting::hub` wakes them. Key names, values and times to live follow the wire contract. The courier
+//! decides nothing. A request registered over HTTP has no keys in Redis, only a wake-up message.
 
 mod keys;
 mod link;
@@ -16,11 +16,16 @@ use std::time::Duration;
 
 use tracing::Instrument as _;
 
-use self::keys::{ASK, CHANNEL, OUTCOMES, decision_channel, request_key, session_key, signal_key};
+use self::keys::{
+    ASK_MESSAGE, OUTCOMES_CHANNEL, SESSION_CHANNEL_PREFIX, decision_channel, request_key,
+    session_key, signal_key,
+};
 pub use self::link::Login;
 pub use self::topology::RedisSettings;
 use self::types::Result;
-pub use self::types::{Outgoing, Polled, Seen, Sent, StoredRequest, TIMEOUT, Unavailable};
+pub use self::types::{
+    Outgoing, Polled, Sent, SessionSnapshot, StoredRequest, TIMEOUT, Unavailable,
+};
 use crate::domain::ids::{RequestId, SessionId, TenantId};
 use crate::domain::rate::RateLimit;
 use crate::domain::request::REQUEST_TTL_SECONDS;
@@ -38,7 +43,7 @@ pub enum Courier {
     InProcess,
 }
 
-/// Asks Redis, within [`TIMEOUT`]; without Redis the answer is the default one.
+/// Calls Redis, for at most [`TIMEOUT`]. The in-process courier returns the default value.
 macro_rules! on_redis {
     ($self:ident, $courier:ident => $call:expr) => {
         match $self {
@@ -57,11 +62,11 @@ async fn bounded<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 impl Courier {
-    /// A courier over Redis. Connects when first used, so that a Redis that is down does not keep
-    /// the service from starting; connections belong to the runtime that this is called in.
+    /// A courier over Redis. It connects on the first call, so that the service can start while Redis is
+    /// down. Connections run on the Tokio runtime in which this is called.
     ///
     /// # Errors
-    /// When the settings name no Redis.
+    /// When the settings are not valid: see [`RedisSettings::check`].
     pub fn redis(settings: &RedisSettings) -> anyhow::Result<Self> {
         Ok(Self::Redis(RedisCourier::new(settings)?))
     }
@@ -75,11 +80,11 @@ impl Courier {
         }
     }
 
-    /// Logs in to the same Redis by other means: another user, password or list of authorities.
-    /// Nothing changes until [`Self::adopt`].
+    /// Logs in to the same Redis with another user, password or list of certificate authorities. The
+    /// courier uses the new login only after [`Self::adopt`].
     ///
     /// # Errors
-    /// [`Unavailable`] when that Redis does not let us in, or it is another one.
+    /// [`Unavailable`] when the login fails, or the settings name another Redis.
     pub async fn try_login(&self, settings: Option<&RedisSettings>) -> Result<Login> {
         match (self, settings) {
             (Self::Redis(courier), Some(settings)) => bounded(courier.try_login(settings)).await,
@@ -87,27 +92,27 @@ impl Courier {
         }
     }
 
-    /// Every connection from now on is made this way.
+    /// Uses this login for every connection from now on.
     pub fn adopt(&self, login: Login) {
         if let Self::Redis(courier) = self {
             courier.adopt(login);
         }
     }
 
-    /// Whether it answers.
+    /// Asks the courier for a sign of life.
     ///
     /// # Errors
-    /// [`Unavailable`] when it does not.
+    /// [`Unavailable`] when Redis does not answer, or is older than the service needs.
     pub async fn ping(&self) -> Result<()> {
         on_redis!(self, courier => courier.ping())
     }
 
-    /// Which replication ids there are now, one by server that holds signals. A server begins
-    /// another one when it restarts and when it takes another's place, and may then lack what was
-    /// sent last, or everything. Empty where nothing is ever lost.
+    /// The present replication ids, one per Redis server that holds signals. A server gets a new id when
+    /// it restarts or replaces another server; then it may lack the latest signals, or all of them. Empty
+    /// in-process.
     ///
     /// # Errors
-    /// [`Unavailable`].
+    /// [`Unavailable`] when Redis does not answer.
     pub async fn replication_ids(&self) -> Result<Vec<String>> {
         on_redis!(self, courier => courier.replication_ids())
     }
@@ -115,48 +120,50 @@ impl Courier {
     /// The request under `hitl:request:{requestId}`.
     ///
     /// # Errors
-    /// [`Unavailable`].
+    /// [`Unavailable`] when Redis does not answer.
     pub async fn find_request(&self, id: &RequestId) -> Result<Option<StoredRequest>> {
         on_redis!(self, courier => courier.find_request(&request_key(id)))
     }
 
-    /// What a request's session names: known already if it was read along with the request.
+    /// The pointer of a request's session. `guessed_session` is the pointer that was read together with
+    /// the request; Redis is asked only if that is another session's.
     ///
     /// # Errors
-    /// [`Unavailable`].
+    /// [`Unavailable`] when Redis does not answer.
     pub async fn session_of(
         &self,
-        beside: Option<(String, SessionPointer)>,
+        guessed_session: Option<(String, SessionPointer)>,
         session: &SessionId,
     ) -> Result<SessionPointer> {
-        match beside {
+        match guessed_session {
             Some((guessed, pointer)) if guessed == session.as_str() => Ok(pointer),
             _ => self.session(session).await,
         }
     }
 
-    /// The request under its key and what its session names, at once.
+    /// The request under its key and the pointer of its session, read concurrently.
     ///
     /// # Errors
-    /// [`Unavailable`].
-    pub async fn look(&self, id: &RequestId, session: &SessionId) -> Result<Seen> {
+    /// [`Unavailable`] when Redis does not answer.
+    pub async fn snapshot(&self, id: &RequestId, session: &SessionId) -> Result<SessionSnapshot> {
         let (stored, pointer) = tokio::try_join!(self.find_request(id), self.session(session))?;
-        Ok(Seen { pointer, document: stored.map(|stored| stored.document) })
+        Ok(SessionSnapshot { pointer, document: stored.map(|stored| stored.document) })
     }
 
-    /// What `hitl:session:{sessionId}` names.
+    /// The session pointer, `hitl:session:{sessionId}`.
     ///
     /// # Errors
-    /// [`Unavailable`].
+    /// [`Unavailable`] when Redis does not answer.
     pub async fn session(&self, session: &SessionId) -> Result<SessionPointer> {
         let text = on_redis!(self, courier => courier.text(&session_key(session)))?;
         Ok(SessionPointer::read(text))
     }
 
-    /// The signal under `hitl:signal:{sessionId}`, and what `hitl:session:{sessionId}` names.
+    /// The signal under `hitl:signal:{sessionId}` and the session pointer, in one round trip where
+    /// possible.
     ///
     /// # Errors
-    /// [`Unavailable`].
+    /// [`Unavailable`] when Redis does not answer.
     pub async fn poll(&self, session: &SessionId) -> Result<Polled> {
         if let Self::Redis(courier) = self
             && !courier.is_cluster()
@@ -171,15 +178,15 @@ impl Courier {
     /// The signal under `hitl:signal:{sessionId}`.
     ///
     /// # Errors
-    /// [`Unavailable`].
+    /// [`Unavailable`] when Redis does not answer.
     pub async fn signal(&self, session: &SessionId) -> Result<Option<String>> {
         on_redis!(self, courier => courier.text(&signal_key(session)))
     }
 
-    /// Rewrites a request's JSON, with a request's time to live.
+    /// Writes a request's JSON under its key, with the time to live of a request.
     ///
     /// # Errors
-    /// [`Unavailable`].
+    /// [`Unavailable`] when Redis does not answer; the key may have been written nevertheless.
     pub async fn put_request(&self, id: &RequestId, document: &str) -> Result<()> {
         self.set(&request_key(id), document, REQUEST_TTL_SECONDS).await
     }
@@ -187,60 +194,61 @@ impl Courier {
     /// Sets a key.
     ///
     /// # Errors
-    /// [`Unavailable`].
+    /// [`Unavailable`] when Redis does not answer; the key may have been set nevertheless.
     pub async fn set(&self, key: &str, value: &str, ttl_seconds: u64) -> Result<()> {
         on_redis!(self, courier => courier.set(key, value, ttl_seconds))
     }
 
-    /// Sends a signal: first the key, then the message, then the request as it is now.
+    /// Sends a signal: sets its key, publishes it, then writes the decided request under its key.
     ///
     /// # Errors
-    /// [`Unavailable`]; it may have been sent nevertheless.
+    /// [`Unavailable`] when Redis does not answer; the signal may have been sent nevertheless.
     pub async fn send(&self, outgoing: &Outgoing<'_>) -> Result<Sent> {
         match self {
             Self::Redis(courier) => {
                 bounded(courier.send(outgoing)).instrument(traces::step("courier.send")).await
             }
-            Self::InProcess => Ok(Sent::Published { listeners: None, history: None }),
+            Self::InProcess => Ok(Sent::Published { listeners: None, replication_id: None }),
         }
     }
 
-    /// Tells all replicas that a session has news of which its channel must not know.
+    /// Tells all replicas that a registered request of this session was closed. The session's own channel
+    /// gets no message, because an agent there would take it for an approval.
     ///
     /// # Errors
-    /// [`Unavailable`]; the replicas find out by themselves then.
-    pub async fn tell_replicas(&self, session: &SessionId) -> Result<()> {
-        on_redis!(self, courier => courier.publish(OUTCOMES, session.as_str()))
+    /// [`Unavailable`] when Redis does not answer. Then the other replicas find out from the ledger.
+    pub async fn notify_replicas(&self, session: &SessionId) -> Result<()> {
+        on_redis!(self, courier => courier.publish(OUTCOMES_CHANNEL, session.as_str()))
     }
 
-    /// Wakes the agent that waits for a registered request with Redis: a reason to ask over HTTP,
-    /// never an answer.
+    /// Wakes an agent that waits on Redis for a registered request. The message holds no decision; the
+    /// agent fetches it over HTTP.
     ///
     /// # Errors
-    /// [`Unavailable`]; the agent asks by itself then.
+    /// [`Unavailable`] when Redis does not answer. Then the agent finds out when it asks next.
     pub async fn wake_agent(&self, tenant: &TenantId, id: &RequestId) -> Result<()> {
-        on_redis!(self, courier => courier.publish(&decision_channel(tenant, id), ASK))
+        on_redis!(self, courier => courier.publish(&decision_channel(tenant, id), ASK_MESSAGE))
     }
 
-    /// Begins to listen to the replicas, and to the channels of all sessions. `None` in-process,
-    /// where nobody publishes but this process.
+    /// Subscribes to the channels of all sessions and to the channel of the replicas. `None` in-process,
+    /// where no other process publishes.
     ///
     /// # Errors
-    /// [`Unavailable`].
+    /// [`Unavailable`] when Redis does not answer.
     pub async fn listen(&self) -> Result<Option<Subscription>> {
         match self {
             Self::Redis(courier) => {
-                let channels = (&*format!("{CHANNEL}*"), OUTCOMES);
+                let channels = (&*format!("{SESSION_CHANNEL_PREFIX}*"), OUTCOMES_CHANNEL);
                 Ok(Some(Subscription(bounded(courier.listen(channels)).await?)))
             }
             Self::InProcess => Ok(None),
         }
     }
 
-    /// How many agents are subscribed to the channel of each of these sessions, in their order.
+    /// The number of agents subscribed to each session's channel, in the order of `sessions`.
     ///
     /// # Errors
-    /// [`Unavailable`]; on a Cluster also when one node did not say.
+    /// [`Unavailable`] when Redis, or any node of a Cluster, does not answer.
     pub async fn listeners(&self, sessions: &[SessionId]) -> Result<Vec<i64>> {
         match self {
             Self::Redis(courier) => bounded(courier.listeners(sessions)).await,
@@ -248,66 +256,67 @@ impl Courier {
         }
     }
 
-    /// Counts a call against a bucket that all replicas share; if it is full, how long to wait
-    /// instead. In-process there is nobody to share with.
+    /// Counts a call in a rate-limit bucket that all replicas share. Returns `None` if the call was
+    /// counted, or, if the bucket is full, the time until it has room. Always `None` in-process.
     ///
     /// # Errors
-    /// [`Unavailable`]; it may have been counted nevertheless.
+    /// [`Unavailable`] when Redis does not answer; the call may have been counted nevertheless.
     pub async fn admit(&self, bucket: String, limit: RateLimit) -> Result<Option<Duration>> {
         on_redis!(self, courier => courier.admit(bucket, limit))
     }
 }
 
-/// Something that was heard.
+/// A message received by a [`Subscription`].
 #[derive(Debug)]
-pub enum Heard {
-    /// Another replica says that something was settled in this session.
+pub enum ChannelEvent {
+    /// A replica reports that a registered request of this session was closed.
     Outcome(SessionId),
-    /// A message on a session's channel, which anybody may have published.
+    /// A message on a session's channel. Anybody with access to Redis may have published it.
     Message(Message),
-    /// Nothing of ours.
+    /// A message that the service does not know.
     Other,
 }
 
 /// A message on the channel of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// What follows `hitl:channel:` in the name of the channel: a session's id, if it is valid.
+    /// The channel's name without `hitl:channel:`. It is a session id, but may be an invalid one.
     pub channel: String,
-    /// What was published; of text that is not UTF-8, something that no signal is.
+    /// The message's text. Bytes that are not UTF-8 are replaced, so such a message equals no signal.
     pub payload: String,
 }
 
 impl Message {
-    /// The session whose channel it is.
+    /// The session of the channel; `None` when the name is not a valid session id.
     #[must_use]
     pub fn session(&self) -> Option<SessionId> {
         SessionId::parse(self.channel.clone()).ok()
     }
 }
 
-/// Hears what is published, over a connection of its own.
+/// Receives published messages, over its own connection to Redis.
 #[derive(Debug)]
 pub struct Subscription(RedisSubscription);
 
 impl Subscription {
-    /// The next message. Can be dropped and called again.
+    /// Waits for the next message. The future may be dropped without losing a message.
     ///
     /// # Errors
-    /// [`Unavailable`]: this connection hears nothing any more.
-    pub async fn next(&mut self) -> Result<Heard> {
+    /// [`Unavailable`] when the connection is closed. Then no further message arrives.
+    pub async fn next(&mut self) -> Result<ChannelEvent> {
         let (channel, payload) = self.0.next().await?;
-        if let Some(channel) = channel.strip_prefix(CHANNEL) {
-            return Ok(Heard::Message(Message { channel: channel.to_owned(), payload }));
+        if let Some(channel) = channel.strip_prefix(SESSION_CHANNEL_PREFIX) {
+            return Ok(ChannelEvent::Message(Message { channel: channel.to_owned(), payload }));
         }
-        let session = (channel == OUTCOMES).then(|| SessionId::parse(payload).ok()).flatten();
-        Ok(session.map_or(Heard::Other, Heard::Outcome))
+        let session =
+            (channel == OUTCOMES_CHANNEL).then(|| SessionId::parse(payload).ok()).flatten();
+        Ok(session.map_or(ChannelEvent::Other, ChannelEvent::Outcome))
     }
 
-    /// Makes sure that it still hears.
+    /// Checks that the connection still works.
     ///
     /// # Errors
-    /// [`Unavailable`]: it does not.
+    /// [`Unavailable`] when Redis does not answer on it.
     pub async fn ping(&mut self) -> Result<()> {
         self.0.ping().await
     }

@@ -1,14 +1,15 @@
 #!lua flags=no-writes
--- Says above that it only reads: else Redis holds it up whenever writes are paused (Redis 7).
+-- `no-writes` in the first line: without it, Redis 7 delays the script while writes are paused.
 --
--- Reads, in one round trip, what a session names, its signal, and the request which that answers.
--- Which one that is, is guessed from the signal's text: whoever parses it must not rely on the guess.
+-- Reads a session's pointer, its signal, and the request that the signal answers, in one round trip. The
+-- script guesses the request's id from the signal's text. The caller must compare the guess with the id
+-- in the parsed signal.
 --
 -- KEYS  1 hitl:session:{sessionId} · 2 hitl:signal:{sessionId}
--- ARGV  1 what stands before a request's id in its key. That key is in another slot, so this is not
---       for a Cluster.
--- Returns what the session names · the signal · the request that was guessed · its text; each of them
--- only if it is there.
+-- ARGV  1 the prefix of a request's key. That key is not in KEYS and may be in another slot, so this
+--       script cannot run on a Cluster.
+-- Returns the pointer · the signal · the guessed request id · the request's text. Each is absent if its
+-- key does not exist.
 local refused
 local function text(key)
   local value = redis.pcall('GET', key)
@@ -16,7 +17,7 @@ local function text(key)
     if not string.find(value.err, 'WRONGTYPE', 1, true) then
       refused = value
     end
-    -- No id and no JSON.
+    -- U+FFFD in UTF-8: neither an id nor JSON.
     return '\239\191\189'
   end
   return value

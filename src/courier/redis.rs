@@ -1,6 +1,7 @@
-//! The courier over Redis: its commands, each written once for one server, Sentinel and Cluster.
+//! The courier over Redis: each command is written once, for a single server, Sentinel and Cluster.
 //!
-//! Only absolute writes, so that repeating one after a time-out changes nothing.
+//! Every write but the rate limit's sets a key to a value that does not depend on the old one, so
+//! repeating it after a timeout does no harm.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use redis::{
     SetOptions, ToRedisArgs, Value, cmd, from_redis_value,
 };
 
-use super::keys::{self, REQUEST, SESSION};
+use super::keys::{self, REQUEST_KEY_PREFIX, SESSION_KEY_PREFIX};
 use super::link::{Link, Login};
 use super::topology::{Connection, RedisSettings};
 use super::types::{Outgoing, Polled, Result, Sent, StoredRequest, TIMEOUT, Unavailable};
@@ -22,19 +23,19 @@ use crate::domain::request::REQUEST_TTL_SECONDS;
 use crate::domain::session::SessionPointer;
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
 
-/// The first major version of Redis with all that the scripts call.
+/// The oldest major version of Redis that has every command of the scripts.
 const OLDEST_VERSION: u32 = 7;
 
-/// What a value that is not text stands for: no id and no JSON, so it matches nothing.
+/// Stands for a value that is not UTF-8 text. It is neither a valid id nor JSON, so it matches nothing.
 const NOT_TEXT: &str = "\u{fffd}";
-/// Longest to wait until every node of a Cluster has said how many listen there.
+/// Longest time to wait for the number of subscribers on every node of a Cluster.
 const COUNT_TIMEOUT: Duration = Duration::from_millis(200);
 type Script = LazyLock<String>;
-static FIND_REQUEST: Script = LazyLock::new(|| bare(include_str!("find.lua")));
-static POLL: Script = LazyLock::new(|| bare(include_str!("poll.lua")));
-static SEND_SIGNAL: Script = LazyLock::new(|| bare(include_str!("signal.lua")));
-static ADMIT: Script = LazyLock::new(|| bare(include_str!("admit.lua")));
-static REWRITE_REQUEST: Script = LazyLock::new(|| bare(include_str!("request.lua")));
+static FIND_REQUEST: Script = LazyLock::new(|| without_comments(include_str!("find.lua")));
+static POLL: Script = LazyLock::new(|| without_comments(include_str!("poll.lua")));
+static SEND_SIGNAL: Script = LazyLock::new(|| without_comments(include_str!("signal.lua")));
+static ADMIT: Script = LazyLock::new(|| without_comments(include_str!("admit.lua")));
+static REWRITE_REQUEST: Script = LazyLock::new(|| without_comments(include_str!("request.lua")));
 
 /// The courier over Redis.
 #[derive(Clone, Debug)]
@@ -56,7 +57,7 @@ impl RedisCourier {
         self.link.adopt(login);
     }
 
-    /// Whether keys are spread over several servers.
+    /// Whether Redis is a Cluster, whose keys are spread over several servers.
     pub fn is_cluster(&self) -> bool {
         self.link.is_cluster()
     }
@@ -66,29 +67,29 @@ impl RedisCourier {
             .link
             .call(None, |mut redis| async move { redis.server_info().await })
             .await?
-            .map_err(|error| unexpected(&error))?;
+            .map_err(|error| unavailable(&error))?;
         check_version(&info)
     }
 
     pub async fn replication_ids(&self) -> Result<Vec<String>> {
-        // Of all masters, so that it tells nothing about the connection when one is away.
+        // `attempt`, because this asks all masters: if one is down, the connection need not be replaced.
         let info = self
             .link
             .attempt(|mut redis| async move {
                 cmd("INFO").arg("replication").query_async::<Value>(&mut redis).await
             })
             .await
-            .map_err(|error| unexpected(&error))?;
+            .map_err(|error| unavailable(&error))?;
         let answers = match info {
-            // One by node.
+            // A Cluster answers with one entry per node.
             Value::Map(nodes) => nodes.into_iter().map(|(_node, answer)| answer).collect(),
             answer => vec![answer],
         };
-        let history = |answer: Value| {
+        let replication_id = |answer: Value| {
             let text: String = from_redis_value(answer).ok()?;
             text.lines().find_map(|line| line.strip_prefix("master_replid:")).map(ToOwned::to_owned)
         };
-        Ok(answers.into_iter().filter_map(history).collect())
+        Ok(answers.into_iter().filter_map(replication_id).collect())
     }
 
     pub async fn find_request(&self, key: &str) -> Result<Option<StoredRequest>> {
@@ -96,11 +97,11 @@ impl RedisCourier {
         if !self.link.is_cluster() {
             type Found = (Vec<u8>, i64, Option<Vec<u8>>, Option<Vec<u8>>);
             let key = vec![key.to_owned()];
-            let found: Option<Found> = self.script(&FIND_REQUEST, key, SESSION).await?;
+            let found: Option<Found> = self.script(&FIND_REQUEST, key, SESSION_KEY_PREFIX).await?;
             return Ok(found.map(|(document, millis, session, pointer)| StoredRequest {
                 document: String::from_utf8(document).unwrap_or_default(),
                 ttl: ttl(millis),
-                beside: session
+                guessed_session: session
                     .and_then(|session| String::from_utf8(session).ok())
                     .map(|session| (session, SessionPointer::read(pointer.map(text)))),
             }));
@@ -117,19 +118,21 @@ impl RedisCourier {
             Ok((Some(value), millis)) => Ok(Some(StoredRequest {
                 document: String::from_utf8(value).unwrap_or_default(),
                 ttl: ttl(millis),
-                beside: None,
+                guessed_session: None,
             })),
-            Err(_not_a_string) => {
-                Ok(Some(StoredRequest { document: String::new(), ttl: None, beside: None }))
-            }
+            Err(_not_a_string) => Ok(Some(StoredRequest {
+                document: String::new(),
+                ttl: None,
+                guessed_session: None,
+            })),
         }
     }
 
-    /// Not for a Cluster.
+    /// Must not be called on a Cluster, where the keys are in different slots.
     pub async fn poll(&self, session: &SessionId) -> Result<Polled> {
         type Found = [Option<Vec<u8>>; 4];
         let keys = vec![keys::session_key(session), keys::signal_key(session)];
-        let found: Found = self.script(&POLL, keys, REQUEST).await?;
+        let found: Found = self.script(&POLL, keys, REQUEST_KEY_PREFIX).await?;
         let [pointer, signal, request, document] = found.map(|value| value.map(text));
         let pointer = SessionPointer::read(pointer);
         Ok(Polled { pointer, signal, answered: request.zip(document) })
@@ -153,7 +156,7 @@ impl RedisCourier {
                 redis.set_options::<_, _, ()>(key, value, options).await
             })
             .await?
-            .map_err(|error| unexpected(&error))
+            .map_err(|error| unavailable(&error))
     }
 
     pub async fn publish(&self, channel: &str, payload: &str) -> Result<()> {
@@ -164,31 +167,32 @@ impl RedisCourier {
             )
             .await?
             .map(drop)
-            .map_err(|error| unexpected(&error))
+            .map_err(|error| unavailable(&error))
     }
 
-    /// Begins to listen to the channels of a pattern, and to one more.
+    /// Subscribes to a pattern of channels, and to one more channel.
     pub async fn listen(&self, (pattern, channel): (&str, &str)) -> Result<RedisSubscription> {
-        let (mut sink, messages) = in_time(self.link.listen()).await?.split();
-        in_time(sink.psubscribe(pattern)).await?;
-        in_time(sink.subscribe(channel)).await?;
+        let (mut sink, messages) = with_timeout(self.link.listen()).await?.split();
+        with_timeout(sink.psubscribe(pattern)).await?;
+        with_timeout(sink.subscribe(channel)).await?;
         Ok(RedisSubscription { sink, messages })
     }
 
-    /// How many are subscribed to each channel: not by a pattern, as we are.
+    /// The number of subscribers of each session's channel. Redis does not count subscriptions by pattern,
+    /// so the service's own subscription is not included.
     pub async fn listeners(&self, sessions: &[SessionId]) -> Result<Vec<i64>> {
         if sessions.is_empty() {
             return Ok(Vec::new());
         }
         let mut count = cmd("PUBSUB");
         count.arg("NUMSUB").arg(sessions.iter().map(keys::channel).collect::<Vec<_>>());
-        // Of every node, so that it tells nothing about the connection when one is away.
+        // `attempt`, because this asks all nodes: if one is down, the connection need not be replaced.
         let counting = |redis: Connection| async move { redis.on_every_node(count).await };
-        let nodes = self.link.attempt(counting).await.map_err(|error| unexpected(&error))?;
+        let nodes = self.link.attempt(counting).await.map_err(|error| unavailable(&error))?;
         let mut all = vec![0; sessions.len()];
         for node in nodes {
             let counts: Vec<(Value, i64)> =
-                from_redis_value(node).map_err(|error| unexpected(&error.into()))?;
+                from_redis_value(node).map_err(|error| unavailable(&error.into()))?;
             all.iter_mut().zip(counts).for_each(|(all, (_channel, count))| *all += count);
         }
         Ok(all)
@@ -198,20 +202,21 @@ impl RedisCourier {
         let request = keys::request_key(outgoing.request);
         let session = keys::session_key(outgoing.session);
         let channel = keys::channel(outgoing.session);
-        let seen = outgoing.only_while;
+        let seen = outgoing.only_if;
         let seen_pointer = seen.pointer.text.as_deref().unwrap_or_default();
         let seen_request = seen.document.as_deref().unwrap_or_default();
         let mut keys = vec![keys::signal_key(outgoing.session), keys::rank_key(outgoing.session)];
         let mut counted = None;
         if self.link.is_cluster() {
-            // Before the session is looked at: whoever subscribes later may wait for something else.
-            if outgoing.aloud {
+            // Count before the session is read: an agent that subscribes later may wait for the answer
+            // to another request.
+            if outgoing.publish {
                 let counting = self.listeners(std::slice::from_ref(outgoing.session));
                 let counts = tokio::time::timeout(COUNT_TIMEOUT, counting).await;
                 counted = counts.ok().and_then(|counts| counts.ok()?.first().copied());
             }
-            // No script reaches servers of several slots, so what the standalone one does at once
-            // is done as close together as can be.
+            // A script cannot reach keys in several slots. So the checks that `signal.lua` makes in one
+            // step on a single server are made here, directly before sending.
             let rewriting = (seen_request, outgoing.document, REQUEST_TTL_SECONDS);
             let rewrite = self.script::<bool>(&REWRITE_REQUEST, vec![request], rewriting);
             let (is_same, pointer) = tokio::try_join!(rewrite, self.text(&session))?;
@@ -223,20 +228,20 @@ impl RedisCourier {
         }
         let sending = (
             (outgoing.signal, SIGNAL_TTL_SECONDS, outgoing.rank),
-            if outgoing.aloud { &channel } else { "" },
+            if outgoing.publish { &channel } else { "" },
             (seen_pointer, seen_request, outgoing.document, REQUEST_TTL_SECONDS),
         );
         let sent =
             self.script::<Option<(Option<i64>, String)>>(&SEND_SIGNAL, keys, sending).await?;
-        let Some((listeners, history)) = sent else { return Ok(Sent::Changed) };
+        let Some((listeners, id)) = sent else { return Ok(Sent::Changed) };
         Ok(Sent::Published {
             listeners: listeners.or(counted),
-            history: Some(history).filter(|history| !history.is_empty()),
+            replication_id: Some(id).filter(|id| !id.is_empty()),
         })
     }
 
-    /// Runs a script whose keys are all in one slot. By its text: loading it by its hash first would
-    /// need every node of a Cluster.
+    /// Runs a script whose keys are all in one slot. Sends the script's text with each call, because
+    /// `EVALSHA` would need the script to be loaded on every node of a Cluster first.
     async fn script<T: FromRedisValue>(
         &self,
         script: &str,
@@ -250,10 +255,10 @@ impl RedisCourier {
                 eval.query_async(&mut redis).await
             })
             .await?
-            .map_err(|error| unexpected(&error))
+            .map_err(|error| unavailable(&error))
     }
 
-    /// Counts a call against a shared bucket; otherwise says when there is room again.
+    /// See [`Courier::admit`](super::Courier::admit).
     pub async fn admit(&self, bucket: String, limit: RateLimit) -> Result<Option<Duration>> {
         let drain = u64::try_from(limit.drain().as_micros()).unwrap_or(u64::MAX);
         let wait: u64 = self.script(&ADMIT, vec![bucket], (drain, limit.burst.get())).await?;
@@ -261,7 +266,7 @@ impl RedisCourier {
     }
 }
 
-/// Hears what is published, over a connection of its own.
+/// Receives published messages, over its own connection.
 pub struct RedisSubscription {
     sink: PubSubSink,
     messages: PubSubStream,
@@ -275,7 +280,7 @@ impl std::fmt::Debug for RedisSubscription {
 
 impl RedisSubscription {
     pub async fn ping(&mut self) -> Result<()> {
-        in_time(self.sink.ping::<Value>()).await.map(drop)
+        with_timeout(self.sink.ping::<Value>()).await.map(drop)
     }
 
     pub async fn next(&mut self) -> Result<(String, String)> {
@@ -286,12 +291,12 @@ impl RedisSubscription {
     }
 }
 
-/// Older servers lack what our scripts call.
+/// Refuses a server that is older than [`OLDEST_VERSION`].
 fn check_version(info: &str) -> Result<()> {
     let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
     let version = version.unwrap_or_default().trim();
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    // A server that does not say is believed.
+    // A server that does not tell its version is accepted.
     if major.is_some_and(|major| major < OLDEST_VERSION) {
         let reason = format!("Redis is {version}; the service needs {OLDEST_VERSION} or newer");
         return Err(Unavailable(reason));
@@ -299,8 +304,8 @@ fn check_version(info: &str) -> Result<()> {
     Ok(())
 }
 
-/// A script without what is only for people: it travels with each call.
-fn bare(script: &str) -> String {
+/// A script without comments, blank lines and indentation, because its text is sent with each call.
+fn without_comments(script: &str) -> String {
     let lines = script.lines().map(str::trim);
     let code = lines.filter(|line| !line.is_empty() && !line.starts_with("--"));
     code.collect::<Vec<_>>().join("\n")
@@ -310,15 +315,15 @@ fn text(value: Vec<u8>) -> String {
     String::from_utf8(value).unwrap_or_else(|_| NOT_TEXT.to_owned())
 }
 
-/// The library bounds neither of these.
-async fn in_time<T>(work: impl Future<Output = RedisResult<T>>) -> Result<T> {
+/// Bounds a call that has no time limit in the library.
+async fn with_timeout<T>(work: impl Future<Output = RedisResult<T>>) -> Result<T> {
     match tokio::time::timeout(TIMEOUT, work).await {
-        Ok(done) => done.map_err(|error| unexpected(&error)),
+        Ok(done) => done.map_err(|error| unavailable(&error)),
         Err(_elapsed) => Err(Unavailable("no answer in time".to_owned())),
     }
 }
 
-fn unexpected(error: &RedisError) -> Unavailable {
+fn unavailable(error: &RedisError) -> Unavailable {
     debug_assert_ne!(error.kind(), ErrorKind::Server(ServerErrorKind::CrossSlot));
     Unavailable(error.to_string())
 }

@@ -1,10 +1,10 @@
--- Rewrites a request as decided, unless it has changed. On a Cluster only, before its signal is sent:
--- elsewhere signal.lua does both at once.
+-- Writes a decided request under its key, unless the request there has changed. Runs on a Cluster only,
+-- before signal.lua; on a single server, signal.lua does both in one step.
 --
 -- KEYS  1 hitl:request:{requestId}
--- ARGV  1 the request the sender saw, '' for none · 2 the request as decided · 3 its time to live in
---       seconds
--- Returns whether it was what the sender saw.
+-- ARGV  1 the request that the sender read, '' if there was none · 2 the decided request · 3 its time to
+--       live in seconds
+-- Returns 1 if the request was unchanged and was written, else 0.
 local value = redis.pcall('GET', KEYS[1])
 if (type(value) == 'string' and value or '') ~= ARGV[1] then
   return 0

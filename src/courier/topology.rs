@@ -1,5 +1,5 @@
-//! How Redis is set up: one server, a Cluster, or servers that Sentinels watch over. Reads that
-//! from the settings, and connects. Must not know what the connection is for.
+//! How Redis is set up: one server, a Cluster, or servers monitored by Sentinels. Reads the set-up from
+//! the settings and connects. Knows nothing of requests and signals.
 
 use std::time::Duration;
 
@@ -19,56 +19,56 @@ use redis::{
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 
-/// Longest to wait for one answer, or to connect to one server.
-pub const STEP_TIMEOUT: Duration = Duration::from_millis(450);
-/// The same for connecting to one node of a Cluster, which is done twice in a row when a node is
-/// away: as one of those named in the URL, and as one of those that the others name.
-const NODE_TIMEOUT: Duration = Duration::from_millis(300);
-/// Where Sentinels listen unless the URL says otherwise.
+/// Longest time to wait for one answer, or to connect to one server.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(450);
+/// Longest time to connect to one node of a Cluster. If a node is down, the library tries it twice in a
+/// row: once because the URL names it, once because the other nodes name it.
+const NODE_CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
+/// The port of a Sentinel if the URL names none.
 const SENTINEL_PORT: u16 = 26379;
 
-/// Where Redis is.
+/// The address of Redis, and how to log in.
 #[derive(Clone, Debug)]
 pub enum RedisSettings {
-    /// One of
+    /// A URL of one of these forms:
     /// - `redis://[user:password@]host[:port][/db]`
     /// - `redis+cluster://[user:password@]host[:port][,host[:port]…]`
     /// - `redis+sentinel://[user:password@]host[:port][,host[:port]…]/master[/db]`, with
-    ///   `?sentinel_password=…` (and `&sentinel_user=…`) if the Sentinels ask for one themselves
+    ///   `?sentinel_password=…` (and `&sentinel_user=…`) if the Sentinels have a password of their own
     ///
-    /// or the same with `rediss` for TLS.
+    /// `rediss` in place of `redis` means TLS.
     Url(SecretString),
-    /// One of these with `rediss`, whose servers prove who they are by other certificates than the
-    /// system's.
+    /// A `rediss` URL, with certificate authorities that replace the system's.
     Tls {
-        /// As above.
+        /// The URL, as in [`Self::Url`].
         url: SecretString,
-        /// The only authorities to trust, as PEM.
+        /// The certificates of the only authorities to trust, as PEM.
         trusted: String,
     },
-    /// Host, port and password, as older deployments configure it.
+    /// Host, port and password, as in the configuration of older deployments.
     Host {
-        /// Name or address.
+        /// Host name or IP address.
         host: String,
         /// TCP port.
         port: u16,
-        /// `AUTH` password of the default user.
+        /// Password of Redis' default user.
         password: Option<SecretString>,
     },
 }
 
 impl RedisSettings {
-    /// Whether they name a Redis; nothing is connected.
+    /// Checks the settings without connecting.
     ///
     /// # Errors
-    /// One sentence, which repeats nothing of a URL: it may hold a password.
+    /// A sentence that says which part of the URL is wrong, or that the certificates cannot be used. It
+    /// repeats no part of the URL, because the URL may hold a password.
     pub fn check(&self) -> anyhow::Result<()> {
         self.topology().map(drop)
     }
 
     pub(super) fn topology(&self) -> anyhow::Result<Topology> {
         match self {
-            Self::Url(url) => Topology::read(url.expose_secret(), None).context(FORMS),
+            Self::Url(url) => Topology::read(url.expose_secret(), None).context(URL_FORMS),
             Self::Tls { url, trusted } => {
                 let url = url.expose_secret();
                 ensure!(
@@ -80,7 +80,7 @@ impl RedisSettings {
                     TlsCertificates { client_tls: None, root_cert: Some(trusted.clone().into()) };
                 open("rediss://localhost".into_connection_info()?, Some(&trusted))
                     .context("a certificate in the file that redis_ca_file names cannot be used")?;
-                Topology::read(url, Some(&trusted)).context(FORMS)
+                Topology::read(url, Some(&trusted)).context(URL_FORMS)
             }
             Self::Host { host, port, password } => {
                 let password = password.as_ref().map(ExposeSecret::expose_secret);
@@ -92,32 +92,33 @@ impl RedisSettings {
     }
 }
 
-/// What a URL that cannot be used should have been.
-const FORMS: &str = "REDIS_URL must look like redis://host:6379, redis+cluster://host:6379,host:6379 \
+/// The valid forms of a URL, for error messages.
+const URL_FORMS: &str = "REDIS_URL must look like redis://host:6379, redis+cluster://host:6379,host:6379 \
                      or redis+sentinel://host:26379,host:26379/master";
 
-/// How Redis is set up.
+/// The clients for a set-up of Redis.
 #[derive(Debug)]
 pub enum Topology {
     Single(Client),
     Cluster {
         client: Box<ClusterClient>,
-        /// Those of the URL. Each hears all that is published on any.
+        /// The nodes that the URL names. A subscriber of any node receives the messages of all nodes.
         nodes: Vec<Client>,
     },
     Sentinel {
         sentinels: Vec<Client>,
-        /// The name under which they know the master.
+        /// The name by which the Sentinels know the master.
         master: String,
-        /// How to log in to it.
+        /// The login for the master.
         login: RedisConnectionInfo,
-        /// What it must prove its name by, if not by the system's certificates.
+        /// The certificates to trust in place of the system's.
         trusted: Option<TlsCertificates>,
     },
 }
 
 impl Topology {
-    /// Reads a URL. What the library says of it may repeat it, password and all, and is dropped.
+    /// Reads a URL. The library's error messages are dropped, because they may repeat the URL with its
+    /// password.
     fn read(url: &str, trusted: Option<&TlsCertificates>) -> anyhow::Result<Self> {
         let Some((scheme, rest)) = url.split_once("://") else { bail!("it has no scheme") };
         ensure!(
@@ -130,7 +131,7 @@ impl Topology {
         else {
             return Self::single(url, trusted);
         };
-        // One URL a host, as the library has them.
+        // The library expects one URL per host.
         let (authority, tail) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         let (login, hosts) = match authority.rsplit_once('@') {
             Some((login, hosts)) => (format!("{login}@"), hosts),
@@ -145,7 +146,7 @@ impl Topology {
         if kind == "cluster" { Self::cluster(urls, trusted) } else { Self::sentinel(urls, trusted) }
     }
 
-    /// `?db=` counts more than the path, as Python's client has it.
+    /// A single server. `?db=` overrides the database in the path, as in Python's client.
     fn single(url: &str, trusted: Option<&TlsCertificates>) -> anyhow::Result<Self> {
         let server = url.into_connection_info().ok().context("it cannot be read")?;
         let is_socket = matches!(server.addr(), ConnectionAddr::Unix(_));
@@ -173,9 +174,9 @@ impl Topology {
         let client = ClusterClient::builder(nodes.clone());
         let client = trusted.cloned().into_iter().fold(client, ClusterClientBuilder::certs);
         let client = client
-            .connection_timeout(NODE_TIMEOUT)
-            .response_timeout(STEP_TIMEOUT)
-            // Enough to follow a slot to where it has moved.
+            .connection_timeout(NODE_CONNECT_TIMEOUT)
+            .response_timeout(ANSWER_TIMEOUT)
+            // Enough to follow a slot that has moved to another node.
             .retries(3)
             .min_retry_wait(10)
             .max_retry_wait(100)
@@ -185,8 +186,8 @@ impl Topology {
         Ok(Self::Cluster { client, nodes: nodes.collect::<RedisResult<_>>()? })
     }
 
-    /// Behind the hosts stands the name of the master, perhaps its database, and perhaps how to log
-    /// in to the Sentinels; before them, how to log in to the servers.
+    /// Servers monitored by Sentinels. Before the hosts, the URL has the login for the servers; after the
+    /// hosts, the master's name, optionally a database, and optionally the login for the Sentinels.
     fn sentinel(hosts: Vec<Url>, trusted: Option<&TlsCertificates>) -> anyhow::Result<Self> {
         let Some(url) = hosts.first() else { bail!("it names no host") };
         let mut path = url.path().trim_matches('/').split('/');
@@ -217,8 +218,8 @@ impl Topology {
         Ok(Self::Sentinel { sentinels, master, login, trusted: trusted.cloned() })
     }
 
-    /// Whether it leads to the same data: all but who logs in and which certificates are trusted.
-    pub fn is_the_same_place_as(&self, other: &Self) -> bool {
+    /// Whether both lead to the same data: they may differ only in the login and the trusted certificates.
+    pub fn leads_to_same_data_as(&self, other: &Self) -> bool {
         fn addresses(clients: &[Client]) -> Vec<&ConnectionAddr> {
             clients.iter().map(|client| client.get_connection_info().addr()).collect()
         }
@@ -238,11 +239,11 @@ impl Topology {
         }
     }
 
-    /// Connects.
+    /// Connects to the server or the Cluster, with the time limits of this module.
     pub async fn connect(&self) -> RedisResult<Connection> {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(STEP_TIMEOUT))
-            .set_response_timeout(Some(STEP_TIMEOUT));
+            .set_connection_timeout(Some(ANSWER_TIMEOUT))
+            .set_response_timeout(Some(ANSWER_TIMEOUT));
         let client = match self {
             Self::Single(client) => client.clone(),
             Self::Cluster { client, .. } => {
@@ -255,7 +256,7 @@ impl Topology {
         client.get_multiplexed_async_connection_with_config(&config).await.map(Connection::Single)
     }
 
-    /// A connection that hears what is published.
+    /// A connection for subscriptions.
     pub async fn listen(&self) -> RedisResult<PubSub> {
         match self {
             Self::Single(client) => client.get_async_pubsub().await,
@@ -276,8 +277,8 @@ impl Topology {
     }
 }
 
-/// Asks all Sentinels at once, each by itself: the library would wait for the first one named, which
-/// may well have gone down with its master. The master is asked for anew each time.
+/// Finds the master by asking all Sentinels concurrently. The library would ask them in order and wait
+/// for the first, which may be down together with the master. The answer is not cached.
 async fn find_master(
     sentinels: &[Client],
     master: &str,
@@ -285,13 +286,13 @@ async fn find_master(
     trusted: Option<&TlsCertificates>,
 ) -> RedisResult<Client> {
     let asked = sentinels.iter().map(|sentinel| {
-        async move { ask(sentinel, master, login, trusted)?.async_get_client().await }.boxed()
+        async move { sentinel_client(sentinel, master, login, trusted)?.async_get_client().await }.boxed()
     });
     Ok(select_ok(asked).await?.0)
 }
 
-/// How to find the master through one Sentinel.
-fn ask(
+/// A client that finds the master through one Sentinel.
+fn sentinel_client(
     sentinel: &Client,
     master: &str,
     login: &RedisConnectionInfo,
@@ -312,7 +313,8 @@ fn ask(
     asking.set_client_to_redis_db(login.db()).build()
 }
 
-/// A client of one server, which must prove its name by these certificates, else by the system's.
+/// A client of one server. With TLS, the server's certificate is checked against `trusted`, or against
+/// the system's authorities.
 fn open(server: ConnectionInfo, trusted: Option<&TlsCertificates>) -> RedisResult<Client> {
     match trusted {
         Some(trusted) => Client::build_with_tls(server, trusted.clone()),
@@ -330,17 +332,17 @@ fn login(user: Option<&str>, password: Option<&str>) -> RedisConnectionInfo {
     password.into_iter().fold(login, RedisConnectionInfo::set_password)
 }
 
-/// A connection, however Redis is set up. Clones share it.
+/// A connection to any set-up of Redis. Clones share the connection.
 #[derive(Clone)]
 pub enum Connection {
-    /// To a server that has every key.
+    /// A connection to one server, which has all keys.
     Single(MultiplexedConnection),
-    /// To servers that have some of the keys each.
+    /// Connections to the nodes of a Cluster, each of which has some of the keys.
     Cluster(ClusterConnection),
 }
 
 impl Connection {
-    /// What a server says about itself.
+    /// The answer to `INFO server` of one server.
     pub async fn server_info(&mut self) -> RedisResult<String> {
         let mut asking = cmd("INFO");
         asking.arg("server");
@@ -355,11 +357,11 @@ impl Connection {
         }
     }
 
-    /// Whether any server answers.
+    /// Pings one server; on a Cluster, any master.
     pub async fn ping(&mut self) -> RedisResult<()> {
         match self {
             Self::Single(connection) => connection.ping().await,
-            // By itself it would want every master's answer.
+            // By default the library would require the answer of every master.
             Self::Cluster(connection) => {
                 let any = Some(ResponsePolicy::OneSucceeded);
                 let to = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, any));
@@ -368,7 +370,7 @@ impl Connection {
         }
     }
 
-    /// What each node answers to a command.
+    /// Runs a command on every node and returns the answers.
     pub async fn on_every_node(self, command: Cmd) -> RedisResult<Vec<Value>> {
         match self {
             Self::Single(mut connection) => Ok(vec![command.query_async(&mut connection).await?]),
@@ -459,12 +461,12 @@ mod tests {
             panic!()
         };
         assert!(sentinels.iter().all(is_checked));
-        assert!(ask(&sentinels[0], &master, &login, trusted.as_ref()).is_ok());
+        assert!(sentinel_client(&sentinels[0], &master, &login, trusted.as_ref()).is_ok());
     }
 
     #[test]
     fn only_the_login_and_the_authorities_may_differ() {
-        let is_same = |one, two| read(one).unwrap().is_the_same_place_as(&read(two).unwrap());
+        let is_same = |one, two| read(one).unwrap().leads_to_same_data_as(&read(two).unwrap());
         for (one, two) in [
             ("redis://h", "redis://u:p@h:6379/0"),
             ("redis+cluster://a,b", "redis+cluster://u:p@a,b"),

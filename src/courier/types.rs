@@ -1,83 +1,86 @@
-//! What is asked of the courier, and what it answers.
+//! Arguments and results of the courier's calls.
 
 use std::time::Duration;
 
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::session::SessionPointer;
 
-/// Longest any call to the courier takes, reconnecting included.
+/// Longest duration of a call to the courier, reconnecting included.
 pub const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The courier did not answer, or not in time. What was asked may have happened nevertheless, so
-/// everything asked of it may safely be asked again.
+/// The courier did not answer in time, or with an error. The call may have taken effect nevertheless, so
+/// every call is safe to repeat.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the courier is out of reach: {0}")]
 pub struct Unavailable(pub String);
 
-/// What the courier answers.
+/// The result of a call to the courier.
 pub type Result<T> = std::result::Result<T, Unavailable>;
 
-/// A request as it was found.
+/// A request as found in Redis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredRequest {
-    /// The key's value; empty when it is not text at all, which no request is.
+    /// The key's value; empty, and so not a valid request, when the value is not a string of UTF-8.
     pub document: String,
-    /// The rest of its time to live; `None` when it has no end.
+    /// The remaining time to live; `None` when the key does not expire.
     pub ttl: Option<Duration>,
-    /// The session that it seems to name and what that names, where both can be read at once.
-    pub beside: Option<(String, SessionPointer)>,
+    /// The session that the request seems to name, and that session's pointer, if both were read in one
+    /// round trip. The session is guessed from the text: compare it with the parsed request.
+    pub guessed_session: Option<(String, SessionPointer)>,
 }
 
-/// What there was of a session and its request when it was judged whether a signal may go out.
+/// The session pointer and the request in Redis, as they were when the service decided to send a signal.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
-    /// What the session named.
+pub struct SessionSnapshot {
+    /// The session pointer.
     pub pointer: SessionPointer,
-    /// The request's text; `None` without one, empty when it was not text at all.
+    /// The request's text; `None` when there was none, empty when it was not a string of UTF-8.
     pub document: Option<String>,
 }
 
-/// What there is of a session for those who ask for its signal.
+/// A session's pointer and signal, for an agent that polls.
 #[derive(Clone, Debug, Default)]
 pub struct Polled {
-    /// What it names.
+    /// The session pointer.
     pub pointer: SessionPointer,
-    /// Its signal.
+    /// The signal's JSON, if there is one.
     pub signal: Option<String>,
-    /// The request that the signal seems to answer, and its text, where all can be read at once.
+    /// The id and the text of the request that the signal seems to answer, if all were read in one round
+    /// trip. The id is guessed from the signal's text: compare it with the parsed signal.
     pub answered: Option<(String, String)>,
 }
 
-/// A signal on its way.
+/// A signal to be sent.
 #[derive(Debug)]
 pub struct Outgoing<'a> {
-    /// Which request it answers.
+    /// The request that the signal answers.
     pub request: &'a RequestId,
-    /// Whom it wakes.
+    /// The session whose agent the signal wakes.
     pub session: &'a SessionId,
     /// The signal's JSON.
     pub signal: &'a str,
-    /// The request's JSON from then on.
+    /// The decided request's JSON, written under the request's key.
     pub document: &'a str,
-    /// Of two signals of a session the one with the higher rank stays under the key.
+    /// The order of a session's signals. A signal never replaces one of a higher rank under the key.
     pub rank: i64,
-    /// Whether subscribers are told; else it is only put under its key.
-    pub aloud: bool,
-    /// It goes out only while session and request are exactly what was judged.
-    pub only_while: &'a Seen,
+    /// Whether to publish the signal on the session's channel. Otherwise only the keys are written.
+    pub publish: bool,
+    /// The signal is sent only if the session pointer and the request in Redis are still these.
+    pub only_if: &'a SessionSnapshot,
 }
 
-/// What became of a signal.
+/// The result of sending a signal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sent {
-    /// It is under its key and was published.
+    /// The signal is under its key, and was published if that was asked for.
     Published {
-        /// Agents that were subscribed to the channel at that moment, as `PUBSUB NUMSUB` counts
-        /// them; `None` when it was not published, or a node of a Cluster did not say.
+        /// The number of subscribers of the channel when the signal was published, as `PUBSUB NUMSUB`
+        /// counts them; `None` when the signal was not published, or a node of a Cluster did not answer.
         listeners: Option<i64>,
-        /// The history of data that it is part of now; see [`Courier::replication_ids`](super::Courier::replication_ids).
-        history: Option<String>,
+        /// The replication id of the server that took the signal; see
+        /// [`Courier::replication_ids`](super::Courier::replication_ids).
+        replication_id: Option<String>,
     },
-    /// The session's pointer or its request had changed; nothing was sent.
+    /// The session pointer or the request in Redis had changed. Nothing was sent.
     Changed,
 }

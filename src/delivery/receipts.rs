@@ -53,7 +53,7 @@ impl Receipts {
         if let Some(receipt) = self.of(record) {
             record.delivery = receipt.result.delivery;
             record.listeners = receipt.result.listeners;
-            record.sent_to = receipt.result.sent_to;
+            record.replication_id = receipt.result.replication_id;
             record.sent_at = Some(receipt.at);
         }
     }

@@ -149,7 +149,7 @@ impl Relay {
 
     async fn send_one(&self, record: Record) -> Option<Delivery> {
         let now = self.sender.clock.now();
-        let span = if traces::are_on() {
+        let span = if traces::is_enabled() {
             // Without it, it is still a trace.
             let cause =
                 self.sender.ledger.trace_parent(&record.tenant, &record.id).await.ok().flatten();

@@ -21,7 +21,7 @@ use crate::domain::decision::State;
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::printable::printable;
 use crate::domain::record::{Delivery, DeliveryReceipt, DeliveryResult};
-use crate::domain::request::PATIENCE;
+use crate::domain::request::AGENT_TIMEOUT;
 use crate::ledger::LedgerError;
 use crate::observe::metrics::{self, By, Forgery};
 
@@ -113,7 +113,7 @@ impl Republisher {
             self.receipts.apply(&mut record);
             (record.delivery, record.listeners) =
                 (receipt.result.delivery, receipt.result.listeners);
-            record.sent_to = receipt.result.sent_to;
+            record.replication_id = receipt.result.replication_id;
         }
         let State::Decided(decision) = record.state.clone() else { return Ok(Again::Over) };
         if record.delivery == Delivery::Owed {
@@ -123,7 +123,7 @@ impl Republisher {
         if record.delivery != Delivery::Sent || record.listeners != Some(0) {
             return Ok(Again::Over);
         }
-        let seen = self.sender.courier.look(&record.id, &record.session).await?;
+        let seen = self.sender.courier.snapshot(&record.id, &record.session).await?;
         if !seen.pointer.allows(&record.id) {
             // Noted for every replica: whoever makes the session name it once more wakes nobody.
             if let Some(claimed) =
@@ -172,7 +172,7 @@ impl Republisher {
 
     /// Finds the unheard signals of replicas that may have died.
     async fn scan(&self) {
-        let mut since = self.sender.clock.now() - PATIENCE;
+        let mut since = self.sender.clock.now() - AGENT_TIMEOUT;
         loop {
             let now = self.sender.clock.now();
             match self.scan_once(since).await {
@@ -186,7 +186,7 @@ impl Republisher {
     async fn scan_once(&self, since: DateTime<Utc>) -> Result<(), LedgerError> {
         let room = self.sender.unheard.room();
         let limit = i64::try_from(room.min(BATCH_SIZE)).unwrap_or(0);
-        let patient = self.sender.clock.now() - PATIENCE;
+        let patient = self.sender.clock.now() - AGENT_TIMEOUT;
         for record in self.sender.ledger.unheard(since, patient, limit).await? {
             self.sender.unheard.watch(&record);
         }

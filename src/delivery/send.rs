@@ -4,7 +4,7 @@
 use chrono::TimeDelta;
 
 use super::unheard::Unheard;
-use crate::courier::{self, Courier, Outgoing, Seen, Sent, Unavailable};
+use crate::courier::{self, Courier, Outgoing, Sent, SessionSnapshot, Unavailable};
 use crate::domain::clock::Clock;
 use crate::domain::decision::{Decision, State};
 use crate::domain::record::{CourierCopy, Delivery, DeliveryResult, Record};
@@ -55,7 +55,7 @@ impl Sender {
     pub async fn deliver(
         &self,
         record: &Record,
-        seen: Option<Seen>,
+        seen: Option<SessionSnapshot>,
     ) -> Result<DeliveryResult, Undelivered> {
         match (&record.state, record.origin) {
         (State::Decided(decision), Origin::Redis) => {
@@ -72,12 +72,12 @@ impl Sender {
         &self,
         record: &Record,
         decision: &Decision,
-        mut seen: Option<Seen>,
+        mut seen: Option<SessionSnapshot>,
     ) -> Result<DeliveryResult, Undelivered> {
         let signal = signal_json(&record.id, decision);
         let document = decided_document(&record.document, decision);
-        let was_sent = record.sent_to.is_some() || record.listeners.is_some();
-        let is_unheard = record.is_waited_for(self.clock.now());
+        let was_sent = record.replication_id.is_some() || record.listeners.is_some();
+        let is_unheard = record.is_missed_within_agent_timeout(self.clock.now());
         // The decision's own write has just looked.
         let is_shared = (seen.is_none() || was_sent)
             && self
@@ -87,7 +87,7 @@ impl Sender {
         for _look in 0..LOOKS {
             let seen = match seen.take() {
                 Some(seen) => seen,
-                None => self.courier.look(&record.id, &record.session).await?,
+                None => self.courier.snapshot(&record.id, &record.session).await?,
             };
             let copy = CourierCopy::of(record, seen.document.as_deref());
             let is_anothers =
@@ -95,10 +95,10 @@ impl Sender {
             let may_reach = copy != CourierCopy::Other
                 && !is_anothers
                 && self.is_waited_for(record, &seen.pointer).await?;
-            let aloud = may_reach
+            let publish = may_reach
                 && (!was_sent
                     || (is_unheard && self.may_be_said_again(record, decision, &seen).await?));
-            let is_left_alone = !aloud
+            let is_left_alone = !publish
                 && was_sent
                 && if may_reach {
                     !self.may_be_put_back(record, decision, &seen, copy).await?
@@ -120,13 +120,14 @@ impl Sender {
                 signal: &signal,
                 document: &document,
                 rank: record.owed_since.timestamp_micros(),
-                aloud,
-                only_while: &seen,
+                publish,
+                only_if: &seen,
             };
             match self.courier.send(&outgoing).await? {
-                Sent::Published { listeners, history: sent_to } => {
-                    let listeners = if aloud { listeners } else { record.listeners };
-                    let settled = DeliveryResult { delivery: Delivery::Sent, listeners, sent_to };
+                Sent::Published { listeners, replication_id } => {
+                    let listeners = if publish { listeners } else { record.listeners };
+                    let settled =
+                        DeliveryResult { delivery: Delivery::Sent, listeners, replication_id };
                     self.unheard.sent(record, &settled);
                     return Ok(settled);
                 }
@@ -159,16 +160,16 @@ impl Sender {
         &self,
         record: &Record,
         decision: &Decision,
-        seen: &Seen,
+        seen: &SessionSnapshot,
     ) -> Result<bool, Undelivered> {
         if still_names(record, decision, seen) {
             return Ok(true);
         }
-        let Some(sent_to) = &record.sent_to else { return Ok(false) };
+        let Some(replication_id) = &record.replication_id else { return Ok(false) };
         // Of a session that names nothing, `is_waited_for` has found this to be the newest request.
         Ok(seen.pointer.request.is_none()
-            && record.is_unheard(self.clock.now())
-            && !self.courier.replication_ids().await?.contains(sent_to))
+            && record.is_missed_within_lookup_timeout(self.clock.now())
+            && !self.courier.replication_ids().await?.contains(replication_id))
     }
 
     /// Whether a signal that was sent, and that Redis may have lost since, is put back under its key,
@@ -179,7 +180,7 @@ impl Sender {
         &self,
         record: &Record,
         decision: &Decision,
-        seen: &Seen,
+        seen: &SessionSnapshot,
         copy: CourierCopy,
     ) -> Result<bool, Unavailable> {
         if !seen.pointer.names(&record.id) {
@@ -199,7 +200,7 @@ impl Sender {
 /// Whether a session names this request and Redis holds what was decided, so that its agent still
 /// waits if it has not heard the signal.
 #[must_use]
-pub fn still_names(record: &Record, decision: &Decision, seen: &Seen) -> bool {
+pub fn still_names(record: &Record, decision: &Decision, seen: &SessionSnapshot) -> bool {
     let Some(document) = seen.document.as_deref() else { return false };
     seen.pointer.names(&record.id)
         && (document == decided_document(&record.document, decision)

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::domain::decision::State;
 use crate::domain::ids::{RequestId, SessionId, UserId};
 use crate::domain::record::{Delivery, DeliveryResult, Record};
-use crate::domain::request::{Origin, PATIENCE};
+use crate::domain::request::{AGENT_TIMEOUT, Origin};
 
 /// How soon to look whether somebody listens, after a signal was sent to nobody.
 const FIRST_INTERVAL: Duration = Duration::from_millis(100);
@@ -99,7 +99,7 @@ impl Unheard {
         if signals.len() < CAPACITY && !signals.contains_key(&record.id) {
             let watched = Watched {
                 session: record.session.clone(),
-                until: record.created_at + PATIENCE,
+                until: record.created_at + AGENT_TIMEOUT,
                 due: Instant::now() + FIRST_INTERVAL,
                 interval: FIRST_INTERVAL,
             };

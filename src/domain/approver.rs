@@ -1,13 +1,13 @@
-//! Who is asking: what the token and the Gateway's headers say about the caller.
+//! The authenticated caller, as the token and the Gateway's headers describe them.
 
 use super::ids::{TenantId, UserId};
 
-/// What a token's `role` allows beyond the caller's own things.
+/// The `role` claim of the token: what the caller may do beyond their own requests and tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Sees and decides within their tenant.
+    /// Sees and decides requests of their tenant.
     User,
-    /// Also lists other people's tasks of their tenant.
+    /// Also lists and changes other users' tasks and requests of their tenant.
     Admin,
 }
 
@@ -22,7 +22,7 @@ impl Role {
     }
 }
 
-/// An authenticated caller: the token is genuine and its tenant is the one the call is for.
+/// An authenticated caller: the token is valid, and its tenant is the tenant that the call names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// The token's `sub`.
@@ -31,13 +31,14 @@ pub struct Caller {
     pub tenant: TenantId,
     /// The token's `role`.
     pub role: Role,
-    /// The token's `jti`, if it is usable text: at most 256 bytes without control characters.
+    /// The token's `jti`; `None` when it is missing, longer than 256 bytes, or has control characters.
     pub token_id: Option<String>,
-    /// How the call came in; recorded with a decision.
+    /// The Gateway's headers; recorded with a decision.
     pub via: Via,
 }
 
-/// The Gateway's descriptive headers, for the record only. Each is at most 256 characters.
+/// The Gateway's headers that describe a call. They are recorded and never checked. Each is at most
+/// 256 characters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Via {
     /// `X-DWP-Source`: `FRONTEND`, `AURA`, `INTERNAL`, `BATCH`.
@@ -46,7 +47,7 @@ pub struct Via {
     pub caller_type: Option<String>,
     /// `X-Agent-ID`.
     pub agent_id: Option<String>,
-    /// `X-Trace-Id`, else the trace id of `traceparent`.
+    /// `X-Trace-Id`; without that header, the trace id of `traceparent`.
     pub trace_id: Option<String>,
     /// `X-Gateway-Request-Id`.
     pub gateway_request_id: Option<String>,

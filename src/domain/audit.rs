@@ -1,5 +1,5 @@
-//! What the Auth server's audit log is told of a request: one entry for its registration and one
-//! for its decision. The body is the wire contract's, to the letter.
+//! The entries for the Auth server's audit log: one when a request is registered, one when it is
+//! decided. The JSON body follows the wire contract byte for byte.
 
 use serde::Serialize;
 
@@ -8,19 +8,19 @@ use super::decision::{State, Verdict};
 use super::record::Candidate;
 use chrono::{DateTime, Utc};
 
-/// The entry that belongs to one write of the ledger.
+/// The audit entry that belongs to one write of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuditEntry {
-    /// The log is not fed, or the write is of no interest to it.
+    /// No entry: no audit log is configured, or this write is neither a registration nor a decision.
     None,
-    /// The Auth server takes tenants that are integers, and this tenant is not.
+    /// No entry can be sent: the Auth server accepts only integer tenant ids, and this one is not.
     Unsendable,
     /// The JSON body to send.
     Body(String),
 }
 
 impl AuditEntry {
-    /// The entry for a request that has reached this state by this caller's doing.
+    /// The entry for a request that this caller has brought into this state.
     #[must_use]
     pub fn of(candidate: &Candidate, state: &State, caller: &Caller, now: DateTime<Utc>) -> Self {
         let (action, reason) = match state {
@@ -50,11 +50,11 @@ impl AuditEntry {
                 user_id: actor_user_id.is_none().then_some(user),
             },
         };
-        // Strings and numbers can always be written.
+        // Serialising strings and numbers cannot fail.
         serde_json::to_string(&body).map_or(Self::None, Self::Body)
     }
 
-    /// The body, if there is one to send.
+    /// The JSON body; `None` when there is nothing to send.
     #[must_use]
     pub fn body(&self) -> Option<&str> {
         match self {
@@ -64,7 +64,8 @@ impl AuditEntry {
     }
 }
 
-/// The integer that an id is. Two spellings of one number are two ids, so only the plain one counts.
+/// The id as an integer, if it is spelled like one. `7` and `07` are different ids, so only the
+/// shortest spelling of a number counts.
 fn integer(id: &str) -> Option<i64> {
     id.parse::<i64>().ok().filter(|number| number.to_string() == id)
 }
@@ -76,7 +77,7 @@ struct Body<'a> {
     actor_user_id: Option<i64>,
     action: &'static str,
     resource_type: &'static str,
-    /// Always `null`: our ids are no integers.
+    /// Always `null`: the Auth server expects an integer, and request ids are text.
     resource_id: Option<i64>,
     metadata: Metadata<'a>,
 }
@@ -91,7 +92,7 @@ struct Metadata<'a> {
     timestamp: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
-    /// Who it was, when that is no integer.
+    /// The user id, when it is not an integer and so cannot be `actorUserId`.
     #[serde(skip_serializing_if = "Option::is_none")]
     user_id: Option<&'a str>,
 }

@@ -1,24 +1,24 @@
-//! The only place that asks what time it is.
+//! The only module that reads the machine's clock.
 //!
-//! Times are UTC, truncated to microseconds: what Postgres keeps, so that a time that was stored
-//! compares equal to the one that was written.
+//! Times are UTC, truncated to microseconds. Postgres stores microseconds, so a time read back from it
+//! equals the time that was written.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 
-/// Where the time comes from: the machine, or a test.
+/// The source of the present time: the machine's clock, or a test.
 #[derive(Clone, Debug)]
 pub enum Clock {
     /// The machine's clock.
     System,
-    /// A clock that tests move by hand; microseconds since the Unix epoch.
+    /// A clock that only a test moves. Holds microseconds since the Unix epoch.
     Manual(Arc<AtomicI64>),
 }
 
 impl Clock {
-    /// A manual clock that starts at the machine's present time.
+    /// A manual clock, set to the machine's present time.
     #[must_use]
     pub fn manual() -> Self {
         let now = Self::System.now();
@@ -40,7 +40,7 @@ impl Clock {
         }
     }
 
-    /// Moves a manual clock forward; the machine's clock stays as it is.
+    /// Moves a manual clock forward. Does nothing to the system clock.
     pub fn advance(&self, by: TimeDelta) {
         if let Self::Manual(micros) = self {
             micros.fetch_add(by.num_microseconds().unwrap_or(0), Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! What people decide, and where a request stands.
+//! A person's decision, and the state of a request.
 
 use chrono::{DateTime, Utc};
 
@@ -7,12 +7,12 @@ use super::ids::UserId;
 /// The reason recorded and signalled when a person rejects without giving one (wire contract).
 pub const DEFAULT_REASON: &str = "User rejected";
 
-/// What a person says about a request.
+/// A person's answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The agent may go on.
+    /// The agent may act.
     Approve,
-    /// The agent may not.
+    /// The agent must not act.
     Reject {
         /// Why, in the person's words; [`DEFAULT_REASON`] when they gave none.
         reason: String,
@@ -48,27 +48,27 @@ impl Verdict {
     }
 }
 
-/// A verdict, by whom and when.
+/// A verdict, with the person who gave it and the time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// What was decided.
+    /// Approve or reject.
     pub verdict: Verdict,
-    /// By whom.
+    /// The user who decided.
     pub by: UserId,
-    /// When, UTC.
+    /// The time of the decision, UTC.
     pub at: DateTime<Utc>,
 }
 
-/// Where a request stands in the ledger.
+/// The state of a request in the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     /// Nobody has decided.
     Pending,
-    /// Somebody has.
+    /// A person has decided.
     Decided(Decision),
-    /// Its time ran out first.
+    /// The request expired before anybody decided.
     Expired,
-    /// Its agent withdrew it first.
+    /// The agent withdrew the request before anybody decided.
     Cancelled,
 }
 
@@ -84,7 +84,7 @@ impl State {
         }
     }
 
-    /// What somebody decided, if anybody did.
+    /// The decision; `None` in every state but [`State::Decided`].
     #[must_use]
     pub fn decision(&self) -> Option<&Decision> {
         match self {

@@ -1,5 +1,5 @@
-//! Names of things, each parsed once: a value of these types is known to be safe as a Redis key,
-//! a SQL parameter and a log field.
+//! Ids, each parsed once: a value of these types is safe to use in a Redis key, as a SQL parameter and
+//! in a log field.
 
 use std::fmt;
 
@@ -10,11 +10,12 @@ pub const MAX_REQUEST_ID_BYTES: usize = 128;
 /// Longest session, user or tenant id, in bytes.
 pub const MAX_NAME_BYTES: usize = 256;
 
-/// The text cannot be an id of this kind. It is not repeated in the error: it may be hostile.
+/// The text is not a valid id of this kind. The error does not repeat the text, because the text may
+/// be hostile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid {kind}")]
 pub struct InvalidId {
-    /// Which kind of id was expected, as an API user calls it (`requestId`, `sessionId`, …).
+    /// The expected kind of id, by its name in the API (`requestId`, `sessionId`, …).
     pub kind: &'static str,
 }
 
@@ -25,7 +26,7 @@ macro_rules! id_type {
         pub struct $name(String);
 
         impl $name {
-            /// Checks the text and takes it over.
+            /// Checks the text and makes it an id.
             ///
             /// # Errors
             /// [`InvalidId`] when the text breaks the rules of this kind of id.
@@ -59,16 +60,16 @@ id_type!(
     TaskId, "taskId", is_token
 );
 id_type!(
-    /// An agent session's id: 1–256 bytes without white space or control characters. It holds
-    /// whatever a user id holds, so `@`, `/` and letters of any script are fine.
+    /// An agent session's id: 1–256 bytes without white space or control characters. Agents build it
+    /// from a user id, so `@`, `/` and letters of any script are allowed.
     SessionId, "sessionId", |text| is_name(text) && !text.chars().any(char::is_whitespace)
 );
 id_type!(
-    /// A person, as the token's `sub` names them: 1–256 bytes without control characters.
+    /// A user's id, the token's `sub`: 1–256 bytes without control characters.
     UserId, "userId", is_name
 );
 id_type!(
-    /// A tenant, as the token's `tenant_id` names it: 1–256 bytes without control characters.
+    /// A tenant's id, the token's `tenant_id`: 1–256 bytes without control characters.
     TenantId, "tenantId", is_name
 );
 

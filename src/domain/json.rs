@@ -1,8 +1,8 @@
-//! JSON that is kept to the letter.
+//! JSON whose spelling is preserved.
 //!
-//! Requests carry a stranger's JSON: its numbers, its unknown fields and its order must come out
-//! as they went in, so objects are maps from name to raw text and are never turned into numbers
-//! and strings of ours.
+//! The JSON in a request belongs to its agent: numbers, unknown fields and their order must be written
+//! back exactly as they were read. So an object is a map from name to raw text, and its values are not
+//! parsed into Rust numbers and strings.
 
 use std::fmt;
 
@@ -11,33 +11,33 @@ use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, Seq
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
-/// A JSON object whose values are kept as the text they came as. Of a repeated name the last
-/// value counts, as in Python's and the browsers' parsers.
+/// A JSON object whose values are kept as raw text. If a name occurs twice, the last value counts, as
+/// in the parsers of Python and of browsers.
 pub type RawObject = IndexMap<String, Box<RawValue>>;
 
-/// The deepest nesting that is spelled anew. Every level reads its text once more, so this bounds
-/// the work that a document can make.
+/// The deepest nesting that [`canonical`](super::python_json::canonical) rewrites. Each level is parsed
+/// once more, so this bounds the work for one document.
 pub const MAX_DEPTH: usize = 32;
 
-/// Raw JSON of something that always serialises (strings, integers, our own structs).
+/// Raw JSON of a value whose serialisation cannot fail (strings, integers, our own structs).
 #[must_use]
 pub fn raw<T: serde::Serialize + ?Sized>(value: &T) -> Box<RawValue> {
     to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
-/// `null` counts as absent.
+/// The value of a field; `None` when the field is absent or `null`.
 #[must_use]
 pub fn present<'a>(object: &'a RawObject, name: &str) -> Option<&'a RawValue> {
     object.get(name).map(AsRef::as_ref).filter(|value| value.get() != "null")
 }
 
-/// A string, or an integer read as its decimal digits: how ids of other programs arrive.
+/// A string, or an integer as its decimal digits: other programs write ids in either form.
 #[must_use]
 pub fn text_or_digits(value: &RawValue) -> Option<String> {
     read_name(value.get())
 }
 
-/// The same of a value's text.
+/// As [`text_or_digits`], for the value's JSON text.
 #[must_use]
 pub fn read_name(value: &str) -> Option<String> {
     if let Ok(string) = serde_json::from_str::<String>(value) {
@@ -52,9 +52,8 @@ const MAX_WHOLE_DIGITS: i64 = 131_072;
 /// Most digits of a Postgres `numeric` after its decimal point.
 const MAX_FRACTION_DIGITS: i64 = 16_383;
 
-/// The same JSON without what Postgres cannot cast to `jsonb`: escapes of NUL and of half surrogates
-/// become those of the replacement character, and numbers beyond `numeric` become strings. The text
-/// must have been parsed.
+/// The JSON in a form that Postgres can cast to `jsonb`: escapes of NUL and of lone surrogates become
+/// `\ufffd`, and numbers outside the range of `numeric` become strings. `text` must be valid JSON.
 #[must_use]
 pub fn storable(text: &str) -> String {
     let mut storable = String::with_capacity(text.len());
@@ -95,8 +94,8 @@ fn is_numeric(number: &str) -> bool {
     fits().unwrap_or(false)
 }
 
-/// The string that a text begins with, its quotes included, and what follows. A string without an
-/// end is all of it.
+/// Splits a text that begins with a JSON string: the string with its quotes, and the rest. If the
+/// string has no closing quote, the rest is empty.
 pub(super) fn split_string(text: &str) -> (&str, &str) {
     let mut is_escaped = true;
     for (at, byte) in text.bytes().enumerate() {
@@ -110,7 +109,7 @@ pub(super) fn split_string(text: &str) -> (&str, &str) {
     (text, "")
 }
 
-/// Writes a string, with the replacement character for escapes of NUL and of half surrogates.
+/// Writes a JSON string, with `\ufffd` for escapes of NUL and of lone surrogates.
 fn push_storable_string(storable: &mut String, string: &str) {
     let mut rest = string;
     while let Some((before, escape)) = rest.split_once('\\') {
@@ -136,35 +135,36 @@ fn push_storable_string(storable: &mut String, string: &str) {
     storable.push_str(rest);
 }
 
-/// A JSON text that all readers understand alike and every store can keep: no name twice in an
-/// object, no NUL character. Its depth, half surrogates and numbers beyond any type are bounded by
-/// the parser itself.
+/// Checks JSON that all parsers read alike and every store can keep: no object names a field twice,
+/// and no text contains a NUL character. `serde_json` itself refuses deep nesting, lone surrogates and
+/// numbers that no type can hold.
 #[derive(Debug)]
-pub struct Sound;
+pub struct StrictJson;
 
-/// The same, with what it says.
+/// As [`StrictJson`], with the parsed value.
 #[derive(Debug)]
-pub struct SoundValue(pub Value);
+pub struct StrictJsonValue(pub Value);
 
-impl<'de> Deserialize<'de> for Sound {
+impl<'de> Deserialize<'de> for StrictJson {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        SoundVisitor { keeps: false }.deserialize(deserializer).map(|_nothing| Self)
+        StrictJsonVisitor { keeps: false }.deserialize(deserializer).map(|_nothing| Self)
     }
 }
 
-impl<'de> Deserialize<'de> for SoundValue {
+impl<'de> Deserialize<'de> for StrictJsonValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        SoundVisitor { keeps: true }.deserialize(deserializer).map(Self)
+        StrictJsonVisitor { keeps: true }.deserialize(deserializer).map(Self)
     }
 }
 
-/// Keeps what it reads, or only checks it: a list of a million zeros is 30 times its text.
+/// Reads strict JSON. Builds the value only if `keeps`: a parsed list of a million zeros takes 30 times
+/// the memory of its text.
 #[derive(Clone, Copy)]
-struct SoundVisitor {
+struct StrictJsonVisitor {
     keeps: bool,
 }
 
-impl<'de> DeserializeSeed<'de> for SoundVisitor {
+impl<'de> DeserializeSeed<'de> for StrictJsonVisitor {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -172,7 +172,7 @@ impl<'de> DeserializeSeed<'de> for SoundVisitor {
     }
 }
 
-impl<'de> Visitor<'de> for SoundVisitor {
+impl<'de> Visitor<'de> for StrictJsonVisitor {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_postgres_cannot_take_apart_is_replaced() {
+    fn values_that_postgres_cannot_cast_are_replaced() {
         for (text, kept) in [
             (r#"["a\u0000b"]"#, r#"["a\ufffdb"]"#),
             (r#"["\\u0000"]"#, r#"["\\u0000"]"#),

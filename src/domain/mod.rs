@@ -1,7 +1,7 @@
-//! The rules, without any I/O: who may decide what, and what follows from it.
+//! The types and rules of approval, without any I/O: who may decide what, and what follows from it.
 //!
-//! Nothing in here knows HTTP, SQL or Redis. Time is passed in. Everything that reads a
-//! stranger's data (Redis, request bodies) ends in one of these types or in an error.
+//! Nothing in here knows HTTP, SQL or Redis. The present time is an argument. Data that others wrote
+//! (in Redis, in request bodies) is parsed into one of these types or refused with an error.
 
 pub mod approver;
 pub mod audit;

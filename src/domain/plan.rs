@@ -1,8 +1,8 @@
-//! A task's plan: a list of steps, each an object that agents and the frontend understand.
+//! A task's plan: a list of steps, each a JSON object.
 //!
-//! Steps arrive as the payloads of server-sent events, flat or wrapped in `data`. A step is known
-//! by its `stepId`, or else its `id`; an update changes only the fields it carries; steps keep the order in
-//! which they were first seen. Unknown fields stay as they came.
+//! Agents send steps as payloads of server-sent events, either flat or wrapped in `data`. A step is
+//! identified by its `stepId`, or by its `id` if it has no `stepId`. An update changes only the fields
+//! that it carries. Steps keep the order in which they first appeared, and unknown fields are kept.
 
 use serde_json::value::RawValue;
 
@@ -16,28 +16,28 @@ pub const MAX_PLAN_BYTES: usize = 1024 * 1024;
 pub const STEP_STATUSES: [&str; 6] =
     ["pending", "in_progress", "waiting", "completed", "failed", "skipped"];
 
-/// One step, checked: it has an id, and its status and confidence are what they should be.
+/// A valid step: it has an id, and its status and confidence are valid if present.
 #[derive(Clone, Debug)]
 pub struct PlanStep {
     id: String,
     fields: RawObject,
 }
 
-/// Why something is not a plan step.
+/// Why JSON is not a valid plan step.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidStep {
-    /// Neither an object nor an array of objects.
+    /// The JSON is not an object.
     #[error("is not an object")]
     NotAnObject,
-    /// Without a name it could not be updated.
+    /// The step has no valid id, so no update could name it.
     #[error("needs a stepId (or id) of 1 to 128 characters")]
     NoId,
-    /// Not one of [`STEP_STATUSES`].
+    /// The status is not one of [`STEP_STATUSES`].
     #[error(
         "has a status that is not one of pending, in_progress, waiting, completed, failed, skipped"
     )]
     Status,
-    /// Not a number from 0.0 to 1.0.
+    /// The confidence is not a number from 0.0 to 1.0.
     #[error("has a confidence that is not a number from 0.0 to 1.0")]
     Confidence,
     /// The plan would have more than [`MAX_STEPS`] steps.
@@ -49,7 +49,7 @@ pub enum InvalidStep {
 }
 
 impl InvalidStep {
-    /// The same in Korean.
+    /// The error message in Korean.
     #[must_use]
     pub const fn in_korean(&self) -> &'static str {
         match self {
@@ -66,7 +66,7 @@ impl InvalidStep {
 }
 
 impl PlanStep {
-    /// Bytes of its names and values.
+    /// The size of the step's names and values, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.fields.iter().map(|(name, value)| name.len() + value.get().len()).sum()
@@ -75,7 +75,7 @@ impl PlanStep {
     /// Checks one step, flat or wrapped in `data`.
     ///
     /// # Errors
-    /// The first thing that is wrong with it.
+    /// [`InvalidStep`] names the first problem: not an object, no id, bad status, or bad confidence.
     pub fn read(text: &RawValue) -> Result<Self, InvalidStep> {
         let outer: RawObject =
             serde_json::from_str(text.get()).map_err(|_cause| InvalidStep::NotAnObject)?;
@@ -84,7 +84,7 @@ impl PlanStep {
             .filter(|_| !is_named)
             .and_then(|data| serde_json::from_str::<RawObject>(data.get()).ok());
         let mut fields = wrapped.unwrap_or(outer);
-        // null says nothing, and must not replace what is known.
+        // A null must not overwrite a value that an earlier step set.
         fields.retain(|name, value| {
             !(matches!(name.as_str(), "status" | "confidence" | "stepId" | "id")
                 && value.get() == "null")
@@ -123,11 +123,12 @@ fn is_blank(letter: char) -> bool {
 
 /// Adds steps to a plan and updates the ones it has, by step id.
 ///
-/// `plan` is a raw JSON array; entries of it that are no steps (an agent's own, found in Redis)
-/// are kept where they are.
+/// `plan` is a raw JSON array. Entries that are not valid steps (an agent may have written them to
+/// Redis) stay where they are.
 ///
 /// # Errors
-/// [`InvalidStep::TooMany`] or [`InvalidStep::TooLarge`] when the plan would outgrow its limits.
+/// [`InvalidStep::TooMany`] when the plan would have more than [`MAX_STEPS`] steps;
+/// [`InvalidStep::TooLarge`] when it would be larger than [`MAX_PLAN_BYTES`].
 pub fn merge(plan: &str, steps: Vec<PlanStep>) -> Result<String, InvalidStep> {
     if steps.len() > MAX_STEPS {
         return Err(InvalidStep::TooMany);
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn null_says_nothing() {
+    fn null_overwrites_nothing() {
         let known = step(r#"{"id":"a","status":"failed","confidence":0.5}"#).unwrap();
         let update = step(r#"{"id":"a","stepId":null,"status":null,"confidence":null}"#).unwrap();
         assert_eq!(
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_are_no_steps_stay() {
+    fn entries_that_are_not_steps_stay() {
         let merged =
             merge(r#"["?",{"id":1,"status":"odd"}]"#, vec![step(r#"{"id":"a"}"#).unwrap()]);
         assert_eq!(

@@ -1,10 +1,11 @@
-//! Strangers' text where people read it among other text: in a column that admins look at, in a line
-//! of a log. It must not begin a line of its own, nor hide or reorder what stands around it.
+//! Makes text of unknown origin safe to show inside other text: in a database column that admins
+//! read, or in a log line. Escaped text can neither start a new line nor hide or reorder the text
+//! around it.
 
 use std::fmt::Write as _;
 
-/// The text with everything escaped that is not seen: line breaks, escape and other control
-/// characters, and letters of no width, among them those that change the direction of writing.
+/// The text with every invisible character escaped: line breaks, control characters, and zero-width
+/// characters, including those that change the direction of writing.
 #[must_use]
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -23,8 +24,8 @@ pub fn printable(text: &str) -> String {
     out
 }
 
-/// Format characters, and separators of lines: Unicode's `Default_Ignorable_Code_Point` and
-/// `Bidi_Control`, as far as they are used in text, but for variation selectors, which emoji need.
+/// Format characters and line separators: those of Unicode's `Default_Ignorable_Code_Point` and
+/// `Bidi_Control` that occur in text. Variation selectors are left out, because emoji need them.
 fn is_invisible(letter: char) -> bool {
     matches!(letter,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' |
@@ -38,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_seen_is_escaped_and_nothing_else() {
+    fn only_invisible_characters_are_escaped() {
         for plain in ["사용자 거절", "é €", "\u{2708}\u{fe0f} 100 %", "C:\\temp", "a \"b\""]
         {
             assert_eq!(printable(plain), plain);

@@ -1,9 +1,9 @@
-//! A request's JSON as Python writes it: numbers that are none (`NaN`, `Infinity`, `-Infinity`)
-//! stand bare in it, which no JSON parser takes.
+//! JSON as Python writes it: it may contain the bare words `NaN`, `Infinity` and `-Infinity`, which
+//! strict JSON parsers refuse.
 //!
-//! Such a text is read through another one of the same length, in which plain numbers stand in their
-//! place. What is found there at some place is at the same place in the text as it was written, so
-//! nothing is lost, and strings are never touched.
+//! To read such a text, each bare word is replaced by a number of the same length, and the result is
+//! parsed. Because the lengths agree, a value's position in the parsed text is also its position in the
+//! original text, so the original spelling of every value is kept. Strings are never changed.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -13,14 +13,15 @@ use serde_json::value::RawValue;
 
 use super::json::{MAX_DEPTH, raw, split_string};
 
-/// An object's fields, each value as it was written.
+/// An object's fields. Each value is the original JSON text.
 pub type Fields<'a> = IndexMap<String, &'a str>;
 
-/// Each bare word, and a number of its length.
-const BARE: [(&str, &str); 3] =
+/// Each bare word, with a number of the same length.
+const BARE_WORDS: [(&str, &str); 3] =
     [("NaN", "111"), ("Infinity", "11111111"), ("-Infinity", "-11111111")];
 
-/// The fields of an object. Of a repeated name the last value counts.
+/// The fields of an object; `None` when the text is not a JSON object. If a name occurs twice, the last
+/// value counts.
 #[must_use]
 pub fn fields(text: &str) -> Option<Fields<'_>> {
     let plain = plain(text);
@@ -28,7 +29,7 @@ pub fn fields(text: &str) -> Option<Fields<'_>> {
     Some(fields.into_iter().map(|(name, value)| (name, value.written)).collect())
 }
 
-/// An object of these fields, in this order.
+/// The JSON text of an object with these fields, in this order.
 #[must_use]
 pub fn object<V: AsRef<str>>(fields: &IndexMap<String, V>) -> String {
     let mut out = String::new();
@@ -40,7 +41,7 @@ pub fn object<V: AsRef<str>>(fields: &IndexMap<String, V>) -> String {
     out
 }
 
-/// The same as JSON that every parser takes: bare words become strings.
+/// The text as strict JSON: bare words become strings.
 #[must_use]
 pub fn quoted(text: &str) -> Cow<'_, str> {
     replace_bare(text, |word, _number, out| {
@@ -50,8 +51,8 @@ pub fn quoted(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// Whether an object anywhere in the text names a field twice: its readers would not agree on what
-/// it says. The text must have been parsed.
+/// Whether an object anywhere in the text names a field twice. Parsers would disagree about its value.
+/// `text` must be valid JSON, bare words aside.
 #[must_use]
 pub fn repeats_a_name(text: &str) -> bool {
     let mut objects: Vec<HashSet<String>> = Vec::new();
@@ -61,7 +62,7 @@ pub fn repeats_a_name(text: &str) -> bool {
         if from.starts_with('"') {
             let (string, after) = split_string(from);
             if after.trim_start().starts_with(':') {
-                // Half a surrogate is no text, but a name all the same.
+                // A name with a lone surrogate cannot become a `String`, so its raw text is compared.
                 let name = serde_json::from_str(string).unwrap_or_else(|_| string.to_owned());
                 if objects.last_mut().is_some_and(|names| !names.insert(name)) {
                     return true;
@@ -80,10 +81,10 @@ pub fn repeats_a_name(text: &str) -> bool {
     false
 }
 
-/// One spelling for all JSON texts that mean the same: names sorted by code point, no white
-/// space, strings escaped only where they must be, numbers as they were written. It equals
-/// Python's `json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)` of
-/// a value that Python wrote. What lies deeper than [`MAX_DEPTH`] stays as it was spelled.
+/// The canonical form of a JSON text: names sorted by code point, no white space, only the necessary
+/// escapes in strings, numbers as they were written. For JSON that Python wrote, it equals Python's
+/// `json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)`. Values nested deeper
+/// than [`MAX_DEPTH`] keep their spelling.
 #[must_use]
 pub fn canonical(text: &str) -> String {
     let plain = plain(text);
@@ -92,7 +93,7 @@ pub fn canonical(text: &str) -> String {
     out
 }
 
-/// A text, and the one of the same length through which it is read.
+/// A JSON text as it was written, and its parsable form (see [`plain`]) of the same length.
 #[derive(Clone, Copy)]
 struct Text<'w, 'p> {
     written: &'w str,
@@ -110,7 +111,7 @@ impl<'p> Text<'_, 'p> {
         items.into_iter().map(|item| self.part(item)).collect()
     }
 
-    /// What stands where `value` does, which was read from this text.
+    /// The part of this text where `value` stands. `value` must borrow from `self.plain`.
     fn part(self, value: &'p RawValue) -> Option<Self> {
         let plain = value.get();
         let from = plain.as_ptr().addr().checked_sub(self.plain.as_ptr().addr())?;
@@ -168,17 +169,17 @@ fn write_list<T>(
     out.push(brackets.1);
 }
 
-/// The text through which this one is read: as long as it, with a number for each bare word.
+/// The parsable form of a text: each bare word is replaced by a number of the same length.
 fn plain(text: &str) -> Cow<'_, str> {
     replace_bare(text, |_word, number, out| out.push_str(number))
 }
 
-/// Writes something else for each bare word that stands where a value may.
+/// Replaces each bare word that stands in the position of a value.
 fn replace_bare(
     text: &str,
     replace: impl Fn(&'static str, &'static str, &mut String),
 ) -> Cow<'_, str> {
-    if !BARE.iter().any(|(word, _)| text.contains(word)) {
+    if !BARE_WORDS.iter().any(|(word, _)| text.contains(word)) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len());
@@ -194,7 +195,9 @@ fn replace_bare(
             out.push_str(string);
             may_be_value = false;
             string.len()
-        } else if let Some((word, number)) = BARE.iter().filter(|_| may_be_value).find(is_word) {
+        } else if let Some((word, number)) =
+            BARE_WORDS.iter().filter(|_| may_be_value).find(is_word)
+        {
             replace(word, number, &mut out);
             may_be_value = false;
             word.len()
@@ -341,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_parser_likes_stays_as_it_is() {
+    fn text_that_cannot_be_parsed_stays_as_it_is() {
         assert_eq!(canonical(r#"["\udcff"]"#), r#"["\udcff"]"#);
         let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
         assert_eq!(canonical(&deep), deep);

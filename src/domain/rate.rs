@@ -1,26 +1,27 @@
-//! How often one person may call.
+//! The rate limit of one person.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-/// How many calls one person may make.
+/// How many calls one person may make, as a leaky bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// In the long run.
+    /// Calls per second in the long run.
     pub per_second: NonZeroU32,
-    /// At once, after a pause.
+    /// Calls that may be made at once after a pause.
     pub burst: NonZeroU32,
 }
 
 impl RateLimit {
-    /// A part of it, but never nothing.
+    /// This limit divided by `divisor`; both numbers stay at least 1.
     #[must_use]
-    pub fn part(self, of: u32) -> Self {
-        let part = |whole: NonZeroU32| NonZeroU32::new(whole.get() / of).unwrap_or(NonZeroU32::MIN);
+    pub fn divided_by(self, divisor: u32) -> Self {
+        let part =
+            |whole: NonZeroU32| NonZeroU32::new(whole.get() / divisor).unwrap_or(NonZeroU32::MIN);
         Self { per_second: part(self.per_second), burst: part(self.burst) }
     }
 
-    /// How long one call takes to drain from its bucket.
+    /// The time after which the bucket has room for one more call.
     #[must_use]
     pub fn drain(self) -> Duration {
         Duration::from_secs(1) / self.per_second.get()

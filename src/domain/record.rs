@@ -1,162 +1,167 @@
-//! A request as it is asked ([`Candidate`]) and as the ledger keeps it ([`Record`]), and what became of
-//! its signal.
+//! A request before the ledger's write ([`Candidate`]), its row in the ledger ([`Record`]), and the
+//! delivery of its signal.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::decision::{State, Verdict};
 use super::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
-use super::request::{ApprovalRequest, Origin, PATIENCE};
+use super::request::{AGENT_TIMEOUT, ApprovalRequest, Origin};
 
-/// How long an agent that missed the message may take to look under the key.
-const UNHEARD: TimeDelta = TimeDelta::seconds(30);
+/// How long an agent that missed a message may take to find the signal under its key.
+const KEY_LOOKUP_TIMEOUT: TimeDelta = TimeDelta::seconds(30);
 
-/// A request that could be decided now: what is asked, and the frame in which it is asked.
+/// A request that may be decided now, with its tenant, its user and its times.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// What is asked.
+    /// The request itself.
     pub request: ApprovalRequest,
-    /// Who wrote it first.
+    /// Where the request was first written.
     pub origin: Origin,
-    /// The tenant it belongs to: its own, else its session's; `None` when neither says.
+    /// The tenant that the request names, else the one that its session names; `None` if neither does.
     pub tenant: Option<TenantId>,
-    /// The user it belongs to: its own, else its session's; `None` when neither says.
+    /// The user that the request names, else the one that its session names; `None` if neither does.
     pub user: Option<UserId>,
-    /// When it was made, UTC.
+    /// When the request was made, UTC.
     pub created_at: DateTime<Utc>,
-    /// From when on nobody may decide it, UTC.
+    /// When the request expires, UTC. From then on nobody may decide it.
     pub expires_at: DateTime<Utc>,
 }
 
-/// What became of the signal of a request of Redis. Registered requests have none: they are `Sent`
-/// from the beginning.
+/// The delivery state of a signal. Only requests of Redis have signals; a request registered over HTTP
+/// is `Sent` from the beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// The signal of a decision is not in Redis yet.
+    /// The signal still has to be sent to Redis.
     Owed,
-    /// Redis has it, or there is nothing to send.
+    /// Redis has the signal, or there is no signal to send.
     Sent,
-    /// The session had moved on when it was to be sent, so it never will be.
+    /// The session had moved on before the signal was sent, so the signal is never sent.
     Superseded,
 }
 
-/// A request as the ledger keeps it.
+/// A request's row in the ledger, table `hitl_request`.
 #[derive(Clone, Debug)]
 pub struct Record {
     /// The request's id.
     pub id: RequestId,
-    /// Who wrote it first.
+    /// Where the request was first written.
     pub origin: Origin,
-    /// The agent session that waits.
+    /// The agent session that waits for the answer.
     pub session: SessionId,
-    /// Its tenant: its own, its session's, or that of whoever decided it.
+    /// The request's tenant: the one it names, else its session's, else that of the caller who closed it.
     pub tenant: TenantId,
-    /// The user it names.
+    /// The user that the request or its session names.
     pub user: Option<UserId>,
     /// See [`ApprovalRequest::fingerprint`].
     pub fingerprint: String,
     /// See [`ApprovalRequest::content_hash`].
     pub content_hash: String,
-    /// The whole request as it was written, before the decision.
+    /// The whole request as JSON, as it was before the decision.
     pub document: String,
-    /// Its row in `agent_task`.
+    /// The id of the request's row in `agent_task`.
     pub task: TaskId,
-    /// When it was made, UTC.
+    /// When the request was made, UTC.
     pub created_at: DateTime<Utc>,
-    /// From when on nobody may decide it, UTC.
+    /// When the request expires, UTC. From then on nobody may decide it.
     pub expires_at: DateTime<Utc>,
-    /// Where it stands.
+    /// The state of the request.
     pub state: State,
-    /// What is owed to Redis.
+    /// Whether the signal still has to be sent.
     pub delivery: Delivery,
-    /// Since when, UTC. Newer signals of a session have later times here.
+    /// Since when the signal is owed, UTC. It also orders the signals of a session: a newer signal has a
+    /// later time.
     pub owed_since: DateTime<Utc>,
-    /// How many subscribers the signal's channel had when it was published; `None` when it was not,
-    /// or when nobody could tell.
+    /// How many subscribers the channel had when the signal was published; `None` when the signal was not
+    /// published, or Redis did not tell the number.
     pub listeners: Option<i64>,
-    /// Which history of Redis' data holds the signal: another one by now may have lost it.
-    pub sent_to: Option<String>,
+    /// Column `sent_to`: the replication id of the Redis that took the signal. If Redis has another id
+    /// now, it may have lost the signal.
+    pub replication_id: Option<String>,
     /// When the signal was sent, UTC.
     pub sent_at: Option<DateTime<Utc>>,
-    /// The number of its outcome among those of its session, from 1; `None` while it is pending.
-    pub outcome: Option<i64>,
-    /// When it ceased to be pending, UTC.
-    pub settled_at: Option<DateTime<Utc>>,
-    /// When its agent said that it had acted on the outcome, UTC.
+    /// Column `outcome`: the position of this request among the closed requests of its session, from 1;
+    /// `None` while the request is pending.
+    pub sequence: Option<i64>,
+    /// Column `settled_at`: when the request was closed (decided, expired or withdrawn), UTC.
+    pub closed_at: Option<DateTime<Utc>>,
+    /// When the agent acknowledged that it had acted on the outcome, UTC.
     pub acted_at: Option<DateTime<Utc>>,
 }
 
 impl Record {
-    /// Whether somebody agreed.
+    /// Whether the request was approved.
     #[must_use]
     pub fn is_approved(&self) -> bool {
         self.state.decision().is_some_and(|decision| decision.verdict == Verdict::Approve)
     }
 
-    /// The entity tag of what was asked: see [`etag`](super::request::etag).
+    /// The entity tag of the request: see [`etag`](super::request::etag).
     #[must_use]
     pub fn etag(&self) -> String {
         super::request::etag(&self.document)
     }
 
-    /// Whether Redis has never had what is owed. A signal that is owed because Redis may have lost
-    /// it counts as sent: its agent may have got it.
+    /// Whether the signal is owed and has never been sent. A signal that is owed again because Redis may
+    /// have lost it has been sent: its agent may have received it.
     #[must_use]
     pub fn is_unsent(&self) -> bool {
-        self.delivery == Delivery::Owed && self.sent_to.is_none()
+        self.delivery == Delivery::Owed && self.replication_id.is_none()
     }
 
-    /// Whether its agent may still be waiting for a signal that was sent: nobody was listening, and
-    /// the agent's patience is not over. Its session says whether it is.
+    /// Whether the signal was published to no subscriber, and the request is younger than
+    /// [`AGENT_TIMEOUT`]. Then the agent may still wait; its session pointer says whether it does.
     #[must_use]
-    pub fn is_waited_for(&self, now: DateTime<Utc>) -> bool {
-        self.listeners == Some(0) && now < self.created_at + PATIENCE
+    pub fn is_missed_within_agent_timeout(&self, now: DateTime<Utc>) -> bool {
+        self.listeners == Some(0) && now < self.created_at + AGENT_TIMEOUT
     }
 
-    /// Whether its agent may well wait still for a signal that was sent, if its session does not say
-    /// what it waits for: nobody was listening, and there was no time yet to find the signal under its
-    /// key and to ask for something else.
+    /// Whether the signal was published to no subscriber within the last 30 s. This decides for sessions
+    /// without a pointer: in that time the agent can hardly have found the signal under its key and made
+    /// another request.
     #[must_use]
-    pub fn is_unheard(&self, now: DateTime<Utc>) -> bool {
-        self.listeners == Some(0) && now < self.owed_since + UNHEARD
+    pub fn is_missed_within_lookup_timeout(&self, now: DateTime<Utc>) -> bool {
+        self.listeners == Some(0) && now < self.owed_since + KEY_LOOKUP_TIMEOUT
     }
 }
 
-/// What became of a delivery, to be noted in the ledger.
+/// The result of a delivery, as the ledger stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeliveryResult {
-    /// Sent or superseded.
+    /// `Sent` or `Superseded`.
     pub delivery: Delivery,
     /// See [`Record::listeners`].
     pub listeners: Option<i64>,
-    /// See [`Record::sent_to`].
-    pub sent_to: Option<String>,
+    /// See [`Record::replication_id`].
+    pub replication_id: Option<String>,
 }
 
 impl DeliveryResult {
-    /// It never goes out.
+    /// The signal is never sent.
     pub const SUPERSEDED: Self =
-        Self { delivery: Delivery::Superseded, listeners: None, sent_to: None };
-    /// Redis has it, and it does not matter if Redis loses it.
-    pub const SENT: Self = Self { delivery: Delivery::Sent, listeners: None, sent_to: None };
+        Self { delivery: Delivery::Superseded, listeners: None, replication_id: None };
+    /// Redis has the signal, and no replication id is stored: if Redis loses the signal, it is not sent
+    /// again.
+    pub const SENT: Self = Self { delivery: Delivery::Sent, listeners: None, replication_id: None };
 }
 
-/// What became of the delivery that a row owed since a certain moment.
+/// The result of one delivery, to be stored in its row.
 #[derive(Clone, Debug)]
 pub struct DeliveryReceipt {
-    /// Whose row.
+    /// The tenant of the row.
     pub tenant: TenantId,
-    /// And of which request.
+    /// The request of the row.
     pub request: RequestId,
-    /// Since when it was owed; if it is owed anew since, the receipt counts for nothing.
+    /// The row's `owed_since` when the signal was sent. If the row has a later time by now, the signal is
+    /// owed again, and the receipt is ignored.
     pub owed_since: DateTime<Utc>,
-    /// What became of it.
+    /// The result.
     pub result: DeliveryResult,
-    /// When.
+    /// When the signal was sent or found superseded, UTC.
     pub at: DateTime<Utc>,
 }
 
 impl DeliveryReceipt {
-    /// What became of the delivery that this row owes.
+    /// The receipt for the delivery that this row owes.
     #[must_use]
     pub fn of(record: &Record, result: DeliveryResult, at: DateTime<Utc>) -> Self {
         let (tenant, request) = (record.tenant.clone(), record.id.clone());
@@ -164,33 +169,33 @@ impl DeliveryReceipt {
     }
 }
 
-/// Whether a request found in Redis is the one the ledger knows: it says all the same, of the same
-/// tenant.
+/// Whether a request has the same content and the same tenant as the ledger's row under its id. A request
+/// without a tenant has the row's.
 #[must_use]
 pub fn is_same(record: &Record, asked: &Candidate) -> bool {
     record.content_hash == asked.request.content_hash
         && asked.tenant.as_ref().is_none_or(|tenant| *tenant == record.tenant)
 }
 
-/// What Redis holds under the id of a request that the ledger knows.
+/// What Redis holds under the key of a request that the ledger knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CourierCopy {
-    /// Nothing, or a request that is settled.
-    Settled,
-    /// The same request, waiting for a decision.
+    /// No request, or one whose status is not `pending`.
+    NotPending,
+    /// The same request, with the status `pending`.
     Pending,
-    /// Another request, or something that cannot be read: an agent that waits for an answer to it
-    /// must not get the answer to this one.
+    /// A pending request with other content, or text that is not a valid request. An agent that waits for
+    /// its answer must not get the answer to the ledger's request.
     Other,
 }
 
 impl CourierCopy {
-    /// Compares the text under a request's key with what the ledger knows.
+    /// Compares the text under a request's key with the ledger's row.
     #[must_use]
     pub fn of(record: &Record, document: Option<&str>) -> Self {
-        let Some(document) = document else { return Self::Settled };
+        let Some(document) = document else { return Self::NotPending };
         match ApprovalRequest::read(&record.id, document.to_owned()) {
-            Ok(request) if !request.is_pending() => Self::Settled,
+            Ok(request) if !request.is_pending() => Self::NotPending,
             Ok(request) if request.content_hash == record.content_hash => Self::Pending,
             _ => Self::Other,
         }

@@ -1,8 +1,8 @@
-//! An approval request, as agents write it and as we keep it.
+//! An approval request: reading an agent's JSON, its hashes, and its rewritten forms.
 //!
-//! The document is a stranger's data: it is read leniently where agents differ (ids as integers,
-//! missing fields), strictly where a wrong reading could let the wrong person decide, and kept to
-//! the letter, so that rewriting it changes nothing but its status.
+//! Agents differ in how they write the JSON, so integer ids and missing fields are accepted. A field that
+//! says who may decide is read strictly. The document is kept byte for byte: rewriting it changes only
+//! the status and the fields of the decision.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -19,13 +19,14 @@ use super::python_json::{self, Fields};
 
 /// How long `hitl:request:{requestId}` lives, in seconds (wire contract).
 pub const REQUEST_TTL_SECONDS: u64 = 1800;
-/// Largest pending request that is read, in bytes; a registration may be as large.
+/// Largest pending request, in bytes, whether found in Redis or registered over HTTP.
 pub const MAX_DOCUMENT_BYTES: usize = 1024 * 1024 + 64 * 1024;
-/// How long existing agents wait for an answer before they give up (wire contract).
-pub const PATIENCE: TimeDelta = TimeDelta::seconds(300);
+/// How long the platform's agents wait for an answer before they give up (wire contract).
+pub const AGENT_TIMEOUT: TimeDelta = TimeDelta::seconds(300);
 
-/// How long ago a request in Redis was made, from the rest of its time to live: agents write no
-/// usable time, but they set the whole of it when they ask. A key without an end counts as new.
+/// The age of a request in Redis, computed from the remaining time to live of its key. Agents set the
+/// full time to live when they make a request, but write no usable creation time. A key without a time to
+/// live counts as new.
 #[must_use]
 pub fn age(ttl: Option<Duration>) -> TimeDelta {
     let whole = Duration::from_secs(REQUEST_TTL_SECONDS);
@@ -33,55 +34,55 @@ pub fn age(ttl: Option<Duration>) -> TimeDelta {
     TimeDelta::from_std(gone).unwrap_or_default()
 }
 
-/// Who wrote a request first. Agents that write to Redis take any message on their channel for
-/// their answer, so their requests follow the rules on sessions. Requests registered over HTTP live
-/// in the ledger alone.
+/// Where a request was first written. An agent on Redis treats any message on its channel as its answer,
+/// so requests of Redis are decided only while their session still names them. Requests registered over
+/// HTTP exist only in the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// An agent wrote it to Redis; we know it from its decision on.
+    /// An agent wrote the request to Redis. The ledger has it from its decision on.
     Redis,
-    /// Registered over HTTP; the ledger knew it before anyone decided.
+    /// The request was registered over HTTP. The ledger has it from the start.
     Http,
 }
 
-/// What a request asks for, whoever kept it.
+/// A valid approval request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApprovalRequest {
     /// The request's id.
     pub id: RequestId,
     /// The agent session that waits for the answer.
     pub session: SessionId,
-    /// The person it was asked of, when it names one.
+    /// The user that the request names, if any.
     pub user: Option<UserId>,
-    /// Its tenant, when it names one.
+    /// The tenant that the request names, if any.
     pub tenant: Option<TenantId>,
-    /// What the agent is about to do, `unknown` when it does not say.
+    /// What the agent wants to do; `unknown` when the request has no `actionType`.
     pub action_type: String,
-    /// With what: JSON, `null` when it does not say. Bare words of Python's are strings here, and what
-    /// Postgres cannot cast is replaced (see [`json::storable`]).
+    /// The details of the action as JSON; `null` when the request has no `context`. Python's bare words
+    /// are strings here, and values that Postgres cannot cast are replaced (see [`json::storable`]).
     pub context: String,
-    /// The sentence shown to the person, when there is one.
+    /// The sentence shown to the person, if the request has one.
     pub message: Option<String>,
-    /// The agent's own task, when the request names a usable one.
+    /// The agent's own task, if the request names a valid task id.
     pub task: Option<TaskId>,
-    /// The plan the request brought along: a JSON array, made storable like `context`.
+    /// The plan in the request: a JSON array, made storable like `context`.
     pub plan_steps: String,
     /// `pending` until decided.
     pub status: String,
-    /// Lower-case hex SHA-256 of the canonical `actionType` and `context`: two requests with the
-    /// same fingerprint ask for the same thing.
+    /// Lower-case hex SHA-256 of the canonical `actionType` and `context`. Two requests with the same
+    /// fingerprint ask for the same action.
     pub fingerprint: String,
-    /// Lower-case hex SHA-256 of everything the document says but when it was written. A registered
-    /// request's copy in Redis must have the one that was registered.
+    /// Lower-case hex SHA-256 of all fields of the document except `createdAt`. Two requests under one id
+    /// are the same only if this hash agrees.
     pub content_hash: String,
     /// See [`etag`].
     pub etag: String,
-    /// The whole request as it was written, one JSON object.
+    /// The whole request as its agent wrote it: one JSON object.
     pub document: String,
 }
 
-/// Of which tenant a request in Redis is, and of which session. Reads no more than that, so that a
-/// stranger is refused before anything is compared or hashed.
+/// The tenant and the session of a request in Redis. Only these two fields are read, so that a caller of
+/// another tenant is refused before anything is compared or hashed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scope {
     /// See [`ApprovalRequest::tenant`].
@@ -91,7 +92,7 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Reads the scope of a request that may be unreadable otherwise. What cannot be read is absent.
+    /// Reads the scope. The rest of the request may be invalid. A field that cannot be read is `None`.
     #[must_use]
     pub fn read(document: &str) -> Self {
         let Some(object) = python_json::fields(document) else { return Self::default() };
@@ -107,9 +108,9 @@ impl ApprovalRequest {
     /// Reads a request's JSON, found under the key of `id`.
     ///
     /// # Errors
-    /// What is wrong, in words that hold none of the document's own: it is not a JSON object, names a
-    /// field twice, lacks a session id, carries another request's id, or names its people in a way
-    /// that cannot be understood.
+    /// A description that repeats no text of the document: it is not a JSON object, is too large, names a
+    /// field twice, has no valid session id, carries another request's id, names a tenant or a user by an
+    /// invalid id, or has a text field that is not text.
     pub fn read(id: &RequestId, document: String) -> Result<Self, &'static str> {
         let object = python_json::fields(&document).ok_or("is not a JSON object")?;
         let request = Self::from_object(id, &object, &document)?;
@@ -137,7 +138,7 @@ impl ApprovalRequest {
         let context = object.get("context").copied().unwrap_or("null");
         let task = present(object, "taskId").and_then(json::read_name);
         let status = text(object, "status")?.unwrap_or_else(|| "pending".to_owned());
-        // A decided one has grown by the decision.
+        // A decided document is larger by the fields of the decision.
         if status == "pending" && document.len() > MAX_DOCUMENT_BYTES {
             return Err("is too large");
         }
@@ -160,34 +161,34 @@ impl ApprovalRequest {
         })
     }
 
-    /// Whether nobody has decided it yet, as far as the document knows.
+    /// Whether the document's status is `pending`.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         self.status == "pending"
     }
 }
 
-/// The status of a request in Redis, `pending` when it does not say. Reads no more than that: agents
-/// ask often. `None` when it cannot be read.
+/// The status of a request in Redis, `pending` when it has no status; `None` when the text is not a valid
+/// request. Only this field is read, because agents poll often.
 #[must_use]
 pub fn status_of(document: &str) -> Option<String> {
     let object = python_json::fields(document)?;
     Some(text(&object, "status").ok()?.unwrap_or_else(|| "pending".to_owned()))
 }
 
-/// `null` counts as absent.
+/// The value of a field; `None` when the field is absent or `null`.
 fn present<'a>(object: &Fields<'a>, name: &str) -> Option<&'a str> {
     object.get(name).copied().filter(|value| *value != "null")
 }
 
-/// A user, tenant, session or request name: a string or an integer; null and blank are absent.
+/// A user, tenant, session or request id: a string or an integer; `None` when absent, null or blank.
 fn name(object: &Fields<'_>, field: &'static str) -> Result<Option<String>, &'static str> {
     let Some(value) = present(object, field) else { return Ok(None) };
     let text = json::read_name(value).ok_or("names somebody in a form that is not text")?;
     Ok(Some(text).filter(|text| !text.trim().is_empty()))
 }
 
-/// A string that Postgres can keep; null is absent.
+/// A string that Postgres can store; `None` when absent or null.
 fn text(object: &Fields<'_>, field: &'static str) -> Result<Option<String>, &'static str> {
     let Some(value) = present(object, field) else { return Ok(None) };
     let text: String = serde_json::from_str(value)
@@ -195,7 +196,7 @@ fn text(object: &Fields<'_>, field: &'static str) -> Result<Option<String>, &'st
     if text.contains('\0') { Err("holds a NUL character") } else { Ok(Some(text)) }
 }
 
-/// The request's plan, else its context's; as an array, or as a string that holds one.
+/// The `planSteps` of the request, else those of its context: an array, or a string that contains one.
 fn plan_steps(object: &Fields<'_>, context: &str) -> String {
     let array = |object: &Fields<'_>| {
         let value = present(object, "planSteps")?;
@@ -215,7 +216,7 @@ struct Hashes {
     etag: String,
 }
 
-/// The hashes of what is asked for, and of everything that is said; each text is spelled once.
+/// The three hashes of a request. Each field is brought into canonical form once.
 fn hashes(action_type: &str, object: &Fields<'_>) -> Hashes {
     let mut fields = canonical_fields(object);
     let etag = hash_of_content(&fields);
@@ -236,16 +237,16 @@ fn hashes(action_type: &str, object: &Fields<'_>) -> Hashes {
     }
 }
 
-/// What a request says: all of its fields but when it was written, sorted, each in canonical form.
+/// All fields of a request except `createdAt`, sorted by name, each value in canonical form.
 fn canonical_fields<'a>(object: &'a Fields<'_>) -> BTreeMap<&'a str, String> {
     let fields = object.iter().filter(|(name, _)| *name != "createdAt");
     fields.map(|(name, value)| (name.as_str(), python_json::canonical(value))).collect()
 }
 
 /// The entity tag of a request: lower-case hex SHA-256 of its document without `createdAt` and
-/// `status`, in the canonical form of [`python_json::canonical`]. A program that has the document
-/// gets it by Python's `json.dumps(…, sort_keys=True, separators=(",", ":"), ensure_ascii=False)`.
-/// Taken of the document as it was before the decision, it is the same before and after.
+/// `status`, in the canonical form of [`python_json::canonical`]. A program that has the document can
+/// compute it from Python's `json.dumps(…, sort_keys=True, separators=(",", ":"), ensure_ascii=False)`.
+/// The ledger keeps the document as it was before the decision, so a decision does not change the tag.
 #[must_use]
 pub fn etag(document: &str) -> String {
     let object = python_json::fields(document).unwrap_or_default();
@@ -258,7 +259,7 @@ fn hash_of_content(fields: &BTreeMap<&str, String>) -> String {
     format!("{:x}", Sha256::digest(python_json::object(&said)))
 }
 
-/// The document after a decision: the same object with the contract's fields set.
+/// The document after a decision: the same object, with the wire contract's fields of a decision.
 #[must_use]
 pub fn decided_document(document: &str, decision: &Decision) -> String {
     let (by, at) = match decision.verdict {
@@ -276,7 +277,7 @@ pub fn decided_document(document: &str, decision: &Decision) -> String {
     rewritten(document, fields)
 }
 
-/// The same object with some fields set, and everything else as it was written.
+/// The same object with some fields set. All other fields keep their spelling.
 fn rewritten(
     document: &str,
     fields: impl IntoIterator<Item = (&'static str, Box<serde_json::value::RawValue>)>,
@@ -290,16 +291,16 @@ fn rewritten(
     python_json::object(&object)
 }
 
-/// The document of a request that was closed undecided: the same object with another status.
+/// The document of a request that expired or was withdrawn: the same object with that status.
 #[must_use]
 pub fn closed_document(document: &str, state: &State) -> String {
     rewritten(document, [("status", json::raw(state.as_str()))])
 }
 
-/// What an agent registers over HTTP, already validated.
+/// A valid registration over HTTP.
 #[derive(Debug)]
 pub struct Registration {
-    /// The request's id, the agent's or a new one.
+    /// The request's id, chosen by the agent or generated.
     pub id: RequestId,
     /// The agent session that waits.
     pub session: SessionId,
@@ -307,7 +308,7 @@ pub struct Registration {
     pub user: UserId,
     /// The token's tenant.
     pub tenant: TenantId,
-    /// What the agent is about to do.
+    /// What the agent wants to do.
     pub action_type: String,
     /// The sentence shown to the person.
     pub message: Option<String>,
@@ -317,13 +318,13 @@ pub struct Registration {
     pub task: Option<TaskId>,
     /// A raw JSON array.
     pub plan_steps: Option<String>,
-    /// When it was registered.
+    /// When the request was registered, UTC.
     pub created_at: DateTime<Utc>,
 }
 
 impl Registration {
-    /// The document, in the form in which agents write it to Redis. `createdAt` is Unix
-    /// milliseconds here; readers must not rely on it.
+    /// The request's document, in the form in which agents write it to Redis. `createdAt` is in Unix
+    /// milliseconds here; agents on Redis write other values, so readers must not rely on it.
     #[must_use]
     pub fn document(&self) -> String {
         let mut object = RawObject::new();
@@ -392,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn whom_an_unreadable_request_concerns_is_read_all_the_same() {
+    fn the_scope_of_an_invalid_request_can_be_read() {
         let scope = Scope::read(r#"{"tenantId":"t2","userId":{},"sessionId":7,"actionType":5}"#);
         assert_eq!(scope.tenant.unwrap().as_str(), "t2");
         assert_eq!(scope.session.unwrap().as_str(), "7");

@@ -13,96 +13,98 @@ use super::record::{Candidate, Record};
 use super::request::Origin;
 use super::session::SessionPointer;
 
-/// What operators choose about who may decide.
+/// The operator's settings on who may decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Who of a tenant may decide a request that names a user.
     pub approvers: Approvers,
-    /// What happens to requests that are no tenant's.
+    /// What happens to requests without a tenant.
     pub unscoped_requests: UnscopedRequests,
-    /// Whether a decision has to name the content that the person looked at.
+    /// Whether a decision needs `If-Match` with the `ETag` of the request that the person saw.
     pub require_if_match: bool,
 }
 
-/// Who of a request's tenant may decide it.
+/// Which users of a request's tenant may decide it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Approvers {
-    /// Anyone of the tenant.
+    /// Every user of the tenant.
     Tenant,
-    /// Only the user the request names; anyone of the tenant when it names nobody.
+    /// Only the user that the request names; every user of the tenant when it names none.
     Requester,
 }
 
-/// What happens to a request that names neither a tenant nor a user, in a session without either.
+/// What happens to a request without a tenant, in a session without a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnscopedRequests {
-    /// It is answered as if it did not exist.
+    /// The request is answered as if it did not exist.
     Refuse,
-    /// Whoever is authenticated may decide it.
+    /// The user whom the request names may decide it; every authenticated user if it names none.
     Accept,
 }
 
-/// Why a decision was not made.
+/// Why a decision, a withdrawal or an acknowledgement is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// There is no such request, or it is none of the caller's business.
+    /// The request does not exist, or the caller may not see it.
     NotFound,
-    /// The policy lets only the user named in the request decide.
+    /// The request names another user, and [`Approvers::Requester`] lets only that user decide.
     NotTheRequester,
-    /// Only its user, or an admin, may write it.
+    /// The caller is neither the user of the request nor an admin.
     NotTheOwner,
-    /// The agent waits for something else by now.
+    /// The session names another request by now.
     MovedOn,
-    /// Its time ran out undecided.
+    /// The request expired before anybody decided.
     Expired,
-    /// Its agent withdrew it.
+    /// The agent withdrew the request.
     Cancelled {
         /// The request.
         id: RequestId,
         /// Its session.
         session: SessionId,
     },
-    /// It was decided otherwise; this is what stands.
+    /// The request has another decision already.
     AlreadyDecided(Standing),
-    /// What would be decided is not what the ledger knows under this id.
+    /// The request in Redis differs from the ledger's request under this id.
     Altered,
-    /// Its session is another's: another agent would take the answer for its own.
+    /// The session names another tenant or user than the request. Its agent would take the answer as
+    /// the answer to its own request.
     AnothersSession,
-    /// It is not the content that the caller has looked at.
+    /// No tag in `If-Match` is the tag of the request's content.
     Changed,
-    /// It may be what the caller has looked at, but on the way a proxy has weakened its tag.
+    /// A tag in `If-Match` is the tag of the request's content, but weakened by a proxy.
     WeakTag,
-    /// There is no outcome yet that an agent could have acted on.
+    /// The request is pending, so there is no outcome to acknowledge.
     Undecided,
 }
 
-/// The content that a person has looked at and decides about.
+/// The content of the request that the person has seen: the caller's `If-Match`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Expected {
-    /// Whatever is asked now.
+    /// No `If-Match`: the content that the request has now.
     #[default]
     Anything,
-    /// That of one of these entity tags.
+    /// Content with one of these entity tags.
     OneOf {
-        /// Tags that say that it is the same, byte for byte.
+        /// Strong tags: the content is the same byte for byte.
         strong: Vec<String>,
-        /// Tags that do not say so.
+        /// Weak tags (`W/"…"`): the content may differ in bytes.
         weak: Vec<String>,
     },
 }
 
 impl Expected {
-    /// The tag by which the caller named the content with this tag, if they named any.
+    /// Compares `etag`, the tag of the request's content, with the caller's tags. Returns the tag if the
+    /// caller named it, and `None` without `If-Match`.
     ///
     /// # Errors
-    /// [`Refusal::Changed`] when they named other content; [`Refusal::WeakTag`] when they named this
-    /// one by a tag that a proxy has weakened, as those do that compress answers.
+    /// [`Refusal::WeakTag`] when the caller named this tag in a form that a proxy has weakened (proxies
+    /// that compress answers do so); [`Refusal::Changed`] when the caller named only other tags.
     pub fn check<'a>(&self, etag: &'a str) -> Result<Option<&'a str>, Refusal> {
         let Self::OneOf { strong, weak } = self else { return Ok(None) };
         if strong.iter().any(|tag| tag == etag) {
             return Ok(Some(etag));
         }
-        // Apache and others mark the tag of a compressed answer by `-gzip` or the like behind it.
+        // Apache and other proxies append `-gzip` or the like to the tag of a compressed answer.
         let is_marked = |tag: &String| {
             let mark = tag.strip_prefix(etag);
             mark.is_some_and(|mark| mark.starts_with(|letter: char| !letter.is_alphanumeric()))
@@ -114,19 +116,20 @@ impl Expected {
     }
 }
 
-/// The decision that stands in the way of another.
+/// The decision that a request already has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// The request.
     pub id: RequestId,
     /// Its session.
     pub session: SessionId,
-    /// What stands.
+    /// The decision.
     pub decision: Decision,
 }
 
-/// Whether a caller may know that a request exists: it is of their tenant. One of no tenant is
-/// nobody's, unless the policy accepts those; even then one that names a user is that user's only.
+/// Whether a caller may see a request: it belongs to the caller's tenant. A request without a tenant is
+/// visible only under [`UnscopedRequests::Accept`], and then only to the user whom it names, or to all
+/// users if it names none.
 #[must_use]
 pub fn is_visible(
     tenant: Option<&TenantId>,
@@ -143,7 +146,8 @@ pub fn is_visible(
     }
 }
 
-/// Whether a caller may write what they see: acknowledge or withdraw a request, change a task.
+/// Whether a caller may acknowledge or withdraw a visible request, or change a visible task: as its owner
+/// or as an admin.
 #[must_use]
 pub fn may_write(owner: Option<&UserId>, caller: &Caller) -> bool {
     caller.role == Role::Admin || owner == Some(&caller.user)
@@ -151,10 +155,11 @@ pub fn may_write(owner: Option<&UserId>, caller: &Caller) -> bool {
 
 /// Whether this caller may decide this request now.
 ///
-/// `pointer` is what the session names; a request registered over HTTP does not depend on it.
+/// `pointer` is the pointer of the request's session. It counts only for requests of Redis.
 ///
 /// # Errors
-/// The [`Refusal`] to tell the caller; nothing may be recorded then.
+/// The first that applies of [`Refusal::NotFound`], [`Refusal::NotTheRequester`], [`Refusal::MovedOn`],
+/// [`Refusal::AnothersSession`] and [`Refusal::Expired`]. Then nothing may be recorded.
 pub fn decide(
     candidate: &Candidate,
     pointer: &SessionPointer,
@@ -182,14 +187,18 @@ pub fn decide(
     Ok(Decision { verdict, by: caller.user.clone(), at: now })
 }
 
-/// What to tell a caller whose decision did not win: the ledger's row says why. `is_altered` when
-/// what they would decide is not what the ledger knows under this id.
+/// The answer to a caller whose decision the ledger did not record, because of the row that it has.
+/// `is_altered` says that the caller saw other content than the row has.
+///
+/// If the row has the same decision by the same caller about the same content, the caller has repeated
+/// it: the decision is returned, and the call succeeds.
 ///
 /// # Errors
-/// The [`Refusal`], unless the standing decision is the caller's own, the same, and about the
-/// same content; then it is returned and the caller is told of success. [`Refusal::Altered`] for
-/// other content, even under a decided id: a person who reads "already decided" would take it for
-/// this content.
+/// - [`Refusal::NotFound`] when the row belongs to another tenant.
+/// - [`Refusal::Altered`] when the content differs, even if the row is decided: a person who reads
+///   "already decided" would relate that to the content that they saw. Also when the row is pending.
+/// - [`Refusal::AlreadyDecided`] when the row has another decision, or one by another user.
+/// - [`Refusal::Cancelled`] or [`Refusal::Expired`] when the request is closed without a decision.
 pub fn settle(
     record: &Record,
     is_altered: bool,
@@ -274,7 +283,7 @@ mod tests {
         DateTime::from_timestamp(1_706_152_860 + second, 0).unwrap()
     }
 
-    // Few names each, so that they often meet.
+    // Few names each, so that equal names are common.
 
     fn a_user() -> impl Strategy<Value = UserId> {
         prop::sample::select(vec!["alice", "bob"]).prop_map(|name| UserId::parse(name).unwrap())
@@ -369,10 +378,10 @@ mod tests {
                 delivery: Delivery::Sent,
                 owed_since: kept.created_at,
                 listeners: None,
-                sent_to: None,
+                replication_id: None,
                 sent_at: None,
-                outcome: None,
-                settled_at: None,
+                sequence: None,
+                closed_at: None,
                 acted_at: None,
             }
         }
@@ -426,7 +435,7 @@ mod tests {
                     prop_assert!(is_mine && may && waits && in_time);
                     prop_assert_eq!(decision, Decision { verdict, by: caller.user, at: now });
                 }
-                // The earliest reason is told, so that strangers learn nothing.
+                // The earliest reason is returned, so that callers of other tenants learn nothing.
                 Err(refusal) => prop_assert_eq!(refusal, match (is_mine, may, waits, in_time) {
                     (false, ..) => Refusal::NotFound,
                     (_, false, ..) => Refusal::NotTheRequester,

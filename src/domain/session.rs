@@ -1,7 +1,8 @@
-//! What `hitl:session:{sessionId}` says: which request the agent asked for last.
+//! The session pointer, `hitl:session:{sessionId}` in Redis: it names the request that the agent asked
+//! last.
 //!
-//! The agent takes the first message on its channel for the answer to that request, whatever the
-//! message says. So this pointer is what keeps a signal for one request from answering another.
+//! An agent treats the first message on its channel as the answer to that request, whichever request
+//! the message names. So a signal may be sent only while the pointer names its request.
 
 use serde_json::value::RawValue;
 
@@ -9,26 +10,26 @@ use super::ids::{RequestId, TenantId, UserId};
 use super::json::{self, RawObject};
 use super::python_json;
 
-/// The pointer as it was read, and what it means.
+/// A session pointer: its text and its parsed fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SessionPointer {
-    /// The exact text in Redis; `None` when there is no key. A signal is sent only while it is
-    /// still this text.
+    /// The exact text in Redis; `None` when the key does not exist. A signal is sent only if Redis still
+    /// holds this text.
     pub text: Option<String>,
-    /// The request the session names, if any. Not validated: it is only compared.
+    /// The request that the session names. Not validated, because it is only compared with ids.
     pub request: Option<String>,
-    /// The session's tenant, if it names one.
+    /// The session's tenant, if the pointer names one.
     pub tenant: Option<TenantId>,
-    /// The session's user, if it names one.
+    /// The session's user, if the pointer names one.
     pub user: Option<UserId>,
-    /// It names a field twice, or somebody in a form that is no id: whose the session is cannot be
-    /// told, so it says neither tenant nor user.
+    /// The pointer names a field twice, or its tenant or user is not a valid id. Then nobody can tell
+    /// whose session this is, and `tenant` and `user` are `None`.
     pub is_ambiguous: bool,
 }
 
 impl SessionPointer {
-    /// Reads the key's value: a JSON object, a JSON string, or (older writers) the bare request
-    /// id. Anything else names a request that no request can be, which is the safe reading.
+    /// Reads the key's value: a JSON object, a JSON string, or the bare request id (older agents write
+    /// that). Any other text becomes a `request` that equals no valid id, so that no signal is sent.
     #[must_use]
     pub fn read(text: Option<String>) -> Self {
         let Some(value) = text.as_deref() else { return Self::default() };
@@ -51,15 +52,15 @@ impl SessionPointer {
         pointer
     }
 
-    /// Whether the session names this request, or names nothing: only then may a signal for it
-    /// reach the session. If the session names nothing, the ledger has the last word: it may know a
-    /// newer request.
+    /// Whether the session names this request or no request. Only then may a signal for this request be
+    /// sent to the session. If the session names no request, the ledger decides: it may know a newer
+    /// request in this session.
     #[must_use]
     pub fn allows(&self, request: &RequestId) -> bool {
         self.request.as_deref().is_none_or(|named| named == request.as_str())
     }
 
-    /// Whether the session is another tenant's or user's than this one.
+    /// Whether the session names another tenant or another user than these.
     #[must_use]
     pub fn is_anothers(&self, tenant: Option<&TenantId>, user: Option<&UserId>) -> bool {
         let is_another_tenant = self.tenant.as_ref().zip(tenant).is_some_and(|(a, b)| a != b);
@@ -73,7 +74,7 @@ impl SessionPointer {
     }
 }
 
-/// An id that the session names: null and blank are absent. `Err` when it is none.
+/// The id in a field: `Ok(None)` when it is absent, null or blank, `Err` when it is not a valid id.
 fn id<T, E>(
     object: &RawObject,
     field: &str,
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_does_not_name_somebody_plainly_names_nobody() {
+    fn a_session_without_a_valid_user_names_no_user() {
         let read = |fields: &str| {
             let text = format!(r#"{{"requestId":"req_1",{fields}}}"#);
             let pointer = SessionPointer::read(Some(text));
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_names_another_request() {
+    fn a_pointer_that_cannot_be_parsed_names_another_request() {
         let id = RequestId::parse("req_1").unwrap();
         for odd in
             ["[\"req_1\"]", "true", "{broken", r#"{"requestId":"req_2"}"#, r#"{"requestId":{}}"#]

@@ -1,7 +1,7 @@
-//! The two messages that wake an agent, byte for byte.
+//! The two messages that wake an agent on Redis, byte for byte.
 //!
-//! Agents take every message whose `type` is not `rejection` for an approval, so nothing else may
-//! ever be written here: no expiry, no cancellation, no heartbeat.
+//! Agents treat every message as an approval unless its `type` is `rejection`. So no other kind of
+//! message may ever be added here: no expiry, no cancellation, no heartbeat.
 
 use serde::Serialize;
 
@@ -22,8 +22,8 @@ struct Wire<'a> {
     timestamp: i64,
 }
 
-/// The signal's JSON: exactly the contract's fields in the contract's order; `timestamp` is the
-/// time of the decision in Unix seconds.
+/// The signal's JSON: the wire contract's fields in the contract's order. `timestamp` is the time of
+/// the decision in Unix seconds.
 #[must_use]
 pub fn signal_json(request: &RequestId, decision: &Decision) -> String {
     let wire = Wire {
@@ -36,7 +36,7 @@ pub fn signal_json(request: &RequestId, decision: &Decision) -> String {
     super::json::raw(&wire).get().to_owned()
 }
 
-/// The request a signal is for, read from its JSON.
+/// The `requestId` in a signal's JSON; `None` when the signal has none or is not a JSON object.
 #[must_use]
 pub fn signal_request(signal: &str) -> Option<String> {
     let object = serde_json::from_str::<super::json::RawObject>(signal).ok()?;

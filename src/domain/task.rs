@@ -1,7 +1,8 @@
-//! An agent task and the steps it may take.
+//! An agent task and its state machine.
 //!
 //! `REQUESTED → IN_PROGRESS ⇄ WAITING_APPROVAL → COMPLETED | FAILED`; the last two are final.
-//! Only requests put a task into `WAITING_APPROVAL` and only their outcome takes it out again.
+//! Only a request puts a task into `WAITING_APPROVAL`. The task leaves that state when the request is
+//! closed, or when its agent reports that the task failed.
 
 use chrono::{DateTime, Utc};
 
@@ -9,21 +10,21 @@ use super::ids::{RequestId, TaskId, TenantId, UserId};
 use super::json;
 use super::plan::{self, InvalidStep, PlanStep};
 
-/// Where a task stands.
+/// The state of a task.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
 )]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum TaskStatus {
-    /// Asked for, not begun.
+    /// Created, not started.
     Requested,
-    /// Under way.
+    /// Started.
     InProgress,
-    /// Stopped until a person decides.
+    /// Stopped until a person decides its request.
     WaitingApproval,
     /// Done. Final.
     Completed,
-    /// Given up. Final.
+    /// Failed or rejected. Final.
     Failed,
 }
 
@@ -50,7 +51,7 @@ impl TaskStatus {
         Self::ALL.into_iter().find(|status| status.as_str() == text)
     }
 
-    /// Whether nothing can follow.
+    /// Whether no other status can follow.
     #[must_use]
     pub fn is_final(self) -> bool {
         matches!(self, Self::Completed | Self::Failed)
@@ -60,19 +61,19 @@ impl TaskStatus {
 /// A row of `agent_task`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
-    /// Its id.
+    /// The task's id.
     pub id: TaskId,
-    /// For whom it is done.
+    /// The user for whom the agent works.
     pub user: UserId,
-    /// Of which tenant.
+    /// The user's tenant.
     pub tenant: TenantId,
-    /// What kind of work; the `actionType` when it was made from a request.
+    /// The kind of work; the request's `actionType` if the service made the task for a request.
     pub task_type: String,
-    /// Where it stands.
+    /// The state of the task.
     pub status: TaskStatus,
     /// Percent, 0–100.
     pub progress: i32,
-    /// What is being done now, for people.
+    /// What the agent is doing now, for people to read.
     pub description: Option<String>,
     /// Raw JSON.
     pub input_data: Option<String>,
@@ -80,52 +81,52 @@ pub struct Task {
     pub result_data: Option<String>,
     /// A raw JSON array of plan steps.
     pub plan_steps: String,
-    /// The request that last gated it.
+    /// The request for which the task waited last.
     pub hitl_request_id: Option<RequestId>,
-    /// Why it failed, or what was refused and by whom.
+    /// Why the task failed, or who rejected its request and with which reason.
     pub error_message: Option<String>,
-    /// When it began, UTC.
+    /// When the task was started, UTC.
     pub started_at: Option<DateTime<Utc>>,
-    /// When it was completed, UTC.
+    /// When the task was completed, UTC.
     pub completed_at: Option<DateTime<Utc>>,
-    /// When it was asked for, UTC.
+    /// When the task was created, UTC.
     pub created_at: DateTime<Utc>,
-    /// When it last changed, UTC. Two changes of a task never share it.
+    /// When the task last changed, UTC. Each change of a task has a later time than the one before.
     pub updated_at: DateTime<Utc>,
 }
 
 /// What an agent reports about its task.
 #[derive(Clone, Debug)]
 pub enum TaskStep {
-    /// It begins. Reported twice, the second changes nothing.
+    /// The task has started. A repeated report changes nothing.
     Start,
-    /// It has got so far.
+    /// The task has made progress.
     Progress {
         /// Percent, 0–100.
         percent: i32,
         /// Replaces the description when given.
         description: Option<String>,
     },
-    /// It is done.
+    /// The task is done.
     Complete {
         /// Raw JSON.
         result: Option<String>,
     },
-    /// It cannot go on.
+    /// The task has failed.
     Fail {
         /// Why.
         error: Option<String>,
     },
-    /// The plan is now this one.
+    /// Replaces the whole plan.
     ReplacePlan(Vec<PlanStep>),
-    /// The plan changes in these steps.
+    /// Adds or updates these steps of the plan.
     MergePlan(Vec<PlanStep>),
 }
 
-/// Why a step is refused; the task is as it was.
+/// Why a step is refused. The task is unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TaskRefusal {
-    /// Its state does not allow this step.
+    /// The state of the task does not allow this step.
     #[error("a task that is {} does not allow this step", .0.as_str())]
     State(TaskStatus),
     /// The plan would become invalid.
@@ -134,7 +135,7 @@ pub enum TaskRefusal {
 }
 
 impl TaskStep {
-    /// Bytes that it writes.
+    /// The bytes that this step would write.
     #[must_use]
     pub fn size(&self) -> u64 {
         let bytes = match self {
@@ -151,7 +152,7 @@ impl TaskStep {
 }
 
 impl Task {
-    /// Bytes of what its agent wrote when it asked for it.
+    /// The bytes that the agent sent when it created the task.
     #[must_use]
     pub fn size(&self) -> u64 {
         let texts = [&self.description, &self.input_data].into_iter().flatten();
@@ -159,7 +160,7 @@ impl Task {
         bytes as u64
     }
 
-    /// A task that has been asked for and not begun.
+    /// A new task in the state `REQUESTED`.
     #[must_use]
     pub fn requested(
         id: TaskId,
@@ -188,10 +189,11 @@ impl Task {
         }
     }
 
-    /// The task after a step, or why the step is refused.
+    /// The task after a step.
     ///
     /// # Errors
-    /// [`TaskRefusal`] when the state machine or the plan does not allow it.
+    /// [`TaskRefusal::State`] when the task's state does not allow this step; [`TaskRefusal::Plan`] when
+    /// the plan would exceed its limits.
     pub fn after(&self, step: TaskStep, now: DateTime<Utc>) -> Result<Self, TaskRefusal> {
         use TaskStatus::{Completed, Failed, InProgress, Requested, WaitingApproval};
         let mut next = self.clone();
@@ -225,7 +227,7 @@ impl Task {
                 Requested | WaitingApproval,
             ) => return Err(TaskRefusal::State(self.status)),
         }
-        // The ledger recognises an unchanged task by this time, so it must not repeat.
+        // The ledger compares this time to notice a concurrent change, so it must not repeat.
         next.updated_at = now.max(self.updated_at + chrono::TimeDelta::microseconds(1));
         Ok(next)
     }
@@ -234,13 +236,13 @@ impl Task {
 /// Which tasks to list.
 #[derive(Clone, Debug)]
 pub struct TaskFilter {
-    /// Of this tenant.
+    /// Only tasks of this tenant.
     pub tenant: TenantId,
-    /// Of this user; of everybody when `None`.
+    /// Only tasks of this user; of all users when `None`.
     pub user: Option<UserId>,
-    /// In this state; in any when `None`.
+    /// Only tasks in this state; in any state when `None`.
     pub status: Option<TaskStatus>,
-    /// Which page, from 0.
+    /// The number of the page, from 0.
     pub page: u32,
     /// Tasks per page.
     pub size: u32,

@@ -100,7 +100,7 @@ impl Revocations {
 
     /// Whether a token of this id, issued at `iat` (Unix seconds), is revoked.
     #[must_use]
-    pub fn revoke(&self, id: Option<&str>, tenant: &TenantId, user: &UserId, iat: i64) -> bool {
+    pub fn is_revoked(&self, id: Option<&str>, tenant: &TenantId, user: &UserId, iat: i64) -> bool {
         if id.is_some_and(|id| self.ids.contains(id)) {
             return true;
         }
@@ -142,7 +142,7 @@ mod tests {
         .unwrap();
         let is_revoked = |id, tenant: &str, user: &str, iat| {
             let (tenant, user) = (TenantId::parse(tenant).unwrap(), UserId::parse(user).unwrap());
-            revocations.revoke(id, &tenant, &user, iat)
+            revocations.is_revoked(id, &tenant, &user, iat)
         };
         assert!(is_revoked(Some("a"), "t2", "bob", 500));
         assert!(is_revoked(None, "t1", "alice", 99));
@@ -158,10 +158,10 @@ mod tests {
         let list =
             "jti = [12345]\n[[not_before]]\ntenant = 1\nuser = 7\ntime = \"1970-01-01T00:01:40Z\"";
         let revocations = read(list).unwrap();
-        assert!(revocations.revoke(Some("12345"), &tenant, &user, 500));
-        assert!(revocations.revoke(None, &tenant, &user, 99));
+        assert!(revocations.is_revoked(Some("12345"), &tenant, &user, 500));
+        assert!(revocations.is_revoked(None, &tenant, &user, 99));
         let nothing = read("jti = []").unwrap();
-        assert!(!nothing.revoke(Some("12345"), &tenant, &user, 99));
+        assert!(!nothing.is_revoked(Some("12345"), &tenant, &user, 99));
     }
 
     #[test]

@@ -193,7 +193,7 @@ impl Checks {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenProblem::Invalid);
         }
-        if names_critical_extensions(token) {
+        if has_crit_header(token) {
             return Err(TokenProblem::Invalid);
         }
         let decode = |key| jsonwebtoken::decode::<Claims>(token, key, &self.validation);
@@ -227,7 +227,7 @@ impl Checks {
             Some(Value::Number(number)) if !number.is_f64() => Some(number.to_string()),
             _ => None,
         };
-        if self.revocations.revoke(id.as_deref(), &tenant, &user, claims.iat) {
+        if self.revocations.is_revoked(id.as_deref(), &tenant, &user, claims.iat) {
             return Err(TokenProblem::Invalid);
         }
         // The rules for names are those of what every store and log can keep.
@@ -301,7 +301,7 @@ pub fn now() -> u64 {
 
 /// RFC 7515 § 4.1.11: whoever does not know what `crit` lists must refuse the token. We know no
 /// extension, and a list that is no list (the library takes `null` for none) is none to rely on.
-fn names_critical_extensions(token: &str) -> bool {
+fn has_crit_header(token: &str) -> bool {
     let header = token.split('.').next().and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
     let header = header.and_then(|text| serde_json::from_slice::<RawObject>(&text).ok());
     header.is_none_or(|header| header.contains_key("crit"))

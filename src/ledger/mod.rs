@@ -163,7 +163,7 @@ pub struct Writing<'a> {
     /// Since when there may be no other tenant's request of Redis in the session, for anything to be
     /// written: for a decision that a signal in the session tells of.
     pub alone_since: Option<DateTime<Utc>>,
-    /// Where in a trace it happens; see [`traces::here`].
+    /// Where in a trace it happens; see [`traces::current_trace_parent`].
     pub trace_parent: Option<String>,
     /// What the Auth server's audit log is to be told of it.
     pub audit: AuditEntry,
@@ -188,7 +188,7 @@ impl<'a> Writing<'a> {
             if_match: None,
             only_newest: false,
             alone_since: None,
-            trace_parent: traces::here(),
+            trace_parent: traces::current_trace_parent(),
             audit: AuditEntry::None,
         }
     }
@@ -1150,10 +1150,10 @@ impl RequestRow {
             },
             owed_since: self.owed_since,
             listeners: self.listeners,
-            sent_to: self.sent_to,
+            replication_id: self.sent_to,
             sent_at: self.sent_at,
-            outcome: self.outcome,
-            settled_at: self.settled_at,
+            sequence: self.outcome,
+            closed_at: self.settled_at,
             acted_at: self.acted_at,
         })
     }

@@ -256,7 +256,7 @@ impl PgLedger {
         .bind(texts(&mut result().map(|result| delivery_str(result.delivery))))
         .bind(result().map(|result| result.listeners).collect::<Vec<_>>())
         .bind(receipts.iter().map(|receipt| receipt.at).collect::<Vec<_>>())
-        .bind(result().map(|result| result.sent_to.clone()).collect::<Vec<_>>())
+        .bind(result().map(|result| result.replication_id.clone()).collect::<Vec<_>>())
         .bind(texts(&mut receipts.iter().map(|receipt| receipt.tenant.as_str())))
         .execute(&self.pool)
         .await

@@ -156,7 +156,7 @@ impl SqliteLedger {
             .bind(delivery_str(result.delivery))
             .bind(result.listeners)
             .bind(at)
-            .bind(result.sent_to.as_deref())
+            .bind(result.replication_id.as_deref())
             .bind(tenant.as_str())
             .execute(&mut *transaction)
             .await?;

@@ -102,7 +102,7 @@ impl Quotas {
         if usage.pending >= of_tenant {
             return Err(pending_limit(Limit::PendingOfTenant(of_tenant)).into());
         }
-        Ok(usage.make_sure_of_room(size(candidate), limits, now)?)
+        Ok(usage.check_bytes_left(size(candidate), limits, now)?)
     }
 
     /// Makes sure that this tenant may have so many bytes of a task written.
@@ -119,7 +119,7 @@ impl Quotas {
         let usage = self.usage(tenant);
         let mut usage = usage.lock().await;
         usage.refresh(ledger, tenant, self.limits, now).await?;
-        Ok(usage.make_sure_of_room(bytes, self.limits, now)?)
+        Ok(usage.check_bytes_left(bytes, self.limits, now)?)
     }
 
     /// Counts bytes of a task that were written.
@@ -150,7 +150,7 @@ impl Usage {
     }
 
     /// Whether so many more bytes fit into the hour.
-    fn make_sure_of_room(
+    fn check_bytes_left(
         &self,
         bytes: u64,
         limits: QuotaLimits,

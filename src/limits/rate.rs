@@ -21,9 +21,9 @@ use crate::domain::rate::RateLimit;
 
 /// Longest to wait for what Redis says about a call. Short, because without an answer the call goes
 /// on, and has its own calls to Redis to wait for.
-const ASKING: Duration = Duration::from_millis(300);
+const SHARED_BUCKET_TIMEOUT: Duration = Duration::from_millis(300);
 /// Which part of the limit each replica grants without asking Redis.
-const FREE_PART: u32 = 10;
+const FREE_DIVISOR: u32 = 10;
 /// After so many calls, those who have been quiet are forgotten.
 const CALLS_BETWEEN_SWEEPS: u32 = 4096;
 
@@ -81,7 +81,7 @@ impl Limits {
             let shared = match courier {
                 Courier::Redis(_) => Some(Shared {
                     limit,
-                    free: bucket(limit.part(FREE_PART)),
+                    free: bucket(limit.divided_by(FREE_DIVISOR)),
                     courier: courier.clone(),
                     runtime: runtime.clone(),
                 }),
@@ -97,7 +97,7 @@ impl Limits {
     /// [`TooMany`]; the call must not be answered then.
     pub async fn admit(&self, caller: &Caller) -> Result<(), TooMany> {
         let Some(buckets) = self.0.buckets.load_full() else { return Ok(()) };
-        buckets.forget_the_quiet();
+        buckets.sweep();
         let key = bucket_key(caller);
         let Some(shared) = &buckets.shared else { return check(&buckets.own, &key) };
         if check(&shared.free, &key).is_ok() {
@@ -111,7 +111,7 @@ impl Limits {
 
 impl Buckets {
     /// A bucket that has drained says no more than one that is not there.
-    fn forget_the_quiet(&self) {
+    fn sweep(&self) {
         if self.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(CALLS_BETWEEN_SWEEPS) {
             let free = self.shared.as_ref().map(|shared| &shared.free);
             for bucket in free.into_iter().chain([&self.own]) {
@@ -127,8 +127,8 @@ impl Shared {
     async fn check(&self, key: String) -> Result<(), TooMany> {
         let (courier, limit) = (self.courier.clone(), self.limit);
         let asking = self.runtime.spawn(async move { courier.admit(key, limit).await });
-        match tokio::time::timeout(ASKING, asking).await {
-            Ok(Ok(Ok(Some(wait)))) => Err(TooMany::for_the_next(wait)),
+        match tokio::time::timeout(SHARED_BUCKET_TIMEOUT, asking).await {
+            Ok(Ok(Ok(Some(wait)))) => Err(TooMany::of_calls(wait)),
             _ => Ok(()),
         }
     }
@@ -140,7 +140,7 @@ fn bucket(limit: RateLimit) -> Bucket {
 
 fn check(bucket: &Bucket, key: &String) -> Result<(), TooMany> {
     let full = |until: governor::NotUntil<_>| until.wait_time_from(DefaultClock::default().now());
-    bucket.check_key(key).map_err(|until| TooMany::for_the_next(full(until)))
+    bucket.check_key(key).map_err(|until| TooMany::of_calls(full(until)))
 }
 
 /// A person's bucket, here and in Redis. Tenants and users may hold colons, so the tenant's length
@@ -169,15 +169,15 @@ mod tests {
     #[test]
     fn the_wait_is_in_whole_seconds_and_never_zero() {
         for (millis, seconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (59_999, 60)] {
-            let wait = TooMany::for_the_next(Duration::from_millis(millis));
+            let wait = TooMany::of_calls(Duration::from_millis(millis));
             assert_eq!(wait.retry_after_seconds, seconds, "{millis}");
         }
     }
 
     #[test]
     fn a_part_is_never_nothing() {
-        assert_eq!(limit(50, 100).part(FREE_PART), limit(5, 10));
-        assert_eq!(limit(1, 9).part(FREE_PART), limit(1, 1));
+        assert_eq!(limit(50, 100).divided_by(FREE_DIVISOR), limit(5, 10));
+        assert_eq!(limit(1, 9).divided_by(FREE_DIVISOR), limit(1, 1));
     }
 
     #[test]
@@ -209,10 +209,10 @@ mod tests {
         }
         assert_eq!(buckets.own.len(), 1000);
         for _call in 1..CALLS_BETWEEN_SWEEPS {
-            buckets.forget_the_quiet();
+            buckets.sweep();
         }
         assert_eq!(buckets.own.len(), 1000);
-        buckets.forget_the_quiet();
+        buckets.sweep();
         assert_eq!(buckets.own.len(), 0);
     }
 }

@@ -34,7 +34,7 @@ pub struct TooMany {
 impl TooMany {
     /// For the next call of a person, after so long.
     #[must_use]
-    pub fn for_the_next(wait: Duration) -> Self {
+    pub fn of_calls(wait: Duration) -> Self {
         let seconds = u64::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u64::MAX);
         Self { limit: Limit::Calls, retry_after_seconds: seconds.max(1) }
     }

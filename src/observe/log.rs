@@ -63,7 +63,7 @@ pub fn start() -> anyhow::Result<LogGuard> {
         }
         _ => EnvFilter::new("info"),
     };
-    let no_steps = Directive::from_str(&format!("{}=off", traces::STEPS))?;
+    let no_steps = Directive::from_str(&format!("{}=off", traces::STEP_TARGET))?;
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(MAX_WAITING_LINES)

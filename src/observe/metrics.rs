@@ -56,7 +56,7 @@ const CALL_BUCKETS: [f64; 15] =
 const PEOPLE_BUCKETS: [f64; 11] =
     [1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 86400.0];
 /// How often what was measured is put into buckets, so that it does not pile up between scrapes.
-const UPKEEP: Duration = Duration::from_secs(5);
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Counters are the process's; a second service in one process, as in tests, counts on the same.
 static RECORDER: LazyLock<anyhow::Result<PrometheusHandle>> = LazyLock::new(|| {
@@ -170,7 +170,7 @@ pub async fn run(stopping: CancellationToken) {
             recorder.run_upkeep();
         }
         tokio::select! {
-            () = sleep(UPKEEP) => {}
+            () = sleep(UPKEEP_INTERVAL) => {}
             () = stopping.cancelled() => {}
         }
     }

@@ -27,9 +27,9 @@ use tracing_subscriber::registry::LookupSpan;
 use url::Url;
 
 /// The target of spans that are no matter for the log.
-pub const STEPS: &str = "aura_hitl::steps";
+pub const STEP_TARGET: &str = "aura_hitl::steps";
 /// Longest to wait for the collector at the end.
-const LAST_WORDS: Duration = Duration::from_millis(300);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(300);
 /// The SDK's variables that name a collector.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 
@@ -85,9 +85,9 @@ pub fn layer<S: Subscriber + for<'span> LookupSpan<'span>>() -> anyhow::Result<O
 }
 
 /// Sends what was collected. To be called once nothing is under way any more.
-pub async fn end() {
+pub async fn shut_down() {
     let ending = tokio::task::spawn_blocking(|| {
-        PROVIDER.get().map(|provider| provider.shutdown_with_timeout(LAST_WORDS))
+        PROVIDER.get().map(|provider| provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT))
     });
     // A collector that is away is no reason to stay.
     let _unsent = ending.await;
@@ -95,13 +95,13 @@ pub async fn end() {
 
 /// Whether traces are collected.
 #[must_use]
-pub fn are_on() -> bool {
+pub fn is_enabled() -> bool {
     PROVIDER.get().is_some()
 }
 
 /// Makes a call's span part of its caller's trace.
 pub fn join(span: &Span, headers: &HeaderMap, method: &str, route: &str) {
-    if are_on() {
+    if is_enabled() {
         let caller = TraceContextPropagator::new().extract(&Headers(headers));
         // Fails only where nothing is collected.
         let _joined = span.set_parent(caller);
@@ -114,7 +114,7 @@ pub fn join(span: &Span, headers: &HeaderMap, method: &str, route: &str) {
 
 /// Notes how a call was answered.
 pub fn answered(span: &Span, status: u16) {
-    if are_on() {
+    if is_enabled() {
         span.set_attribute("http.response.status_code", i64::from(status));
         if status >= 500 {
             span.set_status(Status::error(""));
@@ -126,17 +126,17 @@ pub fn answered(span: &Span, status: u16) {
 /// that a call's own text will do.
 #[must_use]
 pub fn step(call: &'static str) -> Span {
-    if !are_on() || Span::current().is_none() {
+    if !is_enabled() || Span::current().is_none() {
         return Span::none();
     }
     let name = call.split('(').next().unwrap_or(call);
-    info_span!(target: STEPS, "step", otel.name = name)
+    info_span!(target: STEP_TARGET, "step", otel.name = name)
 }
 
 /// Where the current trace is, as the W3C writes it: <https://www.w3.org/TR/trace-context/>.
 #[must_use]
-pub fn here() -> Option<String> {
-    if !are_on() {
+pub fn current_trace_parent() -> Option<String> {
+    if !is_enabled() {
         return None;
     }
     let mut carrier = HashMap::new();
@@ -147,7 +147,7 @@ pub fn here() -> Option<String> {
 /// A trace of its own for work that another trace has left to do.
 #[must_use]
 pub fn linked(name: &'static str, trace_parent: Option<String>) -> Span {
-    let span = info_span!(target: STEPS, parent: None, "linked", otel.name = name);
+    let span = info_span!(target: STEP_TARGET, parent: None, "linked", otel.name = name);
     if let Some(trace_parent) = trace_parent {
         let carrier = HashMap::from([("traceparent".to_owned(), trace_parent)]);
         let cause = TraceContextPropagator::new().extract(&carrier);

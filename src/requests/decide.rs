@@ -15,7 +15,7 @@ use super::expire::expire;
 use super::load::{InRedis, candidate, compare, decided_by_nobody, look, unreadable};
 use super::notify::notify;
 use super::send::{send_if_asked_again, send_now};
-use crate::courier::Seen;
+use crate::courier::SessionSnapshot;
 use crate::delivery::send::SESSION_LIFETIME;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{Decision, State, Verdict};
@@ -269,7 +269,8 @@ impl Attempt<'_> {
             // Those who wait here need not wait for Redis.
             self.app.hub.notify(&record.session);
             let document = Some(subject.candidate.request.document.clone());
-            send_now(self.app, record, Seen { pointer: pointer.clone(), document }).await;
+            send_now(self.app, record, SessionSnapshot { pointer: pointer.clone(), document })
+                .await;
         } else {
             notify(self.app, record);
             if record.delivery == Delivery::Owed {

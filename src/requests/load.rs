@@ -49,7 +49,7 @@ pub(super) async fn look(app: &AppState, caller: &Caller, id: &RequestId) -> InR
         return InRedis::Nothing;
     }
     let pointer = match &scope.session {
-        Some(session) => match app.courier.session_of(stored.beside, session).await {
+        Some(session) => match app.courier.session_of(stored.guessed_session, session).await {
             Ok(pointer) => pointer,
             Err(unavailable) => return InRedis::Unreachable(unavailable),
         },

@@ -16,7 +16,7 @@ pub(super) fn notify(app: &AppState, record: &Record) {
     let telling = async move {
         let agent =
             async { if is_registered { courier.wake_agent(&tenant, &id).await } else { Ok(()) } };
-        let (replicas, agent) = tokio::join!(courier.tell_replicas(&session), agent);
+        let (replicas, agent) = tokio::join!(courier.notify_replicas(&session), agent);
         if let Err(error) = replicas.and(agent) {
             debug!(%error, "whoever waits elsewhere will find out by themselves");
         }

@@ -5,7 +5,7 @@ use tracing::{info, warn};
 use super::error::Result;
 use super::load::in_redis;
 use super::notify::notify;
-use crate::courier::Seen;
+use crate::courier::SessionSnapshot;
 use crate::domain::ids::RequestId;
 use crate::domain::record::{Delivery, DeliveryReceipt, Record, is_same};
 use crate::domain::request::ApprovalRequest;
@@ -14,7 +14,7 @@ use crate::state::AppState;
 
 /// Sends the signal of a decision just recorded. A failure is no matter: it stays owed, and is the
 /// relay's from then on.
-pub(super) async fn send_now(app: &AppState, record: &Record, seen: Seen) {
+pub(super) async fn send_now(app: &AppState, record: &Record, seen: SessionSnapshot) {
     let delivered = app.sender().deliver(record, Some(seen)).await;
     metrics::delivered(By::Decider, delivered.as_ref().ok().map(|settled| settled.delivery));
     match delivered {
@@ -51,7 +51,7 @@ pub(super) async fn send_if_asked_again(
 ) -> Result<()> {
     let Some(stored) = app.courier.find_request(id).await? else { return Ok(()) };
     let Ok(request) = ApprovalRequest::read(id, stored.document) else { return Ok(()) };
-    let pointer = app.courier.session_of(stored.beside, &request.session).await?;
+    let pointer = app.courier.session_of(stored.guessed_session, &request.session).await?;
     let asked = in_redis(request, &pointer, stored.ttl, app.clock.now());
     if !(asked.request.is_pending() && is_same(record, &asked) && pointer.names(id))
         || pointer.is_anothers(Some(&record.tenant), record.user.as_ref())
@@ -66,7 +66,7 @@ pub(super) async fn send_if_asked_again(
         crash_point!("owed-again");
         info!(request_id = %id, "the agent asked again; it is told again");
         let document = Some(asked.request.document);
-        send_now(app, &record, Seen { pointer, document }).await;
+        send_now(app, &record, SessionSnapshot { pointer, document }).await;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::domain::approver::Caller;
 use crate::domain::decision::State;
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::record::{CourierCopy, Delivery, Record};
-use crate::domain::request::{Origin, PATIENCE, status_of};
+use crate::domain::request::{AGENT_TIMEOUT, Origin, status_of};
 use crate::domain::signal::{signal_json, signal_request};
 use crate::state::AppState;
 
@@ -131,7 +131,7 @@ pub async fn find_signal(
         app.forgeries.request(&record.id, document);
     }
     let is_answered = match CourierCopy::of(&record, document) {
-        CourierCopy::Settled => true,
+        CourierCopy::NotPending => true,
         // An agent on Redis has asked again, so an earlier answer is not the answer; one that is
         // still owed has simply not reached Redis yet.
         CourierCopy::Pending => record.is_unsent(),
@@ -197,8 +197,8 @@ fn answer_of(record: &Record, caller: &Caller, session: &SessionId) -> Option<St
 /// only if nobody was listening.
 fn still_waits(record: &Record, now: DateTime<Utc>) -> bool {
     match record.delivery {
-        Delivery::Owed if record.is_unsent() => now < record.created_at + PATIENCE,
-        Delivery::Owed | Delivery::Sent => record.is_unheard(now),
+        Delivery::Owed if record.is_unsent() => now < record.created_at + AGENT_TIMEOUT,
+        Delivery::Owed | Delivery::Sent => record.is_missed_within_lookup_timeout(now),
         Delivery::Superseded => false,
     }
 }

@@ -71,7 +71,7 @@ impl Outcomes {
     pub async fn next(&mut self) -> Option<Record> {
         loop {
             for record in self.unread.by_ref() {
-                self.after = record.outcome.unwrap_or(self.after);
+                self.after = record.sequence.unwrap_or(self.after);
                 if self.wanted.as_ref().is_none_or(|wanted| *wanted == record.id) {
                     return Some(record);
                 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::domain::clock::Clock;
-use crate::domain::request::PATIENCE;
+use crate::domain::request::AGENT_TIMEOUT;
 use crate::ledger::{Ledger, LedgerError};
 
 /// How often to look for such tasks.
@@ -43,5 +43,5 @@ pub async fn run(ledger: Ledger, clock: Clock, stopping: CancellationToken) {
 pub async fn run_once(ledger: &Ledger, clock: &Clock) -> Result<u64, LedgerError> {
     let now = clock.now();
     let limit = i64::try_from(BATCH_SIZE).unwrap_or(0);
-    ledger.close_open_tasks(now - PATIENCE, limit, now).await
+    ledger.close_open_tasks(now - AGENT_TIMEOUT, limit, now).await
 }

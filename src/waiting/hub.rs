@@ -18,7 +18,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::courier::{Courier, Heard, Subscription, Unavailable};
+use crate::courier::{ChannelEvent, Courier, Subscription, Unavailable};
 use crate::domain::approver::Caller;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{SessionId, TenantId, UserId};
@@ -248,14 +248,14 @@ async fn listen(listener: &Listener, mut subscription: Subscription) -> Result<(
     loop {
         tokio::select! {
             heard = subscription.next() => match heard? {
-                Heard::Outcome(session) => listener.hub.notify(&session),
-                Heard::Message(message) => {
+                ChannelEvent::Outcome(session) => listener.hub.notify(&session),
+                ChannelEvent::Message(message) => {
                     if let Some(session) = message.session() {
                         listener.hub.notify(&session);
                     }
                     listener.watcher.heard(message);
                 }
-                Heard::Other => {}
+                ChannelEvent::Other => {}
             },
             _now = pings.tick() => subscription.ping().await?,
         }

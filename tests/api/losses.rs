@@ -47,10 +47,11 @@ fn signal(record: &Record) -> String {
 
 /// Waits until the relay has found out that Redis is another one, and done what it may about it.
 async fn noticed(app: &TestApp, before: &Record) -> Record {
-    assert!(before.sent_to.is_some());
+    assert!(before.replication_id.is_some());
     eventually(async || {
         let record = app.record(before.id.as_str()).await;
-        (record.delivery == Delivery::Sent && record.sent_to != before.sent_to).then_some(record)
+        (record.delivery == Delivery::Sent && record.replication_id != before.replication_id)
+            .then_some(record)
     })
     .await
 }
@@ -64,7 +65,9 @@ async fn a_signal_that_nobody_has_heard_is_sent_again() {
         app.ask(one).await;
         {
             app.approve(ALICE, &one.id).await.assert(200, "");
-            assert!(app.settled(&one.id).await.is_unheard(app.state.clock.now()));
+            assert!(
+                app.settled(&one.id).await.is_missed_within_lookup_timeout(app.state.clock.now())
+            );
         }
         wipe(&mut redis).await;
         {
@@ -188,7 +191,7 @@ async fn what_may_be_done_about_a_lost_signal() {
         let mut record = app.settled(&asked.id).await;
         drop(heard_then);
         // The place of a wipe, without its other effects.
-        record.sent_to = Some("a history that is over".to_owned());
+        record.replication_id = Some("a history that is over".to_owned());
         let (request, session) =
             (format!("hitl:request:{}", asked.id), format!("hitl:session:{}", asked.session));
         let _deleted: i64 =
@@ -217,7 +220,7 @@ async fn what_may_be_done_about_a_lost_signal() {
             _ => {}
         }
         let mut ear = agent(&redis, &asked.session).await;
-        let DeliveryResult { delivery, listeners, sent_to } =
+        let DeliveryResult { delivery, listeners, replication_id } =
             state.sender().deliver(&record, None).await.unwrap();
         let channel = format!("hitl:channel:{}", asked.session);
         let _count: i64 = redis.command(&["PUBLISH", &channel, "end"]).await;
@@ -231,7 +234,7 @@ async fn what_may_be_done_about_a_lost_signal() {
             odd => panic!("{}: {odd:?}", case.name),
         };
         assert_eq!(happened, case.expected, "{}", case.name);
-        assert_eq!(sent_to.is_some(), is_there, "{}", case.name);
+        assert_eq!(replication_id.is_some(), is_there, "{}", case.name);
         if happened != Superseded {
             let heard = if is_told { Some(1) } else { record.listeners };
             assert_eq!(listeners, heard, "{}", case.name);
@@ -245,9 +248,9 @@ over_redis! {
         let mut ear = Ear::on(&asked.session).await;
         let request = &RequestId::parse(&asked.id).unwrap();
         let session = &SessionId::parse(&asked.session).unwrap();
-        let only_while = &app.state.courier.look(request, session).await.unwrap();
-        let (signal, document, rank, aloud) = ("{}", "{}", 1, false);
-        let outgoing = Outgoing { request, session, signal, document, rank, aloud, only_while };
+        let only_if = &app.state.courier.snapshot(request, session).await.unwrap();
+        let (signal, document, rank, publish) = ("{}", "{}", 1, false);
+        let outgoing = Outgoing { request, session, signal, document, rank, publish, only_if };
         let sent = app.state.courier.send(&outgoing).await.unwrap();
         assert!(matches!(sent, Sent::Published { .. }));
         assert!(ear.heard().await.is_empty());

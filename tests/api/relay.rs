@@ -406,7 +406,10 @@ async fn a_locked_row_makes_nobody_hear_twice() {
         let record = app.settled(&one.id).await;
         marks.push(DeliveryReceipt::of(
             &record,
-            DeliveryResult { sent_to: record.sent_to.clone(), ..DeliveryResult::SENT },
+            DeliveryResult {
+                replication_id: record.replication_id.clone(),
+                ..DeliveryResult::SENT
+            },
             app.state.clock.now(),
         ));
     }
@@ -474,7 +477,10 @@ async fn who_asks_again_before_the_note_is_told_again() {
         app.ask(one).await;
         app.approve(ALICE, &one.id).await.assert(200, "");
         let record = app.settled(&one.id).await;
-        let settled = DeliveryResult { sent_to: record.sent_to.clone(), ..DeliveryResult::SENT };
+        let settled = DeliveryResult {
+            replication_id: record.replication_id.clone(),
+            ..DeliveryResult::SENT
+        };
         marks.push(DeliveryReceipt::of(&record, settled, app.state.clock.now()));
     }
     // As after sending and before noting, with the leases running.

@@ -180,7 +180,7 @@ over_redis! {
         let id = app.settled(&asked.id).await.id.to_string();
         let old = "2020-01-31T23:00:00+00:00";
         app.sql("UPDATE hitl_request SET settled_at = '2020-01-31T23:00:00+00:00'").await;
-        assert_eq!(to_the_microsecond(app.record(&id).await.settled_at.unwrap())[..19], old[..19]);
+        assert_eq!(to_the_microsecond(app.record(&id).await.closed_at.unwrap())[..19], old[..19]);
         assert_eq!(purge(&app, keeping(Some(90), None), 89).await, (0, 0));
         assert_eq!(purge(&app, keeping(Some(90), None), 91).await, (1, 0));
     }
@@ -206,12 +206,12 @@ both_modes! {
         let session = unique("session");
         for number in [1, 2] {
             let id = approved(&app, &session).await;
-            assert_eq!(app.record(&id).await.outcome, Some(number));
+            assert_eq!(app.record(&id).await.sequence, Some(number));
         }
         assert_eq!(purge(&app, keeping(Some(90), None), 91).await, (2, 0));
         let (next, elsewhere) = (approved(&app, &session).await, approved(&app, &unique("session")).await);
-        assert_eq!(app.record(&next).await.outcome, Some(3));
-        assert_eq!(app.record(&elsewhere).await.outcome, Some(3), "numbers only grow");
+        assert_eq!(app.record(&next).await.sequence, Some(3));
+        assert_eq!(app.record(&elsewhere).await.sequence, Some(3), "numbers only grow");
         // Whoever has seen the second one is told the next.
         let path = format!("/aura/hitl/signals/{session}/stream");
         let stream = app.call(ALICE, Method::GET, &path).header("Last-Event-ID", "2");
@@ -224,7 +224,7 @@ both_modes! {
         let id = RequestId::parse(&asked.id).unwrap();
         let past = Clock::System.now() + TimeDelta::hours(1);
         let expired = app.state.ledger.expire(&ALICE.caller().tenant, &id, past).await.unwrap().unwrap();
-        assert_eq!(expired.outcome, Some(4));
+        assert_eq!(expired.sequence, Some(4));
     }
 }
 
@@ -395,7 +395,7 @@ both_modes! {
             "requestId": asked.id, "tenantId": "tenant1", "sessionId": asked.session,
             "userId": "user123", "actionType": "send_email", "status": "rejected",
             "decidedBy": "bob", "deciderRole": "user", "tokenId": null, "decidedAt": time(Some(decision.at)), "reason": reason,
-            "settledAt": time(record.settled_at), "createdAt": time(Some(record.created_at)),
+            "settledAt": time(record.closed_at), "createdAt": time(Some(record.created_at)),
             "expiresAt": time(Some(record.expires_at)), "taskId": record.task.as_str(),
             "origin": "http", "contentHash": record.content_hash,
             "fingerprint": record.fingerprint, "callerSource": "FRONTEND", "callerType": "USER",

@@ -345,11 +345,11 @@ mod suite {
         let mut listener = site.listen(&asked.session).await;
         let session = SessionId::parse(&asked.session).unwrap();
         let id = RequestId::parse(&asked.id).unwrap();
-        let judged = app.state.courier.look(&id, &session).await.unwrap();
+        let judged = app.state.courier.snapshot(&id, &session).await.unwrap();
         let send = async || {
-            let (request, session, only_while) = (&id, &session, &judged);
-            let (signal, document, rank, aloud) = ("{}", "{}", 1, true);
-            let outgoing = Outgoing { request, session, signal, document, rank, aloud, only_while };
+            let (request, session, only_if) = (&id, &session, &judged);
+            let (signal, document, rank, publish) = ("{}", "{}", 1, true);
+            let outgoing = Outgoing { request, session, signal, document, rank, publish, only_if };
             app.state.courier.send(&outgoing).await.unwrap()
         };
         app.put(&asked.id, "something else").await;

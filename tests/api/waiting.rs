@@ -2,7 +2,7 @@
 //! that takes the first message on its session's channel for its answer, whatever it says.
 
 use aura_hitl::config::LedgerConfig;
-use aura_hitl::courier::{Outgoing, Seen, Sent};
+use aura_hitl::courier::{Outgoing, Sent, SessionSnapshot};
 use aura_hitl::delivery::relay::Round;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{State, Verdict};
@@ -593,19 +593,19 @@ over_redis! {
         let mut agent = NaiveAgent::ask(&app, &asked).await;
         let session = SessionId::parse(&asked.session).unwrap();
         let id = RequestId::parse(&asked.id).unwrap();
-        let judged = app.state.courier.look(&id, &session).await.unwrap();
-        let send = async |only_while: &Seen| {
+        let judged = app.state.courier.snapshot(&id, &session).await.unwrap();
+        let send = async |only_if: &SessionSnapshot| {
             let (request, session, signal, document) = (&id, &session, "{}", "{}");
-            let (rank, aloud) = (1, true);
-            let outgoing = Outgoing { request, session, signal, document, rank, aloud, only_while };
+            let (rank, publish) = (1, true);
+            let outgoing = Outgoing { request, session, signal, document, rank, publish, only_if };
             app.state.courier.send(&outgoing).await.unwrap()
         };
         app.ask(&Asked::in_session(&asked.session)).await;
         assert_eq!(send(&judged).await, Sent::Changed);
-        assert_eq!(send(&Seen::default()).await, Sent::Changed);
+        assert_eq!(send(&SessionSnapshot::default()).await, Sent::Changed);
         assert!(agent.heard_nothing().await);
         assert_eq!(app.signal(&asked.session).await, None);
-        let judged = app.state.courier.look(&id, &session).await.unwrap();
+        let judged = app.state.courier.snapshot(&id, &session).await.unwrap();
         assert_eq!(reached(&send(&judged).await), 1);
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aura_hitl::courier::{Courier, Outgoing, Seen};
+use aura_hitl::courier::{Courier, Outgoing, SessionSnapshot};
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{Decision, State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId};
@@ -112,15 +112,15 @@ pub async fn courier(world: &World, tasks: usize, time: Duration, watched: &Watc
             let by = aura_hitl::domain::ids::UserId::parse(format!("user{person:02}")).unwrap();
             let signal =
                 signal_json(&request, &Decision { verdict: Verdict::Approve, by, at: now });
-            let seen = Seen { pointer, document: Some(stored.document.clone()) };
+            let seen = SessionSnapshot { pointer, document: Some(stored.document.clone()) };
             let outgoing = Outgoing {
                 request: &request,
                 session: &session,
                 signal: &signal,
                 document: &stored.document,
                 rank: now.timestamp_micros(),
-                aloud: true,
-                only_while: &seen,
+                publish: true,
+                only_if: &seen,
             };
             courier.send(&outgoing).await.unwrap();
         }

@@ -50,7 +50,7 @@ on_all_stores! {
         let (asked, start) = (Asked::new(), now());
         let first = won(stores.decide(ALICE, &asked, Verdict::Approve, start).await);
         let settle = async |record: &Record, delivery, listeners| {
-            let settled = DeliveryResult { delivery, listeners, sent_to: None };
+            let settled = DeliveryResult { delivery, listeners, replication_id: None };
             stores.mark(record, &settled, start).await;
         };
         settle(&first, Delivery::Sent, Some(2)).await;
@@ -89,7 +89,7 @@ on_all_stores! {
         let owed = won(stores.decide(ALICE, &asked, Verdict::Approve, start).await);
         let sent_to = |history: &str| DeliveryResult {
             listeners: Some(1),
-            sent_to: Some(history.to_owned()),
+            replication_id: Some(history.to_owned()),
             ..DeliveryResult::SENT
         };
         let lost = async |histories: &[&str], now| {

@@ -1,7 +1,7 @@
 //! Requests and signals in Redis: found with the rest of their time, sent only while session and request
 //! are as they were seen, and never over a newer one. What only Redis does.
 
-use aura_hitl::courier::{Outgoing, Seen, Sent};
+use aura_hitl::courier::{Outgoing, Sent, SessionSnapshot};
 use aura_hitl::domain::ids::{RequestId, SessionId};
 use aura_hitl::domain::session::SessionPointer;
 use support::{Mode, eventually, put_request, put_session, reached, test_variable, unique};
@@ -40,9 +40,9 @@ impl Stores {
 
     async fn send(&self, session: &SessionId, signal: &str, rank: i64) -> Sent {
         let (request, _) = names();
-        let only_while = &self.courier.look(&request, session).await.unwrap();
-        let (request, document, aloud) = (&request, "{}", true);
-        let outgoing = Outgoing { request, session, signal, document, rank, aloud, only_while };
+        let only_if = &self.courier.snapshot(&request, session).await.unwrap();
+        let (request, document, publish) = (&request, "{}", true);
+        let outgoing = Outgoing { request, session, signal, document, rank, publish, only_if };
         self.courier.send(&outgoing).await.unwrap()
     }
 }
@@ -118,15 +118,15 @@ over_redis! {
     async fn a_signal_goes_out_only_while_session_and_request_are_as_they_were_seen(stores: Stores) {
         let (id, session) = names();
         let mut listener = stores.listen(&session).await;
-        let send_seeing = async |signal, only_while: Seen| {
-            let (request, session, only_while) = (&id, &session, &only_while);
-            let (document, rank, aloud) = ("{}", 1, true);
-            let outgoing = Outgoing { request, session, signal, document, rank, aloud, only_while };
+        let send_seeing = async |signal, only_if: SessionSnapshot| {
+            let (request, session, only_if) = (&id, &session, &only_if);
+            let (document, rank, publish) = ("{}", 1, true);
+            let outgoing = Outgoing { request, session, signal, document, rank, publish, only_if };
             stores.courier.send(&outgoing).await.unwrap()
         };
         let send = async |signal, pointer: &SessionPointer| {
-            let now = stores.courier.look(&id, &session).await.unwrap();
-            send_seeing(signal, Seen { pointer: pointer.clone(), ..now }).await
+            let now = stores.courier.snapshot(&id, &session).await.unwrap();
+            send_seeing(signal, SessionSnapshot { pointer: pointer.clone(), ..now }).await
         };
         let nothing = stores.courier.session(&session).await.unwrap();
         assert_eq!(reached(&send("to nobody in particular", &nothing).await), 1);
@@ -137,7 +137,7 @@ over_redis! {
         for stale in [&nothing, &one] {
             assert_eq!(send("stale", stale).await, Sent::Changed);
         }
-        let seen = stores.courier.look(&id, &session).await.unwrap();
+        let seen = stores.courier.snapshot(&id, &session).await.unwrap();
         put_request(&stores.courier, id.as_str(), "{\"other\":1}").await;
         assert_eq!(send_seeing("stale", seen).await, Sent::Changed);
         let there = stores.courier.find_request(&id).await.unwrap().unwrap();
