@@ -1,5 +1,5 @@
-//! What people get wrong in settings, said in one sentence: names that are almost right, values of
-//! the wrong kind, files that are not TOML. Never repeats the value of a secret.
+//! Error sentences for wrong settings: misspelt names, values of the wrong type, files that are not TOML.
+//! They never repeat the value of a secret.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -9,13 +9,13 @@ use config::ConfigError;
 
 use super::names::{PLAIN_NAMES, PREFIX, SECRETS};
 
-/// Most edits between a name and the one that was meant.
+/// Most edits between a misspelt name and the setting that is suggested.
 const MAX_EDITS: usize = 2;
 
-/// Where each key was given: `from PORT`, `in settings.toml`.
+/// The source of each key, as error sentences show it: `from PORT`, `in settings.toml`.
 pub type Places = BTreeMap<String, String>;
 
-/// Warnings about variables that are no settings but one edit away from one, like `DATABSE_URL`.
+/// Warnings about environment variables whose names are one edit away from a setting, like `DATABSE_URL`.
 pub fn misspelt_variables() -> Vec<String> {
     let files = SECRETS.iter().map(|name| format!("{name}_FILE"));
     let known = PLAIN_NAMES.iter().map(|&name| name.to_owned()).chain(files).collect::<Vec<_>>();
@@ -24,7 +24,7 @@ pub fn misspelt_variables() -> Vec<String> {
     let mut warnings = std::env::vars_os()
         .filter_map(|(variable, value)| {
             let variable = variable.into_string().ok().filter(|_| !value.is_empty())?;
-            // Names with our prefix that are no settings are refused.
+            // An unknown name with our prefix is an error, not a warning: see `unknown`.
             if known.contains(&variable) || variable.starts_with(PREFIX) {
                 return None;
             }
@@ -36,8 +36,8 @@ pub fn misspelt_variables() -> Vec<String> {
     warnings
 }
 
-/// Why a file is not TOML, and where. The other lines of the message repeat the file, secrets and
-/// all.
+/// The error for a file that is not TOML, with the place. Uses only the first and the last line of the
+/// library's message, because the lines between repeat the file with its secrets.
 pub fn broken_file(file: &Path, error: &ConfigError) -> anyhow::Error {
     let text = error.to_string();
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -50,7 +50,7 @@ pub fn broken_file(file: &Path, error: &ConfigError) -> anyhow::Error {
     )
 }
 
-/// What is wrong with a setting, and where it was given.
+/// The error for an invalid setting, with its source.
 pub fn wrong_setting(error: &ConfigError, places: &Places) -> anyhow::Error {
     let place = |key: &str| places.get(key).map(|at| format!(" ({at})")).unwrap_or_default();
     match error {
@@ -60,7 +60,7 @@ pub fn wrong_setting(error: &ConfigError, places: &Places) -> anyhow::Error {
             }
             cause => {
                 let text = cause.to_string();
-                // As serde words what the library passes on.
+                // Serde's wording.
                 let kinds = text.strip_prefix("invalid type: ");
                 match kinds.and_then(|kinds| kinds.rsplit_once(", expected ")) {
                     Some((found, expected)) => wrong_type(key, &place(key), &found, expected),
@@ -71,7 +71,7 @@ pub fn wrong_setting(error: &ConfigError, places: &Places) -> anyhow::Error {
         ConfigError::Type { unexpected, expected, key: Some(key), .. } => {
             wrong_type(key, &place(key), unexpected, expected)
         }
-        // As serde words it: "unknown field `colour`, expected one of `host`, `port`, …".
+        // Serde's wording: "unknown field `colour`, expected one of `host`, `port`, …".
         error => {
             let text = error.to_string();
             let mut quoted = text.split('`').skip(1).step_by(2);
@@ -98,7 +98,7 @@ fn unknown<'a>(key: &str, place: &str, known: impl Iterator<Item = &'a str>) -> 
 
 fn wrong_type(key: &str, place: &str, found: &impl Display, expected: &str) -> anyhow::Error {
     let is_secret = SECRETS.iter().any(|secret| secret.eq_ignore_ascii_case(key));
-    // As the library words it: a string "eighty", an integer `65536`, a sequence.
+    // The library's wording: a string "eighty", an integer `65536`, a sequence.
     let found = found.to_string();
     let quoted = found.split('`').nth(1).or_else(|| found.strip_prefix("string "));
     let found = match (found.as_str(), quoted) {
@@ -120,7 +120,10 @@ fn wrong_type(key: &str, place: &str, found: &impl Display, expected: &str) -> a
     anyhow::anyhow!("{key} is {found}{place}; it must be {expected}")
 }
 
-/// One of the words that a setting may be.
+/// The choice that a setting's word stands for.
+///
+/// # Errors
+/// A sentence that lists the valid words, when `given` is not one of them.
 pub fn choice<T: Copy>(
     key: &str,
     given: &str,

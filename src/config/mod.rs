@@ -1,5 +1,5 @@
-//! Settings: `config/default.toml`, then a file, then the environment; checked as a whole before
-//! anything starts. Nonsense is refused in one sentence that says what to change.
+//! Settings: `config/default.toml`, overridden by a file, overridden by the environment. All are checked
+//! before anything starts. An invalid setting is refused with one sentence that says what to change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -29,29 +29,29 @@ use crate::limits::quotas::QuotaLimits;
 mod mistakes;
 mod names;
 
-/// The settings that hold when nothing is configured.
+/// The default settings.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 /// Shortest JWT secret, in bytes: HS256's own output size, as RFC 7518 § 3.2 demands.
 pub const MIN_SECRET_BYTES: usize = 32;
-/// Most seconds of clock difference that a token is forgiven.
+/// Largest `jwt_leeway_seconds`.
 const MAX_LEEWAY_SECONDS: u64 = 30;
-/// Longest `jwt_max_lifetime_seconds`: ten years.
+/// Largest `jwt_max_lifetime_seconds`: ten years.
 const MAX_LIFETIME_SECONDS: u64 = 10 * 366 * 24 * 3600;
-/// Most seconds to drain: the process must be gone 10 s after SIGTERM.
+/// Largest `shutdown_seconds`: the process must exit within 10 s of SIGTERM.
 const MAX_SHUTDOWN_SECONDS: u64 = 7;
-/// Most calls a second for one person: Redis counts them in whole microseconds.
+/// Largest `rate_limit_per_second`: Redis measures the time per call in whole microseconds.
 const MAX_RATE: u32 = 100_000;
-/// Largest burst of one person: at one call a second it drains within two weeks.
+/// Largest `rate_limit_burst`: at one call per second it drains within two weeks.
 const MAX_BURST: u32 = 1_000_000;
-/// Most calls under way, and most connections.
+/// Largest number of concurrent calls, connections and waits.
 const MAX_CONCURRENCY: usize = 100_000;
 
-/// Most pending requests of a person or a tenant: they are counted one by one.
+/// Largest limit of pending requests: they are counted one by one.
 const MAX_PENDING: u32 = 1_000_000;
-/// Most bytes that a tenant may register in an hour: 1 TiB.
+/// Largest `max_bytes_per_tenant_hour`: 1 TiB.
 const MAX_BYTES_PER_HOUR: u64 = 1 << 40;
 
-/// Those of libpq's connection parameters that the driver knows, by libpq's names:
+/// The connection parameters of libpq that the driver supports:
 /// <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS>.
 const POSTGRES_PARAMETERS: [&str; 12] = [
     "sslmode",
@@ -67,7 +67,7 @@ const POSTGRES_PARAMETERS: [&str; 12] = [
     "application_name",
     "options",
 ];
-/// Settings that the environment gives as a comma-separated list.
+/// Settings that are comma-separated lists in the environment.
 const LIST_SETTINGS: [&str; 1] = ["cors_origins"];
 
 /// Checked settings.
@@ -77,61 +77,61 @@ pub struct Config {
     pub host: String,
     /// TCP port; 0 lets the system choose.
     pub port: u16,
-    /// Where `/metrics` is; `None` is among the other addresses.
+    /// The separate address of `/metrics`; `None` if it is served with the API.
     pub metrics_address: Option<SocketAddr>,
-    /// Where the embedded mode keeps what it makes.
+    /// The folder for the embedded mode's database and secret.
     pub data_dir: PathBuf,
-    /// Where decisions are recorded.
+    /// The database that records the decisions.
     pub ledger: LedgerConfig,
-    /// Agents' Redis; `None` is the in-process courier.
+    /// The agents' Redis; `None` means the in-process courier.
     pub redis: Option<RedisSettings>,
-    /// Run migrations at start.
+    /// Whether to run migrations at start.
     pub auto_migrate: bool,
     /// How tokens are checked.
     pub jwt: JwtConfig,
     /// Who may decide.
     pub policy: Policy,
-    /// How many calls one person may make; `None` is any number.
+    /// The rate limit of one person; `None` means no limit.
     pub rate_limit: Option<RateLimit>,
-    /// Calls at work at once; more are turned away.
+    /// Most concurrent calls; further calls are refused.
     pub max_calls_under_way: usize,
-    /// Open connections of clients; more wait until one closes.
+    /// Most open connections of clients; further clients wait until a connection closes.
     pub max_connections: usize,
-    /// Waits and streams that one person may have open at once.
+    /// Most concurrent long-polls and streams of one person.
     pub max_waits_per_person: usize,
-    /// Waits and streams that one tenant may have open at once.
+    /// Most concurrent long-polls and streams of one tenant.
     pub max_waits_per_tenant: usize,
-    /// How much may be registered.
+    /// The quotas for registrations and tasks.
     pub quotas: QuotaLimits,
-    /// The Auth server whose audit log is fed.
+    /// The Auth server whose audit log gets an entry for every registration and decision.
     pub audit_url: Option<Url>,
-    /// How long what is over is kept.
+    /// How long closed requests and final tasks are kept.
     pub retention: Retention,
     /// Origins that browsers may call from.
     pub cors_origins: Vec<String>,
-    /// Seconds to finish what is under way.
+    /// Seconds that running calls get to finish after SIGTERM.
     pub shutdown_seconds: u64,
-    /// What looks like a mistake and is none for sure, a sentence each.
+    /// Probable mistakes, one sentence each, to be logged.
     pub warnings: Vec<String>,
     given: Given,
 }
 
-/// What each key was given, to tell what has changed since. A file's name stands for what it holds.
+/// The value of each key, to find what a reload changes. For a key that names a file, the file's content.
 type Given = BTreeMap<String, SecretString>;
 
-/// Which ledger.
+/// The database of the ledger.
 #[derive(Clone, Debug)]
 pub enum LedgerConfig {
-    /// Shared by all replicas.
+    /// Postgres, shared by all replicas.
     Postgres {
         /// `postgres://…`
         url: SecretString,
-        /// What stands between us and it.
+        /// The connection pooler in front of Postgres, if any.
         pooler: Pooler,
-        /// Connections per process.
+        /// Most connections per process.
         max_connections: u32,
     },
-    /// A file of this process.
+    /// A SQLite file, used by this process alone.
     Sqlite {
         /// The database file.
         file: PathBuf,
@@ -190,7 +190,7 @@ impl Config {
     /// Reads and checks the settings.
     ///
     /// # Errors
-    /// One sentence: which setting is wrong, and what it should be.
+    /// A sentence that names the wrong setting and a valid value.
     pub fn load(file: Option<&Path>) -> anyhow::Result<Self> {
         let warnings = misspelt_variables();
         match RawConfig::load(file).and_then(Self::from_raw) {
@@ -200,7 +200,7 @@ impl Config {
         }
     }
 
-    /// How tokens are made and checked, without looking at what only the service needs.
+    /// Reads only the settings of tokens, and ignores errors in other settings' values.
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -210,7 +210,7 @@ impl Config {
         raw.jwt(raw.redis_url.is_some() || raw.redis_host.is_some())
     }
 
-    /// Where the service listens, without looking at anything else.
+    /// Reads only the address and the port of the service.
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -219,10 +219,11 @@ impl Config {
         Ok((raw.host, raw.port))
     }
 
-    /// The embedded default in a folder of its own, on a free port; no file and no variable counts.
+    /// The default settings with this data folder and a free port. Reads neither a file nor the
+    /// environment.
     ///
     /// # Errors
-    /// When the folder cannot be written.
+    /// When the folder or the JWT secret in it cannot be written.
     pub fn embedded_in(folder: &Path) -> anyhow::Result<Self> {
         let defaults = config::File::from_str(DEFAULTS, config::FileFormat::Toml);
         let settings = config::Config::builder().add_source(defaults).build()?;
@@ -232,7 +233,7 @@ impl Config {
         Self::from_raw(raw)
     }
 
-    /// Which keys have other values than in `before`.
+    /// The keys whose values differ from those in `before`.
     #[must_use]
     pub fn changed_since<'a>(&'a self, before: &'a Self) -> Vec<&'a str> {
         let keys: BTreeSet<_> = self.given.keys().chain(before.given.keys()).collect();
@@ -320,7 +321,7 @@ impl Config {
     }
 }
 
-/// The Auth server's address. It is no secret, so it holds none.
+/// The Auth server's address. It is logged, so it must not contain a user or a password.
 fn audit_url(text: &str) -> anyhow::Result<Url> {
     let url = Url::parse(text).ok().filter(|url| {
         ["http", "https"].contains(&url.scheme())
@@ -363,7 +364,7 @@ impl RawConfig {
         })
     }
 
-    /// One of the words that a setting may be.
+    /// As [`choice`], with the key's source in the error.
     fn choice<T: Copy>(&self, key: &str, given: &str, of: &[(&str, T)]) -> anyhow::Result<T> {
         choice(key, given, self.places.get(key), of)
     }
@@ -492,7 +493,8 @@ impl RawConfig {
         })
     }
 
-    /// A misspelt `DATABASE_URL` must not send production's decisions into a file of one process.
+    /// Requires `DATABASE_URL` if Redis is configured or the service can be reached from other machines.
+    /// Otherwise a misspelt `DATABASE_URL` would make production keep its decisions in a local file.
     fn check_ledger_is_named(&self, has_redis: bool) -> anyhow::Result<()> {
         if self.database_url.is_some() || !has_redis && is_loopback(&self.host) {
             return Ok(());
@@ -578,7 +580,7 @@ impl RawConfig {
         Ok(per_second.map(|per_second| RateLimit { per_second, burst }))
     }
 
-    /// The shared secret; in the embedded mode one is made and kept when none is configured.
+    /// The secret shared with the Auth server. Without Redis and `JWT_SECRET`, the embedded mode's own.
     fn secret(&self, is_shared: bool) -> anyhow::Result<SecretString> {
         let secret = match &self.jwt_secret {
             Some(secret) => secret.clone(),
@@ -592,7 +594,8 @@ impl RawConfig {
         Ok(secret)
     }
 
-    /// The secret before it. An empty file is none: a variable cannot be unset while we run.
+    /// The previous secret. An empty file means none, because a variable cannot be unset while the service
+    /// runs.
     fn previous_secret(&self) -> anyhow::Result<Option<SecretString>> {
         let secret = self.jwt_secret_previous.clone();
         let secret = secret.filter(|secret| !secret.expose_secret().is_empty());
@@ -604,7 +607,8 @@ impl RawConfig {
 }
 
 impl RawConfig {
-    /// The list of revoked tokens. What has changed on a reload is its text, not its name.
+    /// The list of revoked tokens. Records the file's text as the setting's value, so that a reload notices
+    /// a change of the file.
     fn revocations(&mut self) -> anyhow::Result<Revocations> {
         let Some(file) = &self.revocations_file else { return Ok(Revocations::default()) };
         let text = fs::read_to_string(file).with_context(|| {
@@ -625,7 +629,7 @@ fn is_long_enough(name: &str, secret: &SecretString) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The certificates in a file, as PEM. Whether they are any is for whoever uses them.
+/// The certificates in a file, as PEM. `RedisSettings::check` parses them.
 fn certificates_in(file: &Path) -> anyhow::Result<String> {
     let text = fs::read_to_string(file).with_context(|| {
         format!("cannot read the certificates that redis_ca_file names: {}", file.display())
@@ -638,8 +642,8 @@ fn certificates_in(file: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Refuses parameters that the driver would ignore, writing them and perhaps a secret into the log:
-/// a misspelt `sslmode` must not mean a connection without TLS.
+/// Refuses unknown parameters. The driver would ignore them, so that a misspelt `sslmode` would mean a
+/// connection without TLS, and would log them with any secret in them.
 fn check_postgres_parameters(url: &str) -> anyhow::Result<()> {
     let url = url::Url::parse(url).ok().context(
         "DATABASE_URL cannot be read; it looks like postgres://user:password@host:5432/database",
@@ -654,7 +658,7 @@ fn check_postgres_parameters(url: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Scheme, host and perhaps a port, and nothing else: as browsers send it.
+/// Whether a text is an origin as browsers send it: scheme, host and optionally a port, nothing else.
 fn is_origin(text: &str) -> bool {
     text.parse::<actix_web::http::Uri>().is_ok_and(|uri| {
         matches!(uri.scheme_str(), Some("http" | "https"))
@@ -664,25 +668,28 @@ fn is_origin(text: &str) -> bool {
     })
 }
 
-/// Whether only programs of this machine can reach an address.
+/// Whether only programs on this machine can reach the address.
 fn is_loopback(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost"
         || address.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// A setting that the environment names.
+/// A setting from an environment variable.
 struct InEnvironment {
     variable: String,
     key: String,
     value: String,
 }
 
-/// Every setting that the environment names, by its key; blank ones count as absent.
+/// All settings from environment variables. A blank variable counts as absent.
+///
+/// # Errors
+/// When a value is not UTF-8, a variable and its `…_FILE` are both set, or such a file cannot be read.
 fn settings_in_environment() -> anyhow::Result<Vec<InEnvironment>> {
     let mut settings = Vec::new();
-    // What is not a setting need not be text. In this order, so that the name with our prefix wins
-    // over the plain one.
+    // Variables whose names are not UTF-8 are not settings. Names with our prefix come last, so that
+    // they override the plain names.
     let (ours, plain): (Vec<_>, Vec<_>) = std::env::vars_os()
         .filter_map(|(variable, value)| Some((variable.into_string().ok()?, value)))
         .partition(|(variable, _)| variable.starts_with(PREFIX));
@@ -694,8 +701,8 @@ fn settings_in_environment() -> anyhow::Result<Vec<InEnvironment>> {
             continue;
         }
         let Ok(value) = value.into_string() else { bail!("{variable} is not UTF-8 text") };
-        // Kubernetes announces the services of a namespace in variables of its own, which for
-        // services called aura-hitl or redis look like ours:
+        // Kubernetes sets variables for the services of a namespace. For services named aura-hitl or
+        // redis, they look like our settings:
         // https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
         let is_service_link =
             value.starts_with("tcp://") || key.starts_with("SERVICE_") || key.starts_with("PORT_");
@@ -721,10 +728,10 @@ fn settings_in_environment() -> anyhow::Result<Vec<InEnvironment>> {
     Ok(settings)
 }
 
-/// Makes a folder for data that only its owner may read; one that is there stays as it is.
+/// Makes a data folder that only its owner may read. An existing folder is left as it is.
 ///
 /// # Errors
-/// When it cannot be made.
+/// When the folder cannot be made.
 pub fn make_private_folder(folder: &Path) -> anyhow::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -733,7 +740,7 @@ pub fn make_private_folder(folder: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the data folder {}", folder.display()))
 }
 
-/// The embedded mode's own secret, made on first use; only its owner may read it.
+/// The embedded mode's JWT secret, in a file that is made on first use and that only its owner may read.
 fn embedded_secret(data_dir: &Path) -> anyhow::Result<SecretString> {
     let file = data_dir.join("jwt_secret");
     let writing = || format!("cannot keep a JWT secret in {}", file.display());

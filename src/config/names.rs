@@ -1,8 +1,8 @@
-//! Names of variables in the environment.
+//! Names of environment variables.
 
-/// What stands before the names of most settings.
+/// The prefix of the settings' variables.
 pub const PREFIX: &str = "AURA_HITL_";
-/// The platform's own variable names, the secret ones also as `…_FILE`.
+/// The variables that the platform sets without our prefix. Those in [`SECRETS`] also exist as `…_FILE`.
 pub const PLAIN_NAMES: [&str; 9] = [
     "HOST",
     "PORT",
@@ -14,6 +14,6 @@ pub const PLAIN_NAMES: [&str; 9] = [
     "JWT_SECRET",
     "JWT_SECRET_PREVIOUS",
 ];
-/// Those that hold secrets.
+/// The variables that hold secrets.
 pub const SECRETS: [&str; 5] =
     ["DATABASE_URL", "REDIS_URL", "REDIS_PASSWORD", "JWT_SECRET", "JWT_SECRET_PREVIOUS"];

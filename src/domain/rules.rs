@@ -1,7 +1,7 @@
-//! Who may decide what, when, and what it means to decide a second time.
+//! The rules of a decision: who may decide which request, until when, and how a second decision is answered.
 //!
 //! [`decide`] says whether a decision may be made at all; the ledger then lets exactly one win;
-//! [`settle`] tells everyone else the truth about the one that stands. [`withdraw`] and
+//! [`judge_lost_decision`] tells everyone else the truth about the one that stands. [`withdraw`] and
 //! [`settle_withdrawal`] do the same for withdrawals. All are pure.
 
 use chrono::{DateTime, Utc};
@@ -199,7 +199,7 @@ pub fn decide(
 ///   "already decided" would relate that to the content that they saw. Also when the row is pending.
 /// - [`Refusal::AlreadyDecided`] when the row has another decision, or one by another user.
 /// - [`Refusal::Cancelled`] or [`Refusal::Expired`] when the request is closed without a decision.
-pub fn settle(
+pub fn judge_lost_decision(
     record: &Record,
     is_altered: bool,
     caller: &Caller,
@@ -452,7 +452,7 @@ mod tests {
             caller in a_caller(), verdict in a_verdict(), second in -4_i64..=4,
         ) {
             let is_altered = asked.as_ref().is_some_and(|asked| !is_same(&record, asked));
-            let told = settle(&record, is_altered, &caller, &verdict, at(second));
+            let told = judge_lost_decision(&record, is_altered, &caller, &verdict, at(second));
             let is_mine = record.tenant == caller.tenant;
             let said = |document: &str| {
                 let mut said: serde_json::Value = serde_json::from_str(document).unwrap();

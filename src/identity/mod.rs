@@ -1,4 +1,4 @@
-//! Who a token stands for, and which tokens count no more.
+//! Checks tokens: whose they are, and whether they are revoked.
 
 pub mod revocations;
 pub mod tokens;

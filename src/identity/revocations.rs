@@ -1,8 +1,8 @@
-//! Tokens that count no more before they expire: by their id (`jti`), or all of a person's that
-//! were issued before a moment.
+//! Tokens that are revoked before they expire: single tokens by their id (`jti`), or all tokens of a
+//! user that were issued before a given time.
 //!
-//! The list is a file, read as a whole at start and on SIGHUP: one entry that cannot be read refuses
-//! all of it, since a list that is half in force is worse than an old one.
+//! The list is a file, read at start and on SIGHUP. One invalid entry refuses the whole file, because a
+//! list of which only half is in force is worse than the previous list.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -13,11 +13,11 @@ use serde::Deserialize;
 
 use crate::domain::ids::{TenantId, UserId};
 
-/// The tokens that are revoked.
+/// The list of revoked tokens.
 #[derive(Clone, Debug, Default)]
 pub struct Revocations {
     ids: HashSet<String>,
-    /// By tenant and user: tokens issued before then, in Unix seconds, are revoked.
+    /// By tenant and user: tokens issued before this time (Unix seconds) are revoked.
     not_before: HashMap<(String, String), i64>,
 }
 
@@ -28,7 +28,7 @@ struct RawRevocations {
     not_before: Option<Vec<RawNotBefore>>,
 }
 
-/// Text, or an integer that stands for its digits, as in tokens.
+/// A string, or an integer that is read as its digits, as in tokens.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "must be text or an integer")]
 enum Name {
@@ -54,10 +54,11 @@ struct RawNotBefore {
 }
 
 impl Revocations {
-    /// Reads the list in a file's text (TOML).
+    /// Reads the list from a file's text (TOML).
     ///
     /// # Errors
-    /// One sentence: which entry is wrong, and what it should be.
+    /// A sentence that names the invalid entry and the valid form: the text is not TOML, has neither list,
+    /// has an unknown key, or has an invalid id or time.
     pub fn read(file: &Path, text: &str) -> anyhow::Result<Self> {
         let name = || format!("revocations_file names {}", file.display());
         let raw: RawRevocations = config::Config::builder()
@@ -82,7 +83,7 @@ impl Revocations {
                 "{}: {tenant:?} and {user:?} are not a tenant and a user",
                 name()
             );
-            // A part of a second counts as a whole one: `iat` has whole seconds.
+            // Rounded up, because `iat` has whole seconds.
             let from = instant.with_timezone(&Utc).timestamp_millis().saturating_add(999) / 1000;
             let latest = not_before.entry((tenant, user)).or_insert(from);
             *latest = (*latest).max(from);
@@ -98,7 +99,7 @@ impl Revocations {
         Ok(Self { ids, not_before })
     }
 
-    /// Whether a token of this id, issued at `iat` (Unix seconds), is revoked.
+    /// Whether a token with this `jti`, issued to this user at `iat` (Unix seconds), is revoked.
     #[must_use]
     pub fn is_revoked(&self, id: Option<&str>, tenant: &TenantId, user: &UserId, iat: i64) -> bool {
         if id.is_some_and(|id| self.ids.contains(id)) {

@@ -1,5 +1,5 @@
-//! What a bearer token proves: whose it is, for how long, and whether a person or an agent acts with
-//! it. Knows no HTTP; headers are compared with it in `api::identity`.
+//! Verifies bearer tokens: the user, the expiry, and whether a person or an agent acts with the token.
+//! Knows no HTTP; `api::identity` compares the headers of a call with the token.
 
 use std::sync::Arc;
 
@@ -18,17 +18,17 @@ use crate::domain::approver::Role;
 use crate::domain::ids::{TenantId, UserId};
 use crate::domain::json::RawObject;
 
-/// Longest bearer token that is looked at.
+/// Longest bearer token that is accepted, in bytes.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
-/// Checks tokens. Clones share what is in force, so that a change reaches every worker at once.
+/// Verifies tokens. Clones share their settings, so that a change reaches every worker at once.
 #[derive(Clone)]
 pub struct TokenVerifier(Arc<ArcSwap<Checks>>);
 
-/// What a token is checked against.
+/// The keys and rules that a token is checked against.
 struct Checks {
     key: DecodingKey,
-    /// The key before it, while tokens signed with that are about.
+    /// The previous key, while tokens signed with it may still be valid.
     previous: Option<DecodingKey>,
     validation: Validation,
     max_lifetime_seconds: u64,
@@ -43,31 +43,32 @@ impl std::fmt::Debug for TokenVerifier {
     }
 }
 
-/// How tokens are checked.
+/// The settings by which tokens are checked.
 #[derive(Clone, Debug)]
 pub struct JwtConfig {
-    /// Shared with the Auth server.
+    /// The HS256 secret, shared with the Auth server.
     pub secret: SecretString,
-    /// The one before it: tokens signed with it are accepted too.
+    /// The previous secret: tokens signed with it are accepted, too.
     pub previous: Option<SecretString>,
-    /// Forgiven clock difference.
+    /// Tolerated difference between the clocks, in seconds.
     pub leeway_seconds: u64,
     /// Required `aud`.
     pub audience: Option<String>,
     /// Required `iss`.
     pub issuer: Option<String>,
-    /// A token whose `exp` is further away is refused.
+    /// A token whose `exp` is further in the future is refused.
     pub max_lifetime_seconds: u64,
-    /// Says that an agent acts with the token, as the claim `act` does.
+    /// A token with this claim is an agent's, like a token with the claim `act`.
     pub agent_claim: Option<ClaimValue>,
-    /// Has to say that a person acts with the token, before it can decide.
+    /// Only a token with this claim is a person's and may decide. `None`: every token that is not an
+    /// agent's.
     pub person_claim: Option<ClaimValue>,
-    /// Tokens that count no more.
+    /// Revoked tokens.
     pub revocations: Revocations,
 }
 
 impl JwtConfig {
-    /// Tokens signed with this secret that live 30 days at most; nothing else is asked of them.
+    /// Settings with this secret, a lifetime of at most 30 days, and no other requirement.
     #[must_use]
     pub fn with_secret(secret: SecretString) -> Self {
         Self {
@@ -84,12 +85,12 @@ impl JwtConfig {
     }
 }
 
-/// A claim, and the value that it has to have.
+/// A claim and its required value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimValue {
     /// The claim's name.
     pub name: String,
-    /// Its value as text, or one of its values if it is a list.
+    /// The required value as text. A claim that is a list must contain it.
     pub value: String,
 }
 
@@ -97,7 +98,7 @@ impl ClaimValue {
     /// Reads a setting like `client_type=agent`.
     ///
     /// # Errors
-    /// One sentence, when the setting has another form.
+    /// A sentence that shows the valid form, when the setting has no `=`, or the name or value is blank.
     pub fn parse(setting: &str, text: Option<String>) -> anyhow::Result<Option<Self>> {
         let Some(text) = text else { return Ok(None) };
         let parts = text.split_once('=').map(|(name, value)| (name.trim(), value.trim()));
@@ -109,16 +110,16 @@ impl ClaimValue {
     }
 }
 
-/// What is wrong with a token.
+/// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenProblem {
-    /// It was valid once.
+    /// The token has expired.
     Expired,
-    /// It never was, or not here.
+    /// The token is invalid or revoked, or has claims that the settings do not allow.
     Invalid,
 }
 
-/// A tenant is a string, or an integer that stands for its digits.
+/// The claim `tenant_id`: a string, or an integer that is read as its digits.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum TenantClaim {
@@ -139,21 +140,22 @@ struct Claims {
 }
 
 impl TokenVerifier {
-    /// A verifier for these settings.
+    /// A verifier with these settings.
     #[must_use]
     pub fn new(config: &JwtConfig) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(Checks::new(config))))
     }
 
-    /// From the next call on, these settings hold.
+    /// Replaces the settings, from the next call on.
     pub fn set(&self, config: &JwtConfig) {
         self.0.store(Arc::new(Checks::new(config)));
     }
 
-    /// The person a token stands for.
+    /// Verifies a token and reads its claims.
     ///
     /// # Errors
-    /// [`TokenProblem`] when it does not stand for anybody, here and now.
+    /// [`TokenProblem::Expired`] when the token has expired, [`TokenProblem::Invalid`] when it is refused
+    /// for any other reason.
     pub fn verify(&self, token: &str) -> Result<Bearer, TokenProblem> {
         self.0.load().verify(token)
     }
@@ -198,7 +200,8 @@ impl Checks {
         }
         let decode = |key| jsonwebtoken::decode::<Claims>(token, key, &self.validation);
         let claims = match (decode(&self.key), &self.previous) {
-            // Only then may it be another key's: claims are looked at after the signature.
+            // The library checks the signature before the claims, so any other error concerns a token
+            // of the current key.
             (Err(error), Some(previous)) if *error.kind() == ErrorKind::InvalidSignature => {
                 decode(previous)
             }
@@ -209,7 +212,7 @@ impl Checks {
             _ => TokenProblem::Invalid,
         })?;
         let claims = claims.claims;
-        // Also milliseconds in place of seconds, and no expiry at all.
+        // Also refuses an `exp` in milliseconds, which would be thousands of years away.
         if claims.exp > now().saturating_add(self.max_lifetime_seconds + self.validation.leeway) {
             return Err(TokenProblem::Invalid);
         }
@@ -230,16 +233,16 @@ impl Checks {
         if self.revocations.is_revoked(id.as_deref(), &tenant, &user, claims.iat) {
             return Err(TokenProblem::Invalid);
         }
-        // The rules for names are those of what every store and log can keep.
+        // A valid user id is text that every store and log can keep; the same rules fit a token id.
         let id = id.filter(|id| UserId::parse(id.as_str()).is_ok());
         let until = claims.exp.saturating_add(self.validation.leeway);
         Ok(Bearer { user, tenant, role, id, actor: self.actor(&claims.others), until })
     }
 
-    /// Who acts with a token, as its claims say.
+    /// Who acts with a token, according to its claims.
     fn actor(&self, claims: &Map<String, Value>) -> Actor {
         let says = |claim: &ClaimValue| claims.get(&claim.name).is_some_and(|is| claim.is_in(is));
-        // RFC 8693 § 4.1: whoever `act` names acts for the token's subject.
+        // RFC 8693 § 4.1: the party that `act` names acts on behalf of the token's subject.
         let is_delegated = claims.get("act").is_some_and(|act| !act.is_null());
         if is_delegated || self.agent_claim.as_ref().is_some_and(says) {
             Actor::Agent
@@ -252,7 +255,7 @@ impl Checks {
 }
 
 impl ClaimValue {
-    /// Whether a claim has this value: as text, a number or a truth value, or in a list.
+    /// Whether a claim has this value: as a string, a number or a boolean, or as an entry of a list.
     fn is_in(&self, claim: &Value) -> bool {
         match claim {
             Value::String(text) => *text == self.value,
@@ -264,18 +267,18 @@ impl ClaimValue {
     }
 }
 
-/// Who acts with a token, as far as the token says.
+/// Who acts with a token, according to its claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Actor {
-    /// The person whom it names: it says nothing else, or what `person_claim` asks for.
+    /// The user whom the token names: it has the claim that `person_claim` requires, or none is required.
     Person,
-    /// An agent.
+    /// An agent: the token has the claim `act`, or the one that `agent_claim` names.
     Agent,
-    /// It lacks what `person_claim` asks for.
+    /// Unknown: the token lacks the claim that `person_claim` requires.
     Unproven,
 }
 
-/// Whom a token stands for.
+/// The claims of a verified token.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Bearer {
     /// `sub`.
@@ -286,9 +289,9 @@ pub struct Bearer {
     pub role: Role,
     /// `jti`; see `Caller::token_id`.
     pub id: Option<String>,
-    /// Who acts with it.
+    /// Who acts with the token.
     pub actor: Actor,
-    /// Until when, in Unix seconds: `exp` and the forgiven difference.
+    /// When the token stops being valid, in Unix seconds: `exp` plus the tolerated clock difference.
     pub until: u64,
 }
 
@@ -299,18 +302,19 @@ pub fn now() -> u64 {
     u64::try_from(Utc::now().timestamp()).unwrap_or(u64::MAX)
 }
 
-/// RFC 7515 § 4.1.11: whoever does not know what `crit` lists must refuse the token. We know no
-/// extension, and a list that is no list (the library takes `null` for none) is none to rely on.
+/// Whether a token's header has a `crit` field, or cannot be read. RFC 7515 § 4.1.11: a verifier must
+/// refuse a token if it does not know the extensions in `crit`. The service knows none. `crit: null` is
+/// not a list, but jsonwebtoken reads it as absent, so it is refused here.
 fn has_crit_header(token: &str) -> bool {
     let header = token.split('.').next().and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
     let header = header.and_then(|text| serde_json::from_slice::<RawObject>(&text).ok());
     header.is_none_or(|header| header.contains_key("crit"))
 }
 
-/// Makes a token as the Auth server would, with the current key; for development and the demo.
+/// Makes a token like the Auth server's, signed with the current secret; for development and the demo.
 ///
 /// # Errors
-/// When the token would live longer than tokens may; what the JWT library says, if it cannot sign.
+/// When `ttl_seconds` exceeds `jwt_max_lifetime_seconds`, or the JWT library cannot sign.
 #[expect(clippy::disallowed_methods, reason = "tokens are checked against the machine's clock")]
 pub fn mint(
     config: &JwtConfig,

@@ -1,4 +1,4 @@
-//! How much one person, one tenant and everybody together may ask for.
+//! Rate limits and quotas: how much one person, one tenant and all callers together may ask for.
 
 pub mod quotas;
 pub mod rate;
@@ -7,5 +7,5 @@ pub mod too_many;
 pub use self::rate::Limits;
 pub use self::too_many::{Limit, TooMany};
 
-/// Largest body of a registration or a task, in bytes.
+/// Largest request body of a registration or a task, in bytes.
 pub const TASK_BYTES: usize = 1024 * 1024;

@@ -1,11 +1,10 @@
-//! How much a person and a tenant may register: pending requests, and bytes of requests and tasks in an
-//! hour. Whoever has
-//! too much is told so, and nobody else notices.
+//! Quotas: how many pending requests a person and a tenant may have, and how many bytes of requests and
+//! tasks a tenant may write in an hour. One caller's excess must not affect other callers.
 //!
 //! A person's pending requests are counted in the ledger with each registration, up to the limit. A
-//! tenant's figures are read every `REFRESH_INTERVAL` and continued here in between, so a tenant can
-//! exceed its limits by what the other replicas register in that time, and a person by the calls that
-//! are under way at once.
+//! tenant's figures are read from the ledger every `REFRESH_INTERVAL`; in between, this process adds what
+//! it registers itself. So a tenant can exceed its limits by what the other replicas register in that
+//! time, and a person by their concurrent calls.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,46 +20,47 @@ use crate::domain::ids::TenantId;
 use crate::domain::record::Candidate;
 use crate::ledger::{Ledger, LedgerError};
 
-/// How old a tenant's figures may be.
+/// How often a tenant's figures are read from the ledger.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
-/// Seconds after which a person or a tenant with too many pending requests may try again.
+/// `Retry-After` for a person or a tenant with too many pending requests, in seconds.
 const PENDING_RETRY_SECONDS: u64 = 30;
-/// Tenants to remember; with more, those with old figures and nothing unsaved are forgotten.
+/// Most tenants to keep in memory. Above it, tenants with outdated figures and no unsaved bytes are
+/// removed.
 const MAX_TENANTS: usize = 4096;
 
-/// The limits.
+/// The quotas' limits.
 #[derive(Clone, Copy, Debug)]
 pub struct QuotaLimits {
     /// Pending registered requests of one person.
     pub pending_per_person: u32,
     /// Pending registered requests of one tenant.
     pub pending_per_tenant: u32,
-    /// Bytes of the requests that one tenant registers, and of the tasks that it writes, in a clock hour.
+    /// Bytes of the requests that one tenant registers and of the tasks that it writes, per clock hour.
     pub bytes_per_tenant_hour: u64,
 }
 
-/// The quotas of this process; cheap to clone, and clones share them.
+/// The quotas of this process. Cheap to clone; clones share the figures.
 #[derive(Clone, Debug)]
 pub struct Quotas {
     limits: QuotaLimits,
     tenants: Arc<Mutex<HashMap<TenantId, Arc<AsyncMutex<Usage>>>>>,
 }
 
-/// What is known of a tenant.
+/// What one tenant has used.
 #[derive(Debug, Default)]
 struct Usage {
     refreshed_at: Option<Instant>,
-    /// Pending requests, as of then and with what was registered here since.
+    /// Pending requests at `refreshed_at`, plus those registered by this process since.
     pending: u64,
-    /// The hour that the bytes are about.
+    /// The clock hour in which the bytes are counted.
     hour: DateTime<Utc>,
-    /// Bytes registered in it, those of `unsaved` not included.
+    /// Bytes written in that hour, without `unsaved`.
     bytes: u64,
-    /// Bytes registered here that the ledger has not been told of.
+    /// Bytes written by this process that are not yet added to the ledger's figure.
     unsaved: u64,
 }
 
-/// Why a request may not be registered.
+/// Why a registration or a change of a task is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum QuotaError {
     /// A limit is reached.
@@ -72,16 +72,17 @@ pub enum QuotaError {
 }
 
 impl Quotas {
-    /// Quotas with these limits, of which nothing is used.
+    /// Quotas with these limits, with nothing used yet.
     #[must_use]
     pub fn new(limits: QuotaLimits) -> Self {
         Self { limits, tenants: Arc::default() }
     }
 
-    /// Makes sure that this person may register this request.
+    /// Checks that this person may register this request.
     ///
     /// # Errors
-    /// [`QuotaError`]; the request must not be registered then.
+    /// [`QuotaError::TooMany`] when a limit is reached, [`QuotaError::Ledger`] when the ledger does not
+    /// answer. The request must not be registered then.
     pub async fn check(
         &self,
         ledger: &Ledger,
@@ -105,10 +106,11 @@ impl Quotas {
         Ok(usage.check_bytes_left(size(candidate), limits, now)?)
     }
 
-    /// Makes sure that this tenant may have so many bytes of a task written.
+    /// Checks that this tenant may write this many bytes into a task.
     ///
     /// # Errors
-    /// [`QuotaError`]; they must not be written then.
+    /// [`QuotaError::TooMany`] when the tenant's bytes of this hour are used up, [`QuotaError::Ledger`]
+    /// when the ledger does not answer. The bytes must not be written then.
     pub async fn check_bytes(
         &self,
         ledger: &Ledger,
@@ -122,7 +124,7 @@ impl Quotas {
         Ok(usage.check_bytes_left(bytes, self.limits, now)?)
     }
 
-    /// Counts bytes of a task that were written.
+    /// Counts bytes that were written into a task.
     pub async fn count_bytes(&self, tenant: &TenantId, bytes: u64) {
         self.usage(tenant).lock().await.unsaved += bytes;
     }
@@ -149,7 +151,7 @@ impl Usage {
         self.refreshed_at.is_some_and(|at| at.elapsed() < REFRESH_INTERVAL)
     }
 
-    /// Whether so many more bytes fit into the hour.
+    /// Checks that the tenant may write this many more bytes in this hour.
     fn check_bytes_left(
         &self,
         bytes: u64,
@@ -170,7 +172,7 @@ impl Usage {
         self.is_fresh() || self.unsaved > 0
     }
 
-    /// Tells the ledger what was registered here, and reads what all replicas have registered.
+    /// Adds this process's bytes to the ledger's figure, and reads the figures of all replicas.
     async fn refresh(
         &mut self,
         ledger: &Ledger,

@@ -1,9 +1,9 @@
-//! How much one person may ask for: so many calls a second, and so many at once. Whoever floods the
-//! service is told to wait, and nobody else notices.
+//! The rate limit of one person: calls per second, and calls at once. One caller's excess must not affect
+//! other callers.
 //!
-//! Replicas share the limit through the agents' Redis. They do not need it: one that does not reach
-//! Redis limits by itself, so an outage neither locks anybody out nor opens the gates. Who is
-//! calling must be known by then (see `auth`): nothing here can be spent in another's name.
+//! Replicas share the limit through Redis. A replica that cannot reach Redis applies the limit to its own
+//! calls, so an outage of Redis neither refuses all calls nor lifts the limit. Calls are counted after
+//! the token is verified (see `api::identity`), so nobody can use up another user's limit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,21 +19,21 @@ use crate::courier::Courier;
 use crate::domain::approver::Caller;
 use crate::domain::rate::RateLimit;
 
-/// Longest to wait for what Redis says about a call. Short, because without an answer the call goes
-/// on, and has its own calls to Redis to wait for.
+/// Longest time to wait for the shared bucket in Redis. Short, because without an answer the call goes on
+/// and has to wait for its own commands to Redis.
 const SHARED_BUCKET_TIMEOUT: Duration = Duration::from_millis(300);
-/// Which part of the limit each replica grants without asking Redis.
+/// Each replica admits the limit divided by this number without asking Redis.
 const FREE_DIVISOR: u32 = 10;
-/// After so many calls, those who have been quiet are forgotten.
+/// After this many calls, the buckets that are empty again are removed.
 const CALLS_BETWEEN_SWEEPS: u32 = 4096;
 
-/// The limits of this process; cheap to clone, and clones share them.
+/// The rate limits of this process. Cheap to clone; clones share the buckets.
 #[derive(Clone, Debug)]
 pub struct Limits(Arc<Gate>);
 
 #[derive(Debug)]
 struct Gate {
-    /// None while there are no limits.
+    /// `None` if there is no limit.
     buckets: ArcSwapOption<Buckets>,
     courier: Courier,
     runtime: Handle,
@@ -41,9 +41,9 @@ struct Gate {
 
 #[derive(Debug)]
 struct Buckets {
-    /// The whole limit, for what passes through this process.
+    /// The whole limit, applied to the calls of this process.
     own: Bucket,
-    /// What all replicas let pass together.
+    /// The limit applied to the calls of all replicas together; `None` in-process.
     shared: Option<Shared>,
     /// Calls since the last sweep.
     calls: AtomicU32,
@@ -53,18 +53,19 @@ struct Buckets {
 #[derive(Debug)]
 struct Shared {
     limit: RateLimit,
-    /// A part that each replica grants beyond it, so that a person's clicks cost no extra round
-    /// trip.
+    /// A fraction of the limit that each replica admits without asking Redis, so that a person's clicks
+    /// cost no extra round trip.
     free: Bucket,
     courier: Courier,
-    /// Where connections to Redis live.
+    /// The runtime that runs the connection to Redis.
     runtime: Handle,
 }
 
 type Bucket = DefaultKeyedRateLimiter<String>;
 
 impl Limits {
-    /// The limits, or none at all. Only a courier that replicas share is asked about them.
+    /// Rate limits with this limit; without one if `limit` is `None`. Calls are also counted in `courier`
+    /// if it is Redis.
     #[must_use]
     pub fn new(limit: Option<RateLimit>, courier: &Courier, runtime: &Handle) -> Self {
         let (buckets, courier, runtime) =
@@ -74,7 +75,7 @@ impl Limits {
         limits
     }
 
-    /// From the next call on, these limits hold; in this process everybody begins anew.
+    /// Replaces the limit, from the next call on. The buckets of this process start empty.
     pub fn set(&self, limit: Option<RateLimit>) {
         let Gate { buckets, courier, runtime } = &*self.0;
         buckets.store(limit.map(|limit| {
@@ -91,10 +92,10 @@ impl Limits {
         }));
     }
 
-    /// Counts a call of this person's, unless there have been too many.
+    /// Counts a call of this person, unless the limit is reached.
     ///
     /// # Errors
-    /// [`TooMany`]; the call must not be answered then.
+    /// [`TooMany`] when the limit is reached. The call must be refused then.
     pub async fn admit(&self, caller: &Caller) -> Result<(), TooMany> {
         let Some(buckets) = self.0.buckets.load_full() else { return Ok(()) };
         buckets.sweep();
@@ -103,14 +104,15 @@ impl Limits {
         if check(&shared.free, &key).is_ok() {
             return Ok(());
         }
-        // Whoever asks too much of this replica alone is not worth a question.
+        // A person who exceeds the limit on this replica alone is refused without asking Redis.
         check(&buckets.own, &key)?;
         shared.check(key).await
     }
 }
 
 impl Buckets {
-    /// A bucket that has drained says no more than one that is not there.
+    /// Removes empty buckets, every [`CALLS_BETWEEN_SWEEPS`] calls. An empty bucket behaves like one that
+    /// does not exist.
     fn sweep(&self) {
         if self.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(CALLS_BETWEEN_SWEEPS) {
             let free = self.shared.as_ref().map(|shared| &shared.free);
@@ -123,7 +125,7 @@ impl Buckets {
 }
 
 impl Shared {
-    /// Without an answer in time the call is admitted: this process's own bucket had room for it.
+    /// If Redis does not answer in time, the call is admitted: this process's own bucket had room for it.
     async fn check(&self, key: String) -> Result<(), TooMany> {
         let (courier, limit) = (self.courier.clone(), self.limit);
         let asking = self.runtime.spawn(async move { courier.admit(key, limit).await });
@@ -143,8 +145,8 @@ fn check(bucket: &Bucket, key: &String) -> Result<(), TooMany> {
     bucket.check_key(key).map_err(|until| TooMany::of_calls(full(until)))
 }
 
-/// A person's bucket, here and in Redis. Tenants and users may hold colons, so the tenant's length
-/// comes first: no two people share a key.
+/// The key of a person's bucket, in this process and in Redis. Tenant and user ids may contain colons, so
+/// the tenant's length comes first and no two people share a key.
 fn bucket_key(caller: &Caller) -> String {
     let tenant = caller.tenant.as_str();
     format!("hitl:rate:{}:{tenant}:{}", tenant.len(), caller.user)
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_never_nothing() {
+    fn a_divided_limit_stays_above_zero() {
         assert_eq!(limit(50, 100).divided_by(FREE_DIVISOR), limit(5, 10));
         assert_eq!(limit(1, 9).divided_by(FREE_DIVISOR), limit(1, 1));
     }
@@ -197,9 +199,9 @@ mod tests {
     }
 
     #[test]
-    fn those_who_are_quiet_are_forgotten() {
+    fn empty_buckets_are_removed() {
         let buckets = Buckets {
-            // Drained again before the next line.
+            // Drains so fast that it is empty again at once.
             own: bucket(limit(1_000_000_000, 1)),
             shared: None,
             calls: AtomicU32::new(1),

@@ -1,38 +1,38 @@
-//! What is asked too much of, and when to try again.
+//! The error for an exceeded limit: which limit, and when to try again.
 
 use std::time::Duration;
 
-/// What there is too much of, with the most that there may be.
+/// The limit that is exceeded, with its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// A person's calls.
+    /// Calls of a person.
     Calls,
-    /// A person's long-polls and streams.
+    /// Concurrent long-polls and streams of a person.
     WaitsOfPerson(usize),
-    /// A tenant's long-polls and streams.
+    /// Concurrent long-polls and streams of a tenant.
     WaitsOfTenant(usize),
-    /// Everybody's long-polls and streams.
+    /// Concurrent long-polls and streams of all callers.
     Waits(usize),
-    /// A person's pending requests.
+    /// Pending requests of a person.
     PendingOfPerson(u64),
-    /// A tenant's pending requests.
+    /// Pending requests of a tenant.
     PendingOfTenant(u64),
-    /// Bytes of the requests and tasks that a tenant sends in an hour.
+    /// Bytes of requests and tasks that a tenant writes in an hour.
     BytesOfTenant(u64),
 }
 
-/// Somebody asks for too much.
+/// A limit is exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too much: {limit:?}; there is room again in {retry_after_seconds} s")]
 pub struct TooMany {
-    /// Of what.
+    /// The limit.
     pub limit: Limit,
-    /// When to try again; at least 1.
+    /// Seconds after which to try again; at least 1.
     pub retry_after_seconds: u64,
 }
 
 impl TooMany {
-    /// For the next call of a person, after so long.
+    /// The rate limit of a person is exceeded; the next call has room after `wait`.
     #[must_use]
     pub fn of_calls(wait: Duration) -> Self {
         let seconds = u64::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u64::MAX);

@@ -1,6 +1,6 @@
-//! Logs: one JSON object a line on standard output, with the ids that tie a line to a call.
+//! The log: one JSON object per line on standard output, with the ids of the call that wrote it.
 //!
-//! Never in a log: a token, a secret, a request's `context`, a query string.
+//! A log line never contains a token, a secret, a request's `context` or a query string.
 
 use std::str::FromStr as _;
 use std::sync::{OnceLock, mpsc};
@@ -15,19 +15,20 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 
 use super::traces;
 
-/// Lines that wait to be written, at most: standard output may be a pipe that nobody reads.
+/// Most lines that wait to be written. Standard output may be a pipe that nobody reads; further lines are
+/// dropped and counted.
 const MAX_WAITING_LINES: usize = 16 * 1024;
-/// Longest that the process waits at its end for the rest of the log to be written.
+/// Longest time that the process waits at exit until the rest of the log is written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// Lines of the log that were dropped because nobody read it.
+/// The number of log lines that were dropped because nobody read standard output.
 pub fn dropped_lines() -> usize {
     DROPPED.get().map_or(0, ErrorCounter::dropped_lines)
 }
 
-/// Writes the rest of the log when dropped; see `FLUSH_TIMEOUT`.
+/// When dropped, writes the rest of the log, for at most `FLUSH_TIMEOUT`.
 #[derive(Debug)]
 #[must_use = "the log ends when this is dropped"]
 pub struct LogGuard(Option<WorkerGuard>);
@@ -35,7 +36,8 @@ pub struct LogGuard(Option<WorkerGuard>);
 impl Drop for LogGuard {
     fn drop(&mut self) {
         let Some(guard) = self.0.take() else { return };
-        // The library writes to standard output itself when its writer does not end.
+        // If the writer does not end in time, the library's guard writes to standard output itself and
+        // may block, so it is dropped in another thread.
         let (done, waiting) = mpsc::channel();
         std::thread::spawn(move || {
             drop(guard);
@@ -45,16 +47,18 @@ impl Drop for LogGuard {
     }
 }
 
-/// Starts logging, and tracing if a collector is configured; `RUST_LOG` sets the level of the log,
-/// `info` by default. A thread of its own writes the log, so that nothing waits for a reader.
+/// Starts the log, and traces if a collector is configured. `RUST_LOG` sets the level of the log; the
+/// default is `info`. A separate thread writes the log, so that no call waits for its reader.
 ///
 /// # Errors
-/// When `RUST_LOG` is not a filter, the collector's address is none, or this was started before.
+/// When `RUST_LOG` is not a valid filter, the collector's address is not a URL, or logging was started
+/// before.
 pub fn start() -> anyhow::Result<LogGuard> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) if !filter.trim().is_empty() => {
             let wrong = || format!("RUST_LOG is {filter:?}; it looks like info,sqlx=warn");
-            // A word alone that is no level would be a module's name, and silence all others.
+            // The library takes a single unknown word for a module's name, and would then log no other
+            // module. So a single word must be a level.
             let is_level = |word: &str| {
                 word.is_empty() || word.contains('=') || LevelFilter::from_str(word).is_ok()
             };

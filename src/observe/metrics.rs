@@ -1,8 +1,8 @@
-//! What Prometheus is told at `/metrics`: every metric has its name, its kind and its meaning here,
-//! and is counted by a function of this file.
+//! The metrics for Prometheus at `/metrics`. This file defines the name, the kind and the meaning of
+//! every metric, and a function that counts it.
 //!
-//! Labels take few values: never an id, a user or a tenant. What stands in the ledger is the same
-//! for all replicas, so it is to be read with `max`, not summed.
+//! Labels have few values: never an id, a user or a tenant. Figures read from the ledger are the same in
+//! all replicas, so queries must use `max`, not `sum`.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -49,16 +49,17 @@ const DROPPED_LINES: &str = "aura_hitl_log_lines_dropped_total";
 const FORGERIES: &str = "aura_hitl_forgeries_total";
 const UNCHECKED_MESSAGES: &str = "aura_hitl_unchecked_messages_total";
 
-/// Seconds that calls take: from a click that nobody notices to a long-poll.
+/// Histogram buckets for the duration of calls, in seconds: from a fast click to a long-poll.
 const CALL_BUCKETS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-/// Seconds that people take: up to a day, the longest that a request may live.
+/// Histogram buckets for the time until people decide, in seconds: up to a day, the longest lifetime of a
+/// request.
 const PEOPLE_BUCKETS: [f64; 11] =
     [1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 86400.0];
-/// How often what was measured is put into buckets, so that it does not pile up between scrapes.
+/// How often measured values are put into buckets, so that they do not use up memory between scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Counters are the process's; a second service in one process, as in tests, counts on the same.
+/// The recorder of this process. Several services in one process, as in tests, share it.
 static RECORDER: LazyLock<anyhow::Result<PrometheusHandle>> = LazyLock::new(|| {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(CALL_DURATION.to_owned()), &CALL_BUCKETS)?
@@ -68,7 +69,7 @@ static RECORDER: LazyLock<anyhow::Result<PrometheusHandle>> = LazyLock::new(|| {
     Ok(handle)
 });
 
-/// What is the same for as long as the process runs.
+/// Facts that do not change while the process runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Deployment {
     /// The ledger's engine.
@@ -79,11 +80,11 @@ pub struct Deployment {
     pub max_clients: usize,
 }
 
-/// Begins to count. What nobody has counted yet stands at 0, so that its first increase is seen:
-/// `reasons` are those for which calls are refused.
+/// Starts counting. Sets every counter to 0, so that Prometheus sees its first increase. `reasons` are the
+/// values of the label `reason` of refused calls.
 ///
 /// # Errors
-/// When another program's recorder is installed in this process.
+/// When another recorder is already installed in this process.
 pub fn start(
     deployment: Deployment,
     reasons: impl Iterator<Item = &'static str>,
@@ -129,23 +130,26 @@ pub fn start(
 fn describe() {
     describe_gauge!(BUILD, "1; the release, its ledger and its courier.");
     describe_counter!(DECISIONS, "Decisions recorded here.");
-    describe_histogram!(DECISION_AGE, "From request to decision.");
+    describe_histogram!(DECISION_AGE, "Time from the request to the decision.");
     describe_counter!(OUTCOMES, "Requests closed here without a decision.");
     describe_counter!(REFUSED, "Calls answered with an error.");
-    describe_counter!(CONFLICTS, "Decisions that found another one standing.");
-    describe_histogram!(CALL_DURATION, "From a call's head to its answer's.");
+    describe_counter!(CONFLICTS, "Decisions refused because the request already had another one.");
+    describe_histogram!(CALL_DURATION, "Time from the head of a call to the head of its answer.");
     describe_counter!(SIGNALS, "Deliveries attempted; a failed one stays owed.");
     describe_gauge!(OWED, "Deliveries owed, in the ledger.");
-    describe_gauge!(OLDEST_OWED, "Age of the delivery owed the longest, in the ledger; else 0.");
+    describe_gauge!(OLDEST_OWED, "Age of the oldest owed delivery in the ledger; 0 without one.");
     describe_gauge!(PENDING, "Pending requests in the ledger: those registered over HTTP.");
-    describe_gauge!(OLDEST_PENDING, "Age of the oldest of them; 0 without one.");
+    describe_gauge!(
+        OLDEST_PENDING,
+        "Age of the oldest pending request in the ledger; 0 without one."
+    );
     describe_gauge!(LEDGER_UP, "1 if the ledger can be written.");
     describe_gauge!(COURIER_UP, "1 if the courier answers.");
     describe_gauge!(CONNECTIONS, "Connections to the ledger.");
     describe_gauge!(MAX_CONNECTIONS, "Most connections to the ledger.");
-    describe_counter!(REDIS_CONNECTS, "Connections made to Redis; the first is no reconnect.");
-    describe_gauge!(CALLS, "Calls at work.");
-    describe_gauge!(MAX_CALLS, "Calls that may be at work at once.");
+    describe_counter!(REDIS_CONNECTS, "Connections made to Redis, the first one included.");
+    describe_gauge!(CALLS, "Calls in progress.");
+    describe_gauge!(MAX_CALLS, "Most calls in progress at once.");
     describe_gauge!(CLIENTS, "Open connections of clients.");
     describe_gauge!(MAX_CLIENTS, "Connections of clients that may be open at once.");
     describe_gauge!(WAITERS, "Agents waiting over HTTP.");
@@ -154,16 +158,25 @@ fn describe() {
         "Entries for the Auth server's audit log; a failed one is sent again."
     );
     describe_counter!(DROPPED_ATTEMPTS, "Refused attempts to decide that left no row.");
-    describe_gauge!(OLDEST_AUDIT, "Age of the oldest entry that was not taken yet; else 0.");
-    describe_counter!(DROPPED_LINES, "Lines of the log that were dropped because nobody read it.");
-    describe_counter!(PURGED, "Rows deleted here because their time was over.");
-    describe_gauge!(UNHEARD, "Signals sent to nobody whose agents may still begin to listen.");
+    describe_gauge!(
+        OLDEST_AUDIT,
+        "Age of the oldest entry that the Auth server has not accepted; 0 without one."
+    );
+    describe_counter!(
+        DROPPED_LINES,
+        "Log lines that were dropped because nobody read standard output."
+    );
+    describe_counter!(PURGED, "Rows that the purge of this process has deleted.");
+    describe_gauge!(UNHEARD, "Signals that had no subscriber and may be published again.");
     describe_counter!(FORGERIES, "Answers found in Redis that the ledger does not know.");
-    describe_counter!(UNCHECKED_MESSAGES, "Messages on sessions' channels that nobody checked.");
+    describe_counter!(
+        UNCHECKED_MESSAGES,
+        "Messages on sessions' channels that were dropped before they were checked."
+    );
     Collector::default().describe();
 }
 
-/// Puts what was measured into buckets, for as long as the process runs.
+/// Puts measured values into buckets every `UPKEEP_INTERVAL`, until the service stops.
 pub async fn run(stopping: CancellationToken) {
     while !stopping.is_cancelled() {
         if let Ok(recorder) = RECORDER.as_ref() {
@@ -176,14 +189,14 @@ pub async fn run(stopping: CancellationToken) {
     }
 }
 
-/// Who sent a signal, or tried to.
+/// What triggered the sending of a signal.
 #[derive(Clone, Copy, Debug)]
 pub enum By {
-    /// The call that decided, at once.
+    /// The call that made the decision.
     Decider,
-    /// The relay, later: a retry.
+    /// The relay, which sends what is still owed.
     Relay,
-    /// Once somebody listened to a signal that nobody had heard.
+    /// A new subscriber of a channel whose signal had no subscriber.
     Listener,
 }
 
@@ -196,7 +209,7 @@ fn decisions(
     counter!(DECISIONS, "outcome" => outcome, "origin" => origin, "mode" => mode)
 }
 
-/// A decision was recorded, by a process with this engine for its courier.
+/// Counts a recorded decision. `courier` is the courier's engine.
 pub fn decided(courier: &'static str, record: &Record) {
     let State::Decided(decision) = &record.state else { return };
     let outcome = decision.verdict.status();
@@ -206,12 +219,12 @@ pub fn decided(courier: &'static str, record: &Record) {
     histogram!(DECISION_AGE, "outcome" => outcome).record(age);
 }
 
-/// A request was closed without a decision.
+/// Counts a request that expired or was withdrawn.
 pub fn closed(record: &Record) {
     counter!(OUTCOMES, "outcome" => record.state.as_str()).increment(1);
 }
 
-/// A delivery was attempted; `None` when it failed.
+/// Counts an attempted delivery; `None` when it failed.
 pub fn delivered(by: By, delivery: Option<Delivery>) {
     let result = match delivery {
         Some(Delivery::Sent) => "sent",
@@ -230,8 +243,8 @@ fn signals(by: By, result: &'static str) -> ::metrics::Counter {
     counter!(SIGNALS, "by" => by, "result" => result)
 }
 
-/// A call was answered: its method, the pattern of its route, its status and how long it took; and
-/// why it was refused, if it was.
+/// Counts an answered call: its method, the pattern of its route, its status, its duration, and the reason
+/// if it was refused.
 pub fn answered(
     method: &str,
     route: &str,
@@ -239,7 +252,7 @@ pub fn answered(
     duration: Duration,
     refused: Option<&'static str>,
 ) {
-    // Whatever a client makes up counts as one.
+    // Clients may send any method; the label must have few values.
     let method = match method {
         "GET" => "GET",
         "POST" => "POST",
@@ -261,43 +274,44 @@ pub fn answered(
     }
 }
 
-/// A decision found another one standing.
+/// Counts a decision that was refused because the request already had another one.
 pub fn decision_conflicted() {
     counter!(CONFLICTS).increment(1);
 }
 
-/// A client has connected.
+/// Counts a new connection of a client.
 pub fn client_connected() {
     gauge!(CLIENTS).increment(1);
 }
 
-/// A client's connection is closed.
+/// Counts a closed connection of a client.
 pub fn client_left() {
     gauge!(CLIENTS).decrement(1);
 }
 
-/// A connection to Redis was made.
+/// Counts a new connection to Redis.
 pub fn redis_connected() {
     counter!(REDIS_CONNECTS).increment(1);
 }
 
-/// A refused attempt to decide left no row: there were too many, or the ledger was away.
+/// Counts a refused attempt to decide that left no row, because there were too many or the ledger did not
+/// answer.
 pub fn refused_attempt_dropped() {
     counter!(DROPPED_ATTEMPTS).increment(1);
 }
 
-/// What became of an entry for the Auth server's audit log.
+/// The result of sending an entry to the Auth server's audit log.
 #[derive(Clone, Copy, Debug)]
 pub enum AuditResult {
-    /// The server took it.
+    /// The Auth server accepted the entry.
     Sent,
-    /// The server did not; it is sent again.
+    /// The Auth server did not accept the entry. It is sent again.
     Failed,
-    /// It is never sent: the server takes tenants that are integers.
+    /// The entry is never sent: the Auth server accepts only integer tenant ids.
     Unsendable,
 }
 
-/// An entry for the Auth server's audit log was sent, or not.
+/// Counts the result of sending an entry to the Auth server's audit log.
 pub fn audited(result: AuditResult) {
     audit_entries(result).increment(1);
 }
@@ -311,25 +325,24 @@ fn audit_entries(result: AuditResult) -> ::metrics::Counter {
     counter!(AUDITED, "result" => result)
 }
 
-/// Rows of a table were deleted because their time was over.
+/// Counts rows of a table that the purge has deleted.
 pub fn purged(table: &'static str, rows: u64) {
     counter!(PURGED, "table" => table).increment(rows);
 }
 
-/// Where an answer was found that the ledger does not know: forged by a writer of Redis, or lost by a
-/// failover of the database after it was sent.
+/// Where an answer was found in Redis that the ledger does not know. A writer of Redis has forged it, or a
+/// failover of the database has lost the decision after its signal was sent.
 #[derive(Clone, Copy, Debug)]
 pub enum Forgery {
-    /// Published on a session's channel. Every replica hears it and counts it.
+    /// A message on a session's channel. Every replica receives and counts it.
     Message,
-    /// Under `hitl:signal:{sessionId}`.
+    /// The key `hitl:signal:{sessionId}`.
     Signal,
-    /// The status of a `hitl:request:{requestId}`.
+    /// The status in the key `hitl:request:{requestId}`.
     Request,
 }
 
-/// An answer was found that the ledger does not know. Whoever counts it logs it as well, with
-/// `security = true`.
+/// Counts an answer that the ledger does not know. The caller must also log it, with `security = true`.
 pub fn forged(forgery: Forgery) {
     forgeries(forgery).increment(1);
 }
@@ -343,36 +356,36 @@ fn forgeries(forgery: Forgery) -> ::metrics::Counter {
     counter!(FORGERIES, "kind" => kind)
 }
 
-/// A message was dropped that nobody had compared with the ledger.
+/// Counts a message on a session's channel that was dropped before it was compared with the ledger.
 pub fn message_unchecked() {
     counter!(UNCHECKED_MESSAGES).increment(1);
 }
 
-/// Figures that are read when Prometheus asks.
+/// Figures that are read at each scrape.
 #[derive(Clone, Copy, Debug)]
 pub struct Readings {
-    /// Connections to the ledger at work.
+    /// Connections to the ledger in use.
     pub connections_used: u32,
-    /// Connections to the ledger that wait for work.
+    /// Idle connections to the ledger.
     pub connections_idle: u32,
     /// Most connections to the ledger.
     pub max_connections: u32,
-    /// Calls at work.
+    /// Calls in progress.
     pub calls: usize,
-    /// Calls that may be at work at once.
+    /// Most calls in progress at once.
     pub max_calls: usize,
     /// Agents waiting over HTTP.
     pub waiters: usize,
-    /// Signals that nobody heard.
+    /// Signals that had no subscriber and may be published again.
     pub unheard: usize,
-    /// Lines of the log that were dropped.
+    /// Log lines that were dropped.
     pub dropped_lines: usize,
 }
 
 /// All metrics in Prometheus' text format.
 ///
 /// # Errors
-/// When the process does not count.
+/// When the recorder could not be installed; see [`start`].
 pub fn render(readings: Readings) -> anyhow::Result<String> {
     let recorder = RECORDER.as_ref().ok().context("the process does not count")?;
     gauge!(CONNECTIONS, "state" => "used").set(f64::from(readings.connections_used));
@@ -387,13 +400,13 @@ pub fn render(readings: Readings) -> anyhow::Result<String> {
     Ok(recorder.render())
 }
 
-/// Whether the ledger can be written, and whether the courier answers.
+/// Sets whether the ledger can be written and whether the courier answers.
 pub fn stores_are_up(ledger: bool, courier: bool) {
     gauge!(LEDGER_UP).set(i32::from(ledger));
     gauge!(COURIER_UP).set(i32::from(courier));
 }
 
-/// What the ledger owes and what is pending in it: how many, and the age of the oldest.
+/// Sets the number of owed deliveries and of pending requests, each with the age of the oldest.
 pub fn backlog(owed: (i64, Duration), pending: (i64, Duration)) {
     gauge!(OWED).set(count(owed.0));
     gauge!(OLDEST_OWED).set(owed.1.as_secs_f64());
@@ -401,13 +414,13 @@ pub fn backlog(owed: (i64, Duration), pending: (i64, Duration)) {
     gauge!(OLDEST_PENDING).set(pending.1.as_secs_f64());
 }
 
-/// The ledger did not say what it owes. An age that stands still would pass for a fresh one.
+/// Resets the ages to 0, because the ledger did not answer. An old age would look like a current one.
 pub fn backlog_unknown() {
     gauge!(OLDEST_OWED).set(0);
     gauge!(OLDEST_PENDING).set(0);
 }
 
-/// The age of the oldest entry for the Auth server's audit log.
+/// Sets the age of the oldest entry that the Auth server has not accepted.
 pub fn oldest_audit_entry(age: Duration) {
     gauge!(OLDEST_AUDIT).set(age.as_secs_f64());
 }

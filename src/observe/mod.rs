@@ -1,4 +1,4 @@
-//! What operators see: metrics, traces and the log.
+//! Observability: metrics, traces and the log.
 
 pub mod log;
 pub mod metrics;

@@ -1,9 +1,9 @@
-//! Traces over OTLP, when `OTEL_EXPORTER_OTLP_ENDPOINT` is set: one from the caller's `traceparent`
-//! through the decision, the ledger and the courier. What the relay sends later is a trace of its
-//! own, linked to the one that decided.
+//! Traces over OTLP, if `OTEL_EXPORTER_OTLP_ENDPOINT` is set. A call's trace continues the caller's
+//! `traceparent` and covers the decision, the ledger and the courier. When the relay sends a signal later,
+//! that is a separate trace, linked to the trace of the decision.
 //!
-//! The spans within a call are under a target of their own, so that the log, whose lines carry the
-//! fields of the call's span, does not know them. Without an endpoint they cost next to nothing.
+//! The spans within a call have their own target, so that the log ignores them: its lines carry the fields
+//! of the call's span only. Without an endpoint these spans are not made.
 //! Sampling, batching, headers and resource are set by the SDK's own `OTEL_…` variables:
 //! <https://opentelemetry.io/docs/languages/sdk-configuration/>.
 
@@ -26,19 +26,19 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::registry::LookupSpan;
 use url::Url;
 
-/// The target of spans that are no matter for the log.
+/// The target of the spans within a call. The log ignores it.
 pub const STEP_TARGET: &str = "aura_hitl::steps";
-/// Longest to wait for the collector at the end.
+/// Longest time to wait for the collector at exit.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(300);
-/// The SDK's variables that name a collector.
+/// The variables of the OpenTelemetry SDK that name a collector.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
 
 static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
 
-/// What collects spans, if a collector is configured.
+/// The layer that collects spans; `None` if no collector is configured.
 ///
 /// # Errors
-/// When the collector's address is none.
+/// When the collector's address is not an `http` or `https` URL, or the exporter cannot be built.
 pub fn layer<S: Subscriber + for<'span> LookupSpan<'span>>() -> anyhow::Result<Option<impl Layer<S>>>
 {
     let mut is_on = false;
@@ -46,7 +46,7 @@ pub fn layer<S: Subscriber + for<'span> LookupSpan<'span>>() -> anyhow::Result<O
         let endpoint = std::env::var(name).unwrap_or_default();
         if !endpoint.trim().is_empty() {
             let is_web = |url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host();
-            // The SDK would take another one without a word.
+            // The SDK would accept an invalid address without an error.
             ensure!(
                 Url::parse(&endpoint).as_ref().is_ok_and(is_web),
                 "{name} is {endpoint:?}; it looks like http://collector:4318"
@@ -57,7 +57,7 @@ pub fn layer<S: Subscriber + for<'span> LookupSpan<'span>>() -> anyhow::Result<O
     let says = |name: &str, word: &str| {
         std::env::var(name).is_ok_and(|value| value.trim().eq_ignore_ascii_case(word))
     };
-    // Of these two the SDK knows nothing.
+    // The Rust SDK does not implement these two variables.
     let is_off = says("OTEL_SDK_DISABLED", "true") || says("OTEL_TRACES_EXPORTER", "none");
     if !is_on || is_off {
         return Ok(None);
@@ -84,12 +84,12 @@ pub fn layer<S: Subscriber + for<'span> LookupSpan<'span>>() -> anyhow::Result<O
     Ok(Some(layer))
 }
 
-/// Sends what was collected. To be called once nothing is under way any more.
+/// Sends the spans that were collected. Called at exit, when no call is running.
 pub async fn shut_down() {
     let ending = tokio::task::spawn_blocking(|| {
         PROVIDER.get().map(|provider| provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT))
     });
-    // A collector that is away is no reason to stay.
+    // If the collector cannot be reached, the spans are lost, and the process exits all the same.
     let _unsent = ending.await;
 }
 
@@ -99,11 +99,11 @@ pub fn is_enabled() -> bool {
     PROVIDER.get().is_some()
 }
 
-/// Makes a call's span part of its caller's trace.
+/// Makes a call's span a child of the caller's span, and adds the call's method and route.
 pub fn join(span: &Span, headers: &HeaderMap, method: &str, route: &str) {
     if is_enabled() {
         let caller = TraceContextPropagator::new().extract(&Headers(headers));
-        // Fails only where nothing is collected.
+        // Fails only if traces are off.
         let _joined = span.set_parent(caller);
         span.record("otel.kind", "server");
         span.record("otel.name", format!("{method} {route}"));
@@ -112,7 +112,7 @@ pub fn join(span: &Span, headers: &HeaderMap, method: &str, route: &str) {
     }
 }
 
-/// Notes how a call was answered.
+/// Adds the status of the answer to a call's span.
 pub fn answered(span: &Span, status: u16) {
     if is_enabled() {
         span.set_attribute("http.response.status_code", i64::from(status));
@@ -122,8 +122,8 @@ pub fn answered(span: &Span, status: u16) {
     }
 }
 
-/// A step of the call under way; nothing outside of one. The name ends at the first parenthesis, so
-/// that a call's own text will do.
+/// A span for a step of the current call; an empty span outside of a call. The span's name is the text of
+/// `call` up to the first parenthesis, so `stringify!` of an expression gives a usable name.
 #[must_use]
 pub fn step(call: &'static str) -> Span {
     if !is_enabled() || Span::current().is_none() {
@@ -133,7 +133,7 @@ pub fn step(call: &'static str) -> Span {
     info_span!(target: STEP_TARGET, "step", otel.name = name)
 }
 
-/// Where the current trace is, as the W3C writes it: <https://www.w3.org/TR/trace-context/>.
+/// The current position in the trace, as a W3C `traceparent`: <https://www.w3.org/TR/trace-context/>.
 #[must_use]
 pub fn current_trace_parent() -> Option<String> {
     if !is_enabled() {
@@ -144,7 +144,7 @@ pub fn current_trace_parent() -> Option<String> {
     carrier.remove("traceparent")
 }
 
-/// A trace of its own for work that another trace has left to do.
+/// The root span of a new trace, linked to the trace that caused the work.
 #[must_use]
 pub fn linked(name: &'static str, trace_parent: Option<String>) -> Span {
     let span = info_span!(target: STEP_TARGET, parent: None, "linked", otel.name = name);

@@ -25,7 +25,7 @@ use crate::domain::record::{
     Candidate, Delivery, DeliveryReceipt, DeliveryResult, Record, is_same,
 };
 use crate::domain::request::Origin;
-use crate::domain::rules::{self, Expected, Refusal, settle};
+use crate::domain::rules::{self, Expected, Refusal, judge_lost_decision};
 use crate::domain::session::SessionPointer;
 use crate::ledger::{LEASE, LedgerError, Recorded, Writing};
 use crate::observe::metrics;
@@ -297,7 +297,8 @@ impl Attempt<'_> {
         } else {
             self.recorded().await?.unwrap_or(record)
         };
-        let decision = settle(&record, is_altered, self.caller, &self.verdict, self.now)?;
+        let decision =
+            judge_lost_decision(&record, is_altered, self.caller, &self.verdict, self.now)?;
         let etag = record.etag();
         self.expected.check(&etag)?;
         Ok(Decided { session: record.session, decision, etag })
