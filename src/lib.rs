@@ -1,22 +1,23 @@
-//! aura-hitl stands between an AI agent that is about to act and the person who must agree.
+//! aura-hitl is an approval service: an AI agent asks before it acts, a person decides, and the agent
+//! gets the decision.
 //!
-//! The way of a decision, top to bottom:
+//! The path of a decision:
 //!
-//! 1. [`api`]: the routes name the handler, the identity says who is calling, the body is checked.
+//! 1. [`api`] routes the call to its handler, authenticates the caller and checks the body.
 //! 2. [`requests::decide`] loads the request from the [`courier`] (Redis), else from the [`ledger`]
 //!    (SQL).
-//! 3. [`domain::rules::decide`] says whether this person may decide it now: a pure function.
-//! 4. [`ledger::Ledger::record_outcome`] lets exactly one decision win, in one statement that
-//!    also moves the `agent_task` row and records that a signal is owed.
+//! 3. [`domain::rules::decide`], a pure function, checks whether this person may decide it now.
+//! 4. [`ledger::Ledger::record_outcome`] records exactly one decision, in one statement that also
+//!    updates the `agent_task` row and records that a signal is owed.
 //! 5. [`delivery`] sends the signal: the key, then the message, unless the session has moved on.
-//! 6. The ledger records that it was sent. What fails from 5 on, the relay does again.
+//! 6. The ledger records that the signal was sent. If step 5 or 6 fails, the relay repeats it.
 //!
-//! The other way, an agent waits over HTTP in [`requests::wait`] and [`requests::stream`], and is woken
-//! by [`waiting`]. What operators change while all this runs comes in by [`server::reload`]. Long after,
-//! [`audit`] shows it to auditors and deletes it.
+//! Agents that wait over HTTP are in [`requests::wait`] and [`requests::stream`]; [`waiting`] wakes
+//! them. [`server::reload`] applies new settings while the service runs. [`audit`] exports decisions
+//! for auditors and deletes old ones.
 //!
-//! Decided, signalled and acted on are three different facts. SQL knows the first two; only the
-//! agent knows the third.
+//! A request that is decided need not be signalled yet, and a signalled one need not be acted on yet.
+//! The ledger records the first two facts; the agent reports the third.
 
 #[macro_use]
 mod crash;

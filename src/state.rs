@@ -1,5 +1,5 @@
-//! What every part of a running service shares: the two stores, the clock, the rules in force,
-//! and the runtime on which everything that must not be cut short runs.
+//! [`AppState`]: what all parts of a running service share. It holds the two stores, the clock, the
+//! rules in force, and the runtime for work that must not be cut off.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -31,68 +31,68 @@ use crate::limits::Limits;
 use crate::limits::quotas::Quotas;
 use crate::waiting::hub::Hub;
 
-/// Why work has no result.
+/// Why work given to the runtime has no result.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-pub enum Undone {
-    /// It was not begun: too much is under way.
+pub enum WorkError {
+    /// The work was not started: too many calls are under way.
     #[error("too many calls are under way")]
-    Busy,
-    /// It ended in a panic, which is in the log.
+    NotExecuted,
+    /// The work panicked, perhaps after it wrote something. The panic is in the log.
     #[error("the work panicked")]
-    Panicked,
+    OutcomeUnknown,
 }
 
-/// Cheap to clone; one per process.
+/// The shared state of a process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct AppState {
-    /// What was decided.
+    /// The SQL store: the record of requests, decisions and tasks.
     pub ledger: Ledger,
-    /// How it travels.
+    /// Carries signals to agents: Redis, or this process alone.
     pub courier: Courier,
-    /// What time it is.
+    /// The source of the current time.
     pub clock: Clock,
-    /// Who may decide.
+    /// The settings that say who may decide.
     pub policy: Policy,
-    /// Who is calling.
+    /// Verifies bearer tokens.
     pub tokens: TokenVerifier,
-    /// How much one person may ask for.
+    /// Limits how often one person may call.
     pub limits: Limits,
-    /// Room for so many calls at once. Whoever finds none is turned away at once: in a queue they
-    /// would wait for nothing, and so would everybody behind them.
-    pub room: Arc<Semaphore>,
-    /// How many calls that room is for.
-    pub most_calls: usize,
-    /// Room for those who wait and were woken, to look whether there is an answer: as many at once as
-    /// leave the stores to the others.
-    pub turns: Arc<Semaphore>,
-    /// Takes note of what was sent.
+    /// One permit for each call that may run at once. A call that finds none is answered 503 at once;
+    /// a queue would only delay all later calls.
+    pub call_permits: Arc<Semaphore>,
+    /// How many calls may run at once.
+    pub max_calls: usize,
+    /// One permit for each query that woken long-polls and streams may run at once. They queue for
+    /// it, so that they leave connections to the stores for other calls.
+    pub wait_permits: Arc<Semaphore>,
+    /// Records which signals were sent.
     pub receipts: Receipts,
-    /// Decisions that need not be asked for again.
+    /// A cache of recent decisions.
     pub decisions: KnownDecisions,
-    /// Reports what Redis says and the ledger does not know.
+    /// Reports content of Redis that contradicts the ledger.
     pub forgeries: Forgeries,
-    /// Wakes those who wait over HTTP.
+    /// Wakes the long-polls and streams of a session.
     pub hub: Hub,
-    /// How much may be registered.
+    /// Limits how much a person and a tenant may register.
     pub quotas: Quotas,
-    /// Takes note of refused attempts to decide.
+    /// Records refused attempts to decide.
     pub refused_attempts: RefusedAttempts,
-    /// Whether the Auth server's audit log is fed.
+    /// Whether audit entries are sent to the Auth server's audit log.
     pub feeds_audit: bool,
-    /// Signals that nobody heard.
+    /// Signals that were published without a subscriber.
     pub unheard: Unheard,
-    /// Compares what is published with the ledger.
+    /// Compares published messages with the ledger.
     pub watcher: Watcher,
-    /// Set when the process is asked to stop.
+    /// Cancelled when the process is asked to stop.
     pub stopping: CancellationToken,
-    /// Everything under way that must be finished before the process ends.
+    /// Background work that must finish before the process ends.
     pub under_way: TaskTracker,
-    /// The runtime that outlives the HTTP workers; connections belong to it.
+    /// The runtime that outlives the HTTP workers. The stores' connections belong to this runtime.
     pub runtime: Handle,
 }
 
 impl AppState {
-    /// What the audit log is to be told of a write, if it is fed.
+    /// The audit entry of a write; [`AuditEntry::None`] when no audit log is configured.
     #[must_use]
     pub fn audit_entry(
         &self,
@@ -108,7 +108,7 @@ impl AppState {
         }
     }
 
-    /// What sending a signal takes.
+    /// A sender of signals on this state's stores.
     #[must_use]
     pub fn sender(&self) -> Sender {
         Sender {
@@ -119,56 +119,57 @@ impl AppState {
         }
     }
 
-    /// What keeps the ledger and the courier from being ready, if anything does.
+    /// Why the ledger and the courier are not ready; `None` for a store that is ready.
     pub async fn check_stores(&self) -> [Option<String>; 2] {
         let (ledger, courier) = tokio::join!(self.ledger.check_writable(), self.courier.ping());
         [ledger.err().map(|why| why.to_string()), courier.err().map(|why| why.to_string())]
     }
 
-    /// Calls that are at work.
+    /// How many calls hold a permit.
     #[must_use]
     pub fn calls_under_way(&self) -> usize {
-        self.most_calls.saturating_sub(self.room.available_permits())
+        self.max_calls.saturating_sub(self.call_permits.available_permits())
     }
 
-    /// Takes up room for a call, until it is dropped.
+    /// Takes the permit of one call. Dropping it gives it back.
     ///
     /// # Errors
-    /// [`Undone::Busy`].
-    pub fn make_room(&self) -> Result<OwnedSemaphorePermit, Undone> {
-        self.room.clone().try_acquire_owned().map_err(|_full| Undone::Busy)
+    /// [`WorkError::NotExecuted`] when all permits are taken.
+    pub fn acquire_call_permit(&self) -> Result<OwnedSemaphorePermit, WorkError> {
+        self.call_permits.clone().try_acquire_owned().map_err(|_full| WorkError::NotExecuted)
     }
 
-    /// Runs a call's work to its end, even if whoever waits for it goes away: actix drops a handler
-    /// when its client resets the connection, and a write that is cut off half-way is neither done
-    /// nor undone. Until that end it takes up room.
+    /// Runs a call's work to its end, even if its client goes away: actix drops a handler when the
+    /// client resets the connection, and a write that is cut off leaves its outcome unknown. The work
+    /// holds a permit until it ends.
     ///
     /// # Errors
-    /// [`Undone`]: busy, and then nothing was begun; or a panic, which is a bug.
+    /// [`WorkError::NotExecuted`] when all permits are taken; [`WorkError::OutcomeUnknown`] when the
+    /// work panicked, which is a bug.
     pub async fn run_to_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T, Undone> {
-        let room = self.make_room()?;
+    ) -> Result<T, WorkError> {
+        let permit = self.acquire_call_permit()?;
         let work = async move {
-            let _room = room;
+            let _permit = permit;
             work.await
         };
         let work = self.under_way.spawn_on(work.in_current_span(), &self.runtime);
-        work.await.map_err(|_panic| Undone::Panicked)
+        work.await.map_err(|_panic| WorkError::OutcomeUnknown)
     }
 
-    /// Asks the stores for somebody who waits anyway, when it is their turn.
+    /// Runs a query for a long-poll or a stream, as soon as there is a permit for it.
     ///
     /// # Errors
-    /// Those of the question; [`Undone::Panicked`], which is a bug.
-    pub async fn ask_in_turn<T: Send + 'static, E: From<Undone> + Send + 'static>(
+    /// Those of `question`; [`WorkError::OutcomeUnknown`] when it panicked, which is a bug.
+    pub async fn query_for_waiter<T: Send + 'static, E: From<WorkError> + Send + 'static>(
         &self,
         question: impl Future<Output = Result<T, E>> + Send + 'static,
     ) -> Result<T, E> {
-        // Never closed.
-        let _turn = self.turns.acquire().await;
+        // The semaphore is never closed, so there is always a permit.
+        let _permit = self.wait_permits.acquire().await;
         let asking = self.runtime.spawn(question.in_current_span());
-        asking.await.map_err(|_panic| Undone::Panicked)?
+        asking.await.map_err(|_panic| WorkError::OutcomeUnknown)?
     }
 }

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 use validator::{Validate, ValidationError};
 
-use super::body::{Checked, DECISION_BYTES, TASK_BYTES, check_id, whole_number};
+use super::body::{Checked, MAX_DECISION_BYTES, MAX_TASK_BYTES, check_id, whole_number};
 use super::envelope::{Answer, Envelope, created, ok, wire_time};
 use super::error::ApiError;
 use super::examples::{FINGERPRINT, REQUEST, SESSION, TASK, plan_step, success};
@@ -166,7 +166,7 @@ fn valid_plan(plan: &RawValue) -> Result<(), ValidationError> {
     plan::merge("[]", steps.map_err(invalid)?).map_err(invalid).map(drop)
 }
 
-/// The content that the caller has looked at, by its entity tags: the header `If-Match`.
+/// The content that the caller has seen, by its entity tags: the header `If-Match`.
 #[derive(Debug)]
 pub struct ExpectedContent(Expected);
 
@@ -196,7 +196,7 @@ fn expected(request: &HttpRequest) -> Expected {
             return Expected::Anything;
         }
         Ok(IfMatch::Items(tags)) if !has_star => tags,
-        // What is not a list of entity tags, or has `*` beside others, matches no content.
+        // A header that is not a valid list of entity tags, or has `*` beside tags, matches no content.
         _ => Vec::new(),
     };
     let (weak, strong): (Vec<_>, Vec<_>) = tags.into_iter().partition(|tag| tag.weak);
@@ -207,7 +207,8 @@ fn expected(request: &HttpRequest) -> Expected {
 /// Approve a request. The same person approving it again gets the same answer.
 ///
 /// # Errors
-/// As the contract says; nothing is decided then.
+/// The codes in [`routes::table`](super::routes::table), a code for each refusal. After an error
+/// nothing was decided, unless its message says `Outcome unknown`.
 #[utoipa::path(
     post, path = "/aura/hitl/approve/{requestId}",
     params(("If-Match" = Option<String>, Header)),
@@ -224,7 +225,7 @@ pub async fn approve(
     app: web::Data<AppState>,
     id: web::Path<String>,
     expected: ExpectedContent,
-    body: Checked<ApproveBody, DECISION_BYTES>,
+    body: Checked<ApproveBody, MAX_DECISION_BYTES>,
 ) -> Result<Answer<DecisionView>, ApiError> {
     let (user, verdict) = (body.0.user_id, Verdict::Approve);
     let (decided, tag) = decide(&app, approver, &id, expected, user, verdict).await?;
@@ -234,7 +235,8 @@ pub async fn approve(
 /// Reject a request. The same person rejecting it again gets the same answer.
 ///
 /// # Errors
-/// As the contract says; nothing is decided then.
+/// The codes in [`routes::table`](super::routes::table), a code for each refusal. After an error
+/// nothing was decided, unless its message says `Outcome unknown`.
 #[utoipa::path(
     post, path = "/aura/hitl/reject/{requestId}",
     params(("If-Match" = Option<String>, Header)),
@@ -251,7 +253,7 @@ pub async fn reject(
     app: web::Data<AppState>,
     id: web::Path<String>,
     expected: ExpectedContent,
-    body: Checked<RejectBody, DECISION_BYTES>,
+    body: Checked<RejectBody, MAX_DECISION_BYTES>,
 ) -> Result<Answer<DecisionView>, ApiError> {
     let reason = body.0.reason.filter(|reason| !reason.trim().is_empty());
     let reason = reason.unwrap_or_else(|| DEFAULT_REASON.to_owned());
@@ -295,7 +297,8 @@ async fn decide(
 /// token's. The same request under the same id again gets the same answer.
 ///
 /// # Errors
-/// As the contract says; nothing is registered then.
+/// `E3008` when the id belongs to another request; `E3002` when the task has ended; `E4290` over a
+/// limit. After an error nothing was registered, unless its message says `Outcome unknown`.
 #[utoipa::path(
     post, path = "/aura/hitl/requests",
     request_body(content = RegisterBody, example = json!({
@@ -311,7 +314,7 @@ async fn decide(
 pub async fn register(
     CallerOf(caller): CallerOf,
     app: web::Data<AppState>,
-    body: Checked<RegisterBody, TASK_BYTES>,
+    body: Checked<RegisterBody, MAX_TASK_BYTES>,
 ) -> Result<Answer<RegisteredView>, ApiError> {
     let candidate = registration(body.0, &caller, &app)?;
     let work = app.get_ref().clone();
@@ -373,7 +376,7 @@ fn registration(
     }
     let now = app.clock.now();
     let id = body.request_id.unwrap_or_else(|| {
-        // The agents' own form: `req_` and 12 hex digits.
+        // The form of Aura's own ids: `req_` and 12 hex digits.
         let random = Uuid::new_v4().simple().to_string();
         format!("req_{}", random.get(..12).unwrap_or(&random))
     });
@@ -410,7 +413,7 @@ fn registration(
 /// Read a request. `data` is the request as a JSON string.
 ///
 /// # Errors
-/// As the contract says.
+/// `E1004` when there is no such request; `E4220` when the request in Redis is not valid.
 #[utoipa::path(
     get, path = "/aura/hitl/requests/{requestId}",
     responses((
@@ -434,7 +437,7 @@ pub async fn read(
     Ok(ok("Approval request retrieved", document).with(etag(tag)))
 }
 
-/// A strong entity tag: the same as long as the request says the same.
+/// A strong entity tag. It only changes with the request's content.
 pub(super) fn etag(tag: String) -> ETag {
     ETag(EntityTag::new_strong(tag))
 }

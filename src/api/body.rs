@@ -1,5 +1,5 @@
-//! Request bodies: read within a time and a size, parsed once, checked, and only then handed to a
-//! handler. Queries: read like them, so that an error names the parameter.
+//! Request bodies: read within a time-out and a size limit, parsed once, and checked before a handler
+//! gets them. Query strings are parsed here, too, so that an error names the parameter.
 
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
@@ -21,21 +21,21 @@ use validator::{Validate, ValidationError, ValidationErrors};
 use super::error::{ApiError, FieldErrors};
 use super::text::Text;
 use crate::domain::json::{StrictJson, StrictJsonValue};
-pub use crate::limits::TASK_BYTES;
+pub use crate::limits::MAX_TASK_BYTES;
 
 /// Largest body of a decision, in bytes.
-pub const DECISION_BYTES: usize = 16 * 1024;
-/// Longest a body may take to arrive.
-const ARRIVAL: Duration = Duration::from_secs(5);
+pub const MAX_DECISION_BYTES: usize = 16 * 1024;
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is wrong with a number that is none of those that [`whole_number`] takes.
-const NOT_WHOLE: &str = "must be a whole number in range";
+/// The error of [`whole_number`].
+const NOT_A_WHOLE_NUMBER: &str = "must be a whole number in range";
 
 /// A JSON body of at most `LIMIT` bytes whose fields have been checked.
 #[derive(Debug)]
 pub struct Checked<T, const LIMIT: usize>(pub T);
 
-/// A JSON body of at most `LIMIT` bytes, or none at all, as raw text.
+/// A JSON body of at most `LIMIT` bytes as raw text; `None` without a body.
 #[derive(Debug)]
 pub struct AnyJson<const LIMIT: usize>(pub Option<Box<RawValue>>);
 
@@ -55,8 +55,8 @@ impl<T: DeserializeOwned + Validate + 'static, const LIMIT: usize> FromRequest
         let reading = read::<LIMIT>(request, payload);
         Box::pin(async move {
             let body = reading.await?;
-            let value: T = if LIMIT > DECISION_BYTES {
-                // These keep some of it to the letter.
+            let value: T = if LIMIT > MAX_DECISION_BYTES {
+                // These bodies have fields that are stored exactly as they were sent.
                 parse::<StrictJson>(&body)?;
                 parse_object(&body)?
             } else {
@@ -75,9 +75,9 @@ impl<const LIMIT: usize> FromRequest for AnyJson<LIMIT> {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let is_json = is_json(request);
         let has_type = request.headers().contains_key(CONTENT_TYPE);
-        let arriving = arrive::<LIMIT>(request, payload);
+        let receiving = receive::<LIMIT>(request, payload);
         Box::pin(async move {
-            let body = arriving.await?;
+            let body = receiving.await?;
             if body.trim_ascii().is_empty() {
                 return Ok(Self(None));
             }
@@ -107,7 +107,7 @@ impl<T: DeserializeOwned> FromRequest for Query<T> {
 
 fn why_not_parameter(error: &serde_urlencoded::de::Error) -> Text {
     match error.to_string().as_str() {
-        // As the standard library words it.
+        // The standard library's messages.
         "invalid digit found in string" | "cannot parse integer from empty string" => {
             Text::new("must be a whole number", "정수여야 합니다")
         }
@@ -126,10 +126,13 @@ fn read<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> Rea
     if !is_json(request) {
         return Box::pin(ready(Err(ApiError::not_json())));
     }
-    arrive::<LIMIT>(request, payload)
+    receive::<LIMIT>(request, payload)
 }
 
-fn arrive<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> Reading<web::Bytes> {
+fn receive<const LIMIT: usize>(
+    request: &HttpRequest,
+    payload: &mut Payload,
+) -> Reading<web::Bytes> {
     let length = length_beside_upgrade(request);
     if length.is_some_and(|length| length > LIMIT) {
         return Box::pin(ready(Err(ApiError::too_large(LIMIT))));
@@ -143,7 +146,7 @@ fn arrive<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> R
                 None => payload.to_bytes_limited(LIMIT).await,
             }
         };
-        match tokio::time::timeout(ARRIVAL, reading).await {
+        match tokio::time::timeout(BODY_TIMEOUT, reading).await {
             Ok(Ok(Ok(body))) => Ok(body),
             Ok(Ok(Err(_broken))) => {
                 Err(malformed("body", "did not arrive whole", "본문이 완전하지 않습니다"))
@@ -156,8 +159,9 @@ fn arrive<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> R
     })
 }
 
-/// How long the body is of a call that offers another protocol. We ignore the offer (RFC 9110
-/// § 7.8), but actix takes what follows `Upgrade: websocket` for that protocol's, which has no end.
+/// The length of the body of a call with an `Upgrade` header. The service ignores that header (RFC
+/// 9110 § 7.8), but actix reads all bytes after `Upgrade: websocket` as the other protocol's, without
+/// an end.
 fn length_beside_upgrade(request: &HttpRequest) -> Option<usize> {
     let headers = request.headers();
     if !headers.contains_key(UPGRADE) || headers.contains_key(TRANSFER_ENCODING) {
@@ -167,7 +171,7 @@ fn length_beside_upgrade(request: &HttpRequest) -> Option<usize> {
     length.to_str().ok()?.trim().parse().ok()
 }
 
-/// So many bytes of a body, and no more.
+/// The first `count` bytes of a body.
 async fn first_bytes(
     mut payload: web::Payload,
     count: usize,
@@ -187,7 +191,7 @@ fn malformed(field: &str, en: &'static str, ko: &'static str) -> ApiError {
     ApiError::invalid_field(field, Text::new(en, ko))
 }
 
-/// One JSON value and nothing behind it.
+/// Parses one JSON value. Nothing may follow it.
 ///
 /// # Errors
 /// [`ApiError::invalid`], naming the field that could not be read.
@@ -210,14 +214,14 @@ fn read_from<'de, T: DeserializeOwned>(
 ) -> Result<T, ApiError> {
     serde_path_to_error::deserialize(json).map_err(|error| {
         let path = error.path().to_string();
-        // "?" is a name that was cut off, and where a body ends too early is not what is wrong.
+        // "?" is a field's name that was cut off. A body that ends too early is wrong as a whole.
         let is_whole = !matches!(path.as_str(), "." | "?") && !error.inner().is_eof();
         let field = if is_whole { path.as_str() } else { "body" };
         ApiError::invalid_field(field, why_not(error.inner()))
     })
 }
 
-/// What is wrong with a text that the parser refuses, for people who do not know the parser.
+/// The parser's error as a sentence for people who do not know the parser.
 fn why_not(error: &serde_json::Error) -> Text {
     let (line, column) = (error.line(), error.column());
     match error.classify() {
@@ -232,7 +236,7 @@ fn why_not(error: &serde_json::Error) -> Text {
         Category::Data => {
             let text = error.to_string();
             let text = text.split(" at line ").next().unwrap_or_default();
-            // As serde words it: "invalid type: integer `5`, expected a string".
+            // serde's message, such as "invalid type: integer `5`, expected a string".
             match text.rsplit_once(", expected ") {
                 Some((_found, expected)) => must_be(expected),
                 None => match text.strip_prefix("duplicate field ") {
@@ -240,7 +244,9 @@ fn why_not(error: &serde_json::Error) -> Text {
                         format!("has the field {name} twice"),
                         format!("{name} 필드가 두 번 있습니다"),
                     ),
-                    None if text == NOT_WHOLE => Text::new(NOT_WHOLE, "범위 안의 정수여야 합니다"),
+                    None if text == NOT_A_WHOLE_NUMBER => {
+                        Text::new(NOT_A_WHOLE_NUMBER, "범위 안의 정수여야 합니다")
+                    }
                     None => Text::new(text.to_owned(), "형식이 올바르지 않습니다"),
                 },
             }
@@ -263,7 +269,8 @@ fn must_be(expected: &str) -> Text {
     Text::new(format!("must be {en}"), ko)
 }
 
-/// One JSON object. Derived readers would also take an array of the fields' values.
+/// Parses one JSON object. A derived `Deserialize` alone would also accept an array of the fields'
+/// values.
 ///
 /// # Errors
 /// [`ApiError::invalid`], naming the field that could not be read.
@@ -274,7 +281,7 @@ pub fn parse_object<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     parse(body)
 }
 
-/// The same of what has been parsed.
+/// [`parse_object`] of a value that is parsed already.
 fn from_object<T: DeserializeOwned>(read: Value) -> Result<T, ApiError> {
     if read.is_object() { read_from(read) } else { Err(not_an_object()) }
 }
@@ -283,11 +290,10 @@ fn not_an_object() -> ApiError {
     malformed("body", "must be a JSON object", "JSON 객체여야 합니다")
 }
 
-/// A whole number, however it is spelled: to JSON, and to Python's `json.dumps` of a float, `40.0`
-/// is one.
+/// Reads a whole number, written as `40` or as `40.0`: Python's `json.dumps` writes floats so.
 ///
 /// # Errors
-/// When it has a fraction, or is beyond the type.
+/// When the number has a fraction or does not fit into `N`.
 pub fn whole_number<'de, D: Deserializer<'de>, N: TryFrom<i64>>(
     deserializer: D,
 ) -> Result<Option<N>, D::Error> {
@@ -297,10 +303,10 @@ pub fn whole_number<'de, D: Deserializer<'de>, N: TryFrom<i64>>(
         format!("{float:.0}").parse().ok()
     });
     let whole = whole.and_then(|whole| N::try_from(whole).ok());
-    whole.map(Some).ok_or_else(|| D::Error::custom(NOT_WHOLE))
+    whole.map(Some).ok_or_else(|| D::Error::custom(NOT_A_WHOLE_NUMBER))
 }
 
-/// What the validator found, by the names under which the caller sent the fields.
+/// The validator's errors, by the names under which the caller sent the fields.
 #[must_use]
 pub fn field_errors(errors: &ValidationErrors) -> FieldErrors {
     let fields = errors.field_errors();
@@ -310,7 +316,7 @@ pub fn field_errors(errors: &ValidationErrors) -> FieldErrors {
         .collect()
 }
 
-/// `user_id` as `userId`: the name under which the caller sent it.
+/// `user_id` as `userId`: the field's name in JSON.
 fn camel(field: &str) -> String {
     let mut words = field.split('_');
     let first = words.next().unwrap_or_default().to_owned();
@@ -349,10 +355,10 @@ fn sentence(problem: &ValidationError) -> Text {
     }
 }
 
-/// A validator for ids: 1–256 bytes that the given parser takes.
+/// Turns the result of an id's parser into the validator's result.
 ///
 /// # Errors
-/// The code `id`.
+/// The code `id` when the parser refused the id.
 pub fn check_id<T, E>(parsed: Result<T, E>) -> Result<(), ValidationError> {
     parsed.map(drop).map_err(|_invalid| ValidationError::new("id"))
 }

@@ -1,4 +1,4 @@
-//! What the log, the traces and the metrics say of each call.
+//! The log line, the trace span and the metrics of each call.
 
 use actix_web::HttpMessage as _;
 use actix_web::body::MessageBody;
@@ -12,11 +12,11 @@ use super::headers::via;
 use super::refusals;
 use crate::observe::{metrics, traces};
 
-/// Makes the span that every line about a call carries.
+/// Makes the span of each call. All log lines of the call carry its fields.
 #[derive(Debug)]
 pub struct CallSpan;
 
-/// When a call began, and the pattern of its route: matching once is enough.
+/// When a call began, and the pattern of its route, so that the route is matched only once.
 struct Began {
     at: std::time::Instant,
     route: String,

@@ -1,13 +1,15 @@
-//! A client's connection: how long it may keep us waiting, and how much of a worker it may take.
+//! A client's connection: how long the service waits for the client, and how much work of an HTTP
+//! worker the connection may take.
 //!
-//! actix alone lets a client hold its connection for ever by sending any head but the first byte by
-//! byte, by never ending a chunked body, or by not taking the answers; and what times it keeps, it
-//! may miss when a worker is busy. So all waiting for a client is timed here, but for the bodies
-//! that handlers read (`api::body`) and for idle connections (`app`). How long we take is no matter.
+//! With actix alone, a client can hold its connection for ever: by sending the head of a second call
+//! byte by byte, by never ending a chunked body, or by not reading the answers. A busy worker also
+//! misses actix's own time-outs. So this module times every wait for a client, with two exceptions:
+//! `api::body` times the bodies that handlers read, and `server::http` closes idle connections. The
+//! time that the service itself takes is not limited here.
 //!
-//! Calls that are sent ahead of their turn stay in the socket until it comes. actix would read them
-//! until its buffer is full, from then on poll the connection without a pause, and answer them all
-//! before its worker turns to anybody else.
+//! Pipelined calls stay in the socket until the call before them is answered. actix would read them
+//! until its buffer is full, then poll the connection without a pause, and answer all of them before
+//! its worker serves another connection.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -34,49 +36,50 @@ use tokio_util::sync::CancellationToken;
 
 use crate::observe::metrics;
 
-/// One of so many connections is kept free for new clients, by closing idle ones.
-const SPARE_PART: usize = 16;
-/// Longest a client may take to send a call's head.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a client may go on after an answer that ends its connection, as actix counts it. We
-/// wait twice as long, for actix may miss it and does not count for chunked bodies.
-pub const CLOSING: Duration = Duration::from_secs(1);
-/// Longest a client may take nothing of an answer that did not fit into the socket's buffers.
+/// For each this many connections, one is kept free for new clients: idle connections are closed.
+const CONNECTIONS_PER_SPARE: usize = 16;
+/// How long a client may take to send the head of a call.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client may keep its connection open after the answer that closes it, as actix counts.
+/// This module waits twice as long: actix may miss this time-out, and does not apply it to chunked
+/// bodies.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a client may read nothing of an answer that did not fit into the socket's buffers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes to read at once where calls begin. A head is seldom longer, and a worker answers all the
-/// calls of one reading before it turns to another connection.
-const READING: usize = 4096;
+/// Bytes to read at once while the connection waits for a call. A head is seldom longer, and a worker
+/// answers all calls of one read before it serves another connection.
+const READ_BYTES: usize = 4096;
 
 type Timer = Pin<Box<Sleep>>;
 
-/// The open connections of this process, and those among them that wait for a call and have sent
-/// nothing of it. When connections run short, the one that has waited the longest is closed, so that
-/// idle clients are in nobody's way.
+/// The open connections of this process, and the idle ones among them: those that wait for a call of
+/// which no byte has arrived. When connections run short, the longest idle connection is closed, so
+/// that idle clients do not keep out new ones.
 #[derive(Debug)]
 pub struct Connections {
-    /// With more than this, an idle one is closed for each new one.
-    plenty: usize,
+    /// With more open connections than this, each new one closes an idle one.
+    close_idle_above: usize,
     open: AtomicUsize,
     idle: Mutex<BTreeMap<u64, Arc<Idle>>>,
     next: AtomicU64,
-    /// Set when the process is asked to stop: answers end their connections from then on.
+    /// Cancelled when the process is asked to stop. From then on each answer closes its connection.
     stopping: CancellationToken,
 }
 
 /// A connection that waits for a call.
 #[derive(Debug, Default)]
 struct Idle {
-    is_to_close: AtomicBool,
+    should_close: AtomicBool,
     waker: AtomicWaker,
 }
 
 impl Connections {
-    /// No connection yet, of at most so many.
+    /// No connection yet; `most` connections may be open at once.
     #[must_use]
     pub fn new(most: usize, stopping: CancellationToken) -> Arc<Self> {
         let (open, idle, next) = (AtomicUsize::new(0), Mutex::default(), AtomicU64::new(0));
-        let plenty = most.saturating_sub((most / SPARE_PART).max(1));
-        Arc::new(Self { plenty, open, idle, next, stopping })
+        let close_idle_above = most.saturating_sub((most / CONNECTIONS_PER_SPARE).max(1));
+        Arc::new(Self { close_idle_above, open, idle, next, stopping })
     }
 
     fn opened(&self) {
@@ -85,10 +88,10 @@ impl Connections {
     }
 
     fn close_one_if_short(&self) {
-        if self.open.load(Ordering::Relaxed) > self.plenty
+        if self.open.load(Ordering::Relaxed) > self.close_idle_above
             && let Some((_, longest)) = self.idle().pop_first()
         {
-            longest.is_to_close.store(true, Ordering::Release);
+            longest.should_close.store(true, Ordering::Release);
             longest.waker.wake();
         }
     }
@@ -98,31 +101,31 @@ impl Connections {
     }
 }
 
-/// A connection's place among the idle ones, until it is dropped.
-struct IdlePlace {
+/// Lists a connection among the idle ones until this is dropped.
+struct IdleEntry {
     connections: Arc<Connections>,
     number: u64,
     idle: Arc<Idle>,
 }
 
-impl IdlePlace {
-    fn take(connections: &Arc<Connections>) -> Self {
+impl IdleEntry {
+    fn insert(connections: &Arc<Connections>) -> Self {
         let number = connections.next.fetch_add(1, Ordering::Relaxed);
         let idle = Arc::<Idle>::default();
         connections.idle().insert(number, Arc::clone(&idle));
-        // All the others may have been at work when the last client came.
+        // When the last client connected, there may have been no idle connection to close.
         connections.close_one_if_short();
         Self { connections: Arc::clone(connections), number, idle }
     }
 
-    /// Whether the connection is to be closed; if not, the task is woken when it is.
-    fn is_to_close(&self, context: &Context<'_>) -> bool {
+    /// Whether to close the connection. If not now, the task is woken when the answer changes.
+    fn should_close(&self, context: &Context<'_>) -> bool {
         self.idle.waker.register(context.waker());
-        self.idle.is_to_close.load(Ordering::Acquire)
+        self.idle.should_close.load(Ordering::Acquire)
     }
 }
 
-impl Drop for IdlePlace {
+impl Drop for IdleEntry {
     fn drop(&mut self) {
         self.connections.idle().remove(&self.number);
     }
@@ -132,27 +135,27 @@ impl Drop for IdlePlace {
 pub struct Connection {
     stream: TcpStream,
     connections: Arc<Connections>,
-    /// While it waits for a call and nothing of that has come.
-    idle: Option<IdlePlace>,
-    /// Something of the next call's head has come.
+    /// Set while the connection waits for a call of which no byte has arrived.
+    idle: Option<IdleEntry>,
+    /// At least one byte of the next call's head has arrived.
     has_begun: bool,
-    turn: Rc<Turn>,
-    /// Runs while an answer waits to be taken.
+    state: Rc<ConnectionState>,
+    /// Runs while the client does not read the answer.
     answer: Option<Timer>,
-    /// We were asked to read, and did not read all that is there.
-    is_put_off: bool,
+    /// actix asked for bytes, and there may be more in the socket than were read.
+    is_read_deferred: bool,
 }
 
-/// What the stream alone cannot tell, and the calls that come over it can.
-struct Turn {
+/// What a connection and the calls on it share.
+struct ConnectionState {
     stage: Cell<Stage>,
-    /// Runs while a head or the connection's end is due.
-    patience: RefCell<Option<Timer>>,
-    /// The last call left a body unread: no other can follow it.
+    /// Runs while the client has to send a head, or has to close the connection.
+    deadline: RefCell<Option<Timer>>,
+    /// The last call's body was not read to its end, so no call can follow.
     is_last: Cell<bool>,
-    /// Calls whose answers are not all sent. A stream's call is over long before its answer is.
-    unanswered: Cell<usize>,
-    /// A call waits on purpose: nobody goes on waiting for a client that has hung up.
+    /// Calls whose answers are not sent completely. The handler of a stream ends long before its answer.
+    unsent_answers: Cell<usize>,
+    /// The call is a long-poll or a stream: it ends as soon as its client hangs up.
     ends_with_client: Cell<bool>,
     /// See [`Connections`].
     stopping: CancellationToken,
@@ -163,9 +166,9 @@ struct Turn {
 enum Stage {
     /// A call, which the client may be sending.
     Call,
-    /// The body of the call under way, for which its handler has asked.
+    /// The body of the current call, which its handler is reading.
     Body,
-    /// Our answer.
+    /// The service's answer.
     Answer,
 }
 
@@ -173,11 +176,11 @@ impl Connection {
     /// Takes over a new connection.
     #[must_use]
     pub fn new(stream: TcpStream, connections: &Arc<Connections>) -> Self {
-        let turn = Turn {
+        let state = ConnectionState {
             stage: Cell::new(Stage::Call),
-            patience: RefCell::new(Some(Box::pin(sleep(PATIENCE)))),
+            deadline: RefCell::new(Some(Box::pin(sleep(HEAD_TIMEOUT)))),
             is_last: Cell::new(false),
-            unanswered: Cell::new(0),
+            unsent_answers: Cell::new(0),
             ends_with_client: Cell::new(false),
             stopping: connections.stopping.clone(),
         };
@@ -188,56 +191,56 @@ impl Connection {
             connections: Arc::clone(connections),
             idle: None,
             has_begun: false,
-            turn: Rc::new(turn),
+            state: Rc::new(state),
             answer: None,
-            is_put_off: false,
+            is_read_deferred: false,
         }
     }
 
-    /// Makes the connection known to its calls.
-    pub fn introduce(&self, data: &mut Extensions) {
-        data.insert(Rc::clone(&self.turn));
+    /// Gives the connection's calls access to its state.
+    pub fn share_state(&self, data: &mut Extensions) {
+        data.insert(Rc::clone(&self.state));
     }
 
-    /// Reads a little, while there is patience.
-    fn poll_read_call(
+    /// Reads at most [`READ_BYTES`], until the deadline.
+    fn poll_read_head(
         &mut self,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let size = READING.min(buffer.remaining());
+        let size = READ_BYTES.min(buffer.remaining());
         let mut little = ReadBuf::new(buffer.initialize_unfilled_to(size));
-        let read = if std::mem::take(&mut self.is_put_off) {
-            // After the worker's other connections have had their turn.
+        let read = if std::mem::take(&mut self.is_read_deferred) {
+            // Lets the worker serve its other connections first.
             context.waker().wake_by_ref();
             Poll::Pending
         } else {
             Pin::new(&mut self.stream).poll_read(context, &mut little)
         };
-        self.is_put_off = little.remaining() == 0;
+        self.is_read_deferred = little.remaining() == 0;
         let count = little.filled().len();
         buffer.advance(count);
         self.has_begun |= count > 0;
-        if self.has_begun || self.turn.unanswered.get() > 0 {
+        if self.has_begun || self.state.unsent_answers.get() > 0 {
             self.idle = None;
         } else if read.is_pending() {
-            let place = self.idle.get_or_insert_with(|| IdlePlace::take(&self.connections));
-            if place.is_to_close(context) {
-                // To actix, the client has hung up.
+            let entry = self.idle.get_or_insert_with(|| IdleEntry::insert(&self.connections));
+            if entry.should_close(context) {
+                // actix takes zero bytes for a client that has hung up.
                 return Poll::Ready(Ok(()));
             }
         }
-        let mut patience = self.turn.patience.borrow_mut();
+        let mut deadline = self.state.deadline.borrow_mut();
         if count > 0 {
-            patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE)));
+            deadline.get_or_insert_with(|| Box::pin(sleep(HEAD_TIMEOUT)));
         }
-        match patience.as_mut().map(|patience| patience.as_mut().poll(context)) {
+        match deadline.as_mut().map(|deadline| deadline.as_mut().poll(context)) {
             Some(Poll::Ready(())) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             _ => read,
         }
     }
 
-    /// Reads nothing, but notices a client that goes away.
+    /// Reads no bytes, but notices when the client hangs up.
     fn poll_closed(
         &mut self,
         context: &mut Context<'_>,
@@ -248,7 +251,7 @@ impl Connection {
         if count == 0 {
             return Pin::new(&mut self.stream).poll_read(context, buffer);
         }
-        self.is_put_off = true;
+        self.is_read_deferred = true;
         Poll::Pending
     }
 }
@@ -267,19 +270,19 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Whoever does not take our answers is not listened to.
+        // A client that does not read its answers can send no further calls.
         if this.answer.is_some() {
             return Poll::Pending;
         }
         let before = buffer.filled().len();
-        let read = match this.turn.stage.get() {
-            Stage::Call => this.poll_read_call(context, buffer),
+        let read = match this.state.stage.get() {
+            Stage::Call => this.poll_read_head(context, buffer),
             Stage::Body => Pin::new(&mut this.stream).poll_read(context, buffer),
             Stage::Answer => this.poll_closed(context, buffer),
         };
         let has_ended = matches!(read, Poll::Ready(Ok(()))) && buffer.filled().len() == before;
-        if has_ended && this.turn.ends_with_client.get() {
-            // To actix an end is only that of the calls, and it would wait on.
+        if has_ended && this.state.ends_with_client.get() {
+            // For actix, end of input only means that no further call follows: it would go on waiting.
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         read
@@ -299,11 +302,11 @@ impl AsyncWrite for Connection {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         };
         this.answer = None;
-        // What comes next is another call.
+        // The next bytes belong to another call.
         this.has_begun = false;
-        this.turn.be_patient();
-        // Now that we are heard, it may be the client's turn again.
-        this.is_put_off = false;
+        this.state.clear_deadline();
+        // The answer is sent, so the next call may be read.
+        this.is_read_deferred = false;
         context.waker().wake_by_ref();
         Poll::Ready(written)
     }
@@ -317,66 +320,66 @@ impl AsyncWrite for Connection {
     }
 }
 
-impl Turn {
-    /// Nothing is due, unless it is the end.
-    fn be_patient(&self) {
+impl ConnectionState {
+    /// Stops the deadline, unless the client has to close the connection.
+    fn clear_deadline(&self) {
         if !self.is_last.get() {
-            self.patience.take();
+            self.deadline.take();
         }
     }
 
-    /// The end is due.
-    fn end(&self) {
+    /// Starts the deadline by which the client has to close the connection.
+    fn expect_close(&self) {
         self.is_last.set(true);
-        self.patience.replace(Some(Box::pin(sleep(CLOSING * 2))));
+        self.deadline.replace(Some(Box::pin(sleep(CLOSE_TIMEOUT * 2))));
     }
 }
 
-/// Says that this call waits on purpose, and is to end when its client hangs up. Others go on: a
-/// client may have said all that it will say and still want to hear the answer.
+/// Marks this call as one that ends when its client hangs up, for long-polls and streams. Other calls
+/// go on: a client may close its sending side and still wait for the answer.
 pub fn end_with_client(request: &HttpRequest) {
-    if let Some(turn) = request.conn_data::<Rc<Turn>>() {
-        turn.ends_with_client.set(true);
+    if let Some(state) = request.conn_data::<Rc<ConnectionState>>() {
+        state.ends_with_client.set(true);
     }
 }
 
-/// A call under way, until it is dropped.
-struct UnderWay(Rc<Turn>);
+/// Marks the connection as busy with a call until this is dropped.
+struct CallInProgress(Rc<ConnectionState>);
 
-impl UnderWay {
-    fn begin(turn: Rc<Turn>) -> Self {
-        turn.stage.set(Stage::Answer);
-        turn.be_patient();
-        Self(turn)
+impl CallInProgress {
+    fn begin(state: Rc<ConnectionState>) -> Self {
+        state.stage.set(Stage::Answer);
+        state.clear_deadline();
+        Self(state)
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for CallInProgress {
     fn drop(&mut self) {
         self.0.stage.set(Stage::Call);
     }
 }
 
-/// A call whose answer is not all sent, until it is dropped.
-struct Unanswered(Rc<Turn>);
+/// Counts a call whose answer is not sent completely, until this is dropped.
+struct UnsentAnswer(Rc<ConnectionState>);
 
-impl Unanswered {
-    fn begin(turn: Rc<Turn>) -> Self {
-        turn.unanswered.set(turn.unanswered.get() + 1);
-        Self(turn)
+impl UnsentAnswer {
+    fn begin(state: Rc<ConnectionState>) -> Self {
+        state.unsent_answers.set(state.unsent_answers.get() + 1);
+        Self(state)
     }
 }
 
-impl Drop for Unanswered {
+impl Drop for UnsentAnswer {
     fn drop(&mut self) {
-        self.0.unanswered.set(self.0.unanswered.get().saturating_sub(1));
+        self.0.unsent_answers.set(self.0.unsent_answers.get().saturating_sub(1));
     }
 }
 
-/// The body of an answer, which knows when it has been sent.
+/// The body of an answer. Dropped when the answer has been sent.
 pub struct AnswerBody {
     body: BoxBody,
-    _unanswered: Option<Unanswered>,
+    _unsent_answer: Option<UnsentAnswer>,
 }
 
 impl MessageBody for AnswerBody {
@@ -394,29 +397,30 @@ impl MessageBody for AnswerBody {
     }
 }
 
-/// Middleware: tells the connection that a call has come, when its body is wanted, and when its
-/// answer is there. If the body has not come to its end by then, the answer ends the connection.
+/// Middleware: tells the connection when a call has arrived, when its handler reads the body, and when
+/// the answer is ready. If the body is not at its end by then, the answer closes the connection.
 ///
 /// # Errors
 /// Those of the inner service.
-pub async fn take_turns<B: MessageBody + 'static>(
+pub async fn track_calls<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<AnswerBody>, actix_web::Error> {
-    let unanswered = request.conn_data::<Rc<Turn>>().cloned().map(Unanswered::begin);
-    let answer = take_turn(request, next).await?;
-    Ok(answer.map_body(|_, body| AnswerBody { body: body.boxed(), _unanswered: unanswered }))
+    let unsent_answer =
+        request.conn_data::<Rc<ConnectionState>>().cloned().map(UnsentAnswer::begin);
+    let answer = track_call(request, next).await?;
+    Ok(answer.map_body(|_, body| AnswerBody { body: body.boxed(), _unsent_answer: unsent_answer }))
 }
 
-async fn take_turn<B: MessageBody>(
+async fn track_call<B: MessageBody>(
     mut request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, actix_web::Error> {
-    let Some(turn) = request.conn_data::<Rc<Turn>>().cloned() else {
+    let Some(state) = request.conn_data::<Rc<ConnectionState>>().cloned() else {
         return next.call(request).await;
     };
-    let _under_way = UnderWay::begin(Rc::clone(&turn));
-    let is_stopping = || turn.stopping.is_cancelled();
+    let _in_progress = CallInProgress::begin(Rc::clone(&state));
+    let is_stopping = || state.stopping.is_cancelled();
     let body = match request.take_payload() {
         Payload::None => {
             let mut answer = next.call(request).await;
@@ -427,22 +431,22 @@ async fn take_turn<B: MessageBody>(
         }
         body => Rc::new(RefCell::new(body)),
     };
-    let (bytes, reading) = (Rc::clone(&body), Rc::clone(&turn));
+    let (bytes, reading) = (Rc::clone(&body), Rc::clone(&state));
     let bytes = poll_fn(move |context| {
         let bytes = bytes.borrow_mut().poll_next_unpin(context);
         match &bytes {
             Poll::Ready(Some(Ok(_more_may_follow))) => {}
             Poll::Ready(_) => reading.stage.set(Stage::Answer),
             Poll::Pending if reading.stage.replace(Stage::Body) == Stage::Body => {}
-            // Until now the connection was not read.
+            // The connection was not polled for reading until now.
             Poll::Pending => context.waker().wake_by_ref(),
         }
         bytes
     });
     request.set_payload(Payload::Stream { payload: Box::pin(bytes) });
     let mut answer = next.call(request).await;
-    if !is_all_there(&mut body.borrow_mut()) {
-        turn.end();
+    if !is_fully_read(&mut body.borrow_mut()) {
+        state.expect_close();
         end_connection(&mut answer);
     } else if is_stopping() {
         end_connection(&mut answer);
@@ -450,15 +454,15 @@ async fn take_turn<B: MessageBody>(
     answer
 }
 
-/// Says that no further call is answered on this connection.
+/// Makes this answer the last one on its connection.
 fn end_connection<B>(answer: &mut Result<ServiceResponse<B>, actix_web::Error>) {
     if let Ok(answer) = answer {
         answer.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }
 }
 
-/// Whether the rest of a body need not be waited for.
-fn is_all_there(body: &mut Payload) -> bool {
+/// Whether a body can be read to its end without waiting.
+fn is_fully_read(body: &mut Payload) -> bool {
     let mut context = Context::from_waker(Waker::noop());
     loop {
         match body.poll_next_unpin(&mut context) {

@@ -1,5 +1,5 @@
-//! The API document: what each handler says of itself, and what holds for all routes of a kind. What
-//! several operations share is said once, under `components`.
+//! Assembles the API document from the handlers' entries, and adds the parameters and errors that all
+//! routes of an [`Access`] share. Shared parts appear once, under `components`.
 
 use actix_web::{HttpResponse, Responder, web};
 use indexmap::IndexMap;
@@ -17,10 +17,10 @@ use super::envelope::Envelope;
 use super::error::ErrorCode;
 use super::{examples, parameters, schemas};
 
-/// Where the document is.
+/// The document's address.
 pub const ADDRESS: &str = "/v3/api-docs";
 
-/// What a caller's identity and a call's limits may be answered, on every route that is not open.
+/// The errors of authentication and limits, on every route that is not open.
 const OF_CALLERS: [ErrorCode; 11] = [
     ErrorCode::Invalid,
     ErrorCode::NoTenant,
@@ -34,7 +34,7 @@ const OF_CALLERS: [ErrorCode; 11] = [
     ErrorCode::Internal,
     ErrorCode::Unavailable,
 ];
-/// What a body may be answered.
+/// The errors of every route with a body.
 const OF_BODIES: [ErrorCode; 2] = [ErrorCode::TooLarge, ErrorCode::NotJson];
 
 #[derive(OpenApi)]
@@ -80,7 +80,7 @@ pub fn assemble(endpoints: Vec<Endpoint>) -> Document {
     document
 }
 
-/// Adds what holds for all operations that these may call.
+/// Adds to an operation what all operations with this access share.
 fn complete(
     operation: &mut Operation,
     access: Access,
@@ -88,7 +88,7 @@ fn complete(
     components: &mut Components,
 ) {
     name(operation);
-    leave_out_what_is_for_programmers(operation);
+    remove_errors_section(operation);
     refer_to_parameters(operation, access, components);
     let mut codes = vec![ErrorCode::MethodNotAllowed];
     codes.extend(errors);
@@ -103,7 +103,7 @@ fn complete(
     refer_to_errors(operation, &codes, components);
 }
 
-/// Handlers in different files share names, and an operation's id must be its own.
+/// Prefixes an operation's id with its tag: handlers in different files have the same names.
 fn name(operation: &mut Operation) {
     let tag = operation.tags.as_ref().and_then(|tags| tags.first());
     if let (Some(tag), Some(name)) = (tag, &operation.operation_id) {
@@ -111,15 +111,14 @@ fn name(operation: &mut Operation) {
     }
 }
 
-/// The handlers' `# Errors` sections say less than the answers that are listed here.
-fn leave_out_what_is_for_programmers(operation: &mut Operation) {
+/// Removes `# Errors` sections from descriptions: the document lists the errors itself.
+fn remove_errors_section(operation: &mut Operation) {
     let kept = operation.description.take();
     let kept = kept.and_then(|text| Some(text.split("# Errors").next()?.trim().to_owned()));
     operation.description = kept.filter(|text| !text.is_empty());
 }
 
-/// Puts references in place of the parameters that other operations take, too: the address comes
-/// first, the headers of callers last.
+/// Replaces shared parameters by references. Parameters of the path come first, callers' headers last.
 fn refer_to_parameters(operation: &mut Operation, access: Access, components: &mut Components) {
     let mut shared = |(name, parameter): (&str, Parameter)| {
         components.parameters.insert(name.to_owned(), parameter.into());
@@ -140,7 +139,7 @@ fn refer_to_parameters(operation: &mut Operation, access: Access, components: &m
     operation.parameters = Some(own).filter(|parameters| !parameters.is_empty());
 }
 
-/// Puts references in place of the views in envelopes: utoipa writes the `T` of an `Envelope<T>` out.
+/// Replaces the views in envelopes by references: utoipa inlines the `T` of an `Envelope<T>`.
 fn refer_to_views(components: &mut Components) {
     let known = components.schemas.clone();
     for schema in components.schemas.values_mut() {
@@ -152,7 +151,7 @@ fn refer_to_views(components: &mut Components) {
     }
 }
 
-/// Adds an answer for every status, with the codes that come with it.
+/// Adds an answer for each status, with its error codes.
 fn refer_to_errors(operation: &mut Operation, codes: &[ErrorCode], components: &mut Components) {
     let mut by_status = IndexMap::<_, Vec<_>>::new();
     for code in codes {
@@ -166,7 +165,7 @@ fn refer_to_errors(operation: &mut Operation, codes: &[ErrorCode], components: &
     }
 }
 
-/// The answer to one status: its codes, each with an example.
+/// The answer with one status: its codes, each with an example.
 fn error(codes: &[ErrorCode]) -> Response {
     let status = codes.first().map(|code| code.status()).unwrap_or_default();
     let reason = status.canonical_reason().unwrap_or("Error");

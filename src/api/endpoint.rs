@@ -1,7 +1,7 @@
 //! One route: its address, who may call it, its handler, and its part of the API document.
 //!
-//! A handler becomes a route as [`open`], [`caller`] or [`approver`]. The last two take only handlers
-//! whose first argument is the caller's identity, so no route can forget to ask for it.
+//! [`open`], [`caller`] or [`approver`] makes a route of a handler. The last two only accept handlers
+//! whose first argument is the caller's identity, so a route without authentication does not compile.
 
 use actix_web::http::Method;
 use actix_web::{FromRequest, Handler, Responder, Route};
@@ -15,23 +15,23 @@ use super::identity::{ApproverOf, CallerOf};
 pub enum Access {
     /// Anybody.
     Open,
-    /// Whoever has a token, for their own tenant.
+    /// A caller with a token, for their own tenant.
     Caller,
-    /// A person who names themselves twice, and is no agent.
+    /// A person, not an agent, whom both the token and `X-User-ID` name.
     Approver,
 }
 
 /// A route.
 pub struct Endpoint {
-    /// The one method it answers.
+    /// The HTTP method.
     pub method: Method,
     /// The address without a prefix, its ids in braces.
     pub path: String,
     /// Who may call it.
     pub access: Access,
-    /// What it may answer beyond the errors that all routes of its [`Access`] share.
+    /// The errors of this route alone; all routes of an [`Access`] share further ones.
     pub errors: &'static [ErrorCode],
-    /// What its handler says of itself.
+    /// The API document's entry, from the handler's `#[utoipa::path]`.
     pub documentation: PathItem,
     /// The schemas that the documentation refers to.
     pub components: Components,
@@ -65,7 +65,7 @@ pub struct Guarded {
     route: Route,
 }
 
-/// For anybody.
+/// A handler for anybody.
 pub fn open<H, A>(handler: H) -> Guarded
 where
     H: Handler<A, Output: Responder + 'static>,
@@ -74,7 +74,7 @@ where
     Guarded { access: Access::Open, route: Route::new().to(handler) }
 }
 
-/// For whoever has a token: only for handlers that ask who is calling.
+/// A handler for callers with a token. Its first argument must be [`CallerOf`].
 ///
 /// ```
 /// # use aura_hitl::api::{endpoint::caller, identity::CallerOf};
@@ -93,7 +93,7 @@ where
     Guarded { access: Access::Caller, ..open(handler) }
 }
 
-/// For whoever may decide: only for handlers that ask for an approver.
+/// A handler for people who may decide. Its first argument must be [`ApproverOf`].
 ///
 /// ```
 /// # use aura_hitl::api::{endpoint::approver, identity::ApproverOf};
@@ -112,8 +112,8 @@ where
     Guarded { access: Access::Approver, ..open(handler) }
 }
 
-/// The arguments of a handler whose first one is `First`. actix reads them in this order, so
-/// nothing else of the call is looked at before its caller is known.
+/// The arguments of a handler, of which `First` is the first. actix extracts them in order, so the
+/// caller is authenticated before the rest of the call is read.
 pub trait BeginsWith<First> {}
 
 macro_rules! begins_with {

@@ -1,4 +1,4 @@
-//! The envelope around every JSON answer, and what it says about the call that it answers.
+//! The envelope around every JSON answer, with the ids of the call.
 
 use std::future::Future;
 
@@ -19,21 +19,21 @@ tokio::task_local! {
     static CALL: Call;
 }
 
-/// What an answer repeats of the call it answers.
+/// The properties of a call that its answer needs.
 #[derive(Clone, Debug, Default)]
 pub struct Call {
     /// The caller's trace id, if it sent one.
     pub trace_id: Option<String>,
-    /// Ours, for errors without one.
+    /// This service's id of the call. An error without a trace id carries it.
     pub call_id: Option<String>,
     /// The Gateway's id of the call.
     pub gateway_request_id: Option<String>,
-    /// The language for sentences.
+    /// The language of the answer's sentences.
     pub language: Language,
 }
 
 impl Call {
-    /// The call under way on this task.
+    /// The call that the current task answers.
     #[must_use]
     pub fn current() -> Self {
         CALL.try_with(Clone::clone).unwrap_or_default()
@@ -57,7 +57,7 @@ impl Call {
     }
 }
 
-/// Middleware: makes the call known to every envelope built while it is answered.
+/// Middleware: sets [`Call::current`] for the envelopes of this call.
 ///
 /// # Errors
 /// Those of the inner service.
@@ -104,7 +104,7 @@ pub fn wire_time(time: chrono::DateTime<chrono::Utc>) -> String {
 }
 
 impl<T> Envelope<T> {
-    /// An answer that says that all went well.
+    /// The envelope of a success.
     #[must_use]
     pub fn success(message: &'static str, data: Option<T>) -> Self {
         let call = Call::current();
@@ -120,7 +120,7 @@ impl<T> Envelope<T> {
         }
     }
 
-    /// An answer that says what went wrong.
+    /// The envelope of an error.
     #[must_use]
     pub fn error(code: &'static str, message: String, data: Option<T>) -> Self {
         let call = Call::current();
@@ -151,10 +151,10 @@ impl<T> Answer<T> {
         Self { status, message, data, headers: HeaderMap::new() }
     }
 
-    /// The same with a header.
+    /// Adds a header.
     #[must_use]
     pub fn with(mut self, header: impl TryIntoHeaderPair) -> Self {
-        // Ours are valid.
+        // The service only sets valid headers.
         if let Ok((name, value)) = header.try_into_pair() {
             self.headers.insert(name, value);
         }

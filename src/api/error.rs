@@ -1,7 +1,7 @@
-//! Every way in which a call can fail, with its code, its status and its sentence.
+//! All errors of the API, each with its code, its status and its sentence.
 //!
-//! The codes are a closed set and their statuses are the contract's. What a 5xx says is constant:
-//! its cause is in the log, once, and nowhere else.
+//! The wire contract fixes the codes and their statuses. The message of a 5xx is constant; its cause is
+//! logged once and never sent.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,13 +21,13 @@ use crate::identity::TokenProblem;
 use crate::ledger::LedgerError;
 use crate::limits::{Limit, TooMany};
 use crate::requests::RequestError;
-use crate::state::Undone;
+use crate::state::WorkError;
 use crate::tasks::TaskError;
 
 /// Seconds after which a 503 may be worth a retry.
-pub const RETRY_SECONDS: u64 = 1;
+pub const RETRY_AFTER_SECONDS: u64 = 1;
 
-/// Makes [`ErrorCode`] and all that is said about a code out of one line for each.
+/// Makes [`ErrorCode`] and its table from one line for each code.
 macro_rules! error_codes {
     ($($name:ident $code:literal $status:ident $reason:literal $meaning:literal
         $([$en:literal, $ko:literal])?;)*) => {
@@ -55,8 +55,8 @@ macro_rules! error_codes {
     (@sentence $en:literal, $ko:literal) => { Some([$en, $ko]) };
 }
 
-// The name, the code on the wire, the status, the metrics' label and the meaning; then the sentence
-// in English and Korean, where a code has only one.
+// Name, code on the wire, status, label in the metrics, meaning; then the sentence in English and
+// Korean, if the code always has the same one.
 error_codes! {
     Internal "E1000" INTERNAL_SERVER_ERROR "internal" "Our fault."
         ["Server error: it is not your fault. Please try again later.", "서버 오류: 잠시 후 다시 시도해 주세요."];
@@ -75,7 +75,7 @@ error_codes! {
         ["Signed in to another tenant. Please sign in again.", "다른 테넌트로 로그인됨: 다시 로그인해 주세요."];
     WrongState "E3002" CONFLICT "wrong_state" "The state does not allow this step.";
     AlreadyDecided "E3006" CONFLICT "already_decided" "Decided otherwise.";
-    Gone "E3007" GONE "gone" "Expired or withdrawn undecided, or its agent has moved on.";
+    Gone "E3007" GONE "gone" "Expired or withdrawn pending_in_redis, or its agent has moved on.";
     Conflict "E3008" CONFLICT "conflict" "The id stands for another request, or there is nothing to acknowledge yet.";
     Invalid "E4000" BAD_REQUEST "invalid" "Validation failed.";
     BadHeader "E4001" BAD_REQUEST "bad_header" "A header is missing, blank or repeated.";
@@ -119,7 +119,7 @@ impl ErrorCode {
     }
 }
 
-/// What a failed call is answered.
+/// The answer to a failed call.
 #[derive(Clone, Debug)]
 pub struct ApiError {
     code: ErrorCode,
@@ -129,7 +129,7 @@ pub struct ApiError {
     retry_after_seconds: Option<u64>,
 }
 
-/// The fields of a body that are wrong, each with what is wrong.
+/// The invalid fields of a body, each with the reason.
 pub type FieldErrors = BTreeMap<String, Text>;
 
 impl ApiError {
@@ -139,23 +139,23 @@ impl ApiError {
             text: Text::new(en.into(), ko.into()),
             data: None,
             allow: None,
-            retry_after_seconds: (code == ErrorCode::Unavailable).then_some(RETRY_SECONDS),
+            retry_after_seconds: (code == ErrorCode::Unavailable).then_some(RETRY_AFTER_SECONDS),
         }
     }
 
-    /// An error whose code has only one sentence, that of the table.
+    /// An error with its code's sentence in the table.
     fn of(code: ErrorCode) -> Self {
         let [en, ko] = code.line().sentence.unwrap_or_default();
         Self::new(code, en, ko)
     }
 
-    /// Which of the contract's errors it is.
+    /// The error's code in the contract.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         self.code
     }
 
-    /// What it says, in English.
+    /// The message in English.
     #[must_use]
     pub fn english(&self) -> &str {
         self.text.english()
@@ -166,14 +166,14 @@ impl ApiError {
         self
     }
 
-    /// Our fault. The cause goes to the log.
+    /// `E1000`: a bug. Logs the cause.
     #[must_use]
     pub fn internal(cause: &str) -> Self {
         error!(cause, "a call failed");
         Self::of(ErrorCode::Internal)
     }
 
-    /// A store that does not answer. The cause goes to the log.
+    /// `E5000`: a store did not answer, and nothing was changed. Logs the cause.
     #[must_use]
     pub fn unavailable(cause: &str) -> Self {
         warn!(cause, "a call was turned away");
@@ -184,7 +184,8 @@ impl ApiError {
         )
     }
 
-    fn unconfirmed(cause: &str) -> Self {
+    /// `E5000`: the ledger did not confirm a write, which may or may not be recorded. Logs the cause.
+    fn outcome_unknown(cause: &str) -> Self {
         warn!(cause, "it could not be confirmed what was recorded");
         Self::new(
             ErrorCode::Unavailable,
@@ -194,7 +195,7 @@ impl ApiError {
         )
     }
 
-    /// More to do than there is room for; nothing was begun.
+    /// `E5000`: too many calls are under way, and this one was not started. Logs the cause.
     fn busy(cause: &str) -> Self {
         warn!(cause, "a call was turned away");
         Self::new(
@@ -204,7 +205,7 @@ impl ApiError {
         )
     }
 
-    /// There is no such request; also what other tenants see.
+    /// There is no such request, or it is another tenant's.
     #[must_use]
     pub fn no_such_request() -> Self {
         Self::new(
@@ -214,7 +215,7 @@ impl ApiError {
         )
     }
 
-    /// There is no such task; also what other tenants see.
+    /// There is no such task, or it is another tenant's.
     #[must_use]
     pub fn no_such_task() -> Self {
         Self::new(
@@ -230,7 +231,7 @@ impl ApiError {
         Self::new(ErrorCode::NotFound, "No such address.", "없는 주소입니다.")
     }
 
-    /// A known address, another method.
+    /// The address has a route, but not for this method.
     #[must_use]
     pub fn method_not_allowed(allow: &str) -> Self {
         let mut error = Self::new(
@@ -248,7 +249,7 @@ impl ApiError {
         Self::of(ErrorCode::NoToken)
     }
 
-    /// A token that stands for nobody.
+    /// The token is expired or not valid.
     #[must_use]
     pub fn bad_token(problem: TokenProblem) -> Self {
         match problem {
@@ -263,13 +264,13 @@ impl ApiError {
         Self::of(ErrorCode::NoTenant)
     }
 
-    /// The token's tenant is another.
+    /// The token's tenant is not the one that the call names.
     #[must_use]
     pub fn wrong_tenant() -> Self {
         Self::of(ErrorCode::WrongTenant)
     }
 
-    /// The token's user is another.
+    /// The token's user is not the one that the call names.
     #[must_use]
     pub fn wrong_user() -> Self {
         Self::new(
@@ -289,7 +290,7 @@ impl ApiError {
         )
     }
 
-    /// The token lacks what says that a person acts.
+    /// The token lacks the claim that proves that a person acts.
     #[must_use]
     pub fn not_proven_a_person() -> Self {
         Self::new(
@@ -299,7 +300,7 @@ impl ApiError {
         )
     }
 
-    /// A header that names the kind of caller has a value that is none.
+    /// `X-DWP-Caller-Type` or `X-DWP-Source` has an unknown value.
     #[must_use]
     pub fn bad_caller_kind(name: &'static str, person: &str) -> Self {
         Self::new(
@@ -319,7 +320,7 @@ impl ApiError {
         )
     }
 
-    /// `If-Match` is required, and does not name what the person looked at.
+    /// `If-Match` is required, and is missing or `*`.
     #[must_use]
     pub fn unconditional() -> Self {
         Self::of(ErrorCode::Unconditional)
@@ -345,9 +346,9 @@ impl ApiError {
         )
     }
 
-    /// A header that does not say what it should.
+    /// A header whose value is not what `en` and `ko` describe.
     #[must_use]
-    pub fn odd_header(name: &str, en: &str, ko: &str) -> Self {
+    pub fn invalid_header(name: &str, en: &str, ko: &str) -> Self {
         Self::new(
             ErrorCode::BadHeader,
             format!("{name} is not valid: it must be {en}."),
@@ -355,20 +356,20 @@ impl ApiError {
         )
     }
 
-    /// An id in the path that cannot be one.
+    /// An id that is not valid.
     #[must_use]
     pub fn bad_id(field: &'static str) -> Self {
         let text = Text::new("is not a valid id", "올바른 형식의 ID가 아닙니다");
         Self::invalid_field(field, text)
     }
 
-    /// One field that is wrong.
+    /// One invalid field.
     #[must_use]
     pub fn invalid_field(field: &str, text: Text) -> Self {
         Self::invalid(FieldErrors::from([(field.to_owned(), text)]))
     }
 
-    /// Fields that are wrong.
+    /// Invalid fields.
     #[must_use]
     pub fn invalid(fields: FieldErrors) -> Self {
         let language = Call::current().language;
@@ -405,7 +406,7 @@ impl ApiError {
         Self::of(ErrorCode::NotJson)
     }
 
-    /// A registration under an id that stands for another request.
+    /// A registration under an id that belongs to another request.
     #[must_use]
     pub fn id_taken() -> Self {
         Self::new(
@@ -415,7 +416,7 @@ impl ApiError {
         )
     }
 
-    /// A registration for a task that is over.
+    /// A registration for a task that has ended.
     #[must_use]
     pub fn task_is_over() -> Self {
         Self::new(
@@ -425,7 +426,7 @@ impl ApiError {
         )
     }
 
-    /// A task that does not allow a step.
+    /// A step that the task's state or its plan does not allow.
     #[must_use]
     pub fn task_refused(refusal: &TaskRefusal) -> Self {
         match refusal {
@@ -462,7 +463,7 @@ impl ApiError {
             "approved" => ("approved", "승인"),
             _ => ("rejected", "거절"),
         };
-        // A rejection without a reason says nothing that "rejected" does not say.
+        // The default reason would only repeat "rejected".
         let reason = decision.verdict.reason().filter(|reason| *reason != DEFAULT_REASON);
         let reason = reason.map(|reason| format!(" · \"{}\"", shown(reason))).unwrap_or_default();
         Self::new(
@@ -474,13 +475,13 @@ impl ApiError {
     }
 }
 
-/// A stranger's text within a sentence: one line, nothing that turns the line around, not too long.
+/// An untrusted text within a sentence: one line, without direction characters, cut to 80 characters.
 fn shown(text: &str) -> String {
     const MAX_CHARS: usize = 80;
-    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let is_direction = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let line =
         text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
-    let line = line.collect::<Vec<_>>().join(" ").replace(turns, "");
+    let line = line.collect::<Vec<_>>().join(" ").replace(is_direction, "");
     if line.chars().count() <= MAX_CHARS {
         return line;
     }
@@ -562,7 +563,7 @@ impl From<RequestError> for ApiError {
                 ),
                 "읽을 수 없는 요청: 결정되지 않았습니다. 에이전트가 다시 요청해야 합니다.",
             ),
-            RequestError::DecidedByNobody => Self::new(
+            RequestError::UnrecordedDecision => Self::new(
                 ErrorCode::Unprocessable,
                 "Request altered: nobody decided it here, but Redis says that it is no longer \
                  pending. The agent must ask again.",
@@ -571,8 +572,8 @@ impl From<RequestError> for ApiError {
             RequestError::Courier(unavailable) => Self::unavailable(&unavailable.to_string()),
             RequestError::Ledger(error) => error.into(),
             RequestError::TooMany(too_many) => too_many.into(),
-            RequestError::Undone(undone) => undone.into(),
-            RequestError::OutcomeUnknown(error) => Self::unconfirmed(&error.to_string()),
+            RequestError::Work(error) => error.into(),
+            RequestError::OutcomeUnknown(error) => Self::outcome_unknown(&error.to_string()),
         }
     }
 }
@@ -589,11 +590,11 @@ impl From<TaskError> for ApiError {
     }
 }
 
-impl From<Undone> for ApiError {
-    fn from(undone: Undone) -> Self {
-        match undone {
-            Undone::Busy => Self::busy(&undone.to_string()),
-            Undone::Panicked => Self::internal(&undone.to_string()),
+impl From<WorkError> for ApiError {
+    fn from(error: WorkError) -> Self {
+        match error {
+            WorkError::NotExecuted => Self::busy(&error.to_string()),
+            WorkError::OutcomeUnknown => Self::internal(&error.to_string()),
         }
     }
 }
@@ -667,7 +668,7 @@ impl From<LedgerError> for ApiError {
             LedgerError::NotExecuted(cause) | LedgerError::Locked(cause) => {
                 Self::unavailable(&cause)
             }
-            LedgerError::OutcomeUnknown(cause) => Self::unconfirmed(&cause),
+            LedgerError::OutcomeUnknown(cause) => Self::outcome_unknown(&cause),
             LedgerError::Inconsistent(cause) => Self::internal(&cause),
         }
     }

@@ -10,10 +10,10 @@ pub const TASK: &str = "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6";
 pub const REQUEST: &str = "req-12345";
 /// A session's id.
 pub const SESSION: &str = "session_user123_1706149260";
-/// What a request is about, hashed.
+/// A request's fingerprint.
 pub const FINGERPRINT: &str = "867fde4fc583e15bf89001ed3d7d15494603a334605ab747d88130cf7ed58894";
 
-/// An answer that says that all went well.
+/// A successful answer.
 pub fn success(message: &str, data: impl Into<Value>) -> Value {
     json!({
         "status": "SUCCESS", "message": message, "data": data.into(),
@@ -21,7 +21,7 @@ pub fn success(message: &str, data: impl Into<Value>) -> Value {
     })
 }
 
-/// An answer that says what went wrong.
+/// The answer of an error.
 pub fn failure(code: ErrorCode) -> Value {
     match code {
         ErrorCode::Invalid => failure_with(code, &json!({ "userId": "is required" })),
@@ -36,7 +36,7 @@ pub fn failure(code: ErrorCode) -> Value {
     }
 }
 
-/// The same with data, unless they are `null`.
+/// The answer of an error, with `data` unless it is `null`.
 pub fn failure_with(code: ErrorCode, data: &Value) -> Value {
     let mut answer = json!({
         "status": "ERROR", "message": "…", "errorCode": code.as_str(),

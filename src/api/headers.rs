@@ -1,21 +1,21 @@
-//! The Gateway's descriptive headers: who says to be calling, and in which trace. Nothing here is
-//! trusted; see [`identity`](super::identity) for what is.
+//! The Gateway's descriptive headers: the kind of caller, and the trace. They are not trusted;
+//! [`identity`](super::identity) authenticates callers.
 
 use actix_web::http::header::HeaderMap;
 
 use crate::domain::approver::Via;
 
-/// Longest header value that is repeated in a log, an answer or the ledger.
+/// How long a header's value may be to get into the log, an answer or the ledger.
 const MAX_HEADER_CHARS: usize = 256;
 
-/// A header's value, if it is plain printable text that is not too long to be kept.
+/// A header's value, if it is printable ASCII of at most 256 characters.
 #[must_use]
 pub fn header_text(headers: &HeaderMap, name: &str) -> Option<String> {
     let value = headers.get(name)?.to_str().ok()?.trim();
     (!value.is_empty() && value.len() <= MAX_HEADER_CHARS).then(|| value.to_owned())
 }
 
-/// The Gateway's descriptive headers. What is not plain printable text is left out.
+/// The Gateway's descriptive headers. Values that [`header_text`] refuses are left out.
 #[must_use]
 pub fn via(headers: &HeaderMap) -> Via {
     let text = |name: &str| header_text(headers, name);

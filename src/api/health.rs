@@ -1,4 +1,4 @@
-//! Whether the service lives, and whether it can decide.
+//! Liveness and readiness, for probes.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use tracing::warn;
 use utoipa::ToSchema;
 
 use super::envelope::{Answer, Envelope, ok};
-use super::error::{ErrorCode, RETRY_SECONDS};
+use super::error::{ErrorCode, RETRY_AFTER_SECONDS};
 use super::examples::{failure_with, success};
 use crate::state::AppState;
 
@@ -112,17 +112,17 @@ pub async fn info() -> Answer<InfoView> {
     ok("OK", InfoView { name: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION") })
 }
 
-/// What the stores answered last. They are asked once for all who want to know meanwhile, so that
-/// nobody keeps them busy by asking: nobody needs a token for it.
+/// Checks the stores, and keeps the last result. Callers that ask during a check share its result: the
+/// route needs no token, so many callers must not mean many queries.
 #[derive(Debug, Default)]
-pub struct LastAnswer(Mutex<Option<(Instant, [WhyNot; 2])>>);
+pub struct StoreHealth(Mutex<Option<(Instant, [StoreError; 2])>>);
 
-/// What keeps a store from being ready, if anything does.
-type WhyNot = Option<String>;
+/// Why a store is not ready; `None` when it is ready.
+type StoreError = Option<String>;
 
-impl LastAnswer {
-    /// Whether ledger and courier answer, as found after this was asked.
-    pub async fn look(&self, app: &AppState) -> [bool; 2] {
+impl StoreHealth {
+    /// Whether the ledger and the courier answer, by a check that began after this call.
+    pub async fn check(&self, app: &AppState) -> [bool; 2] {
         let asked_at = Instant::now();
         let mut last = self.0.lock().await;
         if let Some((found_at, found)) = &*last
@@ -130,13 +130,13 @@ impl LastAnswer {
         {
             return found.each_ref().map(Option::is_none);
         }
-        // On the runtime that the connections belong to: on a worker's they would end with it.
+        // A connection that is opened on an HTTP worker's runtime ends with the worker.
         let asking = app.clone();
         let asking = app.runtime.spawn(async move { asking.check_stores().await });
         let found = asking.await.unwrap_or_else(|panic| [(); 2].map(|()| Some(panic.to_string())));
         let before = last.take().map(|(_, found)| found).unwrap_or_default();
         for (error, before) in found.iter().zip(&before) {
-            // Not at every question.
+            // Logged once, not at every probe.
             if let Some(error) = error.as_ref().filter(|error| before.as_ref() != Some(error)) {
                 warn!(error, "not ready");
             }
@@ -170,8 +170,8 @@ fn readiness_example(status: &str, courier_answers: bool) -> Value {
         ),
     )
 )]
-pub async fn ready(app: web::Data<AppState>, last: web::Data<LastAnswer>) -> impl Responder {
-    let [ledger, courier] = last.look(&app).await;
+pub async fn ready(app: web::Data<AppState>, stores: web::Data<StoreHealth>) -> impl Responder {
+    let [ledger, courier] = stores.check(&app).await;
     let ready = ledger && courier && !app.stopping.is_cancelled();
     let view = ReadinessView {
         status: if ready { "UP" } else { "DOWN" },
@@ -186,6 +186,6 @@ pub async fn ready(app: web::Data<AppState>, last: web::Data<LastAnswer>) -> imp
     }
     let message = "Service is not ready".to_owned();
     HttpResponse::ServiceUnavailable()
-        .insert_header((RETRY_AFTER, RETRY_SECONDS))
+        .insert_header((RETRY_AFTER, RETRY_AFTER_SECONDS))
         .json(Envelope::error(ErrorCode::Unavailable.as_str(), message, Some(view)))
 }

@@ -1,6 +1,5 @@
-//! Who is calling. A handler that takes a [`CallerOf`] or an [`ApproverOf`] cannot be reached
-//! without the token and the headers that the contract asks for, nor more often than one person
-//! may.
+//! Who is calling. A handler that takes a [`CallerOf`] or an [`ApproverOf`] only runs for a call with
+//! a valid token and the headers of the contract, and only within the person's rate limit.
 //!
 //! Must not trust any header that the token does not confirm.
 
@@ -20,19 +19,19 @@ use crate::domain::printable::printable;
 use crate::identity::{Actor, Bearer, TokenVerifier, now};
 use crate::state::AppState;
 
-/// Values of the headers that name the kind of caller (wire contract) with which nobody decides.
-const MACHINES: [&[u8]; 5] = [b"AGENT", b"SYSTEM", b"AURA", b"INTERNAL", b"BATCH"];
+/// Values of `X-DWP-Caller-Type` and `X-DWP-Source` that stand for machines, which may not decide.
+const MACHINE_CALLERS: [&[u8]; 5] = [b"AGENT", b"SYSTEM", b"AURA", b"INTERNAL", b"BATCH"];
 
-/// The caller of a route, as the token and the tenant header agree.
+/// The caller of a route: the token and the header `X-Tenant-ID` name the same tenant.
 #[derive(Clone, Debug)]
 pub struct CallerOf(pub Caller);
 
-/// A caller who may approve or reject: a person, named twice.
+/// A caller who may approve or reject: a person, whom the token and `X-User-ID` both name.
 #[derive(Clone, Debug)]
 pub struct ApproverOf(pub Caller);
 
-/// Until when the caller of a call is who they are, in Unix seconds.
-struct Until(u64);
+/// When the token of a call expires, in Unix seconds.
+struct TokenExpiry(u64);
 
 /// Whether the token of a call says that an agent acts with it.
 #[must_use]
@@ -40,10 +39,10 @@ pub fn acts_as_agent(request: &HttpRequest) -> bool {
     request.extensions().get::<Actor>() == Some(&Actor::Agent)
 }
 
-/// For how long the caller's token is still good: an answer that takes longer must end with it.
+/// How long the caller's token is still valid. Long-polls and streams must end by then.
 #[must_use]
-pub fn rest_of_token(request: &HttpRequest) -> Duration {
-    let until = request.extensions().get::<Until>().map_or(0, |until| until.0);
+pub fn token_time_left(request: &HttpRequest) -> Duration {
+    let until = request.extensions().get::<TokenExpiry>().map_or(0, |until| until.0);
     Duration::from_secs(until.saturating_sub(now()))
 }
 
@@ -80,7 +79,7 @@ impl FromRequest for ApproverOf {
     }
 }
 
-/// Whoever is calling, if they have not called too often.
+/// Authenticates the caller and checks the rate limit.
 async fn admit(request: &HttpRequest) -> Result<(Caller, Actor), ApiError> {
     let app = request.app_data::<web::Data<AppState>>();
     let app = app.ok_or_else(|| ApiError::internal("no state is configured"))?;
@@ -100,15 +99,15 @@ fn authenticate(
     let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     let token = token.and_then(bearer).ok_or_else(ApiError::no_token)?;
     let bearer = tokens.verify(token).map_err(ApiError::bad_token)?;
-    request.extensions_mut().insert(Until(bearer.until));
+    request.extensions_mut().insert(TokenExpiry(bearer.until));
     request.extensions_mut().insert(bearer.actor);
     let Bearer { user, tenant, role, id: token_id, actor, .. } = bearer;
     let caller = Caller { user, tenant, role, token_id, via: via(headers) };
-    // Known from here on, even if the call is refused.
+    // A call that is refused below is recorded with its caller, too.
     request.extensions_mut().insert(caller.clone());
 
-    let is_tenant = names(headers, "X-Tenant-ID", caller.tenant.as_str())?;
-    let is_user = names(headers, "X-User-ID", caller.user.as_str())?;
+    let is_tenant = matches_claim(headers, "X-Tenant-ID", caller.tenant.as_str())?;
+    let is_user = matches_claim(headers, "X-User-ID", caller.user.as_str())?;
     if !is_tenant.ok_or_else(ApiError::no_tenant)? {
         return Err(ApiError::wrong_tenant());
     }
@@ -128,31 +127,35 @@ fn bearer(value: &str) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
-/// Whether an identity header names whom the token names; `None` without the header. What is not
-/// equal and holds a comma is a header sent twice that a proxy has joined.
-fn names(headers: &HeaderMap, name: &'static str, claim: &str) -> Result<Option<bool>, ApiError> {
+/// Whether an identity header has the value of the token's claim; `None` without the header. A value
+/// that differs and holds a comma is a repeated header that a proxy has joined.
+fn matches_claim(
+    headers: &HeaderMap,
+    name: &'static str,
+    claim: &str,
+) -> Result<Option<bool>, ApiError> {
     let mut values = headers.get_all(name);
     let Some(value) = values.next() else { return Ok(None) };
     let value = value.as_bytes().trim_ascii();
     if value.is_empty() || values.next().is_some() {
         return Err(ApiError::bad_header(name));
     }
-    let is_equal = spells(value, claim);
+    let is_equal = encodes_claim(value, claim);
     if !is_equal && value.contains(&b',') {
         return Err(ApiError::bad_header(name));
     }
     Ok(Some(is_equal))
 }
 
-/// Whether a header's value is a claim: its UTF-8 bytes, its percent-encoded UTF-8 (Java), or its
-/// Latin-1 bytes (fetch in browsers).
-fn spells(value: &[u8], claim: &str) -> bool {
+/// Whether a header's value is an encoding of the claim: UTF-8, percent-encoded UTF-8 (Java), or
+/// Latin-1 (`fetch` in browsers).
+fn encodes_claim(value: &[u8], claim: &str) -> bool {
     value == claim.as_bytes()
         || percent_decode(value).eq(claim.bytes())
         || claim.chars().map(|letter| u8::try_from(letter).ok()).eq(value.iter().copied().map(Some))
 }
 
-/// Checks the headers that name the kind of caller: a person's, or none.
+/// Checks that `X-DWP-Caller-Type` and `X-DWP-Source` have a person's values or are absent.
 fn check_headers_of_a_person(headers: &HeaderMap) -> Result<(), ApiError> {
     for (name, person) in [("X-DWP-Caller-Type", "USER"), ("X-DWP-Source", "FRONTEND")] {
         let mut values = headers.get_all(name);
@@ -161,7 +164,7 @@ fn check_headers_of_a_person(headers: &HeaderMap) -> Result<(), ApiError> {
             return Err(ApiError::bad_header(name));
         }
         let is = |word: &[u8]| value.as_bytes().trim_ascii().eq_ignore_ascii_case(word);
-        if MACHINES.into_iter().any(is) {
+        if MACHINE_CALLERS.into_iter().any(is) {
             return Err(ApiError::agents_do_not_decide());
         }
         if !is(person.as_bytes()) {
@@ -181,8 +184,8 @@ const SENT_BY_BROWSERS: [&str; 6] = [
     "Sec-Fetch-Dest",
 ];
 
-/// Whether a call comes from an agent: its headers or its token say so, or nothing says that a
-/// browser sends it. The Gateway takes `Origin` away, and says what it was.
+/// Whether a call comes from an agent: its headers or its token say so, or no header says that a
+/// person or a browser sends it. The Gateway replaces `Origin` by `X-Forwarded-Origin`.
 #[must_use]
 pub fn is_agent(caller: &Caller, request: &HttpRequest) -> bool {
     let says = |header: &Option<String>, value: &str| {
@@ -229,11 +232,11 @@ mod tests {
             claim in "[aé김%,4]{1,4}", other in "[aé김%,4]{1,4}",
         ) {
             for form in forms(&claim) {
-                prop_assert_eq!(names(&header(&form), "X-User-ID", &claim).unwrap(), Some(true));
-                // Another claim may have the same form only if that form spells it, too.
+                prop_assert_eq!(matches_claim(&header(&form), "X-User-ID", &claim).unwrap(), Some(true));
+                // Another claim may have the same form only if that form encodes_claim it, too.
                 let is_others = forms(&other).contains(&form)
                     || percent_decode(&form).eq(other.bytes());
-                let named = names(&header(&form), "X-User-ID", &other);
+                let named = matches_claim(&header(&form), "X-User-ID", &other);
                 if is_others {
                     prop_assert_eq!(named.unwrap(), Some(true));
                 } else if form.contains(&b',') {
@@ -246,7 +249,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_equal_different_or_refused(value in any::<Vec<u8>>(), claim in "\\PC{1,8}") {
-            if spells(&value, &claim) {
+            if encodes_claim(&value, &claim) {
                 let latin1: Option<Vec<u8>> = claim.chars().map(|c| u8::try_from(c).ok()).collect();
                 prop_assert!(
                     value == claim.as_bytes()

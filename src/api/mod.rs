@@ -1,6 +1,7 @@
-//! HTTP: what comes in, what goes out, and nothing in between. One file per noun.
+//! The HTTP API: handlers, one file per resource, and what they share. Must not hold rules: handlers
+//! call the use cases in [`crate::requests`].
 //!
-//! Every answer is an envelope, errors too. `…Body` comes in, `…View` goes out.
+//! Every JSON answer is an envelope, errors too. A type `…Body` is a request body, `…View` an answer.
 
 pub mod approvals;
 pub mod body;
@@ -27,16 +28,16 @@ use crate::domain::ids::{RequestId, SessionId, TaskId};
 use crate::domain::printable::printable;
 use error::ApiError;
 
-/// A request id as it came in; from here on the log names it.
+/// Parses a request id, and adds it to the call's span.
 fn request_id(text: &str) -> Result<RequestId, ApiError> {
     let id = RequestId::parse(text).map_err(|invalid| ApiError::bad_id(invalid.kind))?;
     tracing::Span::current().record("request_id", id.as_str());
     Ok(id)
 }
 
-/// A session id as it came in; from here on the log names it.
+/// Parses a session id, and adds it to the call's span.
 fn session_id(text: &str) -> Result<SessionId, ApiError> {
-    // actix puts U+FFFD in place of what is not UTF-8: that is no longer the id that was sent.
+    // actix puts U+FFFD in place of bytes that are not UTF-8, so this is not the id that was sent.
     if text.contains(char::REPLACEMENT_CHARACTER) {
         return Err(ApiError::bad_id("sessionId"));
     }
@@ -45,7 +46,7 @@ fn session_id(text: &str) -> Result<SessionId, ApiError> {
     Ok(id)
 }
 
-/// A task id as it came in; from here on the log names it.
+/// Parses a task id, and adds it to the call's span.
 fn task_id(text: &str) -> Result<TaskId, ApiError> {
     let id = TaskId::parse(text).map_err(|invalid| ApiError::bad_id(invalid.kind))?;
     tracing::Span::current().record("task_id", id.as_str());

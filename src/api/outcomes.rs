@@ -1,4 +1,5 @@
-//! What became of one request: for its agent, at any time, with or without Redis.
+//! The outcome of one request, for its agent: to read, to wait for, to acknowledge; and withdrawing a
+//! request. Reads the ledger, so that Redis is not needed for a request that the ledger has.
 
 use std::time::Duration;
 
@@ -13,20 +14,20 @@ use super::body::Query;
 use super::envelope::{Answer, Envelope, ok, wire_time};
 use super::error::ApiError;
 use super::examples::{FINGERPRINT, REQUEST, SESSION, success};
-use super::identity::{CallerOf, is_agent, rest_of_token};
+use super::identity::{CallerOf, is_agent, token_time_left};
 use super::request_id;
 use super::text::Text;
 use crate::api::connection::end_with_client;
 use crate::domain::decision::State;
 use crate::domain::record::{Delivery, Record};
 use crate::domain::request::Origin;
-use crate::requests::heard::told;
 use crate::requests::read::{Found, find};
+use crate::requests::read_receipts::record_decision_read;
 use crate::requests::{acknowledge, wait, withdraw};
 use crate::state::AppState;
 
-/// Longest that a call may wait, in seconds: under the minute after which many proxies give up.
-pub const LONGEST_WAIT_SECONDS: u64 = 55;
+/// How long a call may wait, in seconds: less than the minute after which many proxies give up.
+pub const MAX_WAIT_SECONDS: u64 = 55;
 
 /// How long to wait.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -108,25 +109,29 @@ pub struct ClosedView {
     acted_at: Option<String>,
 }
 
-/// A wait as it was asked for, but none that outlives the caller's token.
+/// The wait that the caller asks for, cut to the rest of its token's lifetime.
 ///
 /// # Errors
-/// When it is no number, or more than [`LONGEST_WAIT_SECONDS`].
-pub fn wait_of(seconds: Option<&str>, request: &HttpRequest) -> Result<Option<Duration>, ApiError> {
+/// `E4000` when `waitSeconds` is not a number or more than [`MAX_WAIT_SECONDS`].
+pub fn parse_wait(
+    seconds: Option<&str>,
+    request: &HttpRequest,
+) -> Result<Option<Duration>, ApiError> {
     let Some(text) = seconds else { return Ok(None) };
-    let seconds = text.parse().ok().filter(|seconds| *seconds <= LONGEST_WAIT_SECONDS);
+    let seconds = text.parse().ok().filter(|seconds| *seconds <= MAX_WAIT_SECONDS);
     let seconds = seconds.ok_or_else(|| {
         let text = Text::new("must be from 0 to 55", "0에서 55 사이여야 합니다");
         ApiError::invalid_field("waitSeconds", text)
     })?;
-    Ok(Some(Duration::from_secs(seconds).min(rest_of_token(request))))
+    Ok(Some(Duration::from_secs(seconds).min(token_time_left(request))))
 }
 
 /// Read where a request stands, and wait for its outcome if asked to. Answered from the ledger, at
 /// any time later.
 ///
 /// # Errors
-/// As the contract says.
+/// `E1004` when there is no such request; `E4220` when the request in Redis is not valid; `E4290` when
+/// too many long-polls are open.
 #[utoipa::path(
     get, path = "/aura/hitl/requests/{requestId}/decision", params(WaitQuery),
     responses((
@@ -148,7 +153,7 @@ pub async fn read(
     request: HttpRequest,
 ) -> Result<Answer<OutcomeView>, ApiError> {
     let id = request_id(&id)?;
-    let wait = wait_of(query.wait_seconds.as_deref(), &request)?;
+    let wait = parse_wait(query.wait_seconds.as_deref(), &request)?;
     let ask = || {
         let (app, caller, id) = (app.get_ref().clone(), caller.clone(), id.clone());
         async move { find(&app, &caller, &id).await }
@@ -166,7 +171,7 @@ pub async fn read(
     if let Found::InLedger(record) = &found
         && is_agent(&caller, &request)
     {
-        told(&app, &caller, record);
+        record_decision_read(&app, &caller, record);
     }
     let is_pending = found.is_pending();
     let tag = etag(found.etag());
@@ -177,7 +182,7 @@ pub async fn read(
 /// Withdraw a pending request. Withdrawing it again is answered alike.
 ///
 /// # Errors
-/// As the contract says: 409 with the decision that stands, if somebody was faster.
+/// `E3006` with the decision, if a person decided first; `E3007` after the request has expired.
 #[utoipa::path(
     post, path = "/aura/hitl/requests/{requestId}/cancel",
     responses((
@@ -202,7 +207,7 @@ pub async fn cancel(
 /// Say that the outcome has been acted on. The first time counts.
 ///
 /// # Errors
-/// As the contract says: 409 while the request is pending.
+/// `E3008` while the request is pending.
 #[utoipa::path(
     post, path = "/aura/hitl/requests/{requestId}/ack",
     responses((

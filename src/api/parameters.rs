@@ -1,5 +1,5 @@
-//! The parameters that several operations take. The API document says each of them once, under
-//! `components`, and operations refer to it.
+//! The parameters that several operations share. The API document has each of them once, under
+//! `components`.
 
 use serde_json::Value;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
@@ -12,8 +12,8 @@ use super::schemas;
 /// A parameter under its name in `components`.
 pub type Named = (&'static str, Parameter);
 
-/// What handlers take: ids in the address, and the headers that they read themselves. A handler only
-/// names one of them; utoipa finds those of the address by itself.
+/// The parameters that handlers read: ids in the path, and headers. A handler's `#[utoipa::path]` names
+/// the headers; utoipa finds the ids by itself.
 pub fn of_handlers() -> [Named; 5] {
     let id = |name, schema: Schema, example: &str| {
         let id = ParameterBuilder::new()
@@ -34,11 +34,11 @@ pub fn of_handlers() -> [Named; 5] {
     ]
 }
 
-/// The headers that say who is calling, and through whom.
+/// The headers that describe the caller and the call.
 ///
-/// Only required headers have an example: Swagger UI fills every example into "Try it out", and an
-/// `If-Match` or a language that nobody chose would be sent along. Routes for approvers take one
-/// value of the headers that name the kind of caller; the others read any.
+/// Only required headers have an example: Swagger UI fills every example into "Try it out", and would
+/// also send an `If-Match` or a language that the user did not choose. Routes for approvers accept only
+/// a person's value of `X-DWP-Source` and `X-DWP-Caller-Type`; other routes accept any value.
 pub fn of_callers(access: Access) -> Vec<Named> {
     const USER: &str = "The token's sub.";
     const SOURCE: &str = "FRONTEND, AURA, INTERNAL or BATCH.";

@@ -1,4 +1,4 @@
-//! Which answers are evidence of a refused attempt to decide.
+//! Records refused attempts to decide, as evidence for auditors.
 
 use actix_web::http::header::IF_MATCH;
 use actix_web::{HttpMessage as _, HttpRequest, web};
@@ -10,11 +10,11 @@ use crate::domain::ids::RequestId;
 use crate::ledger::RefusedAttempt;
 use crate::state::AppState;
 
-/// Longest reason, in characters.
+/// How many characters of a reason are recorded.
 const MAX_REASON_CHARS: usize = 500;
 
-/// Records an answer, if it refuses an attempt to decide by somebody whose token is genuine. Whoever
-/// has none left no name.
+/// Records an answer that refuses an attempt to decide. Only attempts with a valid token are recorded:
+/// the others have no user.
 pub fn record(request: &HttpRequest, route: &str, error: &ApiError) {
     let verdict = if route.ends_with("/approve/{requestId}") {
         "approved"
@@ -47,8 +47,8 @@ fn caller(request: &HttpRequest) -> Option<Caller> {
     request.extensions().get::<Caller>().cloned()
 }
 
-/// Whether an error says that somebody may not decide this, or not so, or not any more; rather than
-/// that the call was malformed, too early, or met a fault of ours.
+/// Whether an error refuses the decision itself: a permission, the request's state or its content.
+/// Malformed calls, rate limits and faults of the service are no evidence.
 fn is_evidence(code: ErrorCode) -> bool {
     matches!(code.status().as_u16(), 403 | 404 | 409 | 410 | 412 | 422 | 428)
 }

@@ -1,8 +1,8 @@
-//! Every route on one page: who may call it, its handler, and the errors of its own. Method and
-//! address stand in the handler's `#[utoipa::path]`, with the rest of its part of the API document.
-//! Each route is served with and without `/api` in front: some gateways strip it.
+//! The table of all routes: who may call each, its handler, and its own errors. Method and address are
+//! in the handler's `#[utoipa::path]`, with the rest of its entry in the API document. Each route is
+//! served with and without the prefix `/api`, because some gateways strip it.
 //!
-//! The few open routes are listed once more in the tests.
+//! A test lists the open routes again, so that none becomes open by mistake.
 
 use actix_web::http::Method;
 use actix_web::web::{self, ServiceConfig};
@@ -18,11 +18,10 @@ use crate::api::error::ErrorCode::{
 };
 use crate::api::{approvals, document, health, outcomes, signals, tasks};
 
-/// What stands in front of every address, or does not.
+/// The prefixes under which every address is served.
 const PREFIXES: [&str; 2] = ["/api", ""];
 
-/// A line for each route: who may call it, its handler, and what it may answer beyond the errors
-/// that all routes of its kind share.
+/// One line for each route: who may call it, its handler, and the errors of this route alone.
 macro_rules! endpoints {
     ($($access:ident $module:ident::$handler:ident $errors:tt)*) => {
         vec![$({
@@ -34,7 +33,7 @@ macro_rules! endpoints {
     };
 }
 
-/// The page.
+/// All routes.
 #[must_use]
 pub fn table() -> Vec<Endpoint> {
     endpoints! {
@@ -71,7 +70,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
     document::assemble(table())
 }
 
-/// Adds every route, and Swagger UI beside them.
+/// Adds all routes and Swagger UI.
 #[expect(clippy::disallowed_methods, reason = "the one place where routes are added")]
 pub fn configure(service: &mut ServiceConfig) {
     for prefix in PREFIXES {
@@ -85,8 +84,7 @@ pub fn configure(service: &mut ServiceConfig) {
     }
 }
 
-/// The page by address. One that is asked with another method than its own answers the contract's
-/// 405.
+/// The routes by address. An address answers 405 `E1002` to a method without a route.
 fn addresses() -> Vec<Resource> {
     let mut addresses = IndexMap::<String, Vec<_>>::new();
     for Endpoint { path, method, route, .. } in table() {
@@ -106,10 +104,10 @@ fn addresses() -> Vec<Resource> {
     addresses.into_iter().map(resource).collect()
 }
 
-/// Whatever has no address.
+/// Fallback handler, for an address without a route.
 ///
 /// # Errors
-/// Always: that there is nothing.
-pub async fn unknown() -> Result<HttpResponse, ApiError> {
+/// Always 404 `E1004`.
+pub async fn not_found() -> Result<HttpResponse, ApiError> {
     Err(ApiError::no_such_address())
 }

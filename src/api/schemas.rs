@@ -1,5 +1,5 @@
-//! What the API document says about ids, session names and plan steps, in one place. The rules
-//! themselves are in [`crate::domain::ids`] and [`crate::domain::plan`].
+//! The API document's schemas of ids and plan steps. The rules that they describe are in
+//! [`crate::domain::ids`] and [`crate::domain::plan`].
 
 use serde_json::{Value, json};
 use utoipa::openapi::RefOr;
@@ -14,7 +14,7 @@ pub fn id() -> Schema {
     of(json!({ "type": "string", "pattern": id_pattern() }))
 }
 
-/// The same, or none.
+/// A request's or a task's id, or `null`.
 pub fn optional_id() -> Schema {
     of(json!({ "type": ["string", "null"], "pattern": id_pattern() }))
 }
@@ -23,7 +23,7 @@ fn id_pattern() -> String {
     format!("^[A-Za-z0-9._:@-]{{1,{MAX_REQUEST_ID_BYTES}}}$")
 }
 
-/// A session's id. U+FFFD stands for what was not UTF-8.
+/// A session's id. U+FFFD is excluded: actix puts it in place of bytes that are not UTF-8.
 pub fn session_id() -> Schema {
     of(json!({
         "type": "string", "minLength": 1, "maxLength": MAX_NAME_BYTES,
@@ -38,7 +38,7 @@ pub fn text() -> Schema {
     of(json!({ "type": "string" }))
 }
 
-/// The number of an outcome within its session.
+/// The sequence number of an outcome within its session.
 pub fn event_id() -> Schema {
     of(json!({ "type": "string", "pattern": "^[0-9]{1,18}$" }))
 }
@@ -48,7 +48,7 @@ pub fn any() -> Schema {
     ObjectBuilder::new().schema_type(SchemaType::AnyValue).into()
 }
 
-/// Makes a type out of a schema: utoipa's attributes take types.
+/// Makes a type of a schema, because utoipa's attributes take types.
 macro_rules! schema_type {
     ($(#[$meaning:meta])* $name:ident = $schema:expr) => {
         $(#[$meaning])*
@@ -88,7 +88,7 @@ schema_type!(
     }
 );
 
-/// Plan steps, or none.
+/// Plan steps, or `null`.
 pub fn optional_plan() -> Schema {
     of(json!({ "type": ["array", "null"], "maxItems": MAX_STEPS, "items": a_step() }))
 }
@@ -97,8 +97,8 @@ fn a_step() -> Value {
     json!({ "$ref": "#/components/schemas/PlanStep" })
 }
 
-/// One plan step, flat or wrapped in `data`. It is known by its `stepId`, or else by its `id`; `null`
-/// says nothing.
+/// One plan step, flat or wrapped in `data`. Its id is `stepId`, or `id` if `stepId` is absent or
+/// `null`.
 fn step() -> Value {
     let none = || json!({ "type": "null" });
     let id = || json!({ "type": ["string", "integer"], "minLength": 1, "maxLength": 128, "pattern": r"[^\s\u0085\uFEFF]" });
@@ -122,12 +122,12 @@ fn step() -> Value {
     json!({ "anyOf": flat.into_iter().chain([wrapped]).collect::<Value>() })
 }
 
-/// Those of a step, and none.
+/// The states of a step, and `null`.
 fn statuses() -> Value {
     STEP_STATUSES.map(Value::from).into_iter().chain([Value::Null]).collect()
 }
 
-/// What stands here is constant, so it is a schema; a test compares it with what comes of it.
+/// Parses a constant schema. A test compares the result with the constant.
 fn of(schema: Value) -> Schema {
     serde_json::from_value(schema).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Signals and outcomes by session, for agents that Pub/Sub did not reach.
+//! Signals and outcomes of a session, for agents that no Pub/Sub message reaches.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use super::body::Query;
 use super::envelope::{Answer, Envelope, nothing, ok};
 use super::error::ApiError;
 use super::examples::success;
-use super::identity::{CallerOf, is_agent, rest_of_token};
-use super::outcomes::wait_of;
+use super::identity::{CallerOf, is_agent, token_time_left};
+use super::outcomes::parse_wait;
 use super::schemas;
 use super::{request_id, session_id};
 use crate::api::connection::end_with_client;
@@ -24,17 +24,19 @@ use crate::domain::decision::State;
 use crate::domain::ids::RequestId;
 use crate::domain::json;
 use crate::domain::record::Record;
-use crate::requests::heard::{answered, told, told_of};
-use crate::requests::signal::{find_signal, known_signal, poll, signal_at_hand};
+use crate::requests::read_receipts::{
+    record_decision_read, record_decision_read_by_id, record_signal_read,
+};
+use crate::requests::signal::{cached_signal, cached_signal_of_poll, find_signal, poll};
 use crate::requests::stream::Outcomes;
 use crate::requests::wait;
 use crate::state::AppState;
 
-/// How often a stream says that it is still there: more often than proxies give up on one.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How long a client waits before it connects again.
-const RECONNECT: Duration = Duration::from_secs(1);
-/// The contract's words.
+/// How often an idle stream sends a comment, so that proxies keep it open.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// How long a client of a stream waits before it connects again.
+const RECONNECT_DELAY: Duration = Duration::from_secs(1);
+/// The messages of the wire contract.
 const NO_SIGNAL: &str = "No signal found for session";
 const RETRIEVED: &str = "Signal retrieved";
 
@@ -61,7 +63,7 @@ pub struct StreamQuery {
     request_id: Option<String>,
 }
 
-/// An outcome as the stream tells it: the signal's fields, and what it is about.
+/// An outcome in the stream: the signal's fields and the request's fingerprint.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct OutcomeEvent<'a> {
@@ -79,7 +81,8 @@ struct OutcomeEvent<'a> {
 /// signal as a JSON string, and absent when there is none.
 ///
 /// # Errors
-/// As the contract says.
+/// `E4000` when an id or a parameter is not valid; `E4290` when too many long-polls and streams are open;
+/// `E5000` when a store does not answer.
 #[utoipa::path(
     get, path = "/aura/hitl/signals/{sessionId}", params(SignalQuery),
     responses((
@@ -99,30 +102,32 @@ pub async fn read(
 ) -> Result<Answer<String>, ApiError> {
     let session = session_id(&session)?;
     let wanted = query.request_id.map(|id| request_id(&id)).transpose()?;
-    let wait = wait_of(query.wait_seconds.as_deref(), &request)?;
+    let wait = parse_wait(query.wait_seconds.as_deref(), &request)?;
     let ask = |polled: Option<_>| {
         let (app, caller) = (app.get_ref().clone(), caller.clone());
         let (session, wanted) = (session.clone(), wanted.clone());
         async move { find_signal(&app, &caller, &session, wanted.as_ref(), polled).await }
     };
-    // Most polls end here, and need not be run to their end: they change nothing.
+    // Most polls end here. They only read, so they need not run to their end.
     let mut polled = None;
     if let Some(wanted) = &wanted
-        && let Some(signal) = known_signal(&app, &caller, &session, wanted)
+        && let Some(signal) = cached_signal(&app, &caller, &session, wanted)
     {
-        answered(&app, &caller, &signal);
-        note_told(&app, &caller, Some(wanted), &request);
+        record_signal_read(&app, &caller, &signal);
+        record_wanted_read(&app, &caller, Some(wanted), &request);
         return Ok(ok(RETRIEVED, signal));
     }
-    // A request that an agent names may be a registered one, which needs no Redis.
+    // A registered request does not need Redis. If the agent names a request, read Redis first only when
+    // the cache has it as a request of Redis.
     if wanted.as_ref().is_none_or(|wanted| app.decisions.of_redis(wanted).is_some()) {
-        let room = app.make_room()?;
+        let permit = app.acquire_call_permit()?;
         let answer = poll(&app, &session).await;
-        drop(room);
+        drop(permit);
         if let Ok(found) = &answer
-            && let Some(signal) = signal_at_hand(&app, &caller, &session, wanted.as_ref(), found)
+            && let Some(signal) =
+                cached_signal_of_poll(&app, &caller, &session, wanted.as_ref(), found)
         {
-            answered(&app, &caller, &signal);
+            record_signal_read(&app, &caller, &signal);
             return Ok(ok(RETRIEVED, signal));
         }
         polled = Some(answer);
@@ -134,8 +139,8 @@ pub async fn read(
         signal = wait::wait(&app, &caller, &session, wait, ask, Option::is_some).await?;
     }
     if let Some(signal) = &signal {
-        answered(&app, &caller, signal);
-        note_told(&app, &caller, wanted.as_ref(), &request);
+        record_signal_read(&app, &caller, signal);
+        record_wanted_read(&app, &caller, wanted.as_ref(), &request);
     }
     Ok(match signal {
         Some(signal) => ok(RETRIEVED, signal),
@@ -149,7 +154,8 @@ pub async fn read(
 /// with those of the last 30 minutes that nobody has acknowledged.
 ///
 /// # Errors
-/// As the contract says.
+/// `E4000` when an id or a parameter is not valid; `E4290` when too many long-polls and streams are open;
+/// `E5000` when a store does not answer.
 #[utoipa::path(
     get, path = "/aura/hitl/signals/{sessionId}/stream",
     params(StreamQuery, ("Last-Event-ID" = Option<String>, Header)),
@@ -183,27 +189,32 @@ pub async fn stream(
     let events = unfold((outcomes, agent), |(mut outcomes, agent)| async {
         let record = outcomes.next().await?;
         if let Some((app, caller)) = &agent {
-            told(app, caller, &record);
+            record_decision_read(app, caller, &record);
         }
         Some((Event::Data(event(&record)), (outcomes, agent)))
     });
-    // Whoever reconnects has to be let in again.
-    let events = events.take_until(Box::pin(sleep(rest_of_token(&request))));
+    // The stream ends with the token: the client authenticates again when it reconnects.
+    let events = events.take_until(Box::pin(sleep(token_time_left(&request))));
     let stream = Sse::from_infallible_stream(events)
-        .with_keep_alive(KEEP_ALIVE)
-        .with_retry_duration(RECONNECT);
-    // nginx would collect events otherwise.
+        .with_keep_alive(KEEP_ALIVE_INTERVAL)
+        .with_retry_duration(RECONNECT_DELAY);
+    // Without this header, nginx buffers the events.
     Ok(stream.customize().insert_header(("X-Accel-Buffering", "no")))
 }
 
-/// Notes that the agent that named this request was told of its decision.
-fn note_told(app: &AppState, caller: &Caller, wanted: Option<&RequestId>, request: &HttpRequest) {
+/// Records that an agent has read the decision of the request that it named.
+fn record_wanted_read(
+    app: &AppState,
+    caller: &Caller,
+    wanted: Option<&RequestId>,
+    request: &HttpRequest,
+) {
     if let Some(id) = wanted.filter(|_id| is_agent(caller, request)) {
-        told_of(app, caller, id);
+        record_decision_read_by_id(app, caller, id);
     }
 }
 
-/// The number of the last outcome that a client has seen.
+/// The header `Last-Event-ID`: the sequence number of the last outcome that the client has seen.
 fn last_event(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
     let Some(value) = headers.get("Last-Event-ID") else { return Ok(None) };
     let text = value.to_str().unwrap_or("?").trim();
@@ -212,7 +223,7 @@ fn last_event(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
     }
     let number = text.parse().ok().filter(|number| *number >= 0);
     number.map(Some).ok_or_else(|| {
-        ApiError::odd_header("Last-Event-ID", "the number of an event", "이벤트 번호")
+        ApiError::invalid_header("Last-Event-ID", "the number of an event", "이벤트 번호")
     })
 }
 

@@ -1,4 +1,4 @@
-//! Agent tasks: what an agent is doing for somebody, and how far it is.
+//! Agent tasks: the work of an agent for a user, and its progress.
 
 use actix_web::web;
 use serde::{Deserialize, Serialize};
@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 use validator::{Validate, ValidationErrors};
 
-use super::body::{AnyJson, Checked, Query, TASK_BYTES, whole_number};
+use super::body::{AnyJson, Checked, MAX_TASK_BYTES, Query, whole_number};
 use super::envelope::{Answer, Envelope, created, ok, wire_time};
 use super::error::ApiError;
 use super::examples::{TASK, plan_step, success, task};
@@ -23,11 +23,11 @@ use crate::domain::task::{Task, TaskFilter, TaskStatus, TaskStep};
 use crate::state::AppState;
 use crate::tasks;
 
-/// Tasks per page when the caller does not say.
+/// Tasks per page when the caller gives no size.
 const DEFAULT_PAGE_SIZE: u32 = 20;
-/// Most tasks per page.
+/// How many tasks a page may have.
 const MAX_PAGE_SIZE: u32 = 100;
-/// The last page that Java's and most other clients' integers can count to.
+/// The last page: the largest 32-bit integer, as in Java.
 const MAX_PAGE: u32 = i32::MAX.unsigned_abs();
 
 /// A new task.
@@ -176,7 +176,7 @@ pub struct TaskPage {
 
 impl From<Task> for TaskView {
     fn from(task: Task) -> Self {
-        // What an older program left in these columns need not be JSON; it is shown as text then.
+        // Another program may have written text that is not JSON into these columns.
         let json = |text: String| {
             RawValue::from_string(text).unwrap_or_else(|_| RawValue::NULL.to_owned())
         };
@@ -204,7 +204,8 @@ impl From<Task> for TaskView {
 /// Ask for a task.
 ///
 /// # Errors
-/// As the contract says; no task is made then.
+/// `E2001` or `E2007` when the body names another user or tenant; `E4290` over a limit. After an error
+/// there is no task, unless its message says `Outcome unknown`.
 #[utoipa::path(
     post, path = "/main/agent/tasks",
     request_body(content = TaskBody, example = json!({
@@ -219,7 +220,7 @@ impl From<Task> for TaskView {
 pub async fn create(
     CallerOf(caller): CallerOf,
     app: web::Data<AppState>,
-    body: Checked<TaskBody, TASK_BYTES>,
+    body: Checked<TaskBody, MAX_TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let body = body.0;
     if body.user_id.as_deref() != Some(caller.user.as_str()) {
@@ -243,7 +244,7 @@ pub async fn create(
 /// Read a task.
 ///
 /// # Errors
-/// As the contract says.
+/// `E1004` when there is no such task.
 #[utoipa::path(
     get, path = "/main/agent/tasks/{taskId}",
     responses((
@@ -265,7 +266,7 @@ pub async fn read(
 /// List tasks, newest first.
 ///
 /// # Errors
-/// As the contract says.
+/// `E2001` when a user asks for another user's tasks; `E4000` when a parameter is not valid.
 #[utoipa::path(
     get, path = "/main/agent/tasks", params(ListQuery),
     responses((
@@ -336,7 +337,7 @@ fn filter(query: ListQuery, caller: Caller) -> Result<TaskFilter, ApiError> {
 /// Begin a task.
 ///
 /// # Errors
-/// As the contract says; the task is as it was then.
+/// `E1004` without such a task; `E2001` when it is another user's; `E3002` when its state forbids it.
 #[utoipa::path(
     post, path = "/main/agent/tasks/{taskId}/start",
     responses((
@@ -375,7 +376,7 @@ pub async fn execute(
 /// Report progress.
 ///
 /// # Errors
-/// As the contract says; the task is as it was then.
+/// `E1004` without such a task; `E2001` when it is another user's; `E3002` when its state forbids it.
 #[utoipa::path(
     patch, path = "/main/agent/tasks/{taskId}/progress",
     request_body(
@@ -391,7 +392,7 @@ pub async fn progress(
     CallerOf(caller): CallerOf,
     app: web::Data<AppState>,
     id: web::Path<String>,
-    body: Checked<ProgressBody, TASK_BYTES>,
+    body: Checked<ProgressBody, MAX_TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let ProgressBody { progress, description } = body.0;
     let step = TaskStep::Progress { percent: progress.unwrap_or(0), description };
@@ -401,7 +402,7 @@ pub async fn progress(
 /// Complete a task. The body, any JSON or none, is its result.
 ///
 /// # Errors
-/// As the contract says; the task is as it was then.
+/// `E1004` without such a task; `E2001` when it is another user's; `E3002` when its state forbids it.
 #[utoipa::path(
     post, path = "/main/agent/tasks/{taskId}/complete",
     request_body(
@@ -417,7 +418,7 @@ pub async fn complete(
     CallerOf(caller): CallerOf,
     app: web::Data<AppState>,
     id: web::Path<String>,
-    body: AnyJson<TASK_BYTES>,
+    body: AnyJson<MAX_TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let step = TaskStep::Complete { result: body.0.map(|result| result.get().to_owned()) };
     change(&app, caller, &id, step, "Task completed").await
@@ -426,7 +427,7 @@ pub async fn complete(
 /// Give a task up. Why is in the query or in the body.
 ///
 /// # Errors
-/// As the contract says; the task is as it was then.
+/// `E1004` without such a task; `E2001` when it is another user's; `E3002` when its state forbids it.
 #[utoipa::path(
     post, path = "/main/agent/tasks/{taskId}/fail",
     params(FailQuery),
@@ -444,7 +445,7 @@ pub async fn fail(
     app: web::Data<AppState>,
     id: web::Path<String>,
     Query(query): Query<FailQuery>,
-    body: AnyJson<TASK_BYTES>,
+    body: AnyJson<MAX_TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let body = body.0.filter(|body| body.get() != "null");
     let body: Option<FailBody> =
@@ -465,7 +466,8 @@ pub async fn fail(
 /// Replace the plan.
 ///
 /// # Errors
-/// As the contract says; the plan is as it was then.
+/// `E1004` without such a task; `E2001` when it is another user's; `E3002` after the task has ended;
+/// `E4000` when a step is not valid.
 #[utoipa::path(
     put, path = "/main/agent/tasks/{taskId}/plan-steps",
     request_body(content = schemas::Plan, example = json!([plan_step()])),
@@ -478,7 +480,7 @@ pub async fn replace_plan(
     CallerOf(caller): CallerOf,
     app: web::Data<AppState>,
     id: web::Path<String>,
-    body: AnyJson<TASK_BYTES>,
+    body: AnyJson<MAX_TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let steps = body.0.filter(|steps| steps.get().starts_with('['));
     let steps = plan_steps(steps.as_deref())?;
@@ -488,7 +490,8 @@ pub async fn replace_plan(
 /// Add steps to the plan, or update them: one step, or several.
 ///
 /// # Errors
-/// As the contract says; the plan is as it was then.
+/// `E1004` without such a task; `E2001` when it is another user's; `E3002` after the task has ended;
+/// `E4000` when a step is not valid.
 #[utoipa::path(
     post, path = "/main/agent/tasks/{taskId}/plan-steps",
     request_body(
@@ -504,7 +507,7 @@ pub async fn merge_plan(
     CallerOf(caller): CallerOf,
     app: web::Data<AppState>,
     id: web::Path<String>,
-    body: AnyJson<TASK_BYTES>,
+    body: AnyJson<MAX_TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
     let steps = plan_steps(body.0.as_deref())?;
     change(&app, caller, &id, TaskStep::MergePlan(steps), "Plan updated").await

@@ -34,7 +34,7 @@ impl Text {
     }
 }
 
-/// A language that we speak.
+/// A language of the service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Language {
     /// English.
@@ -45,7 +45,7 @@ pub enum Language {
 }
 
 impl Language {
-    /// The language of whoever sits at the terminal, as the locale names it.
+    /// The language of the terminal's locale.
     #[must_use]
     pub fn of_terminal() -> Self {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());

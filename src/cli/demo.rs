@@ -1,5 +1,5 @@
-//! The whole story on one screen: an agent asks, a person decides, the agent goes on. Runs the
-//! real service on the embedded default, in a folder that is thrown away.
+//! `aura-hitl demo`: an agent asks, a person decides, the agent goes on. Runs the real service with
+//! SQLite in a temporary folder.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -18,22 +18,22 @@ use crate::domain::task::Task;
 use crate::identity;
 use crate::server::Replica;
 
-/// One line of the story. Whoever reads only its beginning (`demo | head`) is no reason to fail.
+/// Prints one line. Ignores a closed pipe, as of `demo | head`.
 macro_rules! line {
     ($($words:tt)*) => {
         let _unread = writeln!(std::io::stdout(), $($words)*);
     };
 }
 
-/// How long the agent waits for somebody to decide, as Aura does.
-const PATIENCE: Duration = Duration::from_mins(5);
+/// How long the agent waits for a decision, as Aura does.
+const DECISION_TIMEOUT: Duration = Duration::from_mins(5);
 const USER: &str = "user123";
 const TENANT: &str = "tenant1";
 
 /// Plays an approval and a rejection.
 ///
 /// # Errors
-/// When something does not go as it should: then the demo has found a fault.
+/// When a step fails: then the demo has found a fault.
 pub async fn run(interactive: bool) -> anyhow::Result<()> {
     let folder = TempDir::new().context("cannot make a temporary folder")?;
     let config = Config::embedded_in(folder.path())?;
@@ -81,7 +81,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// An agent that keeps a task with a plan, and is allowed to go on.
+    /// An agent with a task and a plan, whose request is approved.
     async fn approval(&self) -> anyhow::Result<()> {
         let session = "session_user123_1706149260";
         self.say(
@@ -123,7 +123,7 @@ impl Stage<'_> {
         self.show_row(&task_id).await
     }
 
-    /// An agent that keeps no task and is refused.
+    /// An agent without a task, whose request is rejected.
     async fn rejection(&self) -> anyhow::Result<()> {
         let session = "session_user123_1706149999";
         let request = json!({
@@ -168,7 +168,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Polls as an agent does that Pub/Sub cannot reach.
+    /// Polls for the signal, as an agent without Redis does.
     async fn wait_for_signal(&self, session: &str, request_id: &str) -> anyhow::Result<Value> {
         let path = format!("/aura/hitl/signals/{session}?requestId={request_id}");
         let waiting = async {
@@ -181,8 +181,9 @@ impl Stage<'_> {
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }
         };
-        let answer =
-            tokio::time::timeout(PATIENCE, waiting).await.context("nobody decided in 300 s")??;
+        let answer = tokio::time::timeout(DECISION_TIMEOUT, waiting)
+            .await
+            .context("nobody decided in 300 s")??;
         self.say("The agent is woken by this signal:", "에이전트가 다음 신호를 받습니다:");
         line!("  GET {path}");
         let signal = field(&answer, "/data")?;
@@ -205,7 +206,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// One HTTP exchange, shown.
+    /// Sends one HTTP call and prints it with its answer.
     async fn call(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
         line!("  {method} {path}");
         if let Some(body) = &body {

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use super::{load, saying_that_it_waits};
+use super::{load, with_wait_notice};
 use crate::audit::export;
 use crate::domain::clock::Clock;
 use crate::server::stores;
 
-/// Writes decisions, or refused attempts, of a span of time to standard output.
+/// Writes the decisions, or the refused attempts, of a time span to standard output.
 pub async fn run(
     file: Option<&Path>,
     from: &str,
@@ -17,7 +17,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let span = export::span(from, to, all, Clock::System.now())?;
     let config = load(file)?;
-    let ledger = saying_that_it_waits(stores::open_existing_ledger(&config)).await?;
+    let ledger = with_wait_notice(stores::open_existing_ledger(&config)).await?;
     let output = std::io::stdout().lock();
     if refused {
         export::refused_attempts(&ledger, &span, output).await

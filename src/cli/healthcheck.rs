@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::config::Config;
 
-/// Asks the service.
+/// Calls `/health/ready`; an error unless it answers 200.
 pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     let (host, port) = Config::load_address(file)?;
     let host = match host.as_str() {

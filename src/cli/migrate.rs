@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use super::{load, saying_that_it_waits};
+use super::{load, with_wait_notice};
 use crate::ledger::patience::patiently;
 use crate::server::stores;
 
-/// Migrates; `finish` also drops what only an older release needs.
+/// Migrates the schema. `finish` also drops the parts that only an older release needs.
 pub async fn run(file: Option<&Path>, finish: bool) -> anyhow::Result<()> {
     let config = load(file)?;
     let migrating = async {
@@ -18,7 +18,7 @@ pub async fn run(file: Option<&Path>, finish: bool) -> anyhow::Result<()> {
         }
         anyhow::Ok(ledger)
     };
-    let ledger = saying_that_it_waits(migrating).await?;
+    let ledger = with_wait_notice(migrating).await?;
     if finish {
         println!("the {} schema is up to date and finished", ledger.engine());
     } else {

@@ -20,8 +20,8 @@ use clap::{Parser, Subcommand};
 use self::token::RoleName;
 use crate::config::Config;
 
-/// How long a command says nothing while it waits for the database.
-const SILENCE: Duration = Duration::from_secs(2);
+/// How long a command waits for the database before it says so.
+const NOTICE_DELAY: Duration = Duration::from_secs(2);
 
 /// Human-in-the-loop approvals: decides once, records, and wakes the agent.
 #[derive(Parser)]
@@ -65,7 +65,7 @@ enum Command {
         #[arg(long)]
         finish: bool,
     },
-    /// Delete requests that were settled long ago, and tasks that ended long ago, then exit.
+    /// Delete requests that were closed long ago, and tasks that ended long ago, then exit.
     Purge {
         /// Age of the requests, counted from their end, like 90d; at least 1d.
         #[arg(long, value_name = "AGE")]
@@ -85,7 +85,7 @@ enum Command {
         /// Decided before then; now, when absent.
         #[arg(long, value_name = "TIME")]
         to: Option<String>,
-        /// Also what expired or was withdrawn undecided, by when that was.
+        /// Also requests that expired or were withdrawn, by the time of that.
         #[arg(long, conflicts_with = "refused")]
         all: bool,
         /// In place of decisions: the attempts to decide that were refused.
@@ -98,7 +98,7 @@ enum Command {
     Healthcheck,
 }
 
-/// Does what the arguments say. Whatever goes wrong is one line on standard error.
+/// Runs the command that the arguments name. Prints an error as one line on standard error.
 pub async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -127,12 +127,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
 }
 
-/// An error and its causes, none of them twice, as many libraries would have it.
+/// An error and its causes in one line. Many libraries repeat a cause in their own message, so a cause
+/// that is already there is left out.
 fn sentence(error: &anyhow::Error) -> String {
     let mut sentence = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
-        // The driver adds the line of Postgres' own source.
+        // sqlx appends the line in Postgres' own source code.
         let cause = match cause.rsplit_once(" at line ") {
             Some((cause, line)) if line.bytes().all(|byte| byte.is_ascii_digit()) => cause,
             _ => &cause,
@@ -146,19 +147,19 @@ fn sentence(error: &anyhow::Error) -> String {
     sentence.replace('\n', " ")
 }
 
-/// Does this, and says so on standard error if it has to wait.
-async fn saying_that_it_waits<T>(work: impl Future<Output = T>) -> T {
+/// Runs `work`, and prints a line on standard error if it takes longer than [`NOTICE_DELAY`].
+async fn with_wait_notice<T>(work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     tokio::select! {
         done = &mut work => done,
-        () = tokio::time::sleep(SILENCE) => {
+        () = tokio::time::sleep(NOTICE_DELAY) => {
             eprintln!("aura-hitl: waiting for the database");
             work.await
         }
     }
 }
 
-/// The settings. What looks like a mistake is a line of its own on standard error.
+/// Loads the settings. Prints each warning as one line on standard error.
 fn load(file: Option<&Path>) -> anyhow::Result<Config> {
     let config = Config::load(file)?;
     for warning in &config.warnings {

@@ -9,7 +9,7 @@ pub fn run() -> anyhow::Result<()> {
     print_whole(&document().to_pretty_json()?)
 }
 
-/// Prints a text whose reader may have had enough of it, as `head` has.
+/// Prints a text. A closed pipe, as of `openapi | head`, is not an error.
 fn print_whole(text: &str) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),

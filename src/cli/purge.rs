@@ -1,8 +1,8 @@
-//! `aura-hitl purge`: deletes what is old.
+//! `aura-hitl purge`: deletes old requests and tasks.
 
 use std::path::Path;
 
-use super::{load, saying_that_it_waits};
+use super::{load, with_wait_notice};
 use crate::audit::retention::{self, Retention};
 use crate::domain::clock::Clock;
 use crate::server::stores;
@@ -17,7 +17,7 @@ pub async fn run(
     let requests = Some(retention::age("--older-than", requests)?);
     let tasks = tasks.map(|tasks| retention::age("--tasks-older-than", tasks)).transpose()?;
     let config = load(file)?;
-    let ledger = saying_that_it_waits(stores::open_existing_ledger(&config)).await?;
+    let ledger = with_wait_notice(stores::open_existing_ledger(&config)).await?;
     let (retention, now) = (Retention { requests, tasks }, Clock::System.now());
     if dry_run {
         println!("would purge {}", retention::count(&ledger, retention, now).await?);

@@ -15,8 +15,8 @@ use crate::server::{Replica, reload};
 
 /// Runs the service until it is asked to stop.
 pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
-    // Before anything else, so that being asked to reload does not end us, and that being asked to
-    // stop is never missed.
+    // First of all, so that a SIGHUP during the start does not end the process, and that no SIGTERM is
+    // missed.
     let hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -46,7 +46,7 @@ pub async fn run(file: Option<&Path>) -> anyhow::Result<()> {
     ended
 }
 
-/// Tells somebody who tries the embedded mode at a terminal what to do now. Logs are for programs.
+/// Prints the next steps for a person who starts the embedded mode at a terminal.
 fn greet(config: &Config, config_file: Option<&Path>, address: SocketAddr) {
     let (LedgerConfig::Sqlite { file }, None) = (&config.ledger, &config.redis) else { return };
     if !std::io::stderr().is_terminal() {
@@ -74,7 +74,7 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
-/// A command that prints a token for this service, from whichever folder it is given.
+/// A command that prints a token for this service, from any folder.
 fn token_command(data_dir: &Path, config_file: Option<&Path>) -> String {
     let quoted = |path: &Path| {
         let text = path.display().to_string();
@@ -95,7 +95,7 @@ fn token_command(data_dir: &Path, config_file: Option<&Path>) -> String {
     let named = std::env::var_os("AURA_HITL_CONFIG").filter(|name| !name.is_empty());
     let config_file = config_file.map(Path::to_path_buf).or(named.map(PathBuf::from));
     let config = config_file.map(|file| format!(" --config {}", quoted(&absolute(&file))));
-    // The secret is there; a folder that is not absolute would be another one elsewhere.
+    // The data folder has the secret. Its path is absolute, so that the command works in any folder.
     format!(
         "AURA_HITL_DATA_DIR={} {program}{} token --sub user123 --tenant tenant1",
         quoted(&absolute(data_dir)),

@@ -13,9 +13,9 @@ use crate::identity;
 /// What a user may do.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum RoleName {
-    /// Decide.
+    /// May decide own requests.
     User,
-    /// See and write what is of the tenant.
+    /// May read and change all tasks and requests of the tenant.
     Admin,
 }
 

@@ -23,7 +23,7 @@ use crate::domain::rules::{Approvers, Policy, UnscopedRequests};
 use crate::identity::revocations::Revocations;
 use crate::identity::{ClaimValue, JwtConfig};
 use crate::ledger::Pooler;
-use crate::limits::TASK_BYTES;
+use crate::limits::MAX_TASK_BYTES;
 use crate::limits::quotas::QuotaLimits;
 
 mod mistakes;
@@ -381,8 +381,8 @@ impl RawConfig {
         }
         let bytes = self.max_bytes_per_tenant_hour;
         ensure!(
-            (TASK_BYTES as u64..=MAX_BYTES_PER_HOUR).contains(&bytes),
-            "max_bytes_per_tenant_hour is {bytes}; it must be from {TASK_BYTES} to {MAX_BYTES_PER_HOUR}"
+            (MAX_TASK_BYTES as u64..=MAX_BYTES_PER_HOUR).contains(&bytes),
+            "max_bytes_per_tenant_hour is {bytes}; it must be from {MAX_TASK_BYTES} to {MAX_BYTES_PER_HOUR}"
         );
         Ok(QuotaLimits {
             pending_per_person: self.max_pending_per_person,

@@ -1,4 +1,5 @@
-//! What Redis says and the ledger does not: found, reported, never answered.
+//! Finds and reports content of Redis that contradicts the ledger. Such content is never returned to
+//! callers.
 
 pub mod reports;
 pub mod watcher;

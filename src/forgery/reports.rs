@@ -1,8 +1,8 @@
-//! Reports what Redis says and the ledger does not know: a writer of Redis has forged it, or a
-//! failover of the database has lost its decision. Nobody is answered with it.
+//! Reports requests and signals in Redis that contradict the ledger: a writer of Redis forged them, or
+//! a failover of the database lost their decision. Callers never see them.
 //!
-//! Must not be told of anything before the ledger was read after Redis: else a decision that was made
-//! in between would be taken for a forgery.
+//! Must only get content of Redis that was read before the ledger: a decision that is committed
+//! between the two reads would look like a forgery.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::printable::printable;
 use crate::observe::metrics::{self, Forgery};
 
-/// How long a forgery that is still there is not reported again: agents poll often.
+/// A forgery is reported at most once in this time. Agents poll often.
 const REPORT_INTERVAL: Duration = Duration::from_mins(5);
-/// Most forgeries to remember.
-const CAPACITY: u64 = 50_000;
+/// How many reported forgeries to remember.
+const MAX_FORGERIES: u64 = 50_000;
 
-/// Reports forgeries, each once; cheap to clone.
+/// Reports forgeries, each once in a while. Cheap to clone.
 #[derive(Clone)]
 pub struct Forgeries(Cache<[u8; 32], Arc<()>>);
 
@@ -33,30 +33,30 @@ impl fmt::Debug for Forgeries {
 
 impl Default for Forgeries {
     fn default() -> Self {
-        let reported = Cache::builder().max_capacity(CAPACITY).time_to_live(REPORT_INTERVAL);
+        let reported = Cache::builder().max_capacity(MAX_FORGERIES).time_to_live(REPORT_INTERVAL);
         Self(reported.build())
     }
 }
 
 impl Forgeries {
-    /// The text under a request's key is not what the ledger knows under its id.
+    /// Reports a text under a request's key that contradicts the ledger's record of that id.
     pub fn request(&self, id: &RequestId, text: &str) {
         if self.is_new("request", id.as_str(), text) {
             metrics::forged(Forgery::Request);
             warn!(security = true, request_id = %id,
-                "a request in Redis says what the ledger does not know: it is not what was \
-                 registered or decided under its id, or nobody decided it");
+                "a request in Redis contradicts the ledger: its content is not what was registered or \
+                 decided under its id, or the ledger has no such decision");
         }
     }
 
-    /// The signal under a session's key is none that the ledger knows.
+    /// Reports a signal under a session's key that the ledger does not know.
     pub fn signal(&self, session: &SessionId, text: &str) {
         if self.is_new("signal", session.as_str(), text) {
             metrics::forged(Forgery::Signal);
             warn!(
                 security = true,
                 session_id = printable(session.as_str()),
-                "a signal in Redis answers for a decision that the ledger does not know"
+                "a signal in Redis belongs to no decision that the ledger knows"
             );
         }
     }

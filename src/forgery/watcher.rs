@@ -1,10 +1,11 @@
-//! The watcher: compares every message on a session's channel with the ledger, and reports those that
-//! the ledger does not know. An agent has acted on such a message by then: the protocol cannot keep
-//! anybody who may publish from waking an agent, so the watcher makes it known.
+//! The watcher: compares every message on a session's channel with the ledger, and reports messages
+//! without a decision. By then an agent may have acted on the message: the protocol does not stop a
+//! client of Redis that may publish, so the watcher only makes the forgery known.
 //!
-//! A signal is published after its decision was committed, so the ledger knows every genuine one. What
-//! this process decided is known without asking; what other replicas did is looked up in batches. While
-//! the ledger is away nothing is reported: messages wait, and are counted if there are too many.
+//! A signal is published after its decision is committed, so the ledger has the decision of every
+//! genuine signal. Decisions of this process are in its cache; those of other replicas are looked up
+//! in batches. While the ledger does not answer, messages wait; when the queue is full, further ones
+//! are dropped and counted.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::ledger::known_decisions::KnownDecisions;
 use crate::ledger::{Ledger, LedgerError};
 use crate::observe::metrics::{self, Forgery};
 
-/// Messages that may wait for the ledger.
+/// How many messages may wait for the ledger.
 const QUEUE_LENGTH: usize = 10_000;
 /// Messages to look up in one statement.
 const BATCH_SIZE: usize = 256;
@@ -30,10 +31,10 @@ const BATCH_SIZE: usize = 256;
 const BATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// Pause before a ledger that did not answer is asked again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Characters of a forged message that reach the log.
-const LOGGED_CHARACTERS: usize = 200;
+/// How many characters of a forged message to log.
+const MAX_LOGGED_CHARS: usize = 200;
 
-/// Takes messages that were heard; cheap to clone.
+/// Takes messages for [`run`] to check. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Watcher {
     queue: mpsc::Sender<Message>,
@@ -44,15 +45,15 @@ pub struct Watcher {
 pub struct Unchecked(mpsc::Receiver<Message>);
 
 impl Watcher {
-    /// A watcher that has heard nothing.
+    /// A watcher with an empty queue.
     #[must_use]
     pub fn new() -> (Self, Unchecked) {
         let (queue, unchecked) = mpsc::channel(QUEUE_LENGTH);
         (Self { queue }, Unchecked(unchecked))
     }
 
-    /// Takes a message. Never waits: one that finds the queue full is counted and dropped.
-    pub fn heard(&self, message: Message) {
+    /// Queues a message. Never waits: when the queue is full, the message is dropped and counted.
+    pub fn enqueue(&self, message: Message) {
         if self.queue.try_send(message).is_err() {
             metrics::message_unchecked();
         }
@@ -114,7 +115,7 @@ async fn check(
     Ok(())
 }
 
-/// What is published when a request of Redis is decided.
+/// The message that is published for the decision of a request of Redis.
 fn signal(id: &RequestId, session: &SessionId, decision: &Decision) -> Message {
     Message { channel: session.as_str().to_owned(), payload: signal_json(id, decision) }
 }
@@ -135,7 +136,7 @@ fn report(message: &Message, request: Option<&RequestId>) {
     );
 }
 
-/// The beginning of a stranger's text, without characters that would rearrange a log.
+/// The beginning of an untrusted text, with control and direction characters escaped.
 fn printable(text: &str) -> String {
-    text.chars().take(LOGGED_CHARACTERS).flat_map(char::escape_debug).collect()
+    text.chars().take(MAX_LOGGED_CHARS).flat_map(char::escape_debug).collect()
 }

@@ -8,4 +8,4 @@ pub use self::rate::Limits;
 pub use self::too_many::{Limit, TooMany};
 
 /// Largest request body of a registration or a task, in bytes.
-pub const TASK_BYTES: usize = 1024 * 1024;
+pub const MAX_TASK_BYTES: usize = 1024 * 1024;

@@ -1,4 +1,4 @@
-//! Noting that an agent has acted on a decision.
+//! Records that an agent has acted on a decision.
 
 use super::error::Result;
 use super::read::find;
@@ -8,10 +8,11 @@ use crate::domain::record::Record;
 use crate::domain::rules::{Refusal, may_write};
 use crate::state::AppState;
 
-/// Notes that the agent has acted on an outcome. Noting it again changes nothing.
+/// Records that the agent has acted on an outcome. Repeating this changes nothing.
 ///
 /// # Errors
-/// [`RequestError`]; [`Refusal::NotTheOwner`]; [`Refusal::Undecided`] while there is nothing to act on.
+/// [`Refusal::NotTheOwner`]; [`Refusal::Undecided`] while the request is pending; otherwise those of
+/// [`find`] and of the ledger.
 pub async fn acknowledge(app: &AppState, caller: &Caller, id: &RequestId) -> Result<Record> {
     if let Some(record) = app.ledger.acknowledge(caller, id, app.clock.now()).await? {
         return Ok(record);

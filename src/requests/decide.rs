@@ -1,9 +1,9 @@
-//! Deciding a request: exactly once, by the right person, about what they have seen.
+//! Decides a request: exactly once, by a person who may decide it, with the content that they saw.
 //!
-//! Four steps. **Load** what is asked, from Redis or the ledger. **Judge** whether this person may
-//! decide it now. **Record** the decision, which exactly one caller wins. **Send** its signal. A
-//! request that turns out to be closed on the way leads to [`Attempt::repeat`]: the same decision
-//! again is success, another one is refused.
+//! Four steps. **Load** the request, from Redis or the ledger. **Judge** whether this person may decide
+//! it now. **Record** the decision; the ledger accepts exactly one. **Send** its signal. If one of the
+//! steps finds the request closed, [`Attempt::repeat`] answers: the same decision again is a success,
+//! another decision is refused.
 
 use std::time::Duration;
 
@@ -12,7 +12,9 @@ use tracing::info;
 
 use super::error::{RequestError, Result};
 use super::expire::expire;
-use super::load::{InRedis, candidate, compare, decided_by_nobody, look, unreadable};
+use super::load::{
+    InRedis, compare_and_report, find_in_redis, ledger_candidate, unreadable, unrecorded_decision,
+};
 use super::notify::notify;
 use super::send::{send_if_asked_again, send_now};
 use crate::courier::SessionSnapshot;
@@ -31,25 +33,25 @@ use crate::ledger::{LEASE, LedgerError, Recorded, Writing};
 use crate::observe::metrics;
 use crate::state::AppState;
 
-/// How long to ask the ledger what became of a write that it did not confirm.
+/// How long to ask the ledger whether it has recorded a decision that it did not confirm.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_millis(900);
 
-/// A decision that stands, as its maker is told.
+/// The decision in the ledger, for the answer to the caller who made it.
 #[derive(Debug)]
 pub struct Decided {
     /// The session that waits.
     pub session: SessionId,
-    /// What stands.
+    /// The decision.
     pub decision: Decision,
-    /// The entity tag of what it is about.
+    /// The entity tag of the request.
     pub etag: String,
 }
 
-/// Decides a request, exactly once, and wakes its agent; if it is still what the person expects.
+/// Decides a request, exactly once, and wakes its agent. `expected` is the content that the person saw.
 ///
 /// # Errors
-/// [`RequestError`]; nothing was recorded then, except perhaps with
-/// [`RequestError::OutcomeUnknown`].
+/// [`RequestError`]. After [`RequestError::OutcomeUnknown`] the decision may be recorded; after every
+/// other error it is not.
 pub async fn decide(
     app: &AppState,
     caller: &Caller,
@@ -71,9 +73,9 @@ pub async fn decide(
         match attempt.record(&subject, &decision).await? {
             Written::Won(record) => return Ok(attempt.send(&subject, &record, decision).await),
             Written::Lost(closed) => return attempt.repeat_and_resend(closed).await,
-            // Registered with an older release, which wrote it to Redis as well.
+            // An older release registered the request, which also wrote it to Redis.
             Written::IsRegistered(record) => {
-                loaded = attempt.of_ledger(*record, &InRedis::Nothing)?;
+                loaded = attempt.of_ledger(*record, &InRedis::NotFound)?;
             }
         }
     }
@@ -89,17 +91,17 @@ struct Attempt<'a> {
     now: DateTime<Utc>,
 }
 
-/// A request that is pending as far as anybody knows.
+/// A request that was pending when it was loaded.
 struct Subject {
     candidate: Candidate,
-    /// What the session of a request of Redis names; a registered request depends on no session.
+    /// The session's pointer, for a request of Redis. A registered request does not depend on it.
     pointer: Option<SessionPointer>,
 }
 
 /// A row that this attempt cannot change.
 struct Closed {
     record: Record,
-    /// Whether the caller would decide something else than the row is about.
+    /// Whether the caller's request differs from the row's.
     is_altered: bool,
 }
 
@@ -120,10 +122,10 @@ enum Written {
 }
 
 impl Attempt<'_> {
-    /// What is asked: in Redis, if it is pending there and its session waits for it; else in the
-    /// ledger, read after Redis.
+    /// Loads the request from Redis, if it is pending there and its session waits for it; else from
+    /// the ledger, which is read after Redis.
     async fn load(&self) -> Result<Loaded> {
-        let found = look(self.app, self.caller, self.id).await;
+        let found = find_in_redis(self.app, self.caller, self.id).await;
         let found = match found {
             InRedis::Request(request)
                 if request.0.request.is_pending() && request.1.allows(self.id) =>
@@ -137,38 +139,38 @@ impl Attempt<'_> {
             return self.of_ledger(record, &found);
         }
         match found {
-            InRedis::Nothing => Err(Refusal::NotFound.into()),
+            InRedis::NotFound => Err(Refusal::NotFound.into()),
             InRedis::Unreachable(unavailable) => Err(unavailable.into()),
             InRedis::Unreadable { problem, .. } => Err(unreadable(problem)),
             InRedis::Request(request) => {
                 let (candidate, pointer) = &*request;
                 self.may_decide(candidate, pointer)?;
-                Err(decided_by_nobody(self.app, self.id, candidate).await?)
+                Err(unrecorded_decision(self.app, self.id, candidate).await?)
             }
         }
     }
 
-    /// What is asked, of a request that the ledger knows; `found` is what Redis had before.
+    /// Loads a request of which the ledger has a record; `found` is what was read from Redis before.
     fn of_ledger(&self, record: Record, found: &InRedis) -> Result<Loaded> {
-        let is_altered = compare(self.app, &record, found);
+        let is_altered = compare_and_report(self.app, &record, found);
         if record.state != State::Pending || is_altered {
             return Ok(Loaded::Closed(Closed { record, is_altered }));
         }
         match (record.origin, found) {
             (Origin::Http, _) => {
-                Ok(Loaded::Open(Subject { candidate: candidate(record)?, pointer: None }))
+                Ok(Loaded::Open(Subject { candidate: ledger_candidate(record)?, pointer: None }))
             }
-            // Whether its agent still waits for it, only Redis can tell.
+            // Only Redis knows whether the agent still waits for this request.
             (Origin::Redis, InRedis::Unreachable(unavailable)) => Err(unavailable.clone().into()),
             (Origin::Redis, _) => Err(Refusal::MovedOn.into()),
         }
     }
 
-    /// Whether this person may decide this now, and whether it is what they have seen.
+    /// Whether this person may decide the request now, and whether they saw its current content.
     async fn judge(&self, subject: &Subject) -> Result<Judged> {
         let Subject { candidate, pointer } = subject;
         let decision = match self.may_decide(candidate, &pointer.clone().unwrap_or_default()) {
-            // Whether its time ran out undecided, only the ledger can tell.
+            // Only the ledger knows whether the request was decided before it expired.
             Err(Refusal::Expired) => match self.recorded().await? {
                 Some(record) => {
                     let is_altered = !is_same(&record, candidate);
@@ -176,7 +178,7 @@ impl Attempt<'_> {
                 }
                 None => return Err(Refusal::Expired.into()),
             },
-            // If it was decided before, that stands.
+            // An earlier decision stands.
             Err(Refusal::AnothersSession) => {
                 self.report(candidate);
                 return match self.recorded().await? {
@@ -202,7 +204,7 @@ impl Attempt<'_> {
         rules::decide(candidate, pointer, self.caller, verdict, self.now, self.app.policy)
     }
 
-    /// Writes the decision, unless another one stands.
+    /// Records the decision, unless there is one already.
     async fn record(&self, subject: &Subject, decision: &Decision) -> Result<Written> {
         let (candidate, pointer) = (&subject.candidate, subject.pointer.as_ref());
         let state = State::Decided(decision.clone());
@@ -236,14 +238,14 @@ impl Attempt<'_> {
                 Err(Refusal::AnothersSession.into())
             }
             Recorded::IdTaken => {
-                // The key was another tenant's when it was decided.
+                // Another tenant had decided a request under this key.
                 self.report(candidate);
                 Err(Refusal::NotFound.into())
             }
         }
     }
 
-    /// The connection broke while the ledger was told: only the ledger knows how that ended.
+    /// Asks the ledger whether the decision is recorded, after the connection broke during the write.
     async fn confirm(&self, decision: &Decision, error: LedgerError) -> Result<Recorded> {
         match tokio::time::timeout(CONFIRMATION_TIMEOUT, self.recorded()).await {
             Ok(Ok(Some(record))) if record.state == State::Decided(decision.clone()) => {
@@ -254,8 +256,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Wakes the agent of a decision just recorded. Nothing here can fail it: what does not go out
-    /// now, the relay sends.
+    /// Wakes the agent of a decision just recorded. A failure here does not fail the decision: the
+    /// relay sends the signal later.
     async fn send(&self, subject: &Subject, record: &Record, decision: Decision) -> Decided {
         crash_point!("decided");
         info!(
@@ -266,7 +268,7 @@ impl Attempt<'_> {
         metrics::decided(self.app.courier.engine(), record);
         self.app.decisions.remember(record, self.now);
         if let Some(pointer) = &subject.pointer {
-            // Those who wait here need not wait for Redis.
+            // Long-polls on this replica are woken without Redis.
             self.app.hub.notify(&record.session);
             let document = Some(subject.candidate.request.document.clone());
             send_now(self.app, record, SessionSnapshot { pointer: pointer.clone(), document })
@@ -274,7 +276,8 @@ impl Attempt<'_> {
         } else {
             notify(self.app, record);
             if record.delivery == Delivery::Owed {
-                // The ledger has looked after its task; without this the relay would.
+                // Recording the decision has updated the task, too. Without this receipt the relay
+                // would handle the delivery again.
                 self.app.receipts.record(DeliveryReceipt::of(
                     record,
                     DeliveryResult::SENT,
@@ -286,10 +289,10 @@ impl Attempt<'_> {
         Decided { session: record.session.clone(), decision, etag }
     }
 
-    /// Answers about a row that this attempt cannot change.
+    /// Answers with the decision of a row that this attempt cannot change.
     async fn repeat(&self, Closed { record, is_altered }: Closed) -> Result<Decided> {
         let is_over = record.state == State::Pending && self.now >= record.expires_at;
-        // Nobody is told so while somebody who came in time may still be on the way.
+        // The ledger closes an overdue request under the row's lock, so a decision made in time wins.
         let record = if !is_over {
             record
         } else if let Some(expired) = expire(self.app, &record.tenant, self.id, self.now).await? {
@@ -304,8 +307,8 @@ impl Attempt<'_> {
         Ok(Decided { session: record.session, decision, etag })
     }
 
-    /// The same, of a request that was pending in Redis although it is closed: its agent may have
-    /// asked again, and is then told again.
+    /// [`Attempt::repeat`] for a request that is closed in the ledger and pending in Redis: if its
+    /// agent has asked again, the signal is sent again.
     async fn repeat_and_resend(&self, mut closed: Closed) -> Result<Decided> {
         self.app.receipts.apply(&mut closed.record);
         let record = closed.record.clone();
@@ -316,12 +319,12 @@ impl Attempt<'_> {
         Ok(decided)
     }
 
-    /// What the ledger knows under this id.
+    /// The ledger's record of this id.
     async fn recorded(&self) -> Result<Option<Record>> {
         Ok(self.app.ledger.find_request(&self.caller.tenant, self.id).await?)
     }
 
-    /// Reports a request in Redis that says what the ledger does not know.
+    /// Reports a request in Redis that contradicts the ledger.
     fn report(&self, candidate: &Candidate) {
         self.app.forgeries.request(self.id, &candidate.request.document);
     }

@@ -1,11 +1,11 @@
-//! Why a use case has no answer, by what the caller can conclude.
+//! [`RequestError`]: why a use case has no answer, by what the caller can conclude.
 
 use crate::courier::Unavailable;
 use crate::domain::rules::Refusal;
 use crate::ledger::LedgerError;
 use crate::limits::TooMany;
 use crate::limits::quotas::QuotaError;
-use crate::state::Undone;
+use crate::state::WorkError;
 
 /// Why a use case has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -16,22 +16,23 @@ pub enum RequestError {
     /// The request in Redis cannot be read.
     #[error("the request {0}")]
     Unreadable(&'static str),
-    /// Redis says that it is not pending, and the ledger knows nothing of it.
-    #[error("nobody decided it")]
-    DecidedByNobody,
-    /// Redis is out of reach and the ledger alone cannot tell.
+    /// Redis says that the request is closed, but the ledger has no decision: Redis was forged.
+    #[error("the request is closed in Redis, and the ledger has no decision")]
+    UnrecordedDecision,
+    /// Redis is out of reach, and the ledger alone cannot answer.
     #[error(transparent)]
     Courier(#[from] Unavailable),
-    /// The ledger is out of reach or wrong.
+    /// The ledger is out of reach, or its content is inconsistent.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The caller waits too often already.
+    /// The caller has reached a limit.
     #[error(transparent)]
     TooMany(#[from] TooMany),
-    /// Nothing came of it.
+    /// The work was not started, or panicked.
     #[error(transparent)]
-    Undone(#[from] Undone),
-    /// The ledger went away while the decision was written: it may or may not be recorded.
+    Work(#[from] WorkError),
+    /// The connection to the ledger broke while it recorded the decision: nobody knows whether the
+    /// decision is recorded.
     #[error("the ledger did not confirm: {0}")]
     OutcomeUnknown(LedgerError),
 }
@@ -51,5 +52,5 @@ impl From<Refusal> for RequestError {
     }
 }
 
-/// What a use case answers.
+/// The result of a use case.
 pub type Result<T> = std::result::Result<T, RequestError>;

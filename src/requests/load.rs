@@ -1,6 +1,6 @@
-//! Loading a request: what Redis has under its key, what the ledger knows, and whether the two agree.
-//! Redis is read first and the ledger after it, so the ledger knows everything that Redis rightly
-//! says.
+//! Loads a request from Redis and compares it with the ledger's record. Redis is read first and the
+//! ledger second: a decision is committed to the ledger before Redis has it, so the ledger knows every
+//! genuine decision that was read from Redis.
 
 use std::time::Duration;
 
@@ -18,35 +18,35 @@ use crate::domain::rules::{Refusal, is_visible};
 use crate::domain::session::SessionPointer;
 use crate::state::AppState;
 
-/// What Redis has under a request's key, as far as it concerns one caller.
+/// What Redis has under a request's key, as one caller may see it.
 pub(super) enum InRedis {
-    /// Nothing, or what is none of the caller's business: there is no telling them apart.
-    Nothing,
-    /// A request, and what its session names.
+    /// Nothing, or a request that this caller may not see. Callers cannot tell these cases apart.
+    NotFound,
+    /// A request, and the pointer of its session.
     Request(Box<(Candidate, SessionPointer)>),
-    /// Something that cannot be read, and does not say that it is another tenant's.
+    /// A text that is not a valid request, and that does not name another tenant.
     Unreadable {
         /// What is wrong with it.
         problem: &'static str,
-        /// It.
+        /// The text.
         text: String,
     },
     /// Redis does not answer.
     Unreachable(Unavailable),
 }
 
-/// Reads a request from Redis, and what its session names.
-pub(super) async fn look(app: &AppState, caller: &Caller, id: &RequestId) -> InRedis {
+/// Reads a request and the pointer of its session from Redis.
+pub(super) async fn find_in_redis(app: &AppState, caller: &Caller, id: &RequestId) -> InRedis {
     let stored = match app.courier.find_request(id).await {
         Ok(Some(stored)) => stored,
-        Ok(None) => return InRedis::Nothing,
+        Ok(None) => return InRedis::NotFound,
         Err(unavailable) => return InRedis::Unreachable(unavailable),
     };
-    // Judged first: what a stranger is told must not take longer because a request is there.
+    // Checked first: a stranger must not learn from the time of the answer that a request exists.
     let is_foreign = |tenant: Option<&TenantId>| tenant.is_some_and(|is| *is != caller.tenant);
     let scope = Scope::read(&stored.document);
     if is_foreign(scope.tenant.as_ref()) {
-        return InRedis::Nothing;
+        return InRedis::NotFound;
     }
     let pointer = match &scope.session {
         Some(session) => match app.courier.session_of(stored.guessed_session, session).await {
@@ -56,35 +56,35 @@ pub(super) async fn look(app: &AppState, caller: &Caller, id: &RequestId) -> InR
         None => SessionPointer::default(),
     };
     if scope.tenant.is_none() && is_foreign(pointer.tenant.as_ref()) {
-        return InRedis::Nothing;
+        return InRedis::NotFound;
     }
     let request = match ApprovalRequest::read(id, stored.document.clone()) {
         Ok(request) => request,
         Err(problem) => return InRedis::Unreadable { problem, text: stored.document },
     };
     if pointer.is_ambiguous && (request.tenant.is_none() || request.user.is_none()) {
-        // Without a tenant it is nobody's.
+        // A request without a tenant belongs to nobody.
         if request.tenant.as_ref() != Some(&caller.tenant) {
-            return InRedis::Nothing;
+            return InRedis::NotFound;
         }
         let problem = "is in a session that does not say plainly whose it is";
         return InRedis::Unreadable { problem, text: stored.document };
     }
-    let candidate = in_redis(request, &pointer, stored.ttl, app.clock.now());
+    let candidate = redis_candidate(request, &pointer, stored.ttl, app.clock.now());
     let user = candidate.user.as_ref();
     if is_visible(candidate.tenant.as_ref(), user, caller, app.policy) {
         InRedis::Request(Box::new((candidate, pointer)))
     } else {
-        InRedis::Nothing
+        InRedis::NotFound
     }
 }
 
-/// Compares what Redis has with what the ledger, read after it, knows under the same id. Reports what
-/// differs; says whether somebody asks for something else there, or something else stands there
-/// while the ledger waits for a decision.
-pub(super) fn compare(app: &AppState, record: &Record, found: &InRedis) -> bool {
+/// Compares the request in Redis with the ledger's record of the same id, which was read after it, and
+/// reports a difference as a forgery. Returns whether the content differs while the request is pending
+/// in Redis or in the ledger: such a request must not be decided.
+pub(super) fn compare_and_report(app: &AppState, record: &Record, found: &InRedis) -> bool {
     match found {
-        InRedis::Nothing | InRedis::Unreachable(_) => false,
+        InRedis::NotFound | InRedis::Unreachable(_) => false,
         InRedis::Unreadable { text, .. } => {
             app.forgeries.request(&record.id, text);
             true
@@ -93,7 +93,7 @@ pub(super) fn compare(app: &AppState, record: &Record, found: &InRedis) -> bool 
             let asked = &request.0.request;
             let is_altered = !is_same(record, &request.0)
                 && (asked.is_pending() || record.state == State::Pending);
-            // A decided one has changed with its decision, and must say the same as the ledger.
+            // A decided document differs from the pending one, but must have the ledger's status.
             if is_altered || !(asked.is_pending() || asked.status == record.state.as_str()) {
                 app.forgeries.request(&record.id, &asked.document);
             }
@@ -102,14 +102,14 @@ pub(super) fn compare(app: &AppState, record: &Record, found: &InRedis) -> bool 
     }
 }
 
-/// A request that nobody can decide or be shown.
+/// Logs a request in Redis that is not valid: nobody can decide or read it.
 pub(super) fn unreadable(problem: &'static str) -> RequestError {
     warn!(problem, "a request in Redis cannot be read");
     RequestError::Unreadable(problem)
 }
 
-/// What could be decided of a request that an agent wrote to Redis.
-pub(super) fn in_redis(
+/// The candidate for a decision that an agent wrote to Redis.
+pub(super) fn redis_candidate(
     request: ApprovalRequest,
     pointer: &SessionPointer,
     ttl: Option<Duration>,
@@ -117,11 +117,11 @@ pub(super) fn in_redis(
 ) -> Candidate {
     let created_at = now - age(ttl);
     let lifetime = TimeDelta::seconds(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
-    // Another tenant's session does not say whose it is.
-    let lender = (!pointer.is_anothers(request.tenant.as_ref(), None)).then_some(pointer);
+    // A session of another tenant does not name the owner.
+    let owning_session = (!pointer.is_anothers(request.tenant.as_ref(), None)).then_some(pointer);
     Candidate {
-        tenant: request.tenant.clone().or_else(|| lender?.tenant.clone()),
-        user: request.user.clone().or_else(|| lender?.user.clone()),
+        tenant: request.tenant.clone().or_else(|| owning_session?.tenant.clone()),
+        user: request.user.clone().or_else(|| owning_session?.user.clone()),
         request,
         origin: Origin::Redis,
         created_at,
@@ -129,11 +129,11 @@ pub(super) fn in_redis(
     }
 }
 
-/// What could be decided of a request that the ledger knows.
+/// The candidate for a decision that the ledger has.
 ///
 /// # Errors
 /// [`RequestError::Unreadable`], when its row was edited by hand.
-pub(super) fn candidate(record: Record) -> Result<Candidate> {
+pub(super) fn ledger_candidate(record: Record) -> Result<Candidate> {
     Ok(Candidate {
         request: ApprovalRequest::read(&record.id, record.document)
             .map_err(RequestError::Unreadable)?,
@@ -145,31 +145,36 @@ pub(super) fn candidate(record: Record) -> Result<Candidate> {
     })
 }
 
-/// What Redis has under an id that the ledger, read after it, does not know.
+/// The pending request in Redis of an id that the ledger, read after Redis, does not know.
 ///
 /// # Errors
-/// [`RequestError::DecidedByNobody`] for what says that it was decided, which the ledger would know.
-pub(super) async fn undecided(app: &AppState, id: &RequestId, found: InRedis) -> Result<Candidate> {
+/// [`RequestError::UnrecordedDecision`] when the request in Redis is not pending: a genuine decision
+/// would be in the ledger.
+pub(super) async fn pending_in_redis(
+    app: &AppState,
+    id: &RequestId,
+    found: InRedis,
+) -> Result<Candidate> {
     match found {
-        InRedis::Nothing => Err(Refusal::NotFound.into()),
+        InRedis::NotFound => Err(Refusal::NotFound.into()),
         InRedis::Unreachable(unavailable) => Err(unavailable.into()),
         InRedis::Unreadable { problem, .. } => Err(unreadable(problem)),
         InRedis::Request(request) if request.0.request.is_pending() => Ok(request.0),
-        InRedis::Request(request) => Err(decided_by_nobody(app, id, &request.0).await?),
+        InRedis::Request(request) => Err(unrecorded_decision(app, id, &request.0).await?),
     }
 }
 
-/// What to say of a request in Redis that is not pending, and that the ledger, read after it, does
-/// not know as this tenant's.
-pub(super) async fn decided_by_nobody(
+/// The error for a request that is not pending in Redis, and that the ledger, read after Redis, does
+/// not have for this tenant.
+pub(super) async fn unrecorded_decision(
     app: &AppState,
     id: &RequestId,
     found: &Candidate,
 ) -> Result<RequestError> {
     if app.ledger.find_request_of_redis(id).await?.is_some() {
-        // It was another tenant's when it was decided.
+        // The request was another tenant's when it was decided.
         return Ok(Refusal::NotFound.into());
     }
     app.forgeries.request(id, &found.request.document);
-    Ok(RequestError::DecidedByNobody)
+    Ok(RequestError::UnrecordedDecision)
 }

@@ -1,14 +1,14 @@
-//! The use cases on approval requests, a file each. A use case reads as one line of steps: load, judge,
-//! record, send. The rules themselves are in `domain`, the guarantees in `ledger`.
+//! The use cases on approval requests, one file each. Each is a sequence of steps: load, judge, record,
+//! send. The rules are in `domain`; `ledger` keeps the guarantees.
 
 pub mod acknowledge;
 pub mod decide;
 pub mod error;
 pub mod expire;
-pub mod heard;
 pub mod load;
 pub mod notify;
 pub mod read;
+pub mod read_receipts;
 pub mod register;
 pub mod send;
 pub mod signal;

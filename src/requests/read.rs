@@ -1,7 +1,7 @@
-//! Reading a request: what it asks, and where it stands.
+//! Reads a request: its document, and its state.
 
 use super::error::Result;
-use super::load::{InRedis, compare, look, undecided};
+use super::load::{InRedis, compare_and_report, find_in_redis, pending_in_redis};
 use crate::domain::approver::Caller;
 use crate::domain::decision::State;
 use crate::domain::ids::{RequestId, SessionId, UserId};
@@ -9,8 +9,8 @@ use crate::domain::record::{Candidate, Record};
 use crate::domain::request::{Origin, closed_document, decided_document};
 use crate::state::AppState;
 
-/// The request as one JSON object, as the ledger knows it, and its entity tag. Only an agent on Redis
-/// that has asked again since is shown as it asks.
+/// The request as one JSON object, as the ledger has it, and its entity tag. When an agent has asked
+/// again through Redis since the decision was sent, the pending document from Redis is returned.
 ///
 /// # Errors
 /// [`RequestError::Refused`] with [`Refusal::NotFound`] for strangers and unknown ids alike.
@@ -19,18 +19,18 @@ pub async fn read_request(
     caller: &Caller,
     id: &RequestId,
 ) -> Result<(String, String)> {
-    let found = look(app, caller, id).await;
+    let found = find_in_redis(app, caller, id).await;
     let Some(mut record) = app.ledger.find_request(&caller.tenant, id).await? else {
-        let Candidate { request, .. } = undecided(app, id, found).await?;
+        let Candidate { request, .. } = pending_in_redis(app, id, found).await?;
         return Ok((request.document, request.etag));
     };
     app.decisions.remember(&record, app.clock.now());
     app.receipts.apply(&mut record);
-    let is_altered = compare(app, &record, &found);
+    let is_altered = compare_and_report(app, &record, &found);
     if let InRedis::Request(request) = found
         && request.0.request.is_pending()
         && !is_altered
-        && has_been_answered(&record)
+        && has_been_sent(&record)
     {
         let (Candidate { request, .. }, _pointer) = *request;
         return Ok((request.document, request.etag));
@@ -44,22 +44,22 @@ pub async fn read_request(
     Ok((document, etag))
 }
 
-/// Whether Redis has had the answer to a request of its own: if the same is pending there now, its
+/// Whether Redis had the answer to this request of Redis. If the same request is pending there now, its
 /// agent has asked again.
-fn has_been_answered(record: &Record) -> bool {
+fn has_been_sent(record: &Record) -> bool {
     record.origin == Origin::Redis && record.state.decision().is_some() && !record.is_unsent()
 }
 
-/// A request, as far as anybody knows it.
+/// A request and the store that has it.
 #[derive(Debug)]
 pub enum Found {
-    /// The ledger has it.
+    /// The ledger has the request.
     InLedger(Box<Record>),
-    /// An agent wrote it to Redis, and nobody has decided it.
+    /// An agent wrote the request to Redis, and nobody has decided it.
     InRedis(Box<Candidate>),
 }
 
-/// Where one request stands.
+/// Finds one request in the ledger or, while it is pending, in Redis.
 ///
 /// # Errors
 /// [`RequestError`]; [`Refusal::NotFound`] for strangers and unknown ids alike.
@@ -68,16 +68,16 @@ pub async fn find(app: &AppState, caller: &Caller, id: &RequestId) -> Result<Fou
     if let Some(record) = record {
         return Ok(Found::InLedger(Box::new(record)));
     }
-    let found = look(app, caller, id).await;
+    let found = find_in_redis(app, caller, id).await;
     if let InRedis::Request(request) = &found
         && !request.0.request.is_pending()
     {
-        // Decided since the ledger was read, or by nobody.
+        // Either decided after the ledger was read, or forged: the ledger knows.
         if let Some(record) = app.ledger.find_request(&caller.tenant, id).await? {
             return Ok(Found::InLedger(Box::new(record)));
         }
     }
-    let candidate = undecided(app, id, found).await?;
+    let candidate = pending_in_redis(app, id, found).await?;
     Ok(Found::InRedis(Box::new(candidate)))
 }
 
@@ -91,7 +91,7 @@ impl Found {
         }
     }
 
-    /// Whose it is: its own user, else its session's.
+    /// The user whose request it is: the request's own, else the session's.
     #[must_use]
     pub fn user(&self) -> Option<&UserId> {
         match self {
@@ -100,7 +100,7 @@ impl Found {
         }
     }
 
-    /// The entity tag of what is asked.
+    /// The entity tag of the request's content.
     #[must_use]
     pub fn etag(&self) -> String {
         match self {
@@ -109,7 +109,7 @@ impl Found {
         }
     }
 
-    /// Whether there is no outcome yet.
+    /// Whether the request is still pending.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         match self {

@@ -1,9 +1,9 @@
-//! Registering a request over HTTP: in the ledger alone.
+//! Registers a request over HTTP, in the ledger alone.
 
 use tracing::info;
 
 use super::error::Result;
-use super::load::{InRedis, look};
+use super::load::{InRedis, find_in_redis};
 use crate::domain::approver::Caller;
 use crate::domain::decision::State;
 use crate::domain::printable::printable;
@@ -16,19 +16,21 @@ use crate::state::AppState;
 /// Registers a request for an agent that waits over HTTP, in the ledger alone.
 ///
 /// # Errors
-/// [`Refusal::Altered`] when the id stands for something else already.
+/// [`Refusal::Altered`] when the id belongs to a request with other content; [`Refusal::NotTheOwner`]
+/// when the task is another user's.
 pub async fn register(
     app: &AppState,
     caller: &Caller,
     candidate: &Candidate,
 ) -> Result<Registered> {
     let id = &candidate.request.id;
-    // With Redis out of reach nobody can tell. Whatever is there then is never shown or decided.
-    let found = look(app, caller, id).await;
+    // While Redis is out of reach, a request in Redis with this id goes unnoticed. That is harmless:
+    // the registered one comes first from now on.
+    let found = find_in_redis(app, caller, id).await;
     if matches!(found, InRedis::Request(_) | InRedis::Unreadable { .. })
         && app.ledger.find_request(&caller.tenant, id).await?.is_none()
     {
-        // An agent of this tenant wrote it.
+        // An agent of this tenant wrote the request to Redis.
         return Err(Refusal::Altered.into());
     }
     if let Some(task) = &candidate.request.task
@@ -39,7 +41,7 @@ pub async fn register(
     }
     let now = app.clock.now();
     if let Err(error) = app.quotas.check(&app.ledger, caller, candidate, now).await {
-        // Registering the same again costs nothing.
+        // Registering the same request again does not count.
         if app.ledger.find_request(&caller.tenant, id).await?.is_none() {
             return Err(error.into());
         }

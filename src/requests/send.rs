@@ -1,9 +1,9 @@
-//! Sending a decision's signal at once, to an agent on Redis. What fails here is the relay's.
+//! Sends a decision's signal at once, to an agent on Redis. If that fails, the relay sends it later.
 
 use tracing::{info, warn};
 
 use super::error::Result;
-use super::load::in_redis;
+use super::load::redis_candidate;
 use super::notify::notify;
 use crate::courier::SessionSnapshot;
 use crate::domain::ids::RequestId;
@@ -12,8 +12,8 @@ use crate::domain::request::ApprovalRequest;
 use crate::observe::metrics::{self, By};
 use crate::state::AppState;
 
-/// Sends the signal of a decision just recorded. A failure is no matter: it stays owed, and is the
-/// relay's from then on.
+/// Sends the signal of a decision just recorded. If that fails, the ledger still says that the signal is
+/// owed, and the relay sends it.
 pub(super) async fn send_now(app: &AppState, record: &Record, seen: SessionSnapshot) {
     let delivered = app.sender().deliver(record, Some(seen)).await;
     metrics::delivered(By::Decider, delivered.as_ref().ok().map(|settled| settled.delivery));
@@ -21,7 +21,7 @@ pub(super) async fn send_now(app: &AppState, record: &Record, seen: SessionSnaps
         Ok(settled) => {
             crash_point!("signalled");
             if settled.delivery == Delivery::Superseded {
-                // Its agent waits over HTTP, perhaps on another replica.
+                // The agent may wait over HTTP, on another replica.
                 notify(app, record);
             }
             app.receipts.record(DeliveryReceipt::of(record, settled, app.clock.now()));
@@ -41,9 +41,9 @@ pub(super) async fn send_now(app: &AppState, record: &Record, seen: SessionSnaps
     }
 }
 
-/// A decided request that is pending in Redis again is an agent that has asked again, after a
-/// restart or because Redis lost the answer: it is told once more. Redis is read anew for this,
-/// since what we know of it may be older than the signal.
+/// Sends the signal once more if a decided request is pending in Redis again: its agent has asked
+/// again, after a restart or because Redis lost the answer. Reads Redis anew, because what was read
+/// before may be older than the signal.
 pub(super) async fn send_if_asked_again(
     app: &AppState,
     id: &RequestId,
@@ -52,19 +52,19 @@ pub(super) async fn send_if_asked_again(
     let Some(stored) = app.courier.find_request(id).await? else { return Ok(()) };
     let Ok(request) = ApprovalRequest::read(id, stored.document) else { return Ok(()) };
     let pointer = app.courier.session_of(stored.guessed_session, &request.session).await?;
-    let asked = in_redis(request, &pointer, stored.ttl, app.clock.now());
+    let asked = redis_candidate(request, &pointer, stored.ttl, app.clock.now());
     if !(asked.request.is_pending() && is_same(record, &asked) && pointer.names(id))
         || pointer.is_anothers(Some(&record.tenant), record.user.as_ref())
     {
         return Ok(());
     }
-    // What is owed anew must have been noted as sent.
-    if let Some(mark) = app.receipts.of(record) {
-        app.receipts.write_one(&app.ledger, mark).await?;
+    // The ledger only owes a signal again that it has recorded as sent.
+    if let Some(receipt) = app.receipts.of(record) {
+        app.receipts.write_one(&app.ledger, receipt).await?;
     }
     if let Some(record) = app.ledger.owe_again(record, app.clock.now()).await? {
         crash_point!("owed-again");
-        info!(request_id = %id, "the agent asked again; it is told again");
+        info!(request_id = %id, "the agent asked again; its signal is sent again");
         let document = Some(asked.request.document);
         send_now(app, &record, SessionSnapshot { pointer, document }).await;
     }

@@ -1,5 +1,6 @@
-//! The signal that a poll finds: what answers a session, or a request that the agent names; never
-//! another's, and never one that the ledger does not know. The rules are in docs/api.md.
+//! Finds the signal that answers a poll: the signal of the request that the agent names, or of the
+//! request that the session waits for. Never returns another request's signal, nor one that the ledger
+//! does not know. The rules are in docs/api.md.
 
 use chrono::{DateTime, Utc};
 
@@ -13,9 +14,9 @@ use crate::domain::request::{AGENT_TIMEOUT, Origin, status_of};
 use crate::domain::signal::{signal_json, signal_request};
 use crate::state::AppState;
 
-/// The signal of a registered request whose decision is known here.
+/// The signal of a registered request whose decision is in this process's cache.
 #[must_use]
-pub fn known_signal(
+pub fn cached_signal(
     app: &AppState,
     caller: &Caller,
     session: &SessionId,
@@ -25,7 +26,7 @@ pub fn known_signal(
     (known.session == *session).then(|| known.signal())
 }
 
-/// What Redis has for a session, in one command.
+/// Polls Redis for a session, in one command.
 ///
 /// # Errors
 /// [`Unavailable`] when Redis does not answer.
@@ -33,11 +34,10 @@ pub async fn poll(app: &AppState, session: &SessionId) -> std::result::Result<Po
     app.courier.poll(session).await
 }
 
-/// The signal that answers what a session waits for, or what the agent names, if that can be told by
-/// what was read of the session and a decision that is known here: the common case of one that is
-/// answered.
+/// The signal for a session or a named request, if the poll of Redis and this process's cache of
+/// decisions suffice to find it. Most polls that have an answer find it here.
 #[must_use]
-pub fn signal_at_hand(
+pub fn cached_signal_of_poll(
     app: &AppState,
     caller: &Caller,
     session: &SessionId,
@@ -68,11 +68,12 @@ pub fn signal_at_hand(
     Some(signal)
 }
 
-/// The signal that answers what a session waits for, or what the agent names; never another, and
-/// never one that the ledger does not know. `polled` is what was just read of the session.
+/// The signal for a session, or for the request that the agent names. `polled` is what was just read of
+/// the session.
 ///
 /// # Errors
-/// [`RequestError::Courier`] when Redis is silent and it cannot be told what the session waits for.
+/// [`RequestError::Courier`] when Redis does not answer and only Redis knows what the session waits
+/// for; [`RequestError::Ledger`] when the ledger does not answer.
 pub async fn find_signal(
     app: &AppState,
     caller: &Caller,
@@ -85,7 +86,7 @@ pub async fn find_signal(
         None => None,
     };
     if let Some(record) = record.as_ref().filter(|record| record.origin == Origin::Http) {
-        // Registered requests do not depend on what their session names.
+        // A registered request does not depend on its session's pointer.
         app.decisions.remember(record, app.clock.now());
         return Ok(answer_of(record, caller, session));
     }
@@ -93,16 +94,16 @@ pub async fn find_signal(
         Some(polled) => polled?,
         None => poll(app, session).await?,
     };
-    if let Some(signal) = signal_at_hand(app, caller, session, wanted, &polled) {
+    if let Some(signal) = cached_signal_of_poll(app, caller, session, wanted, &polled) {
         return Ok(Some(signal));
     }
     let Polled { pointer, signal, .. } = polled;
-    let under_the_key = match &signal {
+    let signalled_request = match &signal {
         Some(signal) => answered_by(app, caller, session, signal).await?,
         None => None,
     };
     let named = pointer.request.clone();
-    // Read after Redis: what was decided in between is found.
+    // The ledger is read after Redis, so that a decision made in between is found.
     let record = match (wanted.cloned(), named.clone().map(RequestId::parse)) {
         (Some(id), _) | (None, Some(Ok(id))) => {
             app.ledger.find_request(&caller.tenant, &id).await?
@@ -110,14 +111,14 @@ pub async fn find_signal(
         (None, Some(Err(_invalid))) => None,
         (None, None) => app.ledger.newest_of_redis(session).await?,
     };
-    let is_ours =
+    let is_visible =
         |record: &Record| record.origin == Origin::Redis && record.tenant == caller.tenant;
-    let Some(mut record) = record.filter(is_ours) else { return Ok(None) };
+    let Some(mut record) = record.filter(is_visible) else { return Ok(None) };
     app.decisions.remember(&record, app.clock.now());
     app.receipts.apply(&mut record);
     let names_nothing = named.is_none() && wanted.is_none();
-    let is_under_the_key = under_the_key.as_ref() == Some(&record.id);
-    if names_nothing && !is_under_the_key && !still_waits(&record, app.clock.now()) {
+    let is_signalled = signalled_request.as_ref() == Some(&record.id);
+    if names_nothing && !is_signalled && !still_waits(&record, app.clock.now()) {
         return Ok(None);
     }
     if !app.sender().is_waited_for(&record, &pointer).await? {
@@ -132,8 +133,8 @@ pub async fn find_signal(
     }
     let is_answered = match CourierCopy::of(&record, document) {
         CourierCopy::NotPending => true,
-        // An agent on Redis has asked again, so an earlier answer is not the answer; one that is
-        // still owed has simply not reached Redis yet.
+        // If the answer was sent, the agent has asked again since, and waits for a new answer. If the
+        // answer is still owed, it has not reached Redis yet.
         CourierCopy::Pending => record.is_unsent(),
         CourierCopy::Other => false,
     };
@@ -143,8 +144,8 @@ pub async fn find_signal(
     Ok(answer_of(&record, caller, session))
 }
 
-/// Which request a signal under a session's key answers, if it says what the ledger says; reports it
-/// otherwise.
+/// The request that a signal under a session's key answers. Reports a signal that differs from the
+/// ledger's decision, and returns `None` for it.
 async fn answered_by(
     app: &AppState,
     caller: &Caller,
@@ -154,9 +155,9 @@ async fn answered_by(
     if app.forgeries.is_known_signal(session, signal) {
         return Ok(None);
     }
-    let says_so = |record: &Record| {
-        let said = record.state.decision().map(|decision| signal_json(&record.id, decision));
-        record.session == *session && said.as_deref() == Some(signal)
+    let is_signal_of = |record: &Record| {
+        let expected = record.state.decision().map(|decision| signal_json(&record.id, decision));
+        record.session == *session && expected.as_deref() == Some(signal)
     };
     let id = signal_request(signal).and_then(|id| RequestId::parse(id).ok());
     if let Some(id) = id {
@@ -165,12 +166,12 @@ async fn answered_by(
             return Ok(Some(id));
         }
         let of_redis = app.ledger.find_request_of_redis(&id).await?;
-        if let Some(record) = of_redis.filter(says_so) {
+        if let Some(record) = of_redis.filter(is_signal_of) {
             app.decisions.remember(&record, app.clock.now());
             return Ok(Some(id));
         }
-        // An older release signals registered requests, too.
-        if app.ledger.find_request(&caller.tenant, &id).await?.is_some_and(|r| says_so(&r)) {
+        // An older release also sends signals of registered requests.
+        if app.ledger.find_request(&caller.tenant, &id).await?.is_some_and(|r| is_signal_of(&r)) {
             return Ok(Some(id));
         }
     }
@@ -189,12 +190,11 @@ fn answer_of(record: &Record, caller: &Caller, session: &SessionId) -> Option<St
     }
 }
 
-/// Whether an agent whose session names nothing can still be waiting for this answer.
+/// Whether an agent whose session names no request may still wait for this answer.
 ///
-/// If Redis was wiped, the session may by now wait for a request that nobody knows, and an agent
-/// that asks without a request id takes whatever it gets for its answer. So an answer that never
-/// left us counts only while the agent's patience lasts, and one that did only for a moment and
-/// only if nobody was listening.
+/// After Redis was wiped, the session may wait for a request that neither store has, and an agent that
+/// polls without a request id takes any signal for its answer. So an unsent answer counts only while
+/// an agent waits at most, and a sent answer only for a moment and only if it had no subscriber.
 fn still_waits(record: &Record, now: DateTime<Utc>) -> bool {
     match record.delivery {
         Delivery::Owed if record.is_unsent() => now < record.created_at + AGENT_TIMEOUT,

@@ -13,31 +13,34 @@ use crate::domain::request::REQUEST_TTL_SECONDS;
 use crate::state::AppState;
 use crate::waiting::hub::Waiter;
 
-/// Outcomes to read at once.
+/// Outcomes to read in one query.
 const BATCH_SIZE: usize = 100;
 
-/// The outcomes of a session, one after the other, for as long as somebody listens.
+/// The outcomes of a session, in the order in which they were recorded.
 #[derive(Debug)]
 pub struct Outcomes {
     app: AppState,
     tenant: TenantId,
     session: SessionId,
     wanted: Option<RequestId>,
-    /// The number of the last one that was told.
+    /// The sequence number of the last outcome that was returned.
     after: i64,
-    /// Without a number to go on from: what was settled since then, and nobody has acted on.
+    /// Set when the client gave no sequence number: only outcomes since then that no agent has
+    /// acknowledged.
     open_since: Option<DateTime<Utc>>,
     unread: std::vec::IntoIter<Record>,
-    /// There may be more behind what was read.
+    /// The last read filled a batch, so there may be more outcomes.
     has_more: bool,
     waiter: Waiter,
 }
 
 impl Outcomes {
-    /// Begins with what came after `after`; without that, with what its agent may still wait for.
+    /// Begins after the sequence number `after`; without one, with the outcomes that the agent may
+    /// still wait for.
     ///
     /// # Errors
-    /// [`RequestError::Ledger`] when the ledger does not answer.
+    /// [`RequestError::TooMany`] when too many streams are open; [`RequestError::Ledger`] when the
+    /// ledger does not answer.
     pub async fn of(
         app: &AppState,
         caller: &Caller,
@@ -59,8 +62,8 @@ impl Outcomes {
         };
         outcomes.read().await?;
         if outcomes.after > 0 && outcomes.unread.len() == 0 {
-            // A number from before the ledger was restored, or of another session, must not keep
-            // what is still to come from being told.
+            // The number may be of another session, or from before the ledger was restored from a
+            // backup. New outcomes would stay below it, so it is lowered.
             let last = app.ledger.last_outcome(&outcomes.tenant, &outcomes.session).await?;
             outcomes.after = outcomes.after.min(last);
         }
@@ -78,7 +81,7 @@ impl Outcomes {
             }
             if !self.has_more {
                 tokio::select! {
-                    () = self.waiter.news() => {}
+                    () = self.waiter.changed() => {}
                     () = self.app.stopping.cancelled() => return None,
                 }
             }
@@ -100,7 +103,7 @@ impl Outcomes {
             let outcomes = app.ledger.outcomes(&tenant, &session, after, open_since, limit);
             outcomes.await.map_err(RequestError::from)
         };
-        let read = self.app.ask_in_turn(reading).await?;
+        let read = self.app.query_for_waiter(reading).await?;
         self.has_more = read.len() == BATCH_SIZE;
         self.unread = read.into_iter();
         Ok(())

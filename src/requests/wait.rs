@@ -1,4 +1,4 @@
-//! Waiting over HTTP for an answer.
+//! Long-polls: waits over HTTP for an answer.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,14 +10,15 @@ use crate::domain::approver::Caller;
 use crate::domain::ids::SessionId;
 use crate::state::AppState;
 
-/// Pause before a store that did not answer is asked again: what was published meanwhile may be lost.
+/// Pause before asking again a store that did not answer. A wake-up may be lost meanwhile.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Asks until there is an answer, at most for `wait`: at once, and then whenever the session has
-/// news. Ends early when the service stops.
+/// Runs the query `ask` at once and after each wake-up of the session, until `is_answer` accepts its
+/// result. Returns the last result after `wait`, or when the service stops.
 ///
 /// # Errors
-/// The last question's, when there was no answer in time.
+/// [`RequestError::TooMany`](super::RequestError::TooMany) when too many long-polls are open; the last
+/// query's error when there was no answer in time.
 pub async fn wait<T, Asking>(
     app: &AppState,
     caller: &Caller,
@@ -33,13 +34,13 @@ where
     let until = Instant::now() + wait;
     let mut waiter = app.hub.watch(session, caller)?;
     loop {
-        let answer = app.ask_in_turn(ask()).await;
+        let answer = app.query_for_waiter(ask()).await;
         if answer.as_ref().is_ok_and(&is_answer) {
             return answer;
         }
         let again = if answer.is_err() { RETRY_INTERVAL } else { wait };
         tokio::select! {
-            () = waiter.news() => {}
+            () = waiter.changed() => {}
             () = sleep_until(until) => return answer,
             () = app.stopping.cancelled() => return answer,
             () = sleep(again) => {}

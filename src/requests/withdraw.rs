@@ -1,9 +1,9 @@
-//! Withdrawing a pending request, by its agent.
+//! Withdraws a pending request for its agent.
 
 use tracing::info;
 
 use super::error::Result;
-use super::load::candidate;
+use super::load::ledger_candidate;
 use super::notify::notify;
 use super::read::{Found, find};
 use crate::domain::approver::Caller;
@@ -16,15 +16,15 @@ use crate::ledger::{Recorded, Writing};
 use crate::observe::metrics;
 use crate::state::AppState;
 
-/// Withdraws a pending request: nobody can decide it any more. Withdrawing it again is no matter.
+/// Withdraws a pending request: nobody can decide it any more. Withdrawing it again changes nothing.
 ///
 /// # Errors
-/// [`RequestError`]; [`Refusal::NotTheOwner`]; [`Refusal::AlreadyDecided`] with what stands, if somebody
-/// was faster.
+/// [`Refusal::NotTheOwner`]; [`Refusal::AlreadyDecided`] with the decision, if a person decided first;
+/// [`Refusal::Expired`]; otherwise those of [`find`] and of the ledger.
 pub async fn cancel(app: &AppState, caller: &Caller, id: &RequestId) -> Result<Record> {
     let now = app.clock.now();
     let candidate = match find(app, caller, id).await? {
-        Found::InLedger(record) if record.state == State::Pending => candidate(*record)?,
+        Found::InLedger(record) if record.state == State::Pending => ledger_candidate(*record)?,
         Found::InLedger(record) => return settle(*record, caller),
         Found::InRedis(candidate) => *candidate,
     };
@@ -44,7 +44,7 @@ pub async fn cancel(app: &AppState, caller: &Caller, id: &RequestId) -> Result<R
     }
 }
 
-/// The row of a request that was closed already, if it was withdrawn.
+/// The answer about a request that was closed before it could be withdrawn.
 fn settle(record: Record, caller: &Caller) -> Result<Record> {
     rules::settle_withdrawal(&record, caller)?;
     Ok(record)

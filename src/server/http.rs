@@ -1,4 +1,4 @@
-//! The HTTP server: its middleware, its time-outs, and the metrics' own address.
+//! The HTTP server: its middleware, its time-outs, and a second server for metrics.
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
@@ -20,32 +20,33 @@ use tracing_actix_web::TracingLogger;
 
 use super::scrape::{self, Scrape};
 use crate::api::call_span::CallSpan;
-use crate::api::connection::{CLOSING, Connection, Connections, take_turns};
+use crate::api::connection::{CLOSE_TIMEOUT, Connection, Connections, track_calls};
 use crate::api::envelope::with_call;
 use crate::api::error::ApiError;
-use crate::api::health::LastAnswer;
+use crate::api::health::StoreHealth;
 use crate::api::routes;
 use crate::api::text::Text;
 use crate::config::Config;
 use crate::state::AppState;
 
-/// How long an idle connection stays open. Longer than nginx keeps one to us (60 s), so that the
-/// Gateway never sends a request into a connection that we are closing.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// How long connections are served after the service stopped accepting. A call may be on its way over a
-/// connection that was just accepted; a Gateway that is refused its next connection goes elsewhere.
-const LAST_CALLS: Duration = Duration::from_millis(500);
-/// Open connections to the metrics' own address.
-const METRICS_CONNECTIONS: usize = 32;
+/// How long an idle connection stays open. Longer than nginx keeps one to a backend (60 s), so that the
+/// Gateway never sends a call on a connection that the service is closing.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long open connections are still served after the listener is closed. A call may be on its way on
+/// a connection that was just accepted. New connections are refused, so the Gateway tries another
+/// replica.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// How many connections the metrics server accepts.
+const MAX_METRICS_CONNECTIONS: usize = 32;
 
-/// Serves the API on a listener, until it is told to stop.
+/// Serves the API on a listener, until the server is stopped.
 ///
 /// # Errors
 /// When the listener cannot be used.
 pub fn serve(config: &Config, app: &AppState, listener: TcpListener) -> anyhow::Result<Server> {
     let connections = Connections::new(config.max_connections, app.stopping.clone());
     let app = web::Data::new(app.clone());
-    let readiness = web::Data::new(LastAnswer::default());
+    let readiness = web::Data::new(StoreHealth::default());
     let scrape = web::Data::new(Scrape::default());
     let document = web::Data::new(routes::document());
     let metrics_routes =
@@ -63,22 +64,22 @@ pub fn serve(config: &Config, app: &AppState, listener: TcpListener) -> anyhow::
             }))
             .configure(metrics_routes)
             .configure(routes::configure)
-            .default_service(web::to(routes::unknown))
+            .default_service(web::to(routes::not_found))
             .wrap(cors(&origins))
             .wrap(security_headers())
             .wrap(from_fn(with_call))
             .wrap(TracingLogger::<CallSpan>::new())
-            .wrap(from_fn(take_turns))
+            .wrap(from_fn(track_calls))
     };
-    // As many as actix starts.
+    // actix starts this many workers.
     let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let server = Server::build()
         .max_concurrent_connections(config.max_connections.div_ceil(workers))
-        // Without the notice, in whole seconds.
+        // The rest of the shutdown time after the notice to the Gateway, in whole seconds.
         .shutdown_timeout(config.shutdown_seconds.saturating_sub(2).max(1))
         .disable_signals();
     let stopping = server.graceful_shutdown_signal();
-    // What `HttpServer` does, which takes no connections of our own making.
+    // As `HttpServer` does it, but with this service's `Connection` in place of a `TcpStream`.
     let serve_connections = move || {
         let stopping = stopping.clone();
         let service = service().into_factory().map_err(|error| error.error_response());
@@ -87,15 +88,15 @@ pub fn serve(config: &Config, app: &AppState, listener: TcpListener) -> anyhow::
                 let stopping = stopping.clone();
                 async move {
                     stopping.notified().await;
-                    tokio::time::sleep(LAST_CALLS).await;
+                    tokio::time::sleep(DRAIN_TIMEOUT).await;
                 }
             })
             // `Connection` times heads, and not only the first.
             .client_request_timeout(Duration::ZERO)
-            .client_disconnect_timeout(CLOSING)
-            .keep_alive(KEEP_ALIVE)
-            .on_connect_ext(Connection::introduce)
-            // Host and address, from which we make nothing.
+            .client_disconnect_timeout(CLOSE_TIMEOUT)
+            .keep_alive(KEEP_ALIVE_TIMEOUT)
+            .on_connect_ext(Connection::share_state)
+            // Host and address for building URLs, which the service does not do.
             .h1(map_config(service, |()| AppConfig::default()));
         let connections = Arc::clone(&connections);
         fn_service(move |stream: TcpStream| {
@@ -107,7 +108,7 @@ pub fn serve(config: &Config, app: &AppState, listener: TcpListener) -> anyhow::
     Ok(server.listen("http", listener, serve_connections).context("cannot listen")?.run())
 }
 
-/// One sentence with the names of the settings that mend it.
+/// The error of a listener, in one sentence that names the settings to change.
 #[must_use]
 pub fn cannot_listen(address: &str, error: &io::Error, [host, port]: [&str; 2]) -> anyhow::Error {
     let advice = match error.kind() {
@@ -118,14 +119,14 @@ pub fn cannot_listen(address: &str, error: &io::Error, [host, port]: [&str; 2]) 
             format!("this port is for privileged users; set {port} to 1024 or more")
         }
         _ => format!(
-            "it is no address of this machine; set {host} to 127.0.0.1 for this machine alone, or \
-             to 0.0.0.0 for all others too"
+            "this machine does not have this address; set {host} to 127.0.0.1 for this machine alone, \
+             or to 0.0.0.0 for other machines, too"
         ),
     };
     anyhow::anyhow!("cannot listen on {address}: {advice}")
 }
 
-/// Serves the metrics at an address of their own, until the service stops.
+/// Serves the metrics on a separate address, until the service stops.
 ///
 /// # Errors
 /// One sentence, when nothing can listen there.
@@ -140,7 +141,7 @@ pub fn serve_metrics(
         let routes = App::new().app_data(app.clone()).app_data(scrape.clone());
         routes.configure(scrape::configure)
     };
-    let server = HttpServer::new(service).workers(1).max_connections(METRICS_CONNECTIONS);
+    let server = HttpServer::new(service).workers(1).max_connections(MAX_METRICS_CONNECTIONS);
     let server = server.disable_signals().bind(address);
     let metrics_address = ["AURA_HITL_METRICS_ADDRESS"; 2];
     let server =
@@ -166,8 +167,8 @@ fn cors(origins: &[String]) -> Cors {
     origins.iter().fold(cors, |cors, origin| cors.allowed_origin(origin))
 }
 
-/// For browsers that reach us directly. Nothing here may be cached, framed or sniffed; Swagger UI
-/// brings its own style sheet into the page.
+/// Headers for browsers that call the service directly: no caching, no framing, no MIME sniffing.
+/// Swagger UI needs inline styles.
 fn security_headers() -> DefaultHeaders {
     DefaultHeaders::new()
         .add(("X-Content-Type-Options", "nosniff"))

@@ -98,16 +98,16 @@ impl Replica {
             per_person: config.max_waits_per_person,
             per_tenant: config.max_waits_per_tenant,
             // The rest of the connections is for calls that are answered at once.
-            in_all: (config.max_connections / 4 * 3).max(1),
+            total: (config.max_connections / 4 * 3).max(1),
         });
         let (watcher, unchecked) = Watcher::new();
         let (refused_attempts, attempts_to_write) = RefusedAttempts::new();
         let app = AppState {
             tokens: TokenVerifier::new(&config.jwt),
             limits: Limits::new(config.rate_limit, &courier, &runtime),
-            room: Arc::new(Semaphore::new(config.max_calls_under_way)),
-            most_calls: config.max_calls_under_way,
-            turns: Arc::new(Semaphore::new(config.max_calls_under_way.div_ceil(4))),
+            call_permits: Arc::new(Semaphore::new(config.max_calls_under_way)),
+            max_calls: config.max_calls_under_way,
+            wait_permits: Arc::new(Semaphore::new(config.max_calls_under_way.div_ceil(4))),
             receipts: Receipts::default(),
             decisions: KnownDecisions::default(),
             forgeries: Forgeries::default(),

@@ -1,10 +1,9 @@
-//! SIGHUP: reads the settings again, `…_FILE`s included, and applies what has changed while the
-//! service runs.
+//! SIGHUP: reads the settings again, `…_FILE`s included, and applies the changed ones while the service
+//! runs.
 //!
-//! All or nothing: new settings that are not valid, that only a restart can apply, or with which a
-//! store does not let us in are refused in one line of the log, and everything stays as it was.
-//! What is applied holds from the next call on; calls under way end under what they began with.
-//! The log names settings, never their values.
+//! All or nothing: if a new setting is not valid, if only a restart can apply it, or if a store refuses
+//! the new login, no setting changes and one line of the log says why. New settings apply from the next
+//! call on; calls under way keep the old ones. The log names settings, never their values.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -16,8 +15,8 @@ use tracing::{error, info};
 use crate::config::{Config, LedgerConfig};
 use crate::state::AppState;
 
-/// The settings that can change while the service runs; of the URLs only who logs in, and how the
-/// server proves its name. A setting is added here together with what applies it, below.
+/// The settings that can change while the service runs. Of the URLs, only the login and the server's
+/// certificate can change. A new entry here needs code in [`reload`] that applies it.
 const WHILE_RUNNING: [&str; 15] = [
     "jwt_secret",
     "jwt_secret_previous",
@@ -45,7 +44,7 @@ pub async fn on_hangup(
 ) -> Infallible {
     loop {
         if hangup.recv().await.is_none() {
-            // No signal can come any more.
+            // The signal's stream has ended, so no further signal will come.
             std::future::pending::<()>().await;
         }
         match reload(file, &mut config, &app).await {
@@ -61,7 +60,7 @@ pub async fn on_hangup(
     }
 }
 
-/// The names of the settings that have changed.
+/// Applies the changed settings. Returns their names.
 async fn reload(
     file: Option<&Path>,
     config: &mut Config,
@@ -74,7 +73,7 @@ async fn reload(
     ensure!(fixed.is_empty(), "these settings have changed and need a restart: {fixed}");
 
     let has_changed = |of: &str| changed.iter().any(|key| key.starts_with(of));
-    // First all that may fail, then all that cannot.
+    // All steps that may fail come first, so that nothing is half applied.
     let mut ledger = None;
     if has_changed("database_") {
         let LedgerConfig::Postgres { url, .. } = &new.ledger else {

@@ -1,4 +1,4 @@
-//! What Prometheus is answered: the process's own counters, and what only the ledger knows.
+//! `/metrics` for Prometheus: the process's counters, and gauges that are read from the ledger.
 
 use std::time::{Duration, Instant};
 
@@ -9,16 +9,16 @@ use tokio::sync::Mutex;
 use tracing::warn;
 
 use crate::api::error::ApiError;
-use crate::api::health::LastAnswer;
+use crate::api::health::StoreHealth;
 use crate::ledger::{Backlog, OutboxKind};
 use crate::observe::log;
 use crate::observe::metrics::{self, Readings};
 use crate::state::AppState;
 
-/// How old what the ledger said may be.
-const BACKLOG_AGE: Duration = Duration::from_secs(5);
+/// How old the ledger's figures may be.
+const MAX_BACKLOG_AGE: Duration = Duration::from_secs(5);
 
-/// Adds `/metrics`; under this name only, since gateways forward what is under `/api`.
+/// Adds `/metrics`, without the prefix `/api`, which gateways forward.
 #[expect(clippy::disallowed_methods, reason = "not one of the API's routes")]
 pub fn configure(service: &mut ServiceConfig) {
     service.service(web::resource("/metrics").route(web::get().to(metrics)));
@@ -36,44 +36,44 @@ async fn metrics(
 /// Answers scrapes.
 #[derive(Debug, Default)]
 pub struct Scrape {
-    stores: LastAnswer,
-    looked_at: Mutex<Option<Instant>>,
+    stores: StoreHealth,
+    updated_at: Mutex<Option<Instant>>,
 }
 
 impl Scrape {
-    /// All metrics in Prometheus' text format. The ledger is asked for what it alone knows, but not
-    /// more often than every [`BACKLOG_AGE`], however many scrape.
+    /// All metrics in Prometheus' text format. Reads the ledger's figures at most once in
+    /// [`MAX_BACKLOG_AGE`], however many clients scrape.
     ///
     /// # Errors
-    /// When the process does not count.
+    /// When the process has no metrics recorder.
     pub async fn render(&self, app: &AppState) -> anyhow::Result<String> {
-        self.look(app).await;
+        self.update(app).await;
         let (connections_used, connections_idle, max_connections) = app.ledger.connections();
         metrics::render(Readings {
             connections_used,
             connections_idle,
             max_connections,
             calls: app.calls_under_way(),
-            max_calls: app.most_calls,
+            max_calls: app.max_calls,
             waiters: app.hub.waiters(),
             unheard: app.unheard.len(),
             dropped_lines: log::dropped_lines(),
         })
     }
 
-    async fn look(&self, app: &AppState) {
-        let mut looked_at = self.looked_at.lock().await;
-        if looked_at.is_some_and(|at| at.elapsed() < BACKLOG_AGE) {
+    async fn update(&self, app: &AppState) {
+        let mut updated_at = self.updated_at.lock().await;
+        if updated_at.is_some_and(|at| at.elapsed() < MAX_BACKLOG_AGE) {
             return;
         }
-        let [ledger, courier] = self.stores.look(app).await;
+        let [ledger, courier] = self.stores.check(app).await;
         metrics::stores_are_up(ledger, courier);
         let now = app.clock.now();
         let age = |since: Option<DateTime<Utc>>| {
             since.and_then(|since| (now - since).to_std().ok()).unwrap_or_default()
         };
         let ledger = app.ledger.clone();
-        // On the runtime that the connections belong to: on a worker's they would end with it.
+        // A connection that is opened on an HTTP worker's runtime ends with the worker.
         match app.runtime.spawn(async move { ledger.backlog().await }).await {
             Ok(Ok(Backlog { owed, owed_since, pending, pending_since })) => {
                 metrics::backlog((owed, age(owed_since)), (pending, age(pending_since)));
@@ -90,6 +90,6 @@ impl Scrape {
             let oldest = app.runtime.spawn(asking).await.ok().and_then(Result::ok).flatten();
             metrics::oldest_audit_entry(age(oldest));
         }
-        *looked_at = Some(Instant::now());
+        *updated_at = Some(Instant::now());
     }
 }

@@ -1,4 +1,4 @@
-//! Opening the ledger as the settings say, and bringing its schema up to date.
+//! Opens the ledger from the settings, and migrates its schema.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::ledger::patience::patiently;
 /// Opens the ledger; for a service, its SQLite file is locked against a second process.
 ///
 /// # Errors
-/// One sentence on what is wrong with it.
+/// One sentence that says why the ledger cannot be opened.
 pub async fn open_ledger(config: &Config, lock: bool) -> anyhow::Result<(Ledger, Option<File>)> {
     match &config.ledger {
         LedgerConfig::Postgres { url, pooler, max_connections } => {
@@ -40,10 +40,10 @@ pub async fn open_ledger(config: &Config, lock: bool) -> anyhow::Result<(Ledger,
     }
 }
 
-/// Opens the ledger for a command that needs what is in it; a service may run beside it.
+/// Opens an existing ledger for a command. The service may run at the same time.
 ///
 /// # Errors
-/// One sentence on what is wrong with it.
+/// One sentence that says why the ledger cannot be opened.
 pub async fn open_existing_ledger(config: &Config) -> anyhow::Result<Ledger> {
     if let LedgerConfig::Sqlite { file } = &config.ledger {
         ensure!(
@@ -57,7 +57,7 @@ pub async fn open_existing_ledger(config: &Config) -> anyhow::Result<Ledger> {
     Ok(ledger)
 }
 
-/// Makes sure that every migration was applied.
+/// Checks that every migration is applied.
 ///
 /// # Errors
 /// One sentence that says how to apply them.
@@ -72,15 +72,15 @@ pub async fn ensure_migrated(ledger: &Ledger) -> anyhow::Result<()> {
 /// Brings the ledger's schema up to date.
 ///
 /// # Errors
-/// What the migrator says.
+/// The migrator's error.
 pub async fn migrate(config: &Config, ledger: &Ledger) -> anyhow::Result<()> {
     ledger.migrate(postgres_url(config)).await.context("cannot migrate the database")
 }
 
-/// Drops what only replicas of an older release need.
+/// Drops the parts of the schema that only replicas of an older release need.
 ///
 /// # Errors
-/// What the database says.
+/// The database's error.
 pub async fn finish(config: &Config, ledger: &Ledger) -> anyhow::Result<()> {
     ledger.finish(postgres_url(config)).await.context("cannot finish the database's upgrade")
 }
@@ -92,7 +92,8 @@ fn postgres_url(config: &Config) -> Option<&SecretString> {
     }
 }
 
-/// Two processes on one file would not hear each other's wake-ups.
+/// Locks the SQLite file for one process: two processes on one file could not wake each other's
+/// agents.
 fn lock_beside(file: &Path) -> anyhow::Result<File> {
     let path = file.with_extension("lock");
     let lock = File::options()

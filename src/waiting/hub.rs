@@ -1,11 +1,11 @@
-//! The hub: wakes those who wait over HTTP when their session may have news. One per process, with
-//! one Pub/Sub connection that hears every session by one pattern, however many wait. A pattern,
-//! so that `PUBSUB NUMSUB` of a session's channel counts agents and never us.
+//! The hub: wakes long-polls and streams when their session may have an outcome. Each process has one
+//! hub with one Pub/Sub connection, which subscribes to all sessions by a pattern. `PUBSUB NUMSUB` does
+//! not count patterns, so for a session's channel it counts agents alone.
 //!
-//! It carries no answers. Whoever is woken reads them anew, from Redis and the ledger, under the
-//! same rules as everybody else: a message that is lost, forged or repeated changes nothing but when
-//! that happens. What Pub/Sub loses, a look into the ledger finds a little later. Each
-//! message also goes to the [`Watcher`], which reports those that are not ours.
+//! The hub carries no answers. A woken call reads its answer from Redis and the ledger, under the same
+//! rules as any other call. So a lost, forged or repeated message only changes when a call reads. The
+//! hub also polls the ledger, for outcomes whose message Pub/Sub lost. Each message also goes to the
+//! [`Watcher`], which reports messages that this service did not publish.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -27,20 +27,20 @@ use crate::ledger::Ledger;
 use crate::limits::{Limit, TooMany};
 
 /// Pause before connecting again.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
-/// How often to make sure that the connection still answers.
+const RECONNECT_INTERVAL: Duration = Duration::from_millis(500);
+/// How often to check that the Pub/Sub connection answers.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// How often to look for news that no message told of.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How far back to look: longer than a write takes, and than clocks differ.
-const LOOK_BACK: TimeDelta = TimeDelta::seconds(10);
+/// How often to poll the ledger for outcomes without a message.
+const LEDGER_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How far back each poll looks: longer than a write takes, and than the clocks of replicas differ.
+const LEDGER_POLL_WINDOW: TimeDelta = TimeDelta::seconds(10);
 
-/// Who waits for which session; cheap to clone.
+/// The calls that wait for a session. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Hub {
     sessions: Arc<Mutex<HashMap<SessionId, Watched>>>,
-    /// Each wait holds a connection, and neither one person nor one tenant may hold them all.
-    waits: Arc<Mutex<Waits>>,
+    /// Each wait holds a connection. Neither one person nor one tenant may hold all of them.
+    waits: Arc<Mutex<WaitCounts>>,
     limits: WaitLimits,
 }
 
@@ -52,18 +52,18 @@ pub struct WaitLimits {
     /// Of one tenant.
     pub per_tenant: usize,
     /// Of everybody.
-    pub in_all: usize,
+    pub total: usize,
 }
 
-/// How many are open.
+/// How many long-polls and streams are open.
 #[derive(Debug, Default)]
-struct Waits {
+struct WaitCounts {
     people: HashMap<Person, usize>,
     tenants: HashMap<TenantId, usize>,
-    in_all: usize,
+    total: usize,
 }
 
-impl Waits {
+impl WaitCounts {
     fn begin(&mut self, person: &Person, limits: WaitLimits) -> Result<(), TooMany> {
         let of_person = self.people.get(person).copied().unwrap_or(0);
         let of_tenant = self.tenants.get(&person.0).copied().unwrap_or(0);
@@ -71,12 +71,12 @@ impl Waits {
             Limit::WaitsOfPerson(limits.per_person)
         } else if of_tenant >= limits.per_tenant {
             Limit::WaitsOfTenant(limits.per_tenant)
-        } else if self.in_all >= limits.in_all {
-            Limit::Waits(limits.in_all)
+        } else if self.total >= limits.total {
+            Limit::Waits(limits.total)
         } else {
             self.people.insert(person.clone(), of_person + 1);
             self.tenants.insert(person.0.clone(), of_tenant + 1);
-            self.in_all += 1;
+            self.total += 1;
             return Ok(());
         };
         Err(TooMany { limit, retry_after_seconds: 1 })
@@ -85,7 +85,7 @@ impl Waits {
     fn end(&mut self, person: &Person) {
         one_less(&mut self.people, person);
         one_less(&mut self.tenants, &person.0);
-        self.in_all -= 1;
+        self.total -= 1;
     }
 }
 
@@ -100,57 +100,57 @@ fn one_less<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
 
 type Person = (TenantId, UserId);
 
-/// A session that somebody waits for.
+/// A session with at least one waiter.
 #[derive(Debug)]
 struct Watched {
     waiters: usize,
-    /// Counts the news.
-    news: watch::Sender<u64>,
+    /// Counts the wake-ups.
+    changes: watch::Sender<u64>,
 }
 
-/// Somebody who waits, until it is dropped.
+/// A long-poll or a stream that waits for a session, until this is dropped.
 #[derive(Debug)]
 pub struct Waiter {
     hub: Hub,
     session: SessionId,
     person: Person,
-    news: watch::Receiver<u64>,
+    changes: watch::Receiver<u64>,
 }
 
 impl Hub {
-    /// A hub that nobody waits at, with these limits.
+    /// A hub without waiters, with these limits.
     #[must_use]
     pub fn new(limits: WaitLimits) -> Self {
         Self { sessions: Arc::default(), waits: Arc::default(), limits }
     }
 
-    /// Begins to wait for news of a session. Whatever happens once this has returned is news; while
-    /// Redis is away, the ledger tells it.
+    /// Begins to wait for a session: the waiter is woken for each outcome from now on. While Redis does
+    /// not answer, polling the ledger wakes it.
     ///
     /// # Errors
-    /// [`TooMany`] when this person, their tenant or everybody waits too often already.
+    /// [`TooMany`] when this person, their tenant or the service has no wait left.
     pub fn watch(&self, session: &SessionId, caller: &Caller) -> Result<Waiter, TooMany> {
         let person = (caller.tenant.clone(), caller.user.clone());
         lock(&self.waits).begin(&person, self.limits)?;
-        let news = {
+        let changes = {
             let mut sessions = self.sessions();
             let watched = sessions
                 .entry(session.clone())
-                .or_insert_with(|| Watched { waiters: 0, news: watch::Sender::new(0) });
+                .or_insert_with(|| Watched { waiters: 0, changes: watch::Sender::new(0) });
             watched.waiters += 1;
-            watched.news.subscribe()
+            watched.changes.subscribe()
         };
-        Ok(Waiter { hub: self.clone(), session: session.clone(), person, news })
+        Ok(Waiter { hub: self.clone(), session: session.clone(), person, changes })
     }
 
-    /// Wakes everybody who waits for a session.
+    /// Wakes all waiters of a session.
     pub fn notify(&self, session: &SessionId) {
         if let Some(watched) = self.sessions().get(session) {
-            watched.news.send_modify(|count| *count += 1);
+            watched.changes.send_modify(|count| *count += 1);
         }
     }
 
-    /// How many wait.
+    /// How many long-polls and streams wait.
     #[must_use]
     pub fn waiters(&self) -> usize {
         self.sessions().values().map(|watched| watched.waiters).sum()
@@ -160,19 +160,19 @@ impl Hub {
         lock(&self.sessions)
     }
 
-    /// Wakes everybody: they may have missed something.
+    /// Wakes all waiters, because they may have missed a message.
     fn notify_all(&self) {
         for watched in self.sessions().values() {
-            watched.news.send_modify(|count| *count += 1);
+            watched.changes.send_modify(|count| *count += 1);
         }
     }
 }
 
 impl Waiter {
-    /// Waits for the next news, or for any since the last time.
-    pub async fn news(&mut self) {
-        // The hub keeps the sender as long as we are here.
-        let _heard = self.news.changed().await;
+    /// Waits for the next wake-up. Returns at once if there was one since the last call.
+    pub async fn changed(&mut self) {
+        // Never an error: the hub keeps the sender as long as this waiter exists.
+        let _woken = self.changes.changed().await;
     }
 }
 
@@ -192,22 +192,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What listening for those who wait takes.
+/// What [`run`] needs.
 #[derive(Clone, Debug)]
 pub struct Listener {
-    /// Who waits.
+    /// The hub whose waiters to wake.
     pub hub: Hub,
-    /// Where news come from.
+    /// The source of messages.
     pub courier: Courier,
-    /// What no message told of.
+    /// Polled for outcomes without a message.
     pub ledger: Ledger,
-    /// What time it is.
+    /// The source of the current time.
     pub clock: Clock,
-    /// Checks the messages.
+    /// Compares the messages with the ledger.
     pub watcher: Watcher,
 }
 
-/// Listens for those who wait, until the process is asked to stop.
+/// Wakes waiters until the process is asked to stop.
 pub async fn run(listener: Listener, stopping: CancellationToken) {
     let listener = &listener;
     let mut last_error = None;
@@ -217,31 +217,31 @@ pub async fn run(listener: Listener, stopping: CancellationToken) {
                 Ok(Some(subscription)) => {
                     last_error = None;
                     if let Err(error) = listen(listener, subscription).await {
-                        warn!(%error, "the hub hears nothing; whoever waits is told a little later");
+                        warn!(%error, "the hub has lost its subscription; polling the ledger wakes agents a little later");
                     }
                 }
-                // Nobody else publishes anything.
+                // Without Redis, no other process publishes.
                 Ok(None) => std::future::pending().await,
                 Err(error) if last_error.as_ref() == Some(&error.0) => {}
                 Err(error) => {
-                    warn!(%error, "the hub cannot listen; whoever waits is told a little later");
+                    warn!(%error, "the hub cannot subscribe; polling the ledger wakes agents a little later");
                     last_error = Some(error.0);
                 }
             }
-            sleep(RECONNECT_PAUSE).await;
+            sleep(RECONNECT_INTERVAL).await;
         }
     };
     tokio::select! {
         () = listening => {}
-        () = look(listener) => {}
+        () = poll_ledger(listener) => {}
         () = stopping.cancelled() => {}
     }
 }
 
-/// Passes on what one connection hears, until it is lost.
+/// Wakes waiters for the messages of one subscription, until its connection is lost.
 async fn listen(listener: &Listener, mut subscription: Subscription) -> Result<(), Unavailable> {
-    info!("the hub listens");
-    // From now on nobody misses anything; what they have missed, they read.
+    info!("the hub is subscribed");
+    // Messages may have been lost before the subscription, so all waiters read once.
     listener.hub.notify_all();
     let mut pings = interval(PING_INTERVAL);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -253,7 +253,7 @@ async fn listen(listener: &Listener, mut subscription: Subscription) -> Result<(
                     if let Some(session) = message.session() {
                         listener.hub.notify(&session);
                     }
-                    listener.watcher.heard(message);
+                    listener.watcher.enqueue(message);
                 }
                 ChannelEvent::Other => {}
             },
@@ -262,20 +262,20 @@ async fn listen(listener: &Listener, mut subscription: Subscription) -> Result<(
     }
 }
 
-/// Looks for news that no message told of: those of other replicas while Redis is away, and what
-/// Pub/Sub loses.
-async fn look(listener: &Listener) {
-    let mut looks = interval(LOOK_INTERVAL);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// Polls the ledger for outcomes without a message: those of other replicas while Redis does not
+/// answer, and those whose message Pub/Sub lost.
+async fn poll_ledger(listener: &Listener) {
+    let mut ticks = interval(LEDGER_POLL_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut known = HashSet::new();
     loop {
-        looks.tick().await;
+        ticks.tick().await;
         if listener.hub.sessions().is_empty() {
             known.clear();
             continue;
         }
-        let since = listener.clock.now() - LOOK_BACK;
-        // If the ledger is away, nothing is settled.
+        let since = listener.clock.now() - LEDGER_POLL_WINDOW;
+        // While the ledger does not answer, no request is closed.
         let Ok(settled) = listener.ledger.settled_since(since).await else { continue };
         let settled = settled.into_iter().collect::<HashSet<_>>();
         for (session, _outcome) in settled.difference(&known) {

@@ -1,3 +1,3 @@
-//! Agents that wait over HTTP.
+//! Wakes agents that wait over HTTP.
 
 pub mod hub;

@@ -261,7 +261,7 @@ fn is_shed(answer: &Answer) -> bool {
 over_redis! {
     async fn without_room_every_call_is_turned_away_and_what_is_owed_still_goes_out(app: TestApp) {
         let room = u32::try_from(app.config.max_calls_under_way).unwrap();
-        let taken = app.state.room.clone().try_acquire_many_owned(room).unwrap();
+        let taken = app.state.call_permits.clone().try_acquire_many_owned(room).unwrap();
         for operation in operations() {
             let call = app.call(ALICE, operation.method.clone(), &operation.path());
             let example = &operation.document["requestBody"]["content"]["application/json"]["example"];
@@ -313,7 +313,7 @@ async fn while_postgres_is_stuck_further_calls_are_turned_away_at_once() {
     // Somebody who does not wait for the answer: the work goes on, and takes up its room.
     let impatient = app.approve(BOB, &requests[0].id);
     assert!(tokio::time::timeout(std::time::Duration::from_millis(500), impatient).await.is_err());
-    assert_eq!(app.state.room.available_permits(), ROOM - 1);
+    assert_eq!(app.state.call_permits.available_permits(), ROOM - 1);
     let mut calls = requests
         .iter()
         .skip(1)
@@ -333,7 +333,7 @@ async fn while_postgres_is_stuck_further_calls_are_turned_away_at_once() {
     }
     assert_eq!(answers, 39);
     postgres.thaw();
-    eventually(async || (app.state.room.available_permits() == ROOM).then_some(())).await;
+    eventually(async || (app.state.call_permits.available_permits() == ROOM).then_some(())).await;
     for asked in shed {
         let id = RequestId::parse(&asked.id).unwrap();
         // Two connections, some of which were cut off: the pool may need a moment.

@@ -151,8 +151,8 @@ async fn at_the_start_each_mistake_is_one_sentence() {
         (
             &[],
             &[("HOST", "192.0.2.1"), ("DATABASE_URL", "sqlite:x.db")],
-            "cannot listen on 192.0.2.1:0: it is no address of this machine; set HOST to 127.0.0.1 for \
-             this machine alone, or to 0.0.0.0 for all others too"
+            "cannot listen on 192.0.2.1:0: this machine does not have this address; set HOST to \
+             127.0.0.1 for this machine alone, or to 0.0.0.0 for other machines, too"
                 .to_owned(),
         ),
         (

@@ -1,5 +1,6 @@
-//! What is noted when an agent was told of its decision: for the task that we made for its request, and
-//! for the signal that nobody seemed to hear. Noted beside the answer, which does not wait for it.
+//! Records in the ledger that an agent has read its decision or its signal over HTTP. Other jobs need
+//! to know: `tasks` completes tasks that this service made for a request, and `delivery` publishes
+//! signals again that had no subscriber. Recording runs in the background; no answer waits for it.
 
 use tracing::debug;
 
@@ -10,29 +11,30 @@ use crate::domain::request::Origin;
 use crate::domain::signal::signal_request;
 use crate::state::AppState;
 
-/// Notes, beside the answer, that the agent of a registered request was told of its approval. Only
-/// the person for whom it was registered can be that agent.
-pub fn told(app: &AppState, caller: &Caller, record: &Record) {
+/// Records that the agent of a registered request has read its approval. Other requests and outcomes
+/// are left alone. The ledger only accepts the caller for whom the request was registered.
+pub fn record_decision_read(app: &AppState, caller: &Caller, record: &Record) {
     if record.origin == Origin::Http && record.is_approved() {
-        told_of(app, caller, &record.id);
+        record_decision_read_by_id(app, caller, &record.id);
     }
 }
 
-/// The same for whoever knows the id alone; what was not registered and approved is left alone.
-pub fn told_of(app: &AppState, caller: &Caller, id: &RequestId) {
+/// [`record_decision_read`] for callers that only have the id. The ledger ignores requests that are
+/// not registered or not approved.
+pub fn record_decision_read_by_id(app: &AppState, caller: &Caller, id: &RequestId) {
     let (asking, caller, id) = (app.clone(), caller.clone(), id.clone());
     let note = async move {
         let now = asking.clock.now();
         if let Err(error) = asking.ledger.note_asked(&caller.tenant, &caller.user, &id, now).await {
-            debug!(request_id = %id, %error, "cannot note that its agent asked");
+            debug!(request_id = %id, %error, "cannot record that its agent has read the decision");
         }
     };
     app.under_way.spawn_on(note, &app.runtime);
 }
 
-/// An agent was answered the signal of its request over HTTP: it has heard it. What a person is
-/// shown, or an agent of a colleague, nobody has heard.
-pub fn answered(app: &AppState, caller: &Caller, signal: &str) {
+/// Records that an agent has read the signal of its own request over HTTP. A signal that a person
+/// reads, or the agent of another user, still counts as unheard.
+pub fn record_signal_read(app: &AppState, caller: &Caller, signal: &str) {
     if caller.via.caller_type.as_deref() != Some("AGENT") {
         return;
     }
@@ -49,7 +51,7 @@ pub fn answered(app: &AppState, caller: &Caller, signal: &str) {
             Ok(false) => {}
             Err(error) => {
                 asking.unheard.unanswered(&id, &user);
-                debug!(request_id = %id, %error, "heard over HTTP, and not noted");
+                debug!(request_id = %id, %error, "cannot record that its agent has read the signal");
             }
         }
     };
