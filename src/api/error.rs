@@ -15,7 +15,7 @@ use tracing::{error, warn};
 use super::envelope::{Call, Envelope};
 use super::text::Text;
 use crate::domain::decision::DEFAULT_REASON;
-use crate::domain::rules::{Refusal, Standing};
+use crate::domain::rules::{ExistingDecision, Refusal};
 use crate::domain::task::TaskRefusal;
 use crate::identity::TokenProblem;
 use crate::ledger::LedgerError;
@@ -446,7 +446,7 @@ impl ApiError {
         }
     }
 
-    fn already_decided(standing: &Standing) -> Self {
+    fn already_decided(standing: &ExistingDecision) -> Self {
         let decision = &standing.decision;
         let mut data = json!({
             "requestId": standing.id.as_str(),

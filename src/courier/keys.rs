@@ -54,7 +54,7 @@ pub const DECISION_CHANNEL_PREFIX: &str = "hitl:decision:";
 /// The only message on a registered request's channel (wire contract).
 pub const ASK_MESSAGE: &str = "ask";
 /// The bytes that are percent-encoded: all but the unreserved characters of RFC 3986.
-pub const NOT_UNRESERVED: &AsciiSet =
+pub const PERCENT_ENCODED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// The channel of a registered request. The tenant is percent-encoded, so that no tenant id can produce
@@ -62,7 +62,7 @@ pub const NOT_UNRESERVED: &AsciiSet =
 pub fn decision_channel(tenant: &TenantId, id: &RequestId) -> String {
     format!(
         "{DECISION_CHANNEL_PREFIX}{}:{id}",
-        utf8_percent_encode(tenant.as_str(), NOT_UNRESERVED)
+        utf8_percent_encode(tenant.as_str(), PERCENT_ENCODED)
     )
 }
 

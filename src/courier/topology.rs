@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_url_is_said_without_repeating_it() {
+    fn errors_do_not_repeat_the_url() {
         for (url, problem) in [
             ("canary", "has no scheme"),
             ("redis+canary://h", "cannot be read"),

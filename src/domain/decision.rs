@@ -14,7 +14,7 @@ pub enum Verdict {
     Approve,
     /// The agent must not act.
     Reject {
-        /// Why, in the person's words; [`DEFAULT_REASON`] when they gave none.
+        /// The reason in the person's words; [`DEFAULT_REASON`] if the person gave none.
         reason: String,
     },
 }

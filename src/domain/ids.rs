@@ -74,7 +74,7 @@ id_type!(
 );
 
 impl TaskId {
-    /// A new id for a task of ours: `task_` and 32 hex digits.
+    /// A new id for a task that the service makes: `task_` and 32 hex digits.
     #[must_use]
     pub fn generate() -> Self {
         Self(format!("task_{}", Uuid::new_v4().simple()))

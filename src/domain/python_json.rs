@@ -301,7 +301,7 @@ mod tests {
         }
 
         #[test]
-        fn without_bare_words_a_repeated_name_is_what_a_strict_reader_refuses(
+        fn a_repeated_name_is_found_exactly_where_a_strict_parser_finds_it(
             names in prop::collection::vec(prop::sample::select(vec!["a", "\\u0061", "b", "{", "\\\"", ":"]), 0..5),
             depth in 0_usize..60,
         ) {

@@ -184,7 +184,7 @@ fn present<'a>(object: &Fields<'a>, name: &str) -> Option<&'a str> {
 /// A user, tenant, session or request id: a string or an integer; `None` when absent, null or blank.
 fn name(object: &Fields<'_>, field: &'static str) -> Result<Option<String>, &'static str> {
     let Some(value) = present(object, field) else { return Ok(None) };
-    let text = json::read_name(value).ok_or("names somebody in a form that is not text")?;
+    let text = json::read_name(value).ok_or("has an id that is neither text nor an integer")?;
     Ok(Some(text).filter(|text| !text.trim().is_empty()))
 }
 
@@ -381,7 +381,7 @@ mod tests {
             ("{}", "has no sessionId"),
             (r#"{"sessionId":"a b"}"#, "has a bad sessionId"),
             (r#"{"sessionId":"s","requestId":"req_2"}"#, "carries another request's id"),
-            (r#"{"sessionId":"s","tenantId":{}}"#, "names somebody in a form that is not text"),
+            (r#"{"sessionId":"s","tenantId":{}}"#, "has an id that is neither text nor an integer"),
             (r#"{"sessionId":"s","actionType":"a\u0000"}"#, "holds a NUL character"),
             (r#"{"sessionId":"s","userId":"a","userId":"b"}"#, "names a field twice"),
             (r#"{"sessionId":"s","\u0073essionId":"s"}"#, "names a field twice"),
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn the_etag_is_what_python_makes_of_everything_but_status_and_creation_time() {
+    fn the_etag_equals_the_hash_that_python_computes() {
         let document = r#"{"status":"pending","sessionId":"s","x":1.10,"createdAt":7,"a":{"c":"\u00e9","b":null}}"#;
         let said = r#"{"a":{"b":null,"c":"é"},"sessionId":"s","x":1.10}"#;
         assert_eq!(read(document).unwrap().etag, format!("{:x}", Sha256::digest(said)));
@@ -478,7 +478,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_etag_is_of_what_is_said_and_not_of_how_or_when(
+        fn the_etag_depends_on_the_content_and_not_on_spelling_status_or_creation_time(
             fields in prop::collection::btree_map("[a-c]{1,2}", "[a-z\"\\\\é]{0,3}|[0-9]{1,3}", 0..5),
             changed in "[a-c]{1,2}", value in "[a-z]{0,3}", created in any::<u32>(), spaced in any::<bool>(),
         ) {

@@ -1,8 +1,8 @@
 //! The rules of a decision: who may decide which request, until when, and how a second decision is answered.
 //!
-//! [`decide`] says whether a decision may be made at all; the ledger then lets exactly one win;
-//! [`judge_lost_decision`] tells everyone else the truth about the one that stands. [`withdraw`] and
-//! [`settle_withdrawal`] do the same for withdrawals. All are pure.
+//! [`decide`] and [`withdraw`] say whether a caller may decide or withdraw a request. The ledger then
+//! records exactly one outcome of each request. [`judge_lost_decision`] and [`judge_lost_withdrawal`] say
+//! what the callers are answered whose outcome was not recorded. All functions are pure.
 
 use chrono::{DateTime, Utc};
 
@@ -16,7 +16,7 @@ use super::session::SessionPointer;
 /// The operator's settings on who may decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Who of a tenant may decide a request that names a user.
+    /// Which users of a tenant may decide a request.
     pub approvers: Approvers,
     /// What happens to requests without a tenant.
     pub unscoped_requests: UnscopedRequests,
@@ -63,7 +63,7 @@ pub enum Refusal {
         session: SessionId,
     },
     /// The request has another decision already.
-    AlreadyDecided(Standing),
+    AlreadyDecided(ExistingDecision),
     /// The request in Redis differs from the ledger's request under this id.
     Altered,
     /// The session names another tenant or user than the request. Its agent would take the answer as
@@ -118,7 +118,7 @@ impl Expected {
 
 /// The decision that a request already has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct ExistingDecision {
     /// The request.
     pub id: RequestId,
     /// Its session.
@@ -216,7 +216,7 @@ pub fn judge_lost_decision(
             if same {
                 return Ok(standing.clone());
             }
-            Err(Refusal::AlreadyDecided(Standing {
+            Err(Refusal::AlreadyDecided(ExistingDecision {
                 id: record.id.clone(),
                 session: record.session.clone(),
                 decision: standing.clone(),
@@ -235,7 +235,8 @@ pub fn judge_lost_decision(
 /// Whether this caller may withdraw this pending request now.
 ///
 /// # Errors
-/// [`Refusal::NotTheOwner`] or [`Refusal::Expired`]; nothing may be recorded then.
+/// [`Refusal::NotTheOwner`] when the caller is neither the request's user nor an admin;
+/// [`Refusal::Expired`] when the request has expired. Then nothing may be recorded.
 pub fn withdraw(candidate: &Candidate, caller: &Caller, now: DateTime<Utc>) -> Result<(), Refusal> {
     if !may_write(candidate.user.as_ref(), caller) {
         return Err(Refusal::NotTheOwner);
@@ -246,18 +247,20 @@ pub fn withdraw(candidate: &Candidate, caller: &Caller, now: DateTime<Utc>) -> R
     Ok(())
 }
 
-/// What to tell a caller who withdraws a request that the ledger has closed, or whose withdrawal did
-/// not win: the ledger's row says why. A request that is withdrawn already is withdrawn as they wish.
+/// The answer to a caller whose withdrawal the ledger did not record, because of the row that it has. If
+/// the request is withdrawn already, the call succeeds.
 ///
 /// # Errors
-/// [`Refusal::NotTheOwner`] before anything is told of the row, else the [`Refusal`] by its state.
-pub fn settle_withdrawal(record: &Record, caller: &Caller) -> Result<(), Refusal> {
+/// - [`Refusal::NotTheOwner`] when the caller may not withdraw the request, whatever its state.
+/// - [`Refusal::AlreadyDecided`] or [`Refusal::Expired`] when the request is closed otherwise.
+/// - [`Refusal::Altered`] when the row is pending.
+pub fn judge_lost_withdrawal(record: &Record, caller: &Caller) -> Result<(), Refusal> {
     if !may_write(record.user.as_ref(), caller) {
         return Err(Refusal::NotTheOwner);
     }
     match &record.state {
         State::Cancelled => Ok(()),
-        State::Decided(decision) => Err(Refusal::AlreadyDecided(Standing {
+        State::Decided(decision) => Err(Refusal::AlreadyDecided(ExistingDecision {
             id: record.id.clone(),
             session: record.session.clone(),
             decision: decision.clone(),
@@ -447,7 +450,7 @@ mod tests {
         }
 
         #[test]
-        fn only_the_same_decision_by_the_same_person_on_the_same_content_is_told_of_success(
+        fn only_a_repeat_of_the_recorded_decision_succeeds(
             record in a_record(), asked in prop::option::of(a_candidate()),
             caller in a_caller(), verdict in a_verdict(), second in -4_i64..=4,
         ) {
@@ -482,7 +485,7 @@ mod tests {
                 (false, ..) => Err(Refusal::NotFound),
                 (true, true, _) => Err(Refusal::Altered),
                 (true, false, true) => Ok(standing.clone()),
-                (true, false, false) => Err(Refusal::AlreadyDecided(Standing {
+                (true, false, false) => Err(Refusal::AlreadyDecided(ExistingDecision {
                     id: record.id.clone(),
                     session: record.session.clone(),
                     decision: standing.clone(),
@@ -503,12 +506,12 @@ mod tests {
                 expires_at if at(second) < expires_at => Ok(()),
                 _ => Err(Refusal::Expired),
             });
-            prop_assert_eq!(settle_withdrawal(&record, &caller), match &record.state {
+            prop_assert_eq!(judge_lost_withdrawal(&record, &caller), match &record.state {
                 _ if is_anothers(&record.user) => Err(Refusal::NotTheOwner),
                 State::Cancelled => Ok(()),
                 State::Expired => Err(Refusal::Expired),
                 State::Pending => Err(Refusal::Altered),
-                State::Decided(decision) => Err(Refusal::AlreadyDecided(Standing {
+                State::Decided(decision) => Err(Refusal::AlreadyDecided(ExistingDecision {
                     id: record.id.clone(),
                     session: record.session.clone(),
                     decision: decision.clone(),

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_anothers_only_if_it_says_so() {
+    fn a_session_is_anothers_only_if_it_names_another_tenant_or_user() {
         let (tenant, user) = (TenantId::parse("t").unwrap(), UserId::parse("u").unwrap());
         let is_anothers = |text: &str| {
             SessionPointer::read(Some(text.to_owned())).is_anothers(Some(&tenant), Some(&user))

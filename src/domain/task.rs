@@ -279,7 +279,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_walk_leaves_a_final_state_or_goes_back(
+        fn no_sequence_of_steps_leaves_a_final_state_or_goes_back(
             steps in prop::collection::vec(any_step(), 1..40),
             seconds in prop::collection::vec(-5_i64..5, 40),
         ) {

@@ -23,7 +23,7 @@ pub enum Limit {
 
 /// A limit is exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too much: {limit:?}; there is room again in {retry_after_seconds} s")]
+#[error("limit exceeded: {limit:?}; try again in {retry_after_seconds} s")]
 pub struct TooMany {
     /// The limit.
     pub limit: Limit,

@@ -50,11 +50,11 @@ const FORGERIES: &str = "aura_hitl_forgeries_total";
 const UNCHECKED_MESSAGES: &str = "aura_hitl_unchecked_messages_total";
 
 /// Histogram buckets for the duration of calls, in seconds: from a fast click to a long-poll.
-const CALL_BUCKETS: [f64; 15] =
+const CALL_DURATION_BUCKETS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 /// Histogram buckets for the time until people decide, in seconds: up to a day, the longest lifetime of a
 /// request.
-const PEOPLE_BUCKETS: [f64; 11] =
+const DECISION_AGE_BUCKETS: [f64; 11] =
     [1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 86400.0];
 /// How often measured values are put into buckets, so that they do not use up memory between scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -62,8 +62,8 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// The recorder of this process. Several services in one process, as in tests, share it.
 static RECORDER: LazyLock<anyhow::Result<PrometheusHandle>> = LazyLock::new(|| {
     let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Full(CALL_DURATION.to_owned()), &CALL_BUCKETS)?
-        .set_buckets_for_metric(Matcher::Full(DECISION_AGE.to_owned()), &PEOPLE_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(CALL_DURATION.to_owned()), &CALL_DURATION_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(DECISION_AGE.to_owned()), &DECISION_AGE_BUCKETS)?
         .install_recorder()?;
     describe();
     Ok(handle)

@@ -46,6 +46,6 @@ pub async fn cancel(app: &AppState, caller: &Caller, id: &RequestId) -> Result<R
 
 /// The answer about a request that was closed before it could be withdrawn.
 fn settle(record: Record, caller: &Caller) -> Result<Record> {
-    rules::settle_withdrawal(&record, caller)?;
+    rules::judge_lost_withdrawal(&record, caller)?;
     Ok(record)
 }
