@@ -16,15 +16,15 @@
 //!
 //! **A run goes on without its client.** Its events are kept, for a while after its end too. A client
 //! that comes back sends `Last-Event-ID: n` and names the run by `context.sessionId`, which it chose
-//! or was told in `start`; its prompt does not count then. Only who began a run may follow it, and a
-//! session has one run at a time: channel and key in Redis serve the whole session.
+//! or got in `start`; the new prompt is ignored. Only the user who began a run may follow it. A session
+//! has one run at a time, because its channel and key in Redis serve the whole session.
 //!
 //! **Waiting for a person**: write `hitl:request:…` and `hitl:session:…`, emit `hitl`, subscribe,
-//! *then* read the key (what was decided in between is there), then listen. Pub/Sub loses messages,
-//! so now and then, and whenever Pub/Sub fails, ask the service. Nothing counts but a signal for
-//! this very request, and silence is a "no": then the question is withdrawn.
+//! *then* read the key (a decision made in between is there), then listen. Pub/Sub loses messages, so
+//! ask the service now and then, and whenever Pub/Sub fails. Only a signal for this request counts.
+//! Without a signal in time the answer is "no", and the agent withdraws the request.
 //!
-//! Uses none of the service's code: it stands for programs that only know the contract.
+//! Uses none of the service's code: it only knows the contract, as other programs do.
 
 #![expect(
     clippy::disallowed_methods,
@@ -54,10 +54,10 @@ use work::SCRIPTS;
 #[path = "aura_agent/work.rs"]
 mod work;
 
-/// Longest wait for one answer of Redis or of the service.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait for one answer of Redis or of the service.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a run's events are kept after its end.
-const KEPT: Duration = Duration::from_mins(10);
+const KEEP_EVENTS_FOR: Duration = Duration::from_mins(10);
 /// Headers of the stream's request that go along with every call of the service.
 const FORWARDED: [&str; 5] =
     ["Authorization", "X-Tenant-ID", "X-User-ID", "X-Trace-Id", "traceparent"];
@@ -101,14 +101,14 @@ struct Prompt {
     context: Value,
 }
 
-/// Whom the token stands for.
+/// The user and tenant of the token.
 #[derive(PartialEq, Eq)]
 struct Person {
     user: String,
     tenant: String,
 }
 
-/// One prompt and what becomes of it.
+/// One prompt and its events.
 struct Run {
     session: String,
     person: Person,
@@ -118,7 +118,7 @@ struct Run {
 
 #[derive(Default)]
 struct Log {
-    /// As they go over the wire; event n is the nth.
+    /// The events in their wire format. Event n is the nth.
     events: Vec<String>,
     over: bool,
 }
@@ -137,7 +137,7 @@ async fn main() -> anyhow::Result<()> {
     let help = format!("A prompt may hold (the first one counts):\n{}", prompts.concat());
     let settings = Settings::from_arg_matches(&Settings::command().after_help(help).get_matches())?;
     let agent = Data::new(Agent {
-        http: reqwest::Client::builder().timeout(PATIENCE).build()?,
+        http: reqwest::Client::builder().timeout(ANSWER_TIMEOUT).build()?,
         redis: redis::Client::open(settings.redis_url.as_str())?,
         runs: Mutex::default(),
         settings,
@@ -239,7 +239,7 @@ impl Run {
         });
     }
 
-    /// Ends with this event; before a failure, the frontend is told why as content, which people read.
+    /// Ends the run with this event. Before a failure, sends the reason as content, which people read.
     fn end(&self, kind: &str, data: Value) {
         if let Some(why) = data.get("error") {
             self.emit("content", json!({ "content": why }));
@@ -250,7 +250,7 @@ impl Run {
 }
 
 impl Agent {
-    /// Poisoned or not: nothing is left half done in this map.
+    /// Ignores a poisoned lock: no change of this map can be left half done.
     fn runs(&self) -> MutexGuard<'_, HashMap<String, Arc<Run>>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -287,7 +287,7 @@ impl Agent {
         run.filter(|run| run.person == *person)
     }
 
-    /// Starts a run that goes on whoever listens, unless the session is taken.
+    /// Starts a run, which goes on without a client, unless the session has one already.
     fn begin(
         self: Arc<Self>,
         person: Person,
@@ -315,7 +315,7 @@ impl Agent {
             if tokio::spawn(async move { agent.play(&playing, prompt).await }).await.is_err() {
                 run.end("error", json!({ "error": "The agent has a bug." }));
             }
-            sleep(KEPT).await;
+            sleep(KEEP_EVENTS_FOR).await;
             self.runs().retain(|_, kept| !Arc::ptr_eq(kept, &run));
         });
         Some(begun)

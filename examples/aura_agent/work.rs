@@ -1,5 +1,5 @@
-//! What the agent does with a prompt: the scripts, the question to a person and the wait for the
-//! answer, and what it reports to the service. How the frontend is told is the parent's.
+//! The agent's work on a prompt: the scripts, the approval request and the wait for its answer, and the
+//! reports to the service. The parent module sends events to the frontend.
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::{Agent, PATIENCE, Person, Prompt, Run};
+use super::{ANSWER_TIMEOUT, Agent, Person, Prompt, Run};
 
 /// How often to ask the service while Pub/Sub seems to work, and while it does not.
-const POLL_LISTENING: Duration = Duration::from_secs(10);
-const POLL_ALONE: Duration = Duration::from_secs(1);
+const POLL_INTERVAL_SUBSCRIBED: Duration = Duration::from_secs(10);
+const POLL_INTERVAL_UNSUBSCRIBED: Duration = Duration::from_secs(1);
 /// How often a call of the service is tried.
-const ATTEMPTS: u32 = 5;
-/// How sure the agent is of an action that needs a person's leave.
-const CONFIDENCE_WITH_LEAVE: f64 = 0.75;
+const MAX_ATTEMPTS: u32 = 5;
+/// How sure the agent is of an action that needs approval.
+const CONFIDENCE_WITH_APPROVAL: f64 = 0.75;
 const TASKS: [&str; 3] = ["main", "agent", "tasks"];
 
-/// Words of the prompt, what they do, the plan, and what is said in the end.
+/// Words of the prompt, the script's name, its plan, and the final content.
 pub struct Script(pub &'static str, pub &'static str, &'static [Step], &'static [&'static str]);
 
-/// What is done, by which tool, whether a person must allow it, and the event that ends the run if
-/// it goes wrong. A tool that needs leave asks for it under its own name as `actionType`.
+/// The step's description, its tool, whether it needs approval, and the event that ends the run if the
+/// step fails. The tool's name is the request's `actionType`.
 pub struct Step(&'static str, &'static str, bool, Option<&'static str>);
 
 const READ: Step = Step("Collect the mails", "read_mail", false, None);
@@ -44,14 +44,14 @@ pub const SCRIPTS: [Script; 7] = [
     Script("send a mail", "asks for send_email; as any other", &[READ, SEND], &["It is ", "sent."]),
 ];
 
-/// Why a run ends early: the event that says so, and what the task is to keep of it.
+/// Why a run ends early: the event for the frontend, and the error message for the task.
 struct Stop {
     event: &'static str,
     why: String,
     note: Option<String>,
 }
 
-/// What came of a question; `None` when nobody has answered it.
+/// The answer to a request; `None` when nobody decided it.
 type Answer = Option<Result<(), Stop>>;
 
 impl Run {
@@ -119,7 +119,7 @@ impl Agent {
         Ok(json!({ "content": content.concat() }))
     }
 
-    /// One step; with leave, if it needs leave.
+    /// Runs one step, after approval if the step needs it.
     async fn take(&self, run: &Run, task: &str, at: usize, step: &Step) -> Result<(), Stop> {
         let Step(_, tool, gated, ends) = step;
         if *gated {
@@ -169,7 +169,7 @@ impl Agent {
         let mut asked = json!({
             "requestId": id, "id": id, "sessionId": session, "actionType": action, "action": action,
             "message": question, "context": context, "params": context,
-            "confidence": CONFIDENCE_WITH_LEAVE,
+            "confidence": CONFIDENCE_WITH_APPROVAL,
         });
         let nested = asked.clone();
         if let Value::Object(asked) = &mut asked {
@@ -189,12 +189,12 @@ impl Agent {
                 if answer.is_some() {
                     return answer;
                 }
-                sleep(POLL_ALONE).await;
+                sleep(POLL_INTERVAL_UNSUBSCRIBED).await;
             }
         };
         match timeout(Duration::from_secs(self.settings.patience_seconds), waiting).await {
             Ok(answer) => Ok(answer),
-            Err(_) => Ok(timeout(PATIENCE, self.withdraw(run, &id)).await.unwrap_or(None)),
+            Err(_) => Ok(timeout(ANSWER_TIMEOUT, self.withdraw(run, &id)).await.unwrap_or(None)),
         }
     }
 
@@ -203,18 +203,18 @@ impl Agent {
         let connecting = async {
             let mut pubsub = self.redis.get_async_pubsub().await?;
             pubsub.subscribe(format!("hitl:channel:{}", run.session)).await?;
-            // From now on nothing is missed; what came before is under the key.
+            // No message is missed from now on; an earlier signal is under the key.
             let mut link = self.redis.get_multiplexed_async_connection().await?;
             let mut get = redis::cmd("GET");
             get.arg(format!("hitl:signal:{}", run.session));
             RedisResult::Ok((pubsub, get.query_async::<Option<String>>(&mut link).await?))
         };
-        let Ok(connected) = timeout(PATIENCE, connecting).await else { return Ok(None) };
+        let Ok(connected) = timeout(ANSWER_TIMEOUT, connecting).await else { return Ok(None) };
         let (mut pubsub, signal) = connected?;
         let mut found = answer(signal, id);
         let mut messages = pubsub.on_message();
         while found.is_none() {
-            found = match timeout(POLL_LISTENING, messages.next()).await {
+            found = match timeout(POLL_INTERVAL_SUBSCRIBED, messages.next()).await {
                 Ok(Some(message)) => answer(message.get_payload().ok(), id),
                 Ok(None) => return Ok(None),
                 Err(_) => self.poll(run, id).await,
@@ -230,8 +230,8 @@ impl Agent {
         answer(reply.get("data")?.as_str().map(ToOwned::to_owned), id)
     }
 
-    /// Takes the question back, so that nobody answers what nobody waits for any more. What was
-    /// decided in the last moment counts.
+    /// Withdraws the request, so that nobody decides it after the agent stopped waiting. A decision
+    /// that was made first counts.
     async fn withdraw(&self, run: &Run, id: &str) -> Answer {
         let url = self.url(&["aura", "hitl", "requests", id, "cancel"]);
         let reason = json!({ "reason": "Nobody decided in time." });
@@ -247,7 +247,7 @@ impl Agent {
         self.report(run, Method::POST, task, "plan-steps", &step).await;
     }
 
-    /// Tells the service how the task stands. The work does not depend on it.
+    /// Reports the task's state to the service. A failure does not stop the work.
     async fn report(&self, run: &Run, method: Method, task: &str, what: &str, body: &Value) {
         let url = self.url(&[&TASKS, [task, what].as_slice()].concat());
         let answer = self.call(run, method, url, body).await;
@@ -256,11 +256,11 @@ impl Agent {
         }
     }
 
-    /// Calls until the service is there. What is said twice changes nothing the second time, except
-    /// that a task may be made that nobody starts.
+    /// Calls until the service answers. Repeating a call changes nothing, except that a second task may
+    /// be created that is never started.
     async fn call(&self, run: &Run, method: Method, url: Url, body: &Value) -> Value {
         let mut failure = Value::Null;
-        for attempt in 1..=ATTEMPTS {
+        for attempt in 1..=MAX_ATTEMPTS {
             let mut request = self.http.request(method.clone(), url.clone());
             for (name, value) in &run.headers {
                 request = request.header(*name, value);
@@ -291,9 +291,9 @@ impl Agent {
     }
 }
 
-/// A step as frontend and task are shown it. What needs leave is less certain.
+/// A step in the form for the frontend and the task. Steps that need approval have less confidence.
 fn shown(at: usize, Step(description, _, gated, _): &Step, status: &str) -> Value {
-    let confidence = if *gated { CONFIDENCE_WITH_LEAVE } else { 0.95 };
+    let confidence = if *gated { CONFIDENCE_WITH_APPROVAL } else { 0.95 };
     let id = format!("step-{}", at + 1);
     json!({
         "stepId": id, "id": id, "description": description, "title": description,
@@ -315,7 +315,7 @@ fn answer(signal: Option<String>, id: &str) -> Answer {
     match text("status") {
         _ if text("requestId") != Some(id) => None,
         Some("approved") => Some(Ok(())),
-        // Who refused, and why, the service has put into the task.
+        // The service has written the rejecter and the reason into the task.
         Some("rejected") => Some(Err(Stop { event: "error", why: why(), note: None })),
         _ => None,
     }

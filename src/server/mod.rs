@@ -49,17 +49,16 @@ use crate::state::AppState;
 use crate::tasks::open;
 use crate::waiting::hub::{self, Hub, Listener, WaitLimits};
 
-/// How long answers say `Connection: close` and readiness says no before the service stops accepting:
-/// a Gateway then uses none of its connections that we are about to close. Part of
-/// `shutdown_seconds`.
-const NOTICE: Duration = Duration::from_millis(1500);
+/// How long answers carry `Connection: close` and readiness is false before the listener is closed.
+/// Meanwhile the Gateway stops using its connections to this process. Part of `shutdown_seconds`.
+const SHUTDOWN_NOTICE_INTERVAL: Duration = Duration::from_millis(1500);
 /// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 /// Files a process may have open beside its connections: listener, Redis, SQLite, workers, metrics.
 const OTHER_FILES: u64 = 100;
-/// Longest that writes under way, the relay's last round and the pool's closing may each take
-/// after the last answer has gone out.
-const LAST_STEPS: Duration = Duration::from_millis(800);
+/// How long each step after the last answer may take: writes under way, the relay's last round, and
+/// closing the pool.
+const SHUTDOWN_STEP_TIMEOUT: Duration = Duration::from_millis(800);
 
 /// One running process of the service; others may run beside it on the same stores.
 #[derive(Debug)]
@@ -155,7 +154,7 @@ impl Replica {
             serving: tokio::spawn(server),
             workers,
             state: app,
-            notice: NOTICE.min(Duration::from_secs(config.shutdown_seconds) / 4),
+            notice: SHUTDOWN_NOTICE_INTERVAL.min(Duration::from_secs(config.shutdown_seconds) / 4),
             _lock: lock,
         })
     }
@@ -192,7 +191,7 @@ impl Replica {
         self.server.stop(true).await;
         let in_time =
             |step: &'static str, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| async move {
-                if tokio::time::timeout(LAST_STEPS, work).await.is_err() {
+                if tokio::time::timeout(SHUTDOWN_STEP_TIMEOUT, work).await.is_err() {
                     warn!(step, "did not end in time");
                 }
             };

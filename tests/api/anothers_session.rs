@@ -9,7 +9,7 @@ use redis::AsyncCommands as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 use support::{
-    ALICE, Answer, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, eventually, redis, unique,
+    ALICE, Answer, Asked, BOB, MALLORY, Mode, Subscriber, TestApp, Who, eventually, redis, unique,
 };
 
 /// A request that somebody of another tenant wrote into this session.
@@ -32,12 +32,12 @@ over_redis! {
             let mut pointer = pointer;
             pointer["requestId"] = json!(asked.id);
             app.point(&asked.session, &pointer.to_string()).await;
-            let mut ear = Ear::on(&asked.session).await;
+            let mut subscriber = Subscriber::on(&asked.session).await;
             app.approve(MALLORY, &asked.id).await.assert(422, "E4220");
             app.approve(ALICE, &asked.id).await.assert(404, "E1004");
             assert!(app.is_unrecorded(&asked.id).await, "{pointer}");
             assert_eq!(app.signal(&asked.session).await, None);
-            assert!(ear.heard().await.is_empty(), "{pointer}");
+            assert!(subscriber.heard().await.is_empty(), "{pointer}");
         }
     }
 }
@@ -52,7 +52,7 @@ over_redis! {
         app.ask(&waits).await;
         let evil = forged(&before.session);
         app.put(&evil.id, &evil.document.to_string()).await;
-        let mut ear = Ear::on(&before.session).await;
+        let mut subscriber = Subscriber::on(&before.session).await;
         let consistent = json!({
             "requestId": evil.id, "tenantId": MALLORY.tenant, "userId": MALLORY.user,
         });
@@ -62,11 +62,11 @@ over_redis! {
             app.approve(MALLORY, &evil.id).await.assert(422, "E4220");
         }
         assert!(app.is_unrecorded(&evil.id).await);
-        assert!(ear.heard().await.is_empty());
+        assert!(subscriber.heard().await.is_empty());
         // Its own tenant's request is decided there as ever.
         app.ask(&waits).await;
         app.approve(ALICE, &waits.id).await.assert(200, "");
-        assert!(ear.next().await.contains(&waits.id));
+        assert!(subscriber.next().await.contains(&waits.id));
     }
 }
 
@@ -79,10 +79,10 @@ over_redis! {
         app.put(&asked.id, &asked.document.to_string()).await;
         let pointer = json!({ "requestId": asked.id, "tenantId": "tenant2", "userId": "mallory" });
         app.point(&asked.session, &pointer.to_string()).await;
-        let mut ear = Ear::on(&asked.session).await;
+        let mut subscriber = Subscriber::on(&asked.session).await;
         app.approve(ALICE, &asked.id).await.assert(200, "");
         app.reject(ALICE, &asked.id, None).await.assert(409, "E3006");
-        assert!(ear.heard().await.is_empty());
+        assert!(subscriber.heard().await.is_empty());
     }
 }
 
@@ -138,9 +138,10 @@ async fn a_colleagues_agent_does_not_hear_for_the_requests_own() {
     approved_unheard(&app, &asked).await;
     poll_as_agent(&app, BOB, &asked.session).await.assert(200, "");
     poll_as_agent(&app, BOB, &nobodys.session).await.assert(200, "");
-    let mut ears = [Ear::on(&asked.session).await, Ear::on(&nobodys.session).await];
-    assert!(ears[0].next().await.contains(&asked.id));
-    assert!(ears[1].next().await.contains(&nobodys.id));
+    let mut subscribers =
+        [Subscriber::on(&asked.session).await, Subscriber::on(&nobodys.session).await];
+    assert!(subscribers[0].next().await.contains(&asked.id));
+    assert!(subscribers[1].next().await.contains(&nobodys.id));
     // Its own user's agent has heard it, though a colleague's had looked before.
     let asked = Asked::new();
     approved_unheard(&app, &asked).await;
@@ -163,7 +164,7 @@ async fn once_its_session_has_moved_on_an_unheard_signal_is_over_for_every_repli
     let mut redis = redis().await;
     let pointer: String = redis.get(format!("hitl:session:{}", asked.session)).await.unwrap();
     app.ask(&Asked::in_session(&asked.session)).await;
-    let mut ear = Ear::on(&asked.session).await;
+    let mut subscriber = Subscriber::on(&asked.session).await;
     eventually(async || {
         let record = app.record(&asked.id).await;
         (record.delivery == Delivery::Superseded).then_some(())
@@ -176,7 +177,7 @@ async fn once_its_session_has_moved_on_an_unheard_signal_is_over_for_every_repli
     let since = record.created_at - TimeDelta::seconds(1);
     let unheard = app.state.ledger.unheard(since, since, 1000).await.unwrap();
     assert!(unheard.iter().all(|unheard| unheard.id != record.id));
-    assert!(ear.heard().await.is_empty());
+    assert!(subscriber.heard().await.is_empty());
 }
 
 both_modes! {

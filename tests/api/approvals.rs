@@ -10,7 +10,7 @@ use redis::AsyncCommands as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 use support::{
-    ALICE, Answer, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, eventually, redis, unique,
+    ALICE, Answer, Asked, BOB, MALLORY, Mode, Subscriber, TestApp, Who, eventually, redis, unique,
     until_there_is_room,
 };
 
@@ -49,7 +49,7 @@ over_redis! {
     async fn both_prefixes_decide_and_show_what_was_decided(app: TestApp) {
         for (prefix, verb) in PREFIXES.iter().flat_map(|p| [(p, "approve"), (p, "reject")]) {
             let Asked { id, session, .. } = asked(&app).await;
-            let mut ear = Ear::on(&session).await;
+            let mut subscriber = Subscriber::on(&session).await;
             let body = json!({ "userId": "user123", "reason": "사용자 거절 \"no\"" });
             let answer = app.post(ALICE, &format!("{prefix}/{verb}/{id}"), body).await;
             let State::Decided(decision) = app.record(&id).await.state else { panic!("undecided") };
@@ -83,7 +83,7 @@ over_redis! {
             answer.assert(200, "");
             assert_eq!(answer.body["message"], message);
             assert_eq!(*answer.data(), data);
-            assert_eq!(ear.heard().await, std::slice::from_ref(&signal));
+            assert_eq!(subscriber.heard().await, std::slice::from_ref(&signal));
             assert_eq!(app.signal(&session).await.unwrap(), signal);
             let as_json = |text: &Value| serde_json::from_str::<Value>(text.as_str().unwrap()).unwrap();
             let read = app.get(ALICE, &format!("{prefix}/requests/{id}")).await;
@@ -112,7 +112,7 @@ over_redis! {
 over_redis! {
     async fn the_same_decision_again_gets_the_same_answer_and_signals_nothing(app: TestApp) {
         let Asked { id, session, .. } = asked(&app).await;
-        let mut ear = Ear::on(&session).await;
+        let mut subscriber = Subscriber::on(&session).await;
         let first = app.reject(ALICE, &id, Some("not today")).await;
         first.assert(200, "");
         app.settled(&id).await;
@@ -120,7 +120,7 @@ over_redis! {
         for other_reason in [Some("not today"), Some("never"), None] {
             assert_eq!(app.reject(ALICE, &id, other_reason).await.bare(), first.bare());
         }
-        assert_eq!(ear.heard().await.len(), 1);
+        assert_eq!(subscriber.heard().await.len(), 1);
         assert_eq!(app.record(&id).await.owed_since, owed_since);
         assert_eq!(app.tasks("tenant1").await.len(), 1);
     }
@@ -129,7 +129,7 @@ over_redis! {
 over_redis! {
     async fn any_other_second_decision_is_told_which_one_stands(app: TestApp) {
         let Asked { id, session, .. } = asked(&app).await;
-        let mut ear = Ear::on(&session).await;
+        let mut subscriber = Subscriber::on(&session).await;
         app.reject(ALICE, &id, Some("아니요")).await.assert(200, "");
         let State::Decided(standing) = app.record(&id).await.state else { panic!("undecided") };
         let data = json!({
@@ -143,7 +143,7 @@ over_redis! {
         ] {
             assert_eq!(*answer.assert(409, "E3006").data(), data);
         }
-        assert_eq!(ear.heard().await.len(), 1);
+        assert_eq!(subscriber.heard().await.len(), 1);
         assert_eq!(app.record(&id).await.state, State::Decided(standing));
         assert_eq!(app.task_of(&id).await.status, TaskStatus::Failed);
     }
@@ -667,7 +667,7 @@ async fn a_request_key_that_holds_no_text_is_422_and_left_alone() {
 over_redis! {
     async fn two_hundred_clients_at_once_make_one_decision_and_are_all_told_the_truth(app: TestApp) {
         let Asked { id, session, .. } = asked(&app).await;
-        let mut ear = Ear::on(&session).await;
+        let mut subscriber = Subscriber::on(&session).await;
         let users = (0..10).map(|n| format!("user{n}")).collect::<Vec<_>>();
         let deciding = (0..200).map(|n| {
             let (app, id) = (&app, &id);
@@ -689,7 +689,7 @@ over_redis! {
             answer.assert_agrees(&record, user, verdict);
         }
         app.settled(&id).await;
-        let heard = ear.heard().await;
+        let heard = subscriber.heard().await;
         assert_eq!(heard.len(), 1, "{heard:?}");
         assert_eq!(app.signal(&session).await.as_ref(), heard.first());
         assert_eq!(app.tasks("tenant1").await.len(), 1);

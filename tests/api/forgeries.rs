@@ -10,7 +10,7 @@ use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use support::tls::RIGHTS;
 use support::{
-    Answer, Asked, PrivatePostgres, PrivateRedis, Program, Running, THEIR_PART, eventually,
+    Answer, Asked, FAILOVER_TIMEOUT, PrivatePostgres, PrivateRedis, Program, Running, eventually,
     eventually_within, test_variable, unique,
 };
 use tempfile::TempDir;
@@ -124,7 +124,7 @@ impl Site {
     /// Waits until every replica has counted so many, no more and no fewer.
     async fn all_report(&self, forgeries: u32) {
         for replica in 0..self.replicas.len() {
-            eventually_within(THEIR_PART, async || {
+            eventually_within(FAILOVER_TIMEOUT, async || {
                 let reported = self.reported(replica).await;
                 assert!(reported <= forgeries, "{reported} of {forgeries}");
                 (reported == forgeries).then_some(())

@@ -6,8 +6,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use support::harmful::{broken_bodies, hostile_ids};
 use support::{
-    ALICE, Answer, Asked, Mode, Operation, PREFIXES, TestApp, framed, operations, test_variable,
-    told_to_redis, unique,
+    ALICE, Answer, Asked, Mode, Operation, PREFIXES, TestApp, commands_to_redis, framed,
+    operations, test_variable, unique,
 };
 
 async fn send(app: &TestApp, method: &Method, path: &str, kind: &str, body: Vec<u8>) -> Answer {
@@ -18,7 +18,7 @@ async fn send(app: &TestApp, method: &Method, path: &str, kind: &str, body: Vec<
 /// Everything that Redis was told while `work` ran, as far as it holds `marker`.
 async fn told_of(marker: &str, work: impl Future<Output = ()>) -> Vec<String> {
     let client = redis::Client::open(test_variable("TEST_REDIS_URL")).unwrap();
-    let mut told = told_to_redis(&client, work).await;
+    let mut told = commands_to_redis(&client, work).await;
     told.retain(|line| line.contains(marker));
     told
 }

@@ -11,7 +11,7 @@ use chrono::TimeDelta;
 use futures_util::StreamExt as _;
 use redis::aio::PubSub;
 use serde_json::json;
-use support::{ALICE, Asked, Ear, Mode, PrivateRedis, TestApp, eventually};
+use support::{ALICE, Asked, Mode, PrivateRedis, Subscriber, TestApp, eventually};
 
 async fn app_on(mode: Mode, redis: &PrivateRedis) -> TestApp {
     TestApp::spawn_with(mode, Clock::System, |config| config.redis = Some(redis.settings())).await
@@ -219,12 +219,12 @@ async fn what_may_be_done_about_a_lost_signal() {
             }
             _ => {}
         }
-        let mut ear = agent(&redis, &asked.session).await;
+        let mut subscriber = agent(&redis, &asked.session).await;
         let DeliveryResult { delivery, listeners, replication_id } =
             state.sender().deliver(&record, None).await.unwrap();
         let channel = format!("hitl:channel:{}", asked.session);
         let _count: i64 = redis.command(&["PUBLISH", &channel, "end"]).await;
-        let is_told = next(&mut ear).await != "end";
+        let is_told = next(&mut subscriber).await != "end";
         let is_there = under_the_key(&redis, &asked.session).await == Some(signal(&record));
         let happened = match (delivery, is_told, is_there) {
             (Delivery::Sent, true, true) => SentAgain,
@@ -245,7 +245,7 @@ async fn what_may_be_done_about_a_lost_signal() {
 over_redis! {
     async fn a_signal_that_is_not_sent_aloud_is_only_put_under_its_key(app: TestApp) {
         let asked = Asked::new();
-        let mut ear = Ear::on(&asked.session).await;
+        let mut subscriber = Subscriber::on(&asked.session).await;
         let request = &RequestId::parse(&asked.id).unwrap();
         let session = &SessionId::parse(&asked.session).unwrap();
         let only_if = &app.state.courier.snapshot(request, session).await.unwrap();
@@ -253,7 +253,7 @@ over_redis! {
         let outgoing = Outgoing { request, session, signal, document, rank, publish, only_if };
         let sent = app.state.courier.send(&outgoing).await.unwrap();
         assert!(matches!(sent, Sent::Published { .. }));
-        assert!(ear.heard().await.is_empty());
+        assert!(subscriber.heard().await.is_empty());
         assert_eq!(app.signal(&asked.session).await.as_deref(), Some("{}"));
     }
 }

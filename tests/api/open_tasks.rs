@@ -7,7 +7,7 @@ use aura_hitl::tasks::open;
 use chrono::TimeDelta;
 use reqwest::Method;
 use serde_json::json;
-use support::{ALICE, Answer, Asked, BOB, Ear, Mode, TestApp, Who, eventually};
+use support::{ALICE, Answer, Asked, BOB, Mode, Subscriber, TestApp, Who, eventually};
 
 const MODES: [Mode; 2] = [Mode::Embedded, Mode::Production];
 const NOT_REPORTED: &str = r#"{"reportedByAgent":false}"#;
@@ -138,7 +138,7 @@ async fn a_registered_request_was_heard_if_its_agent_asked_for_the_decision() {
 async fn a_request_of_redis_was_heard_if_somebody_listened() {
     let app = spawn(Mode::Production).await;
     let (heard, unheard) = (Asked::new(), Asked::new());
-    let _ear = Ear::on(&heard.session).await;
+    let _subscriber = Subscriber::on(&heard.session).await;
     for asked in [&heard, &unheard] {
         app.ask(asked).await;
         app.approve(ALICE, &asked.id).await.assert(200, "");

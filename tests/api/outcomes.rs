@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 
 use redis::AsyncCommands as _;
 use support::{
-    ADMIN, ALICE, Answer, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, eventually, redis, unique,
+    ADMIN, ALICE, Answer, Asked, BOB, MALLORY, Mode, Subscriber, TestApp, Who, eventually, redis,
+    unique,
 };
 
 const HITL: &str = "/aura/hitl";
@@ -275,7 +276,7 @@ both_modes! {
 over_redis! {
     async fn what_an_agent_withdraws_that_it_wrote_to_redis_cannot_be_decided_or_signalled(app: TestApp) {
         let asked = Asked::new();
-        let mut ear = Ear::on(&asked.session).await;
+        let mut subscriber = Subscriber::on(&asked.session).await;
         app.ask(&asked).await;
         close(&app, ALICE, &asked.id, "cancel").await.assert(200, "");
         app.approve(ALICE, &asked.id).await.assert(410, "E3007");
@@ -283,7 +284,7 @@ over_redis! {
         let request = app.get(ALICE, &format!("{HITL}/requests/{}", asked.id)).await;
         assert!(request.data().as_str().unwrap().contains(r#""status":"cancelled""#), "{}", request.text);
 
-        assert_eq!(ear.heard().await, Vec::<String>::new());
+        assert_eq!(subscriber.heard().await, Vec::<String>::new());
         assert_eq!(app.signal(&asked.session).await, None);
     }
 }
@@ -510,14 +511,14 @@ over_redis! {
     /// own agent learns of the decision.
     async fn a_stream_tells_what_the_channel_must_not(app: TestApp) {
         let asked = Asked::new();
-        let mut ear = Ear::on(&asked.session).await;
+        let mut subscriber = Subscriber::on(&asked.session).await;
         let (id, _) = register(&app, &asked.session, json!(1)).await;
         let mut stream = Stream::open(&app, &asked.session, None).await;
         app.ask(&asked).await;
         approve(&app, &id).await;
         let (number, event, data) = stream.next().await.unwrap();
         assert_eq!((&*number, &*event, &data["requestId"]), ("1", "approval", &json!(id)));
-        assert_eq!(ear.heard().await, Vec::<String>::new());
+        assert_eq!(subscriber.heard().await, Vec::<String>::new());
         assert_eq!(app.signal(&asked.session).await, None);
         assert_eq!(decision(&app, ALICE, &id, 0).await.data()["status"], "approved");
     }

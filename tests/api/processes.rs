@@ -18,8 +18,8 @@ use reqwest::Client;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use support::{
-    ALICE, Answer, Asked, Ear, eventually, find_record, fresh_database, put_request, put_session,
-    test_variable, unique, until_there_is_room,
+    ALICE, Answer, Asked, Subscriber, eventually, find_record, fresh_database, put_request,
+    put_session, test_variable, unique, until_there_is_room,
 };
 
 const SECRET: &str = "a secret that the Auth server shares with us";
@@ -147,14 +147,14 @@ async fn two_hundred_clients_over_two_replicas_make_one_decision() {
     let replicas = Replicas::start().await;
     let asked = Asked::new();
     replicas.ask(&asked).await;
-    let mut ear = Ear::on_redis(format!("hitl:channel:{}", asked.session)).await;
+    let mut subscriber = Subscriber::on_redis(format!("hitl:channel:{}", asked.session)).await;
     let clicks = (0..200).map(|click| replicas.decide(click, &asked.id));
     let answers = futures_util::future::join_all(clicks).await;
     let record = replicas.record(&asked.id).await;
     for (user, verdict, answer) in &answers {
         answer.assert_agrees(&record, user, verdict);
     }
-    assert_eq!(ear.heard().await.len(), 1);
+    assert_eq!(subscriber.heard().await.len(), 1);
     assert_eq!(replicas.count_tasks().await, 1);
 }
 
@@ -163,7 +163,7 @@ async fn racing_decisions_over_two_replicas_agree_with_the_ledger() {
     let replicas = Replicas::start().await;
     let prefix = unique("session");
     let asked = (0..50).map(|n| Asked::in_session(&format!("{prefix}_{n}"))).collect::<Vec<_>>();
-    let mut ear = Ear::on_redis(format!("hitl:channel:{prefix}*")).await;
+    let mut subscriber = Subscriber::on_redis(format!("hitl:channel:{prefix}*")).await;
     for asked in &asked {
         replicas.ask(asked).await;
     }
@@ -178,7 +178,7 @@ async fn racing_decisions_over_two_replicas_agree_with_the_ledger() {
     for (asked, (user, verdict, answer)) in &answers {
         answer.assert_agrees(&replicas.record(&asked.id).await, user, verdict);
     }
-    let heard = ear.heard().await;
+    let heard = subscriber.heard().await;
     assert_eq!(heard.len(), asked.len());
     for asked in &asked {
         let State::Decided(decision) = replicas.record(&asked.id).await.state else {

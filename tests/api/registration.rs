@@ -13,7 +13,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use support::{
     ALICE, Answer, Asked, BOB, MALLORY, Mode, PREFIXES, PrivateRedis, TestApp, Who,
-    decide_on_ledger, told_to_redis, unique,
+    commands_to_redis, decide_on_ledger, unique,
 };
 
 const REQUESTS: &str = "/api/aura/hitl/requests";
@@ -197,7 +197,7 @@ async fn a_registered_request_leaves_no_trace_in_redis_but_a_wake_up() {
         expected.sort_unstable();
         assert_eq!(woken, expected);
     };
-    let told = told_to_redis(&redis.client(), work).await;
+    let told = commands_to_redis(&redis.client(), work).await;
     // MONITOR shows what is not ASCII byte by byte; ids and sessions here are ASCII.
     for line in &told {
         let is_about = [&approved, &rejected, &cancelled, &expired]

@@ -21,7 +21,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use sqlx::PgPool;
 use support::{
-    ALICE, Answer, Asked, Ear, Mode, PrivatePostgres, PrivateRedis, TestApp, Who, config,
+    ALICE, Answer, Asked, Mode, PrivatePostgres, PrivateRedis, Subscriber, TestApp, Who, config,
     decide_on_ledger, eventually, find_record, fresh_database, redis, unique,
 };
 use tempfile::TempDir;
@@ -413,9 +413,9 @@ async fn a_locked_row_makes_nobody_hear_twice() {
             app.state.clock.now(),
         ));
     }
-    let mut ears = Vec::new();
+    let mut subscribers = Vec::new();
     for one in &asked {
-        ears.push(Ear::on(&one.session).await);
+        subscribers.push(Subscriber::on(&one.session).await);
     }
     // As after sending and before noting; the leases are over.
     sqlx::query(
@@ -439,8 +439,8 @@ async fn a_locked_row_makes_nobody_hear_twice() {
     assert_eq!(app.record(&asked[0].id).await.delivery, Delivery::Owed);
     lock.rollback().await.unwrap();
     app.settled(&asked[0].id).await;
-    for mut ear in ears {
-        assert!(ear.heard().await.is_empty());
+    for mut subscriber in subscribers {
+        assert!(subscriber.heard().await.is_empty());
     }
 }
 
@@ -501,11 +501,11 @@ async fn who_asks_again_before_the_note_is_told_again() {
     })
     .await;
     app.state.receipts.record(asked_mark);
-    let mut ear = Ear::on(&asked.session).await;
+    let mut subscriber = Subscriber::on(&asked.session).await;
     app.ask(&asked).await;
     assert_eq!(app.poll(ALICE, &asked.session, None).await, None);
     app.approve(ALICE, &asked.id).await.assert(200, "");
-    assert_eq!(ear.heard().await.len(), 1);
+    assert_eq!(subscriber.heard().await.len(), 1);
     lock.rollback().await.unwrap();
     for one in [&locked, &asked] {
         app.settled(&one.id).await;

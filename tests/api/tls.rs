@@ -15,8 +15,8 @@ use secrecy::SecretString;
 use sqlx::{Connection as _, PgConnection};
 use support::tls::{Authority, HOST, RIGHTS, StrictRedis};
 use support::{
-    ALICE, Answer, Asked, BOB, Mode, PrivatePostgres, PrivateRedis, Program, Running, Server,
-    THEIR_PART, TestApp, eventually, eventually_within, free_port, test_variable,
+    ALICE, Answer, Asked, BOB, FAILOVER_TIMEOUT, Mode, PrivatePostgres, PrivateRedis, Program,
+    Running, Server, TestApp, eventually, eventually_within, free_port, test_variable,
 };
 use tempfile::TempDir;
 
@@ -248,7 +248,7 @@ async fn a_redis_that_is_not_right_keeps_the_service_from_being_ready() {
         (mute.url(login), Some(&trusted), "no permissions to run the 'info' command"),
     ];
     for (url, authority, expected) in cases {
-        eventually_within(THEIR_PART, async || {
+        eventually_within(FAILOVER_TIMEOUT, async || {
             let folder = TempDir::new().unwrap();
             let program = program(&folder, &url);
             let program = match authority {

@@ -21,8 +21,8 @@ use redis::aio::PubSub;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use support::{
-    ALICE, Asked, BOB, Mode, PrivateCluster, PrivateRedis, PrivateSentinels, THEIR_PART, TestApp,
-    decide_on_ledger, eventually, eventually_within, slot_of, unique,
+    ALICE, Asked, BOB, FAILOVER_TIMEOUT, Mode, PrivateCluster, PrivateRedis, PrivateSentinels,
+    TestApp, decide_on_ledger, eventually, eventually_within, slot_of, unique,
 };
 
 /// A Redis, however it is set up.
@@ -469,7 +469,7 @@ mod cluster {
         let _replicas: i64 = cluster.nodes[2].command(&["WAIT", "1", "10000"]).await;
         cluster.nodes[2].freeze();
         bounded(app.approve(ALICE, &before.id)).await.assert(200, "");
-        eventually_within(THEIR_PART, async || {
+        eventually_within(FAILOVER_TIMEOUT, async || {
             let answer = bounded(app.approve(ALICE, &after.id)).await;
             (answer.status == 200).then_some(())
         })
@@ -594,7 +594,7 @@ mod sentinel {
         assert_eq!(agent.next().await, signal_of(&app, &heard).await);
         assert_eq!(site.master().await, 1);
         for asked in [&heard, &unheard] {
-            eventually_within(THEIR_PART, async || {
+            eventually_within(FAILOVER_TIMEOUT, async || {
                 let key = format!("hitl:signal:{}", asked.session);
                 site.servers[1].try_command::<Option<String>>(&["GET", &key]).await.ok()?
             })

@@ -13,7 +13,7 @@ use aura_hitl::state::AppState;
 use chrono::TimeDelta;
 use futures_util::StreamExt as _;
 use sqlx::{Connection as _, Executor as _};
-use support::{ALICE, Asked, Ear, Mode, TestApp, eventually};
+use support::{ALICE, Asked, Mode, Subscriber, TestApp, eventually};
 
 use crate::waiting::again;
 
@@ -50,15 +50,15 @@ async fn whoever_listens_after_the_decision_hears_it_once() {
         async move {
             let asked = answered_unheard(app).await;
             tokio::time::sleep(Duration::from_millis(50) * place).await;
-            let mut ear = Ear::on(&asked.session).await;
-            assert_eq!(ear.next().await, signal(app, &asked).await);
-            (asked, ear)
+            let mut subscriber = Subscriber::on(&asked.session).await;
+            assert_eq!(subscriber.next().await, signal(app, &asked).await);
+            (asked, subscriber)
         }
     });
     let agents = agents.buffer_unordered(20).collect::<Vec<_>>().await;
-    for (asked, mut ear) in agents {
+    for (asked, mut subscriber) in agents {
         is_heard(&app, &asked).await;
-        assert!(ear.heard().await.is_empty(), "it was said twice");
+        assert!(subscriber.heard().await.is_empty(), "it was said twice");
         assert_eq!(app.signal(&asked.session).await, Some(signal(&app, &asked).await));
     }
 }
@@ -69,12 +69,12 @@ async fn a_session_that_waits_for_something_else_hears_nothing_of_it() {
     let late = answered_unheard(&app).await;
     let now = Asked::in_session(&late.session);
     app.ask(&now).await;
-    let mut ear = Ear::on(&late.session).await;
+    let mut subscriber = Subscriber::on(&late.session).await;
     eventually(async || app.state.unheard.is_empty().then_some(())).await;
-    assert!(ear.heard().await.is_empty());
+    assert!(subscriber.heard().await.is_empty());
     app.reject(ALICE, &now.id, None).await.assert(200, "");
-    assert_eq!(ear.next().await, signal(&app, &now).await);
-    assert!(ear.heard().await.is_empty());
+    assert_eq!(subscriber.next().await, signal(&app, &now).await);
+    assert!(subscriber.heard().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -88,24 +88,24 @@ async fn a_session_that_names_nothing_or_whose_request_is_another_is_left_alone(
     let mut redis = support::redis().await;
     let key = format!("hitl:request:{}", gone.id);
     redis::cmd("DEL").arg(key).exec_async(&mut redis).await.unwrap();
-    let mut ears = Vec::new();
+    let mut subscribers = Vec::new();
     for asked in [&unnamed, &altered, &gone] {
-        ears.push(Ear::on(&asked.session).await);
+        subscribers.push(Subscriber::on(&asked.session).await);
     }
     // One that is published again, after all of these were looked at several times.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let heard = answered_unheard(&app).await;
-    let mut ear = Ear::on(&heard.session).await;
-    ear.next().await;
-    for ear in &mut ears {
-        assert!(ear.heard().await.is_empty());
+    let mut subscriber = Subscriber::on(&heard.session).await;
+    subscriber.next().await;
+    for subscriber in &mut subscribers {
+        assert!(subscriber.heard().await.is_empty());
     }
     // It names it after all.
     app.point(&unnamed.session, &unnamed.id).await;
-    assert_eq!(ears[0].next().await, signal(&app, &unnamed).await);
+    assert_eq!(subscribers[0].next().await, signal(&app, &unnamed).await);
     // The same request once more, as a client writes it that was not sure whether it had.
     app.put(&altered.id, &again(&altered).document.to_string()).await;
-    assert_eq!(ears[1].next().await, signal(&app, &altered).await);
+    assert_eq!(subscribers[1].next().await, signal(&app, &altered).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -114,9 +114,9 @@ async fn an_agent_that_has_given_up_is_told_nothing() {
     let app = TestApp::spawn_with(Mode::Production, clock.clone(), |_| {}).await;
     let asked = answered_unheard(&app).await;
     clock.advance(TimeDelta::seconds(301));
-    let mut ear = Ear::on(&asked.session).await;
+    let mut subscriber = Subscriber::on(&asked.session).await;
     eventually(async || app.state.unheard.is_empty().then_some(())).await;
-    assert!(ear.heard().await.is_empty());
+    assert!(subscriber.heard().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,12 +132,12 @@ async fn what_a_replica_left_unheard_another_says_again_and_only_one_of_them() {
         others.iter().all(|replica| replica.state.unheard.len() == 1).then_some(())
     })
     .await;
-    let mut ear = Ear::on(&asked.session).await;
-    assert_eq!(ear.next().await, signal(&app, &asked).await);
+    let mut subscriber = Subscriber::on(&asked.session).await;
+    assert_eq!(subscriber.next().await, signal(&app, &asked).await);
     for state in others.iter().map(|replica| &replica.state).chain([&app.state]) {
         eventually(async || state.unheard.is_empty().then_some(())).await;
     }
-    assert!(ear.heard().await.is_empty(), "two replicas said it");
+    assert!(subscriber.heard().await.is_empty(), "two replicas said it");
     for replica in others {
         replica.stop().await;
     }
@@ -155,12 +155,13 @@ async fn a_replica_that_dies_before_it_says_it_again_leaves_it_to_the_relay() {
         assert!(app.state.ledger.claim_unheard(&record, now).await.unwrap().is_none());
     }
     app.ask(&Asked::in_session(&moved_on.session)).await;
-    let mut ears = [Ear::on(&waits.session).await, Ear::on(&moved_on.session).await];
+    let mut subscribers =
+        [Subscriber::on(&waits.session).await, Subscriber::on(&moved_on.session).await];
     let clock = Clock::manual();
     clock.advance(TimeDelta::seconds(10));
     relay(&AppState { clock, ..app.state.clone() }).run_once().await.unwrap();
-    assert_eq!(ears[0].next().await, signal(&app, &waits).await);
-    assert!(ears[1].heard().await.is_empty());
+    assert_eq!(subscribers[0].next().await, signal(&app, &waits).await);
+    assert!(subscribers[1].heard().await.is_empty());
     assert_eq!(app.settled(&moved_on.id).await.delivery, Delivery::Superseded);
     assert_eq!(app.settled(&waits.id).await.listeners, Some(1));
 }
@@ -189,9 +190,10 @@ async fn an_agent_that_was_answered_over_http_has_heard_it_and_a_browser_has_not
     .await;
     let claimed = app.state.ledger.claim_unheard(&record, app.state.clock.now()).await.unwrap();
     assert!(claimed.is_none());
-    let mut ears = [Ear::on(&heard.session).await, Ear::on(&shown.session).await];
-    assert_eq!(ears[1].next().await, signal(&app, &shown).await);
-    assert!(ears[0].heard().await.is_empty());
+    let mut subscribers =
+        [Subscriber::on(&heard.session).await, Subscriber::on(&shown.session).await];
+    assert_eq!(subscribers[1].next().await, signal(&app, &shown).await);
+    assert!(subscribers[0].heard().await.is_empty());
 }
 
 /// Postgres' own failover, when it is asynchronous, loses what the old primary alone had.
@@ -206,7 +208,7 @@ async fn a_decision_that_the_database_has_lost_is_not_said_again() {
     let mut database = sqlx::PgConnection::connect(url).await.unwrap();
     let lose = format!("DELETE FROM hitl_request WHERE request_id = '{}'", asked.id);
     database.execute(sqlx::AssertSqlSafe(lose)).await.unwrap();
-    let mut ear = Ear::on(&asked.session).await;
+    let mut subscriber = Subscriber::on(&asked.session).await;
     eventually(async || app.state.unheard.is_empty().then_some(())).await;
-    assert!(ear.heard().await.is_empty());
+    assert!(subscriber.heard().await.is_empty());
 }

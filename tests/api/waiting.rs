@@ -19,20 +19,20 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _};
 use support::{
-    ALICE, Asked, BOB, Ear, MALLORY, Mode, TestApp, Who, decide_on_ledger, eventually, reached,
-    redis, unique,
+    ALICE, Asked, BOB, MALLORY, Mode, Subscriber, TestApp, Who, decide_on_ledger, eventually,
+    reached, redis, unique,
 };
 
 const MODES: [Mode; 2] = [Mode::Embedded, Mode::Production];
 
 /// The agents' waiting code as the contract describes it.
-struct NaiveAgent(Ear);
+struct NaiveAgent(Subscriber);
 
 impl NaiveAgent {
     /// Asks, and listens only then.
     async fn ask(app: &TestApp, asked: &Asked) -> Self {
         app.ask(asked).await;
-        Self(Ear::on(&asked.session).await)
+        Self(Subscriber::on(&asked.session).await)
     }
 
     /// Acts on the first message: whatever is not a rejection is an approval.
@@ -112,7 +112,7 @@ over_redis! {
             if let Some(pointer) = pointer {
                 app.point(&asked.session, pointer).await;
             }
-            let mut agent = NaiveAgent(Ear::on(&asked.session).await);
+            let mut agent = NaiveAgent(Subscriber::on(&asked.session).await);
             app.reject(ALICE, &asked.id, None).await.assert(200, "");
             assert!(!agent.may_act().await, "{pointer:?}");
         }
@@ -134,7 +134,7 @@ over_redis! {
         app.reject(ALICE, &new.id, None).await.assert(200, "");
         app.settled(&new.id).await;
         let under_the_key = app.signal(&old.session).await;
-        let mut agent = NaiveAgent(Ear::on(&old.session).await);
+        let mut agent = NaiveAgent(Subscriber::on(&old.session).await);
         app.approve(ALICE, &old.id).await.assert(410, "E3007");
         assert!(agent.heard_nothing().await && app.is_unrecorded(&old.id).await);
         assert_eq!(app.signal(&old.session).await, under_the_key);
@@ -184,12 +184,12 @@ async fn a_signal_left_owing_is_superseded_if_its_session_names_nothing_and_a_ne
     clock.advance(TimeDelta::seconds(1));
     let new = Asked::in_session(&old.session);
     approve_and_die(&app, &new).await;
-    let mut ear = Ear::on(&old.session).await;
+    let mut subscriber = Subscriber::on(&old.session).await;
     let round = relay_later(&app).await;
     assert_eq!(round, Round { sent: 1, superseded: 1, ..Round::default() });
     assert_eq!(app.record(&old.id).await.delivery, Delivery::Superseded);
     assert_eq!(app.record(&new.id).await.delivery, Delivery::Sent);
-    let heard = ear.heard().await;
+    let heard = subscriber.heard().await;
     assert!(heard.len() == 1 && heard[0].contains(&new.id), "{heard:?}");
 }
 
@@ -202,7 +202,7 @@ over_redis! {
         let mut redis = redis().await;
         redis.expire::<_, ()>(format!("hitl:request:{}", older.id), 1790).await.unwrap();
         app.put(&newer.id, &newer.document.to_string()).await;
-        let mut agent = NaiveAgent(Ear::on(&older.session).await);
+        let mut agent = NaiveAgent(Subscriber::on(&older.session).await);
         app.reject(ALICE, &newer.id, None).await.assert(200, "");
         assert!(!agent.may_act().await);
         app.approve(ALICE, &older.id).await.assert(410, "E3007");
@@ -214,7 +214,7 @@ over_redis! {
     async fn a_pointer_may_be_a_bare_id_and_what_is_not_understood_names_another(app: TestApp) {
         let asked = Asked::new();
         app.ask(&asked).await;
-        let mut agent = NaiveAgent(Ear::on(&asked.session).await);
+        let mut agent = NaiveAgent(Subscriber::on(&asked.session).await);
         for other in ["req_other", "\"req_other\"", "[]", "{broken", "true", "7"] {
             app.point(&asked.session, other).await;
             app.approve(ALICE, &asked.id).await.assert(410, "E3007");
@@ -432,7 +432,7 @@ async fn a_poll_of_a_session_that_names_nothing_finds_only_what_nobody_has_heard
     for is_heard in [false, true] {
         let asked = Asked::new();
         app.put(&asked.id, &asked.document.to_string()).await;
-        let agent = if is_heard { Some(Ear::on(&asked.session).await) } else { None };
+        let agent = if is_heard { Some(Subscriber::on(&asked.session).await) } else { None };
         app.approve(ALICE, &asked.id).await.assert(200, "");
         app.settled(&asked.id).await;
         assert!(app.poll(ALICE, &asked.session, None).await.is_some(), "under the key");
@@ -521,7 +521,7 @@ over_redis! {
     async fn a_registered_request_whose_copy_was_altered_is_not_decided(app: TestApp) {
         let session = unique("session");
         let id = register(&app, &session, "a").await;
-        let mut agent = NaiveAgent(Ear::on(&session).await);
+        let mut agent = NaiveAgent(Subscriber::on(&session).await);
         let copy: Value = serde_json::from_str(&app.record(&id).await.document).unwrap();
         for (field, value) in [
             ("context", json!({ "to": "everybody" })),
@@ -691,7 +691,7 @@ async fn an_agent_that_moves_on_while_it_is_answered_never_hears_the_old_answer(
     let app = TestApp::spawn(Mode::Production).await;
     let prefix = unique("session");
     let asked = (0..60).map(|n| Asked::in_session(&format!("{prefix}_{n}"))).collect::<Vec<_>>();
-    let mut ear = Ear::on_redis(format!("hitl:channel:{prefix}*")).await;
+    let mut subscriber = Subscriber::on_redis(format!("hitl:channel:{prefix}*")).await;
     for asked in &asked {
         app.ask(asked).await;
     }
@@ -725,7 +725,7 @@ async fn an_agent_that_moves_on_while_it_is_answered_never_hears_the_old_answer(
             expected.push(false);
         }
     }
-    let heard = ear.heard().await;
+    let heard = subscriber.heard().await;
     for (asked, was_sent) in asked.iter().zip(expected) {
         let about = |message: &&String| message.contains(&asked.id);
         let heard = heard.iter().filter(about).collect::<Vec<_>>();

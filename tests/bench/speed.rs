@@ -210,11 +210,11 @@ async fn heard(options: &Options, report: &mut Report) {
     let service = Service::start(&world, "ledger", options.time()).await;
     let asked = Asked::fresh(1000);
     world.ask(&asked).await;
-    let mut ear = world.redis.client().get_async_pubsub().await.unwrap();
-    ear.psubscribe("hitl:channel:*").await.unwrap();
+    let mut subscriber = world.redis.client().get_async_pubsub().await.unwrap();
+    subscriber.psubscribe("hitl:channel:*").await.unwrap();
     let count = asked.len();
     let hearing = tokio::spawn(async move {
-        let messages = ear.on_message().take(count);
+        let messages = subscriber.on_message().take(count);
         let messages =
             messages.map(|message| (message.get_channel_name().to_owned(), Instant::now()));
         timeout(Duration::from_mins(1), messages.collect::<Vec<_>>()).await.unwrap()

@@ -1,5 +1,5 @@
-//! The fault matrix: inflicts each fault of the list for real, on real servers and the release
-//! binary, and counts what came of it. Run it with `scripts/faults`.
+//! The fault matrix: inflicts each fault on real servers and the release binary, and counts the
+//! violations of the promises. Run it with `scripts/faults`.
 //!
 //! Every row is a function in `rows/`; `world.rs` is what it works on, `history.rs` the recorder
 //! and the checker, `proxy.rs` the bad network. A row prints one line, and the run ends with
@@ -27,8 +27,8 @@ mod rows;
 mod world;
 
 use report::{Report, Scale};
-/// Longest any row may take: a run must stop by itself.
-const LONGEST_ROW: Duration = Duration::from_mins(45);
+/// How long a row may take, so that every run ends.
+const ROW_TIMEOUT: Duration = Duration::from_mins(45);
 
 /// Runs the fault matrix.
 #[derive(Parser)]
@@ -70,9 +70,9 @@ async fn main() -> ExitCode {
         let started = Instant::now();
         let scale = Scale { is_quick: arguments.quick };
         let mut report = Report::default();
-        // A row that panics has not held, and the next one runs.
+        // A row that panics has failed. The next row runs.
         let running = AssertUnwindSafe((row.run)(scale, &mut report)).catch_unwind();
-        match tokio::time::timeout(LONGEST_ROW, running).await {
+        match tokio::time::timeout(ROW_TIMEOUT, running).await {
             Ok(Ok(())) => {}
             Ok(Err(_panic)) => report.broken("it panicked, as told above"),
             Err(_elapsed) => report.broken("it did not end in time"),

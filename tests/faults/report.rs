@@ -1,4 +1,4 @@
-//! What a row found: its counts, and whether all that it demands was so.
+//! The result of a row: its counts, and whether each of its checks passed.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -10,13 +10,13 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// So many of something: in the full run, or in the quick one.
+    /// A count: the first one in the full run, the second one in the quick run.
     pub fn of<T>(self, full: T, quick: T) -> T {
         if self.is_quick { quick } else { full }
     }
 }
 
-/// What a row found.
+/// The result of a row.
 #[derive(Debug, Default)]
 pub struct Report {
     counts: Vec<String>,
@@ -48,7 +48,7 @@ impl Report {
         self.demand(took <= limit, || format!("{what} {took_s:.2} s, over {limit_s:.1} s"));
     }
 
-    /// Something that must be so.
+    /// A condition that must hold.
     pub fn demand(&mut self, is_so: bool, otherwise: impl FnOnce() -> String) {
         self.demands += 1;
         if !is_so {
@@ -56,14 +56,14 @@ impl Report {
         }
     }
 
-    /// Each of these must not be: the first few are told, all are counted.
+    /// Violations. All are counted, the first few are printed.
     pub fn wrongs(&mut self, what: &str, wrongs: &[String]) {
         self.demands += 1;
         self.count(wrongs.len(), what);
         self.failures.extend(wrongs.iter().take(3).map(|wrong| format!("{what}: {wrong}")));
     }
 
-    /// A row that demanded nothing has shown nothing.
+    /// Fails for a row without any check.
     pub fn held(&self) -> bool {
         self.failures.is_empty() && self.demands > 0
     }

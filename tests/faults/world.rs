@@ -1,5 +1,5 @@
-//! What a row works on: a Postgres and a Redis of its own, replicas of the release binary, an
-//! agent that asks, people who click, and somebody who listens to every channel.
+//! The environment of a row: its own Postgres and Redis, replicas of the release binary, agents,
+//! people who click, and a subscriber of all channels.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -29,12 +29,12 @@ use tokio::task::JoinHandle;
 
 use crate::report::Report;
 
-/// Shared with the Auth server.
+/// The JWT secret.
 pub const SECRET: &str = "a secret that the Auth server shares with us";
-/// The tenant of nearly everybody.
+/// The tenant of most callers.
 pub const TENANT: &str = "tenant1";
-/// Longest that a person waits for an answer; nothing may take this long.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a person waits for an answer. Every answer must come sooner.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The binary under test: the release build, or its twin with crash points compiled in.
 pub fn binary(variable: &str) -> PathBuf {
@@ -102,12 +102,12 @@ impl Replica {
         true
     }
 
-    /// It stays there, and does nothing.
+    /// Freezes the process.
     pub fn freeze(&mut self) {
         kill("-STOP", self.process().pid());
     }
 
-    /// It goes on.
+    /// Lets a frozen process go on.
     pub fn thaw(&mut self) {
         kill("-CONT", self.process().pid());
     }
@@ -149,17 +149,17 @@ pub struct World {
     variables: Vec<(&'static str, String)>,
 }
 
-/// How long nothing may be owed before all counts as out: a replica notices a Redis that has restarted,
-/// and owes anew what it lost, within about a second.
-const STAYS_QUIET: Duration = Duration::from_millis(1500);
+/// How long no signal may be owed before all count as sent: a replica notices a restarted Redis, and
+/// owes the lost signals again, within about a second.
+const QUIET_INTERVAL: Duration = Duration::from_millis(1500);
 
 impl World {
-    /// Stores and so many replicas, ready.
+    /// Starts the stores and this many replicas.
     pub async fn start(replicas: usize) -> Self {
         Self::start_with(replicas, &[]).await
     }
 
-    /// The same with further settings for every replica.
+    /// Like `start`, with further settings for every replica.
     pub async fn start_with(replicas: usize, settings: &[(&'static str, &str)]) -> Self {
         let (postgres, redis) = (PrivatePostgres::start().await, PrivateRedis::start().await);
         let mut variables = vec![
@@ -167,7 +167,7 @@ impl World {
             ("REDIS_URL", redis.url()),
             ("JWT_SECRET", SECRET.to_owned()),
             ("RUST_LOG", "info,aura_hitl::api::call_span=warn".to_owned()),
-            // Few people click a lot here; the row on floods sets a limit.
+            // Few people make many calls here. Only the row on floods sets a limit.
             ("AURA_HITL_RATE_LIMIT_PER_SECOND", "0".to_owned()),
         ];
         variables.extend(settings.iter().map(|&(name, value)| (name, value.to_owned())));
@@ -319,7 +319,7 @@ impl World {
         found
     }
 
-    /// Everything that both stores hold, to see that nothing changed.
+    /// The content of both stores, to compare it later.
     pub async fn everything(&self) -> BTreeSet<String> {
         let rows = "SELECT 'hitl_request ' || r::text FROM hitl_request r
                     UNION ALL SELECT 'agent_task ' || t::text FROM agent_task t";
@@ -335,13 +335,13 @@ impl World {
         all
     }
 
-    /// Everything once nothing is owed any more.
+    /// The content of both stores once no signal is owed.
     pub async fn settled(&self) -> BTreeSet<String> {
         self.quiet_within(Duration::from_secs(30)).await.expect("signals are still owed");
         self.everything().await
     }
 
-    /// That nothing was written, and that every replica has lived through it without a panic.
+    /// Checks that the stores did not change, and that no replica died or panicked.
     pub async fn check_untouched(&mut self, report: &mut Report, before: &BTreeSet<String>) {
         let now = self.everything().await;
         let changed = before.symmetric_difference(&now).cloned().collect::<Vec<_>>();
@@ -349,7 +349,7 @@ impl World {
         self.check_alive(report);
     }
 
-    /// That every replica has lived through it without a panic.
+    /// Checks that no replica died or panicked.
     pub fn check_alive(&mut self, report: &mut Report) {
         for replica in &mut self.replicas {
             report.demand(replica.is_alive(), || "the process is gone".to_owned());
@@ -369,16 +369,15 @@ impl World {
         support::head(&self.people.token(who), method, path)
     }
 
-    /// Waits until nothing is owed any more. Says how long that took, or `None` when it took
-    /// longer than `limit`.
+    /// Waits until no signal is owed. Returns how long that took, or `None` after `limit`.
     pub async fn quiet_within(&self, limit: Duration) -> Option<Duration> {
         let began = Instant::now();
         let mut quiet_since = None;
-        while began.elapsed() < limit + STAYS_QUIET {
+        while began.elapsed() < limit + QUIET_INTERVAL {
             let owed = "SELECT count(*) FROM hitl_request WHERE delivery = 'owed'";
             if self.number(owed).await == 0 {
                 let since = *quiet_since.get_or_insert_with(|| began.elapsed());
-                if began.elapsed() >= since + STAYS_QUIET {
+                if began.elapsed() >= since + QUIET_INTERVAL {
                     return Some(since);
                 }
             } else {
@@ -419,7 +418,7 @@ impl World {
         .await;
     }
 
-    /// All there is now.
+    /// The content of both stores now.
     pub async fn aftermath(&self) -> Aftermath {
         self.listener.caught_up(self.agents().await).await;
         Aftermath {
@@ -430,7 +429,7 @@ impl World {
         }
     }
 
-    /// Asks for what was neither heard nor is under a key, as an agent does that got nothing.
+    /// Polls for signals that were neither published nor are under a key, as their agents do.
     async fn poll_for_the_rest(&self, aftermath: &mut Aftermath) {
         let base = self.replicas[0].base();
         let heard = aftermath.heard.iter().map(|(session, _)| session).collect::<BTreeSet<_>>();
@@ -444,7 +443,7 @@ impl World {
         }
     }
 
-    /// Once all is quiet: counts the calls, and lets the checker loose on them.
+    /// Waits until no signal is owed, counts the calls and runs the checker.
     pub async fn check(
         &self,
         report: &mut Report,
@@ -475,7 +474,7 @@ pub async fn ask(redis: &mut MultiplexedConnection, asked: &Asked) {
     try_ask(redis, asked).await.unwrap();
 }
 
-/// The same on a Redis that may be away.
+/// Like `ask`, on a Redis that may not answer.
 pub async fn try_ask(redis: &mut MultiplexedConnection, asked: &Asked) -> redis::RedisResult<()> {
     let pointer = json!({
         "sessionId": asked.session, "requestId": asked.id, "userId": asked.document["userId"],
@@ -532,7 +531,7 @@ impl People {
     fn new() -> Self {
         Self {
             history: Arc::default(),
-            client: Client::builder().timeout(PATIENCE).build().unwrap(),
+            client: Client::builder().timeout(ANSWER_TIMEOUT).build().unwrap(),
             tokens: Arc::default(),
             surprises: Arc::default(),
         }
@@ -598,7 +597,7 @@ impl People {
         (ended, answer)
     }
 
-    /// Clicks until it is known what stands, as a person does who got no answer.
+    /// Clicks until an answer names the decision, as a person does who got no answer.
     pub async fn decide_surely(&self, base: &str, request: &str, choice: &Choice) -> Ended {
         for _ in 0..100 {
             let ended = self.decide(base, request, choice).await;
@@ -698,7 +697,7 @@ impl People {
         self.surprises.lock().unwrap().push(what);
     }
 
-    /// Answers that should not exist.
+    /// Answers that the contract does not allow.
     pub fn surprises(&self) -> Vec<String> {
         self.surprises.lock().unwrap().clone()
     }
@@ -720,15 +719,15 @@ impl People {
     }
 }
 
-/// Hears every message on every session's channel; comes back when Redis does.
+/// Subscribes to all sessions' channels. Subscribes again when Redis is back.
 pub struct Listener {
     heard: Arc<Mutex<Vec<(Instant, String, String)>>>,
     marks: Arc<AtomicUsize>,
     listening: JoinHandle<()>,
 }
 
-/// A channel of the harness's own: what comes over it is no signal.
-const MARK: &str = "hitl:channel:mark-of-the-harness";
+/// The channel of the harness's end markers, which are no signals.
+const MARKER_CHANNEL: &str = "hitl:channel:mark-of-the-harness";
 
 impl Listener {
     pub async fn start(url: String) -> Self {
@@ -748,7 +747,7 @@ impl Listener {
                     let mut messages = subscription.on_message();
                     while let Some(message) = messages.next().await {
                         let channel = message.get_channel_name();
-                        if channel == MARK {
+                        if channel == MARKER_CHANNEL {
                             marking.fetch_add(1, Ordering::SeqCst);
                             continue;
                         }
@@ -775,7 +774,7 @@ impl Listener {
         heard.iter().map(|(_at, session, text)| (session.clone(), text.clone())).collect()
     }
 
-    /// When a session first heard something since then.
+    /// When the first message of a session came after `since`.
     pub fn heard_since(&self, session: &str, since: Instant) -> Option<Instant> {
         let heard = self.heard.lock().unwrap();
         heard.iter().find(|(at, to, _text)| to == session && *at >= since).map(|(at, ..)| *at)
@@ -787,8 +786,12 @@ impl Listener {
         let began = Instant::now();
         while self.marks.load(Ordering::SeqCst) == before {
             assert!(began.elapsed() < Duration::from_secs(10), "the listener hears nothing");
-            let _listeners: i64 =
-                redis::cmd("PUBLISH").arg(MARK).arg("").query_async(&mut redis).await.unwrap();
+            let _listeners: i64 = redis::cmd("PUBLISH")
+                .arg(MARKER_CHANNEL)
+                .arg("")
+                .query_async(&mut redis)
+                .await
+                .unwrap();
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -812,7 +815,7 @@ pub async fn answered(ask: impl AsyncFn() -> Answer) -> Answer {
     ask().await
 }
 
-/// So many people at once, working through a list. `work` gets each item's place in the list.
+/// This many people work through a list at once. `work` gets each item's index.
 pub async fn at_once<T, R>(
     items: Vec<T>,
     people: usize,

@@ -1,6 +1,5 @@
-//! What agents do and hear in Redis: they write requests and sessions' pointers, and listen to their
-//! sessions' channels. And what a test sees of Redis itself: every command that it was given, and how
-//! many a signal reached.
+//! Agents on Redis: they write requests and sessions' pointers, and subscribe to their sessions'
+//! channels. Also lets a test see which commands Redis got and how many subscribers a signal had.
 
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ pub async fn redis() -> redis::aio::MultiplexedConnection {
 pub async fn put_request(courier: &Courier, id: &str, document: &str) {
     assert!(matches!(courier, Courier::Redis(_)), "no agent on Redis in the embedded mode");
     let key = format!("hitl:request:{id}");
-    // Agents are more patient than the service is.
+    // An agent tries again for longer than the service's time-out for Redis.
     eventually(async || courier.set(&key, document, 1800).await.ok()).await;
 }
 
@@ -32,8 +31,11 @@ pub async fn put_session(courier: &Courier, session: &str, pointer: &str) {
     eventually(async || courier.set(&key, pointer, 3600).await.ok()).await;
 }
 
-/// Every command that a Redis was given while `work` ran, as `MONITOR` shows it.
-pub async fn told_to_redis(client: &redis::Client, work: impl Future<Output = ()>) -> Vec<String> {
+/// Every command that a Redis got while `work` ran, as `MONITOR` shows it.
+pub async fn commands_to_redis(
+    client: &redis::Client,
+    work: impl Future<Output = ()>,
+) -> Vec<String> {
     let monitor = client.get_async_monitor().await.unwrap();
     let mut lines = monitor.into_on_message::<String>();
     let end = unique("end-of-monitoring");
@@ -53,13 +55,13 @@ pub async fn told_to_redis(client: &redis::Client, work: impl Future<Output = ()
     told
 }
 
-/// A subscriber.
-pub struct Ear {
+/// A subscriber of a channel, as an agent is.
+pub struct Subscriber {
     subscription: Box<redis::aio::PubSub>,
     channel: String,
 }
 
-impl Ear {
+impl Subscriber {
     /// On a session's channel.
     pub async fn on(session: &str) -> Self {
         Self::on_redis(format!("hitl:channel:{session}")).await
@@ -84,8 +86,8 @@ impl Ear {
         hearing.expect("nothing was published").unwrap().get_payload().unwrap()
     }
 
-    /// Everything that was published until now: Redis keeps the order, so whatever does not come
-    /// before a last word of ours was not said.
+    /// All messages that were published until now. Publishes an end marker first: Redis keeps the
+    /// order, so all messages before the marker are complete.
     pub async fn heard(&mut self) -> Vec<String> {
         let last = unique("last");
         let channel = self.channel.replace('*', "end");
@@ -101,7 +103,7 @@ impl Ear {
     }
 }
 
-/// How many subscribers a signal reached, which went out.
+/// How many subscribers a published signal reached.
 #[track_caller]
 pub fn reached(sent: &Sent) -> i64 {
     let Sent::Published { listeners: Some(listeners), .. } = sent else { panic!("{sent:?}") };

@@ -1,6 +1,5 @@
-//! What a call was answered: its status, headers and envelope, and what tests want to know of them.
-//! `assert` checks status and error code at once, `assert_agrees` that the truth was told about the
-//! decision that stands.
+//! The answer to a call: its status, headers and envelope, and checks of them. `assert` checks status
+//! and error code, `assert_agrees` that the answer agrees with the recorded decision.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use aura_hitl::domain::record::Record;
 use reqwest::{Response, StatusCode};
 use serde_json::Value;
 
-/// What a call was answered.
+/// The answer to a call.
 #[derive(Debug)]
 pub struct Answer {
     pub status: StatusCode,
@@ -19,8 +18,8 @@ pub struct Answer {
     pub body: Value,
 }
 
-/// Calls again for as long as the service says that it is too busy and has done nothing, as the
-/// contract tells clients to.
+/// Repeats a call while the service answers that it is busy and did nothing, as the contract tells
+/// clients to.
 pub async fn until_there_is_room(mut call: impl AsyncFnMut() -> Answer) -> Answer {
     for _attempt in 0..60 {
         let answer = call().await;
@@ -34,7 +33,7 @@ pub async fn until_there_is_room(mut call: impl AsyncFnMut() -> Answer) -> Answe
 }
 
 impl Answer {
-    /// All of it; of a stream, what comes at once.
+    /// Reads the whole answer; of a stream, the events of the first 200 ms.
     pub async fn of(mut response: Response) -> Self {
         let (status, headers) = (response.status(), response.headers().clone());
         let is_stream = headers.get("Content-Type").is_some_and(|kind| kind == "text/event-stream");
@@ -69,7 +68,7 @@ impl Answer {
         self
     }
 
-    /// The body without what differs from call to call.
+    /// The body without the fields that differ from call to call.
     pub fn bare(&self) -> Value {
         let mut body = self.body.clone();
         for field in ["timestamp", "traceId"] {
@@ -78,7 +77,7 @@ impl Answer {
         body
     }
 
-    /// All that a caller sees of the answer, to the letter, but its time.
+    /// The exact answer as its caller sees it, without its times.
     pub fn seen(&self) -> (StatusCode, BTreeMap<String, String>, String) {
         // The CORS middleware names the exposed headers in any order.
         let differs = ["date", "access-control-expose-headers"];
@@ -88,8 +87,8 @@ impl Answer {
         (self.status, headers.collect(), self.text.replace(time, ""))
     }
 
-    /// Checks that this is the truth about the decision that stands: success for whoever made it,
-    /// and for everybody else a conflict that names it.
+    /// Checks that this answer agrees with the recorded decision: a success for the person who made
+    /// it, and for everybody else a conflict that names it.
     #[track_caller]
     pub fn assert_agrees(&self, record: &Record, user: &str, verdict: &str) {
         let State::Decided(standing) = &record.state else { panic!("undecided: {record:?}") };

@@ -1,6 +1,6 @@
-//! A request as an agent asks it: the document that Aura writes, the pointer of its session, the
-//! body that registers it over HTTP, and what the use cases make of it. Whatever a request has by
-//! default stands here and nowhere else; `with` sets or removes a field.
+//! Builds the requests of tests: the document that Aura writes, its session's pointer, the body that
+//! registers it over HTTP, and the candidate for the ledger. The defaults of a request are here alone;
+//! `with` sets or removes a field.
 
 use aura_hitl::domain::ids::RequestId;
 use aura_hitl::domain::record::Candidate;
@@ -33,7 +33,7 @@ impl Asked {
         Self { id, session: session.to_owned(), document }
     }
 
-    /// The same with a field set, or removed when the value is null.
+    /// Sets a field, or removes it when the value is null.
     pub fn with(mut self, field: &str, value: Value) -> Self {
         if value.is_null() {
             self.document.as_object_mut().unwrap().remove(field);
@@ -54,13 +54,13 @@ impl Asked {
         body
     }
 
-    /// What the use cases make of it, for calling the ledger directly.
+    /// The candidate of this request, for calling the ledger directly.
     pub fn candidate(&self, origin: Origin, now: DateTime<Utc>) -> Candidate {
         candidate(&self.id, self.document.to_string(), origin, now)
     }
 }
 
-/// What the use cases make of a document, for calling the ledger directly; it lives half an hour.
+/// The candidate of a document, for calling the ledger directly. It expires after half an hour.
 pub fn candidate(id: &str, document: String, origin: Origin, now: DateTime<Utc>) -> Candidate {
     let request = ApprovalRequest::read(&RequestId::parse(id).unwrap(), document).unwrap();
     let (tenant, user) = (request.tenant.clone(), request.user.clone());

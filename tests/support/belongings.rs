@@ -1,4 +1,5 @@
-//! What three tenants have, made as their agents and people make it: over HTTP and in Redis.
+//! The requests, sessions and tasks of three tenants, made over HTTP and in Redis as agents and people
+//! make them.
 
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
@@ -7,14 +8,14 @@ use aura_hitl::domain::approver::Role;
 
 use crate::{Answer, Asked, Operation, TestApp, Who};
 
-/// One person of each tenant; the last one is an admin of theirs.
+/// One person of each tenant. The last one is an admin.
 pub const PEOPLE: [Who<'static>; 3] = [
     Who { user: "user1", tenant: "tenant1", role: Role::User },
     Who { user: "user2", tenant: "tenant2", role: Role::User },
     Who { user: "user3", tenant: "tenant3", role: Role::Admin },
 ];
 
-/// A running service, whoever started it, and the Redis beside it.
+/// A running service and its Redis, for tests that start them in different ways.
 #[allow(async_fn_in_trait, reason = "nobody spawns these calls")]
 pub trait Service {
     /// A call by a person, with token and identity headers.
@@ -39,7 +40,7 @@ impl Service for TestApp {
     }
 }
 
-/// The answer to a call that has always the same trace id.
+/// The answer to a call with a fixed trace id, so that answers can be compared.
 pub async fn send(
     service: &impl Service,
     who: Who<'_>,
@@ -66,16 +67,16 @@ pub async fn perform(
 pub struct Belongings {
     pub owner: Who<'static>,
     pub requests: Vec<String>,
-    /// Of the requests, in the same order.
+    /// The sessions of `requests`, in the same order.
     pub sessions: Vec<String>,
     /// The first one waits for nobody.
     pub tasks: Vec<String>,
-    /// Of the requests, those that nobody has decided.
+    /// The pending ones of `requests`.
     pub pending: Vec<String>,
 }
 
 impl Belongings {
-    /// So many of each kind.
+    /// Makes this many of each kind.
     pub async fn of(service: &impl Service, owner: Who<'static>, sets: usize) -> Self {
         let mut own = Self {
             owner,
@@ -100,7 +101,7 @@ impl Belongings {
         own
     }
 
-    /// Every way in which a request comes to be, and whose it is comes to be known.
+    /// Makes a request in each possible way, with each possible source of its tenant and user.
     async fn ask(&mut self, service: &impl Service, is_decided: bool) {
         let owner = self.owner;
         let new =
@@ -138,7 +139,7 @@ impl Belongings {
         }
     }
 
-    /// Of the requests, those that somebody has decided.
+    /// The decided ones of `requests`.
     pub fn decided(&self) -> impl Iterator<Item = &String> {
         self.requests.iter().filter(|id| !self.pending.contains(id))
     }

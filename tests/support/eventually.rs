@@ -1,6 +1,5 @@
-//! Waiting for what happens in the background, without asserting how long it takes: the limit only
-//! ends a test that would wait for ever. What others do (servers that elect, fail over or start) has
-//! a longer one.
+//! Waits for background work without asserting how long it takes: the limit only ends a test that would
+//! wait for ever. Other servers' work (elections, fail-overs, starts) has a longer limit.
 
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ pub async fn eventually<T>(look: impl AsyncFnMut() -> Option<T>) -> T {
     eventually_within(std::time::Duration::from_secs(10), look).await
 }
 
-/// The same for what others take their time over.
+/// [`eventually`] with a longer limit, for the work of other servers.
 pub async fn eventually_within<T>(
     limit: std::time::Duration,
     mut look: impl AsyncFnMut() -> Option<T>,

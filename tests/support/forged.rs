@@ -1,5 +1,5 @@
-//! Values of `Authorization` that stand for nobody, made with the service's own secret where that
-//! makes them worse.
+//! Values of `Authorization` that the service must refuse. Signed with the service's own secret where
+//! that makes them harder to refuse.
 
 use aura_hitl::domain::clock::Clock;
 use base64::Engine as _;
@@ -52,7 +52,7 @@ pub fn token(secret: &[u8], claims: &Value) -> String {
     signed(HEADER, &claims.to_string(), secret, Algorithm::HS256)
 }
 
-/// Everything that must be answered 401.
+/// All values that must be answered 401.
 pub fn all(secret: &[u8]) -> Vec<Forged> {
     let good = claims(&json!({})).to_string();
     let mut all = no_bearers(&token(secret, &claims(&json!({}))));
@@ -89,7 +89,7 @@ fn no_bearers(genuine: &str) -> Vec<Forged> {
 /// A genuine token, damaged.
 fn misspelled(genuine: &str) -> Vec<(String, String)> {
     let (message, signature) = genuine.rsplit_once('.').unwrap();
-    // The last letter of a signature has bits to spare, but one signature has one spelling.
+    // The last letter of a base64url signature has unused bits. Only zeros in them are valid.
     let (kept, last) = genuine.split_at(genuine.len() - 1);
     let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let spare = alphabet.find(last).unwrap() ^ 1;
@@ -150,7 +150,7 @@ fn wrongly_signed(secret: &[u8], good: &str) -> Vec<(String, String)> {
         all.push((name.to_owned(), signed(&honest, good, secret, algorithm)));
         all.push((format!("{name} as HS256"), signed(HEADER, good, secret, algorithm)));
     }
-    // A key that the token itself brings along or points to is nobody's.
+    // A key in the token, or one to which the token points, must not be trusted.
     let own = b"a-key-that-the-token-brings-along-itself";
     let jwk = json!({ "kty": "oct", "k": URL_SAFE_NO_PAD.encode(own), "alg": "HS256" });
     for (name, header) in [
@@ -197,7 +197,7 @@ fn odd_headers(secret: &[u8], good: &str) -> Vec<(String, String)> {
     forged.to_vec()
 }
 
-/// What no JSON library would write.
+/// Texts that no JSON library writes.
 fn texts_that_are_no_claims(secret: &[u8], good: &str) -> Vec<(String, String)> {
     let (open, close) = (&good[1..], &good[..good.len() - 1]);
     let mut texts = ["", "[]", "null", "\"user123\"", close].map(ToOwned::to_owned).to_vec();

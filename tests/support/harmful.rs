@@ -1,11 +1,11 @@
-//! Input that means harm, for the tests of the API and for `scripts/faults`: identity headers, ids,
-//! beginnings and ends of requests, bodies. All of it goes over a socket as it is.
+//! Malicious input for the API's tests and for `scripts/faults`: identity headers, ids, heads and ends
+//! of requests, bodies. It goes over a socket unchanged.
 
 use crate::percent_encoded;
 
-/// A request that nobody sent: whoever takes it for one repeats its trace id.
+/// A smuggled request. A server that takes it for a request repeats its trace id.
 pub const HIDDEN: &str = "GET /health/live HTTP/1.1\r\nHost: x\r\nX-Trace-Id: smuggled\r\n\r\n";
-/// What `user123` says when they decide.
+/// The body of a decision by `user123`.
 pub const BODY: &str = r#"{"userId":"user123"}"#;
 
 /// Headers of `user123` of `tenant1` that name nobody, or more than one: 400.

@@ -1,13 +1,13 @@
-//! The recorder keeps every call as ok, fail or unknown; the checker reads the ledger and Redis
-//! afterwards, and proves or disproves what we promise. It knows the wire contract and the two
-//! tables, and none of the service's own code.
+//! The recorder keeps the result of every call as ok, fail or unknown. The checker reads the ledger and
+//! Redis afterwards and checks the promises of docs/RELIABILITY.md. It knows the wire contract and the
+//! two tables, and uses none of the service's code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use serde_json::Value;
 
-/// Somebody's decision: who, `approved` or `rejected`, and why.
+/// A decision: who, `approved` or `rejected`, and why.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Choice {
     pub by: String,
@@ -29,9 +29,9 @@ impl Choice {
 /// How a call ended, as far as its caller can tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// 200: told that their decision stands.
+    /// 200: the caller's decision stands.
     Ok,
-    /// Told that it does not: the status, and for 409 E3006 what stands instead.
+    /// Refused: the status, and for 409 E3006 the decision that stands.
     Fail { status: u16, standing: Option<Choice> },
     /// No answer, or one that says that the outcome is unknown.
     Unknown,
@@ -70,7 +70,7 @@ impl History {
 pub struct Row {
     pub request: String,
     pub session: String,
-    /// Whether it was registered over HTTP: then no session is ever told of it.
+    /// Whether it was registered over HTTP. Such a request has no signal.
     pub is_registered: bool,
     /// `pending`, `approved`, `rejected`, …
     pub status: String,
@@ -85,7 +85,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// The signal of its decision, spelled from the contract.
+    /// The signal of its decision, built from the contract.
     pub fn signal(&self) -> Option<String> {
         let (decision, at) = (self.decision.as_ref()?, self.decided_at?);
         let id = Value::from(self.request.as_str());
@@ -100,7 +100,7 @@ impl Row {
     }
 }
 
-/// All there is once things are quiet.
+/// The content of both stores once nothing is owed.
 #[derive(Clone, Debug, Default)]
 pub struct Aftermath {
     /// Every row of the ledger.
@@ -122,7 +122,7 @@ impl Aftermath {
     }
 }
 
-/// What must be so of deliveries.
+/// What a row of the fault matrix demands of deliveries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivered {
     /// Every decision was published at least once.
@@ -134,7 +134,7 @@ pub enum Delivered {
     Settled,
 }
 
-/// Everything that is wrong. Empty means that the promises held.
+/// All violations of the promises. Empty when the promises held.
 pub fn check(calls: &[Call], aftermath: &Aftermath, delivered: Delivered) -> Vec<String> {
     let mut wrongs = Vec::new();
     let mut rows = BTreeMap::new();
@@ -149,7 +149,7 @@ pub fn check(calls: &[Call], aftermath: &Aftermath, delivered: Delivered) -> Vec
     wrongs
 }
 
-/// Acknowledged ⊆ stored, and every answer agrees with what stands.
+/// Every acknowledged decision is stored, and every answer agrees with the stored decision.
 fn check_answers(calls: &[Call], rows: &BTreeMap<&str, &Row>, wrongs: &mut Vec<String>) {
     for call in calls {
         let (request, choice) = (&call.request, &call.choice);
@@ -169,14 +169,14 @@ fn check_answers(calls: &[Call], rows: &BTreeMap<&str, &Row>, wrongs: &mut Vec<S
     }
 }
 
-/// Nothing is stored that nobody asked for; what is decided has its task and was delivered.
+/// Every stored decision was attempted by a caller, has its task and was delivered.
 fn check_rows(
     calls: &[Call],
     aftermath: &Aftermath,
     delivered: Delivered,
     wrongs: &mut Vec<String>,
 ) {
-    // What whoever asked for it may find stored: all but what they were told has not happened.
+    // The attempts that may be stored: all but those that were answered with a refusal.
     let may_stand = calls
         .iter()
         .filter(|call| !matches!(call.ended, Ended::Fail { .. }))
@@ -223,7 +223,7 @@ fn check_rows(
     }
 }
 
-/// Nothing was said that the ledger does not hold.
+/// Every message and every signal key agrees with a decision in the ledger.
 fn check_signals(aftermath: &Aftermath, wrongs: &mut Vec<String>) {
     let signals = aftermath
         .rows

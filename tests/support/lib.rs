@@ -1,6 +1,5 @@
-//! What the tests of tests/api, tests/faults and tests/bench share: the service and the people
-//! around it, and the servers that a test starts, kills and damages by itself. Each noun has a file
-//! of its own; what nearly every test needs is named here, the rest by its file.
+//! Shared by tests/api, tests/faults and tests/bench: the service, people and agents, and the servers
+//! that a test starts, kills and damages. One file per noun; this file re-exports what most tests use.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -38,7 +37,7 @@ mod service;
 mod sockets;
 pub mod tls;
 
-pub use agents::{Ear, put_request, put_session, reached, redis, told_to_redis};
+pub use agents::{Subscriber, commands_to_redis, put_request, put_session, reached, redis};
 pub use answers::{Answer, until_there_is_room};
 pub use asked::{Asked, candidate};
 pub use eventually::{eventually, eventually_within};
@@ -49,8 +48,8 @@ pub use people::{ADMIN, ALICE, BOB, MALLORY, Who};
 pub use program::{Program, Running};
 pub use rows::{SqlRow, request_row, task_row};
 pub use servers::{
-    PgBouncer, PrivateCluster, PrivatePostgres, PrivateRedis, PrivateSentinels, Server, THEIR_PART,
-    Tmpfs, free_port, kill, slot_of,
+    FAILOVER_TIMEOUT, PgBouncer, PrivateCluster, PrivatePostgres, PrivateRedis, PrivateSentinels,
+    Server, Tmpfs, free_port, kill, slot_of,
 };
 pub use service::{Mode, TestApp, config};
 pub use sockets::{RawAnswer, framed, head, percent_encoded, raw};

@@ -1,6 +1,5 @@
-//! Every route of the service with what the API document says about it, so that a test about all of
-//! them finds a new one by itself: addresses with ids filled in, example bodies, limits, and who may
-//! call.
+//! All routes with their entries in the API document: addresses, example bodies, limits, and who may
+//! call. Tests of all routes use this list, so they also cover a new route.
 
 use aura_hitl::api::endpoint::{Access, Endpoint};
 use reqwest::Method;
@@ -8,7 +7,7 @@ use serde_json::Value;
 
 use crate::people::Who;
 
-/// Both addresses of everything.
+/// The prefixes under which every route is served.
 pub const PREFIXES: [&str; 2] = ["/api", ""];
 
 /// A route of the service, and what the API document says about it.

@@ -11,12 +11,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What the network does at the moment.
+/// The state of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Weather {
-    /// Passes everything on.
+    /// Forwards all data.
     Open,
-    /// Keeps connections and swallows nothing, but passes nothing on.
+    /// Keeps connections open and holds all data back.
     Stalled,
     /// Connections are refused, and those that were open have been reset.
     Cut,
@@ -26,7 +26,7 @@ enum Weather {
 pub struct Proxy {
     /// Where clients connect.
     pub address: SocketAddr,
-    /// The weather for connections that are made now; earlier ones may have been abandoned.
+    /// The state for new connections. Abandoned older ones have their own.
     weather: Arc<Mutex<watch::Sender<Weather>>>,
     abandoned: Mutex<Vec<watch::Sender<Weather>>>,
     delay_micros: Arc<AtomicU64>,
@@ -59,23 +59,23 @@ impl Proxy {
         Self { address, weather, abandoned, delay_micros, target, connections, accepting }
     }
 
-    /// Holds every piece of data back for so long, in both directions.
+    /// Delays data by this long, in both directions.
     pub fn delay(&self, delay: Duration) {
         self.delay_micros.store(u64::try_from(delay.as_micros()).unwrap(), Ordering::Relaxed);
     }
 
-    /// New connections lead elsewhere.
+    /// Forwards new connections to another address.
     pub fn lead_to(&self, target: SocketAddr) {
         *self.target.lock().unwrap() = target;
     }
 
-    /// From now on nothing passes, and no connection ends: a black hole.
+    /// From now on no data passes, and no connection ends: a black hole.
     pub fn stall(&self) {
         self.weather.lock().unwrap().send_replace(Weather::Stalled);
     }
 
-    /// Nothing ever passes again over the connections that there are, and none of them ends; new
-    /// ones work. This is what a firewall does that has forgotten them.
+    /// No data passes over the existing connections any more, and none of them ends. New connections
+    /// work. A firewall that lost its connection table behaves so.
     pub fn abandon(&self) {
         let fresh = watch::Sender::new(Weather::Open);
         let old = std::mem::replace(&mut *self.weather.lock().unwrap(), fresh);
@@ -88,7 +88,7 @@ impl Proxy {
         self.weather.lock().unwrap().send_replace(Weather::Cut);
     }
 
-    /// Passes everything on again. What stalled goes on where it stopped.
+    /// Forwards all data again, also the data that was held back.
     pub fn reopen(&self) {
         self.weather.lock().unwrap().send_replace(Weather::Open);
     }

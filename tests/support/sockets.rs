@@ -1,6 +1,5 @@
-//! Calls byte by byte, on a socket of one's own, for what no HTTP client would send: the first lines
-//! of a call, its end, and whatever came back until the service closed the connection or the test lost
-//! patience.
+//! Raw HTTP on a socket, for bytes that no HTTP client sends: the head of a call, its end, and the
+//! answers until the service closes the connection or the time-out ends.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -11,12 +10,12 @@ use serde_json::Value;
 
 use crate::answers::Answer;
 
-/// What came back on a socket of one's own.
+/// The answers on a raw socket.
 #[derive(Debug)]
 pub struct RawAnswer {
     /// Everything, as it came.
     pub text: String,
-    /// Whether the service closed the connection, rather than our patience ending.
+    /// Whether the service closed the connection before the time-out.
     pub is_closed: bool,
 }
 

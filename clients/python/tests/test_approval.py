@@ -240,7 +240,7 @@ def test_an_answer_lost_for_good_leaves_nothing_to_approve(service: Service, age
 def test_the_service_is_away_when_the_time_is_over(
     service: Service, agent: _Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_core, "CLOSING_SECONDS", 1.0)
+    monkeypatch.setattr(_core, "CLOSE_TIMEOUT_SECONDS", 1.0)
     away = Once("/cancel", *[httpx.ConnectError("refused")] * 1000)
     request = new_request()
     result = agent.ask(service, request, timeout=1, transport=Faulty(before=away)).result(30)
@@ -394,7 +394,7 @@ def test_names_beyond_ascii(service: Service, agent: _Agent, tenant: str, user: 
 @pytest.fixture
 def soon_closed(monkeypatch: pytest.MonkeyPatch) -> float:
     """How much longer than `timeout` a call may take: 3 s here instead of the README's 10."""
-    monkeypatch.setattr(_core, "CLOSING_SECONDS", 3.0)
+    monkeypatch.setattr(_core, "CLOSE_TIMEOUT_SECONDS", 3.0)
     return 3.0
 
 

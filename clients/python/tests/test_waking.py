@@ -223,7 +223,7 @@ def test_a_message_that_is_lost(
     waits_by: WaitsBy,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_listeners, "PUBSUB_LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(_listeners, "PUBSUB_POLL_SECONDS", 1.0)
     request = new_request()
     # A Redis on which nothing is ever published.
     future = agent.ask(production, request, redis_url=own_redis.url, listen_by=("pubsub",))

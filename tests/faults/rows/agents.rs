@@ -31,19 +31,19 @@ fn request_of(signal: &str) -> String {
 }
 
 /// One connection that is subscribed to the channels of many sessions.
-struct Ears {
+struct Subscribers {
     sink: tokio::sync::Mutex<PubSubSink>,
     heard: Arc<Mutex<Vec<(String, String)>>>,
     listening: JoinHandle<()>,
 }
 
-/// A channel of the harness's own: the agents' words between the service's, in their true order.
-const ASKS: &str = "harness:asks";
+/// The harness's own channel: marks when an agent asks, in order with the service's messages.
+const ASK_CHANNEL: &str = "harness:asks";
 
-impl Ears {
+impl Subscribers {
     async fn open(world: &World) -> Self {
         let (mut sink, mut stream) = world.redis.client().get_async_pubsub().await.unwrap().split();
-        sink.subscribe(ASKS).await.unwrap();
+        sink.subscribe(ASK_CHANNEL).await.unwrap();
         let heard = Arc::<Mutex<Vec<_>>>::default();
         let hearing = heard.clone();
         let listening = tokio::spawn(async move {
@@ -70,12 +70,12 @@ impl Ears {
     /// What a session was told after its agent had asked for this.
     fn since_asking(&self, session: &str, request: &str) -> Vec<String> {
         let heard = self.heard.lock().unwrap();
-        let after = heard.iter().skip_while(|(to, text)| to != ASKS || text != request);
+        let after = heard.iter().skip_while(|(to, text)| to != ASK_CHANNEL || text != request);
         after.filter(|(to, _)| to == session).map(|(_, text)| text.clone()).collect()
     }
 }
 
-impl Drop for Ears {
+impl Drop for Subscribers {
     fn drop(&mut self) {
         self.listening.abort();
     }
@@ -85,7 +85,7 @@ pub async fn late_subscribers(scale: Scale, report: &mut Report) {
     let world = World::start(2).await;
     let (bases, people) = (world.bases(), world.people.clone());
     let around = scale.of(Duration::from_secs(5), Duration::from_millis(1500));
-    let (agents, ears) = (world.agents().await, Ears::open(&world).await);
+    let (agents, subscribers) = (world.agents().await, Subscribers::open(&world).await);
     let asked = (0..scale.of(1000, 200)).map(|_| Asked::new()).collect::<Vec<_>>();
     let all = asked.len();
     let found = at_once(asked, all, async |place, asked| {
@@ -106,7 +106,7 @@ pub async fn late_subscribers(scale: Scale, report: &mut Report) {
         };
         let waiting = async {
             tokio::time::sleep_until(subscribes.into()).await;
-            ears.subscribe(&asked.session).await;
+            subscribers.subscribe(&asked.session).await;
             let key = format!("hitl:signal:{}", asked.session);
             let kept: Option<String> =
                 redis::cmd("GET").arg(key).query_async(&mut redis).await.unwrap();
@@ -115,7 +115,11 @@ pub async fn late_subscribers(scale: Scale, report: &mut Report) {
             }
             let mut patience = Duration::from_secs(15);
             while !patience.is_zero() {
-                if ears.of(&asked.session).iter().any(|signal| request_of(signal) == asked.id) {
+                if subscribers
+                    .of(&asked.session)
+                    .iter()
+                    .any(|signal| request_of(signal) == asked.id)
+                {
                     return Some("by message");
                 }
                 let pause = Duration::from_millis(20);
@@ -145,7 +149,7 @@ pub async fn late_subscribers(scale: Scale, report: &mut Report) {
 pub async fn deaf_agents(scale: Scale, report: &mut Report) {
     let mut world = World::start(2).await;
     let (bases, people) = (world.bases(), world.people.clone());
-    let (agents, ears) = (world.agents().await, Ears::open(&world).await);
+    let (agents, subscribers) = (world.agents().await, Subscribers::open(&world).await);
     let sessions = (0..scale.of(1000, 60)).map(|_| new_session()).collect::<Vec<_>>();
     let all = sessions.len();
     let endings = at_once(sessions, scale.of(100, 60), async |place, session| {
@@ -155,10 +159,10 @@ pub async fn deaf_agents(scale: Scale, report: &mut Report) {
         people.decide_surely(&bases[place % 2], &a.id, &yes()).await;
         // From 0 to 2 s.
         tokio::time::sleep(Duration::from_secs(1).mul_f64(1.0 + spread(place))).await;
-        ears.subscribe(&session).await;
+        subscribers.subscribe(&session).await;
         let hears = async |request: &str| {
             let hearing = eventually(async || {
-                let heard = ears.of(&session);
+                let heard = subscribers.of(&session);
                 heard.iter().any(|signal| request_of(signal) == request).then_some(())
             });
             tokio::time::timeout(Duration::from_secs(9), hearing).await.is_ok()
@@ -167,10 +171,11 @@ pub async fn deaf_agents(scale: Scale, report: &mut Report) {
         // It waits for the next answer, with nobody there to give it: longer than the slowest look.
         ask_next(&mut redis, &b).await;
         tokio::time::sleep(Duration::from_millis(1500)).await;
-        let taken = ears.since_asking(&session, &b.id);
+        let taken = subscribers.since_asking(&session, &b.id);
         people.decide_surely(&bases[place / 2 % 2], &b.id, &yes()).await;
         let is_answered = hears(&b.id).await;
-        let of_a = ears.of(&session).iter().filter(|signal| request_of(signal) == a.id).count();
+        let of_a =
+            subscribers.of(&session).iter().filter(|signal| request_of(signal) == a.id).count();
         (was_heard && is_answered, taken, of_a)
     })
     .await;
@@ -199,8 +204,8 @@ async fn all_heard(world: &World) {
     .await;
 }
 
-/// Asks for the next thing in a session, and marks that among all that is heard. Says what was under
-/// the signal's key at that moment.
+/// Writes the next request of a session, and marks that in the order of messages. Returns the text
+/// under the signal's key at that moment.
 async fn ask_next(redis: &mut MultiplexedConnection, asked: &Asked) -> Option<String> {
     let pointer = serde_json::json!({
         "sessionId": asked.session, "requestId": asked.id, "userId": "user123", "tenantId": TENANT,
@@ -212,7 +217,7 @@ async fn ask_next(redis: &mut MultiplexedConnection, asked: &Asked) -> Option<St
     let key = format!("hitl:session:{}", asked.session);
     asking.cmd("SET").arg(key).arg(pointer.to_string()).arg("EX").arg(3600).ignore();
     asking.cmd("GET").arg(format!("hitl:signal:{}", asked.session));
-    asking.cmd("PUBLISH").arg(ASKS).arg(&asked.id).ignore();
+    asking.cmd("PUBLISH").arg(ASK_CHANNEL).arg(&asked.id).ignore();
     let (kept,): (Option<String>,) = asking.query_async(redis).await.unwrap();
     kept
 }
@@ -220,11 +225,11 @@ async fn ask_next(redis: &mut MultiplexedConnection, asked: &Asked) -> Option<St
 pub async fn two_in_one_session(scale: Scale, report: &mut Report) {
     let world = World::start(2).await;
     let (bases, people) = (world.bases(), world.people.clone());
-    let ears = Ears::open(&world).await;
+    let subscribers = Subscribers::open(&world).await;
     let sessions = (0..scale.of(1000, 60)).map(|_| new_session()).collect::<Vec<_>>();
     let all = sessions.len();
     let lost = at_once(sessions, 40, async |place, session| {
-        ears.subscribe(&session).await;
+        subscribers.subscribe(&session).await;
         let [first, second] = [0, 1].map(|_| Asked::in_session(&session));
         for asked in [&first, &second] {
             let registered = people.register(&bases[place % 2], asked).await;
@@ -296,7 +301,7 @@ const LEASE: Duration = Duration::from_secs(3);
 struct Street<'a> {
     world: &'a World,
     bases: &'a [String],
-    ears: Ears,
+    subscribers: Subscribers,
     agents: MultiplexedConnection,
     /// Those that are to die; as many may do so at once.
     doomed: tokio::sync::Mutex<Vec<Replica>>,
@@ -312,7 +317,7 @@ struct Ending {
     crashes: usize,
     /// Requests that others registered in its session, and approved.
     intrusions: usize,
-    /// What would have been taken for the answer to B, and was not.
+    /// A message that an agent could have taken for the answer to B, but did not.
     wrongs: Vec<String>,
 }
 
@@ -322,7 +327,7 @@ pub async fn naive_agents(scale: Scale, report: &mut Report) {
     let doomed = (0..4).map(|_| world.another_replica()).collect::<Vec<_>>();
     let mut replicas = std::mem::take(&mut world.replicas);
     let street = Street {
-        ears: Ears::open(&world).await,
+        subscribers: Subscribers::open(&world).await,
         agents: world.agents().await,
         turns: Semaphore::new(doomed.len()),
         doomed: doomed.into(),
@@ -371,7 +376,7 @@ impl Street<'_> {
         let [a, b] = [0, 1].map(|_| Asked::in_session(&session));
         let (people, base) = (&self.world.people, &self.bases[place / 6 % 2]);
         let mut ending = Ending::default();
-        self.ears.subscribe(&session).await;
+        self.subscribers.subscribe(&session).await;
         self.intrude(&session, base, &mut ending).await;
         ask(&mut self.agents.clone(), &a).await;
         self.intrude(&session, base, &mut ending).await;
@@ -486,7 +491,7 @@ impl Street<'_> {
         let mut redis = self.agents.clone();
         let mut is_decided = false;
         while began.elapsed() < Duration::from_secs(30) {
-            let mut signals = self.ears.since_asking(&b.session, &b.id);
+            let mut signals = self.subscribers.since_asking(&b.session, &b.id);
             for (turn, wanted) in [None, Some(&*b.id), Some(&*a.id)].into_iter().enumerate() {
                 let base = &self.bases[(place + turn) % 2];
                 if let Ok(found) = people.poll(base, &b.session, wanted).await {

@@ -1,4 +1,4 @@
-//! What the log says: a line for whatever goes wrong, and no secret, however much is asked for.
+//! The log has a line for each failure, and never a secret.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const CANARY: &str = "canary";
 const JWT_SECRET: &str = "canary-jwt-secret-0123456789abcdef";
 const REDIS_PASSWORD: &str = "canary-redis-password";
 const DATABASE_PASSWORD: &str = "canary-database-password";
-/// What would be a line of its own, if anybody wrote it into the log as it is.
+/// A text that would forge a line of the log if it were written unescaped.
 const FORGED: &str = "x\",\"forged\":1}\r\n{\"timestamp\":\"\",\"level\":\"ERROR\",\"forged\":2}\r\n\u{1b}[2J\u{2028}";
 
 /// The service and its stores, all of them with secrets.

@@ -11,8 +11,8 @@ use support::{Asked, kill, task_row, unique};
 use crate::report::{Report, Scale};
 use crate::world::{Replica, World, ask};
 
-/// From a crash to the signal.
-const LIMIT: Duration = Duration::from_secs(10);
+/// How long after a crash its signal may come.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What brings a replica to one of its crash points.
 #[derive(Clone, Copy, Debug)]
@@ -123,14 +123,14 @@ pub async fn crash_at_each_step(scale: Scale, report: &mut Report) {
     report.count(STEPS.len() + RELAY_STEPS.len() + UNHEARD_STEPS.len(), "steps");
     report.count(crashes, "crashes");
     report.demand(crashes == expected, || format!("{crashes} of {expected} replicas died"));
-    report.at_most(slowest, LIMIT, "from crash to signal at most");
+    report.at_most(slowest, RECOVERY_TIMEOUT, "from crash to signal at most");
     let stuck = "SELECT count(*) FROM agent_task t
                   WHERE status = 'WAITING_APPROVAL' AND NOT EXISTS
                         (SELECT 1 FROM hitl_request r
                           WHERE r.tenant_id = t.tenant_id AND r.task_id = t.task_id
                             AND r.status = 'pending')";
     report.none(usize::try_from(world.number(stuck).await).unwrap(), "tasks that wait for nothing");
-    world.check(report, LIMIT, Delivered::Published).await;
+    world.check(report, RECOVERY_TIMEOUT, Delivered::Published).await;
 }
 
 /// Starts a replica, and makes it die at this point. `None` when it did not.
@@ -377,7 +377,7 @@ async fn recovered(world: &World, crashes: &[Crash], report: &mut Report) -> Dur
             Err(wrong) => report.broken(&format!("{}: {wrong}", crash.point)),
         }
     }
-    let quiet = world.quiet_within(LIMIT).await;
+    let quiet = world.quiet_within(RECOVERY_TIMEOUT).await;
     report.demand(quiet.is_some(), || "signals are still owed".to_owned());
     slowest
 }
@@ -397,7 +397,7 @@ async fn finished(world: &World, crash: &Crash) -> Result<Duration, String> {
         Leaves::Decision if crash.point == "task-waits" => crash.died,
         Leaves::Decision => {
             let heard = || world.listener.heard_since(&crash.asked.session, crash.since);
-            within(LIMIT * 2, async || heard()).await.ok_or("the signal never came")?
+            within(RECOVERY_TIMEOUT * 2, async || heard()).await.ok_or("the signal never came")?
         }
         Leaves::Registration => {
             let again = people.register(&healthy, &crash.asked).await;

@@ -1,4 +1,4 @@
-//! Calls that machines think of: from the API document, and by fuzzing.
+//! Generated calls: from the API document, and by fuzzing.
 
 use std::path::Path;
 use std::process::Command;

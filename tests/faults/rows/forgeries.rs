@@ -1,4 +1,4 @@
-//! A writer of Redis who pretends that somebody has decided.
+//! A client of Redis that forges decisions.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What comes in, and should not have: over HTTP, and from Redis.
+//! Malformed and malicious input over HTTP and in Redis.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,18 +11,18 @@ use serde_json::{Value, json};
 use support::belongings::{Service as _, send};
 use support::history::{Choice, Delivered};
 use support::{
-    ALICE, Answer, Asked, Operation, PREFIXES, RawAnswer, careful_operations, framed, harmful,
-    operations, told_to_redis, unique,
+    ALICE, Answer, Asked, Operation, PREFIXES, RawAnswer, careful_operations, commands_to_redis,
+    framed, harmful, operations, unique,
 };
 
 use crate::damage::{self, Dice};
 use crate::report::{Report, Scale};
 use crate::world::{TENANT, World, answered, at_once};
 
-/// Calls at a time: some are heavy, and none shall wait for a processor until it is refused.
-const AT_ONCE: usize = 16;
-/// Sockets at a time: some are closed only after actix has waited a while for the client.
-const SOCKETS: usize = 128;
+/// Calls at a time. Some need much CPU time, and none may be refused because the machine is busy.
+const MAX_CALLS: usize = 16;
+/// Sockets at a time. actix closes some of them only after its time-out.
+const MAX_SOCKETS: usize = 128;
 
 /// What was said about those that went wrong.
 fn told(answers: Vec<Option<String>>) -> Vec<String> {
@@ -68,8 +68,8 @@ pub async fn hostile_ids(_scale: Scale, report: &mut Report) {
     report.count(paths, "ids that are paths");
     let mut wrongs = Vec::new();
     let redis = world.redis.client();
-    let commands = told_to_redis(&redis, async {
-        let answers = at_once(calls, SOCKETS, async |_, (bytes, status)| {
+    let commands = commands_to_redis(&redis, async {
+        let answers = at_once(calls, MAX_SOCKETS, async |_, (bytes, status)| {
             let answer = world.raw(bytes.clone()).await;
             let is_refused = answer.first().status == status && answer.count() == 1;
             let start = String::from_utf8_lossy(&bytes[..bytes.len().min(120)]).into_owned();
@@ -86,7 +86,7 @@ pub async fn hostile_ids(_scale: Scale, report: &mut Report) {
     world.check_untouched(report, &before).await;
 
     // A good id does reach Redis: the monitor hears what it should.
-    let heard = told_to_redis(&redis, async {
+    let heard = commands_to_redis(&redis, async {
         let path = format!("/api/aura/hitl/requests/{marker}");
         send(&world, ALICE, (&Method::GET, &path), None).await.assert(404, "E1004");
     });
@@ -141,7 +141,7 @@ pub async fn framing(_scale: Scale, report: &mut Report) {
         }
     }
     report.count(calls.len(), "calls in all");
-    let wrongs = at_once(calls, SOCKETS, async |_, (operation, bytes, is_right)| {
+    let wrongs = at_once(calls, MAX_SOCKETS, async |_, (operation, bytes, is_right)| {
         let answer = world.raw(bytes.clone()).await;
         let is_smuggled = answer.text.contains("smuggled");
         let is_right = answer.is_closed && is_right(&operation, &answer);
@@ -185,7 +185,7 @@ pub async fn broken_bodies(scale: Scale, report: &mut Report) {
     }
     report.count(routes.len(), "routes with a body");
     report.count(calls.len(), "broken bodies");
-    let wrongs = at_once(calls, AT_ONCE, async |_, (method, path, text, expected)| {
+    let wrongs = at_once(calls, MAX_CALLS, async |_, (method, path, text, expected)| {
         let start = String::from_utf8_lossy(&text[..text.len().min(60)]).into_owned();
         let answer = post(&world, &method, &path, text).await;
         let is_refused = (answer.status.as_u16(), answer.code()) == expected;
@@ -202,7 +202,7 @@ pub async fn broken_bodies(scale: Scale, report: &mut Report) {
         let body = if body.is_object() { body.clone() } else { json!({ "steps": body }) };
         (operation.method.clone(), path.clone(), dice.damaged(&body))
     });
-    let wrongs = at_once(calls.collect(), AT_ONCE, async |_, (method, path, text)| {
+    let wrongs = at_once(calls.collect(), MAX_CALLS, async |_, (method, path, text)| {
         let start = String::from_utf8_lossy(&text).into_owned();
         let ask = async || post(&world, &method, &path, text.clone()).await;
         let answer = answered(ask).await;
@@ -374,7 +374,7 @@ pub async fn broken_documents(scale: Scale, report: &mut Report) {
         found.write(&mut redis.clone(), place).await;
         use_it(&world, found, place).await
     });
-    let wrongs = used.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await.concat();
+    let wrongs = used.buffer_unordered(MAX_CALLS).collect::<Vec<_>>().await.concat();
     report.count(cases, "documents");
     report.wrongs("unclear answers to reading", &wrongs);
 

@@ -1,4 +1,4 @@
-//! Stores that are away, silent, full or slow.
+//! Stores that do not answer, are full or are slow.
 
 use std::collections::HashSet;
 use std::sync::Mutex;

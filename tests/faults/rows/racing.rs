@@ -121,12 +121,12 @@ pub async fn retry_and_opposite(scale: Scale, report: &mut Report) {
     report.demand(is_one_each, || "not one of each for each request".to_owned());
 }
 
-/// So long before or after the end of a request's time it is decided.
-const MARGIN: Duration = Duration::from_millis(100);
+/// How long before or after a request's expiry a decision is made.
+const EXPIRY_MARGIN: Duration = Duration::from_millis(100);
 
 /// A moment near the end; nearer for most.
 fn near(end: Instant, place: usize) -> Instant {
-    let from_the_end = MARGIN.mul_f64(spread(place).powi(2));
+    let from_the_end = EXPIRY_MARGIN.mul_f64(spread(place).powi(2));
     if spread(place) < 0.0 { end.checked_sub(from_the_end).unwrap() } else { end + from_the_end }
 }
 
@@ -157,7 +157,7 @@ pub async fn expiry_race(scale: Scale, report: &mut Report) {
         tokio::time::sleep_until(near(ends, place).into()).await;
         let choice = Choice::approved("user123");
         let ended = people.decide_surely(&bases[place % 2], &asked.id, &choice).await;
-        tokio::time::sleep_until((ends + MARGIN).into()).await;
+        tokio::time::sleep_until((ends + EXPIRY_MARGIN).into()).await;
         let again = people.decide_surely(&bases[(place + 1) % 2], &asked.id, &choice).await;
         let all = [ended, again];
         let is_late = |ended: &Ended| matches!(ended, Ended::Fail { status: 404 | 410, .. });
@@ -194,7 +194,7 @@ pub async fn expiry_race(scale: Scale, report: &mut Report) {
             people.decide(&bases[person], &id, &choice).await
         };
         let (one, two) = join(click(0), click(1)).await;
-        tokio::time::sleep_until((ends + MARGIN).into()).await;
+        tokio::time::sleep_until((ends + EXPIRY_MARGIN).into()).await;
         let late = people.decide_surely(&bases[place % 2], &id, &Choice::approved("late")).await;
         let all = [one, two, late];
         let any = |which: fn(&Ended) -> bool| all.iter().any(which);

@@ -9,9 +9,9 @@ use support::Asked;
 use support::history::{Choice, Delivered, Ended, duplicates};
 use support::proxy::Proxy;
 
-/// As many rows as a relay claims at once: so many signals may be between sent and noted when it
-/// is killed.
-const BATCH: usize = 32;
+/// How many rows a relay claims at once. When it is killed, up to this many signals may be sent but not
+/// recorded.
+const RELAY_BATCH_SIZE: usize = 32;
 
 fn yes() -> Choice {
     Choice::approved("user123")
@@ -63,7 +63,9 @@ pub async fn relays_killed(scale: Scale, report: &mut Report) {
     report.count(duplicates, "duplicates");
     report.demand(leases > 0, || "no relay was killed at work".to_owned());
     report.demand(duplicates <= leases, || "more duplicates than leases in flight".to_owned());
-    report.demand(duplicates <= BATCH * kills, || "more than the killed ones held".to_owned());
+    report.demand(duplicates <= RELAY_BATCH_SIZE * kills, || {
+        "more than the killed ones held".to_owned()
+    });
 }
 
 pub async fn relay_away_for_long(scale: Scale, report: &mut Report) {

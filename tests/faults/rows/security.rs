@@ -1,4 +1,4 @@
-//! Callers who are not who they say, or want what is not theirs.
+//! Callers with false identities, and callers who want another's requests and tasks.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::report::{Report, Scale};
 use crate::world::{SECRET, World, answered, at_once};
 
 /// Calls at a time.
-const AT_ONCE: usize = 32;
+const MAX_CALLS: usize = 32;
 
 /// Every route that asks for a token, under both prefixes, with this id.
 fn secured(id: &str) -> Vec<(Operation, String)> {
@@ -137,7 +137,7 @@ async fn read_as_strangers(
         }
     }
     let cases = groups.iter().map(|(.., ids)| ids.len()).sum();
-    let leaks = at_once(groups, AT_ONCE, async |_, (operation, prefix, stranger, ids)| {
+    let leaks = at_once(groups, MAX_CALLS, async |_, (operation, prefix, stranger, ids)| {
         let path = |id: &str| operation.paths_to(id)[prefix].clone();
         let call = async |id: &str| {
             answered(async || perform(world, stranger, &operation, &path(id)).await).await
@@ -206,7 +206,7 @@ async fn swap_identities(world: &World, all: &[Belongings]) -> (usize, Vec<Strin
     }
     let count = calls.len();
     let accepted =
-        at_once(calls, AT_ONCE, async |_, (caller, method, path, headers, body, code)| {
+        at_once(calls, MAX_CALLS, async |_, (caller, method, path, headers, body, code)| {
             let call = world.call(caller, method.clone(), &path).headers(headers);
             let call = if let Some(body) = &body { call.json(body) } else { call };
             let answer = Answer::of(call.send().await.unwrap()).await;
@@ -238,7 +238,7 @@ pub async fn hostile_tokens(scale: Scale, report: &mut Report) {
         calls.push((operation.method.clone(), path.clone(), authorization, None));
     }
     report.count(flips, "genuine tokens with flipped bits");
-    let wrongs = at_once(calls, AT_ONCE, async |_, (method, path, authorization, code)| {
+    let wrongs = at_once(calls, MAX_CALLS, async |_, (method, path, authorization, code)| {
         let value = HeaderValue::from_str(&authorization).unwrap();
         let call = world.call(ALICE, method.clone(), &path);
         let call = call.headers(HeaderMap::from_iter([(AUTHORIZATION, value)]));
@@ -298,7 +298,7 @@ pub async fn odd_identities(_scale: Scale, report: &mut Report) {
         );
     }
     report.count(calls.len(), "calls");
-    let wrongs = at_once(calls, AT_ONCE, async |_, (what, bytes)| {
+    let wrongs = at_once(calls, MAX_CALLS, async |_, (what, bytes)| {
         let answer = world.raw(bytes).await;
         let is_refused = answer.first().status == StatusCode::BAD_REQUEST
             && answer.count() == 1

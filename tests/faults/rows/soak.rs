@@ -1,4 +1,4 @@
-//! A long time with everything going wrong now and then.
+//! A long run with a fault of every kind now and then.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::report::{Report, Scale};
 use crate::world::{Replica, World, try_ask};
 
 /// Decisions per second.
-const RATE: u32 = 200;
+const DECISIONS_PER_SECOND: u32 = 200;
 
 pub async fn soak(scale: Scale, report: &mut Report) {
     let mut world = World::start(1).await;
@@ -34,7 +34,7 @@ pub async fn soak(scale: Scale, report: &mut Report) {
     let clicking = async {
         let mut clicks = JoinSet::new();
         let mut agents = None;
-        let mut ticks = tokio::time::interval(Duration::from_secs(1) / RATE);
+        let mut ticks = tokio::time::interval(Duration::from_secs(1) / DECISIONS_PER_SECOND);
         let began = Instant::now();
         for place in 0_usize.. {
             ticks.tick().await;
@@ -101,7 +101,7 @@ pub async fn soak(scale: Scale, report: &mut Report) {
     world.check(report, Duration::from_secs(30), Delivered::Found).await;
 }
 
-/// One fault and its end, taking turns.
+/// Alternates one fault and its end.
 async fn inflict(
     turn: usize,
     replica: &mut Replica,

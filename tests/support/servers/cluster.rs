@@ -4,7 +4,7 @@
 use redis::cluster_routing::Slot;
 
 use super::redis::{EAGER, SERVICE};
-use super::{PrivateRedis, THEIR_PART, free_port};
+use super::{FAILOVER_TIMEOUT, PrivateRedis, free_port};
 use crate::eventually::{eventually, eventually_within};
 
 /// A Redis Cluster of one's own: three masters with a third of the slots each.
@@ -54,7 +54,7 @@ impl PrivateCluster {
             replica.try_command::<String>(&command).await.ok()
         })
         .await;
-        eventually_within(THEIR_PART, async || {
+        eventually_within(FAILOVER_TIMEOUT, async || {
             let role: redis::Value = replica.command(&["ROLE"]).await;
             format!("{role:?}").contains("connected").then_some(())
         })
@@ -66,7 +66,7 @@ impl PrivateCluster {
     pub async fn is_whole(&self) {
         let known = format!("cluster_known_nodes:{}", self.nodes.len());
         for node in &self.nodes {
-            eventually_within(THEIR_PART, async || {
+            eventually_within(FAILOVER_TIMEOUT, async || {
                 let info: String = node.command(&["CLUSTER", "INFO"]).await;
                 ["cluster_state:ok", "cluster_slots_ok:16384", &known]
                     .into_iter()

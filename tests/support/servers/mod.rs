@@ -92,5 +92,5 @@ fn as_other_user(program: impl AsRef<std::ffi::OsStr>, folder: &Path) -> Command
     command
 }
 
-/// Longest that a Cluster or Sentinels take to do their part.
-pub const THEIR_PART: Duration = Duration::from_mins(1);
+/// How long a Cluster or Sentinels may take to elect or to fail over.
+pub const FAILOVER_TIMEOUT: Duration = Duration::from_mins(1);

@@ -6,7 +6,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::redis::{EAGER, SERVICE};
-use super::{PrivateRedis, Server, THEIR_PART, free_port, kill};
+use super::{FAILOVER_TIMEOUT, PrivateRedis, Server, free_port, kill};
 use crate::eventually::eventually_within;
 
 /// A master, its replica, and three Sentinels that make it the master when the other is gone.
@@ -45,7 +45,7 @@ impl PrivateSentinels {
     /// Waits until every Sentinel knows the others and a master with a replica that follows it.
     pub async fn is_whole(&self) {
         for (port, _server) in &self.sentinels {
-            eventually_within(THEIR_PART, async || {
+            eventually_within(FAILOVER_TIMEOUT, async || {
                 let master = Self::ask(*port, "MASTER").await?;
                 let replicas = Self::ask(*port, "REPLICAS").await?;
                 let is_whole = master.contains("num-other-sentinels 2 ")
@@ -75,7 +75,7 @@ impl PrivateSentinels {
 
     /// Which of the servers is the master, as soon as one is.
     pub async fn master(&self) -> usize {
-        eventually_within(THEIR_PART, async || {
+        eventually_within(FAILOVER_TIMEOUT, async || {
             let said = Self::ask(self.sentinels[2].0, "MASTER").await?;
             let is_named =
                 |server: &PrivateRedis| said.contains(&format!(" port {} ", server.port()));

@@ -63,27 +63,27 @@ log = logging.getLogger("aura_hitl")
 Listening = Literal["pubsub", "stream"]
 PlanStep = Mapping[str, Any] | str
 
-# The longest that the service holds a call.
+# How long the service holds a long-poll at most.
 POLL_SECONDS = 55
-# The longest life of a request.
+# The longest lifetime of a request.
 MAX_LIFETIME_SECONDS = 86_400
-# How much longer than its agent waits a request lives. The agent's cancellation must come first: an
+# A request lives this much longer than its agent waits, so that the cancellation comes first: an
 # expiry would fail the agent's task.
 LIFETIME_MARGIN_SECONDS = 30
-# A stream carries a comment every 15 s; after this long it is dead.
-SILENCE_SECONDS = 20.0
-# For an answer that the service does not hold back.
-ANSWER_SECONDS = 10.0
-CONNECT_SECONDS = 5.0
-# For all that is still to be done once the time is over: withdraw, confirm, acknowledge.
-CLOSING_SECONDS = 10.0
+# A stream carries a comment every 15 s. After this time without one, the connection is dead.
+STREAM_TIMEOUT_SECONDS = 20.0
+# The time-out of an answer that is not a long-poll.
+ANSWER_TIMEOUT_SECONDS = 10.0
+CONNECT_TIMEOUT_SECONDS = 5.0
+# The time-out of all calls after the deadline: withdraw, confirm, acknowledge.
+CLOSE_TIMEOUT_SECONDS = 10.0
 MAX_ERROR_CHARACTERS = 4000
 
 _backoff = wait_exponential(multiplier=0.1, max=2.0) + wait_random(0.0, 0.1)
 
 
 def _pause(state: RetryCallState) -> float:
-    """As long as the service asks for, else a little longer each time."""
+    """The `Retry-After` of the answer, else a delay that grows with each attempt."""
     problem = state.outcome.exception() if state.outcome else None
     asked = problem.retry_after if isinstance(problem, ApiError) else None
     return max(asked or 0.0, _backoff(state))
@@ -91,7 +91,7 @@ def _pause(state: RetryCallState) -> float:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A registered request, and until when its agent waits."""
+    """A registered request and the deadline of its agent."""
 
     registration: Registration
     deadline: float
@@ -106,17 +106,17 @@ class _Asked:
 
     @property
     def closes(self) -> float:
-        """When even withdrawing and acknowledging have taken long enough."""
-        return min(self.deadline, time.monotonic()) + CLOSING_SECONDS
+        """The deadline of withdrawing and acknowledging."""
+        return min(self.deadline, time.monotonic()) + CLOSE_TIMEOUT_SECONDS
 
 
 def new_request_id() -> str:
-    """Random in full: nobody can have registered it before."""
+    """A random id that no request has."""
     return f"req_{uuid.uuid4().hex}"
 
 
 def result_of(decision: Decision, registration: Registration) -> Result:
-    """What a settled decision means for the agent that registered the request."""
+    """The result of a closed request, for the agent that registered it."""
     ids = {"request_id": registration.request_id, "session_id": registration.session_id}
     match decision.status:
         case "approved":
@@ -211,8 +211,8 @@ class Core:
         method: str,
         path: str,
         *,
-        connect_seconds: float = CONNECT_SECONDS,
-        read_seconds: float = ANSWER_SECONDS,
+        connect_seconds: float = CONNECT_TIMEOUT_SECONDS,
+        read_seconds: float = ANSWER_TIMEOUT_SECONDS,
         until: float = math.inf,
         params: Mapping[str, str | int | None] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -235,7 +235,10 @@ class Core:
                 **(headers or {}),
             },
             timeout=httpx.Timeout(
-                min(ANSWER_SECONDS, left), connect=connect_seconds, read=read_seconds, pool=None
+                min(ANSWER_TIMEOUT_SECONDS, left),
+                connect=connect_seconds,
+                read=read_seconds,
+                pool=None,
             ),
         )
         if body is not None:
@@ -343,8 +346,8 @@ class Core:
         wait_seconds: int = 0,
         *,
         patience: float | None = None,
-        connect_seconds: float = CONNECT_SECONDS,
-        answer_seconds: float = ANSWER_SECONDS,
+        connect_seconds: float = CONNECT_TIMEOUT_SECONDS,
+        answer_seconds: float = ANSWER_TIMEOUT_SECONDS,
         until: float = math.inf,
     ) -> Decision:
         answer = await self._call(
@@ -365,7 +368,7 @@ class Core:
             "GET",
             f"/aura/hitl/signals/{quote(session_id, safe='')}",
             params={"requestId": request_id, "waitSeconds": wait_seconds or None},
-            read_seconds=wait_seconds + ANSWER_SECONDS,
+            read_seconds=wait_seconds + ANSWER_TIMEOUT_SECONDS,
         )
         if text is None:
             return None
@@ -382,7 +385,7 @@ class Core:
         request_id: str | None = None,
         until: float = math.inf,
     ) -> AsyncGenerator[Outcome, None]:
-        silence = max(0.001, min(SILENCE_SECONDS, until - time.monotonic()))
+        silence = max(0.001, min(STREAM_TIMEOUT_SECONDS, until - time.monotonic()))
 
         def enough() -> bool:
             # The time-out begins anew with every comment. So once it would reach beyond the end,
@@ -393,7 +396,7 @@ class Core:
             "GET",
             f"/aura/hitl/signals/{quote(session_id, safe='')}/stream",
             params={"requestId": request_id},
-            connect_seconds=min(CONNECT_SECONDS, silence),
+            connect_seconds=min(CONNECT_TIMEOUT_SECONDS, silence),
             read_seconds=silence,
             headers={
                 "Accept": "text/event-stream",
@@ -476,7 +479,7 @@ class Core:
         return result
 
     def _listeners(self, session_id: str, request_id: str) -> list[Listener]:
-        """The best first."""
+        """The listeners, best one first."""
         listeners: list[Listener] = []
         if self._by_pubsub:
             listeners.append(PubSubListener(self._io, decision_channel(self._tenant, request_id)))
@@ -502,15 +505,15 @@ class Core:
 
     async def _register_until(self, deadline: float, *what: Any, **how: Any) -> Registration:
         patience = max(0.0, deadline - time.monotonic())
-        # Half of what is left after the deadline, so that it can be withdrawn in the other half.
-        until = deadline + CLOSING_SECONDS / 2
+        # Half of the time after the deadline. The other half is for withdrawing the request.
+        until = deadline + CLOSE_TIMEOUT_SECONDS / 2
         try:
             return await self.register(*what, **how, patience=patience, until=until)
         except Unavailable as problem:
             if problem.may_have_happened:
-                # Nobody will wait for it, so nobody should approve it.
+                # The agent will not wait for this request, so it must not be approved.
                 try:
-                    await self.cancel(how["request_id"], until=deadline + CLOSING_SECONDS)
+                    await self.cancel(how["request_id"], until=deadline + CLOSE_TIMEOUT_SECONDS)
                 except HitlError as second:
                     log.warning("%s may be registered: %s", how["request_id"], second)
             raise
@@ -540,12 +543,14 @@ class Core:
                         asked.id,
                         hold,
                         patience=0,
-                        connect_seconds=max(0.1, min(CONNECT_SECONDS, asked.left)),
-                        # A second more than the service should need.
-                        answer_seconds=min(ANSWER_SECONDS, max(0.0, asked.left - hold) + 1.0),
+                        connect_seconds=max(0.1, min(CONNECT_TIMEOUT_SECONDS, asked.left)),
+                        # One second more than the service waits.
+                        answer_seconds=min(
+                            ANSWER_TIMEOUT_SECONDS, max(0.0, asked.left - hold) + 1.0
+                        ),
                     )
                 except Unavailable as problem:
-                    # The service restarts, say. A listener hears nothing from it either.
+                    # For example, the service restarts. A listener would not wake the agent either.
                     troubles += 1
                     pause = max(problem.retry_after or 0.0, min(0.1 * 2**troubles, 5.0))
                     log.info("%s: %s; asking again in %.1f s", asked.id, problem, pause)
@@ -555,7 +560,7 @@ class Core:
                 if decision.status != "pending":
                     return decision
                 if hold and time.monotonic() - began < 0.5:
-                    # Not held at all: the service stops, or something on the way answers.
+                    # The service did not wait: it is stopping, or a proxy answered.
                     await self._io.sleep(min(0.5, asked.left))
             look = True
             if listener is not None and asked.left > 0:
@@ -573,7 +578,7 @@ class Core:
         return max(1, math.ceil(min(POLL_SECONDS, asked.left, *rests)))
 
     async def _give_up(self, asked: _Asked) -> Result:
-        """Withdraws the request, so that nobody approves what nobody waits for."""
+        """Withdraws the request, so that nobody approves it after its agent stopped waiting."""
         registration = asked.registration
         try:
             await self.cancel(asked.id, until=asked.closes)
@@ -593,7 +598,7 @@ class Core:
         return _expired(registration)
 
     async def _acknowledge_quietly(self, result: Result, until: float) -> None:
-        """Acknowledges. A decision is not lost because this could not be noted."""
+        """Acknowledges the outcome. A failure here does not change the result."""
         if isinstance(result, Expired) and not result.withdrawn:
             return
         try:
@@ -650,7 +655,7 @@ class Core:
             raise
 
     async def _fail_quietly(self, task_id: str, failure: BaseException) -> None:
-        """Fails it. Whatever goes wrong, the agent's own exception is what its caller must see."""
+        """Fails the task. Never raises, so that the caller sees the agent's exception."""
         text = _wire.error_text(failure, MAX_ERROR_CHARACTERS)
         try:
             await self._finish(task_id, "fail", "FAILED", {"errorMessage": text})
@@ -667,7 +672,7 @@ class Core:
 
 
 def _said(problem: Exception) -> str:
-    """What a log may hold: an exception of the token's function may repeat the token."""
+    """An error without secrets, for the log: the token function's exception may hold the token."""
     return str(problem) if isinstance(problem, HitlError) else type(problem).__name__
 
 
@@ -680,7 +685,7 @@ def _lifetime(timeout: float) -> int:
 
 
 def _base(base_url: str) -> str:
-    """Checked, and never repeated: passwords stand in URLs."""
+    """Checks a URL. Errors do not repeat it, because it may hold a password."""
     try:
         url = httpx.URL(base_url)
     except (httpx.InvalidURL, TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""The only code that blocks or awaits, once for each kind of client, and what holds connections.
+"""The only code that blocks or awaits, once for each kind of client, and the owner of connections.
 
-Everything above is written once, as coroutines over `Io`. With `BlockingIo` nothing in them ever
-suspends, so `run` drives them to their end on the spot, without an event loop.
+The modules that use this one are coroutines over `Io`. With `BlockingIo` these coroutines never
+suspend, so `run` drives them to their end without an event loop.
 
 A connection belongs to the process and the event loop that opened it. `Kept` makes sure of it.
 """
@@ -43,17 +43,17 @@ class Call(TypedDict, total=False):
 
 
 class Io(Protocol):
-    """What the logic needs from the outside world."""
+    """The I/O of the logic in `_core`."""
 
     async def call(self, call: Call) -> httpx.Response: ...
 
     def stream(
         self, call: Call, enough: Callable[[], bool]
     ) -> AbstractAsyncContextManager[tuple[httpx.Response, AsyncIterator[ServerSentEvent]]]:
-        """An open event stream, ended when `enough` after something came, a comment even."""
+        """An open event stream. Ends when `enough` is true after an event or a comment."""
 
     def redis(self) -> Any:
-        """The client of redis-py to use here and now; None without Redis."""
+        """The redis-py client of this process and event loop; None without Redis."""
 
     async def sleep(self, seconds: float) -> None: ...
 
@@ -71,7 +71,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def settled(value: Awaitable[T] | T) -> T:
-    """The value, awaited if it must be: redis-py's two clients differ in nothing else."""
+    """Awaits the value if necessary. redis-py's two clients differ only in that."""
     return await cast(Awaitable[T], value) if inspect.isawaitable(value) else value
 
 
@@ -115,14 +115,14 @@ class Kept(Generic[PlaceT, T]):
         return made
 
     def pop(self, place: PlaceT) -> T | None:
-        """What is to be closed here."""
+        """The object of this process or event loop, to close it."""
         if self._given is not None:
             return None if self._owner and self._owner[0] != place else self._given
         return self._made.pop(place, None)
 
 
 class _Watched(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that ends when `enough`. The service's comments give it the occasion to look."""
+    """A body that ends when `enough` is true, which is checked at each event and comment."""
 
     def __init__(self, body: httpx.Response, enough: Callable[[], bool]) -> None:
         self._body = body

@@ -1,7 +1,7 @@
-"""Means of being woken when a request may have been decided: Redis Pub/Sub, and the event stream.
+"""Listeners wake an agent when its request may be decided: Redis Pub/Sub or the event stream.
 
-A listener only ever says "look now". What was decided is what the ledger answers, so a forged, a
-repeated or a lost message can cost time, never an approval.
+A listener only says "look now"; the decision comes from the ledger. So a forged, repeated or lost
+message costs time, and never makes an approval.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from ._io import Io, settled
 from .errors import HitlError
 from .outcomes import Outcome
 
-# How long to trust Redis before looking at the ledger all the same: Pub/Sub loses messages.
-PUBSUB_LOOK_SECONDS = 15.0
-# The shortest time between two looks, however much is published.
+# How often to ask the ledger while Redis works: Pub/Sub loses messages.
+PUBSUB_POLL_SECONDS = 15.0
+# The shortest time between two questions to the ledger, however many messages come.
 PUBSUB_PAUSE_SECONDS = 0.5
 # The gateway cuts every answer off after 300 s; a stream is renewed before.
 STREAM_SECONDS = 240.0
-# Redis acknowledges a subscription at once, or is not well.
+# The time-out of a subscription.
 ACKNOWLEDGE_SECONDS = 5.0
 # The first pause after a failure; it doubles up to the longest.
-SHORTEST_REST_SECONDS = 1.0
-LONGEST_REST_SECONDS = 60.0
+MIN_RETRY_SECONDS = 1.0
+MAX_RETRY_SECONDS = 60.0
 
 
 class ListeningFailed(Exception):
-    """This means does not work at the moment."""
+    """The listener does not work at the moment."""
 
 
 class Listener(ABC):
-    """One means, and how long to leave it alone after it failed."""
+    """One listener, which pauses for a while after a failure."""
 
     name: str
 
@@ -49,7 +49,7 @@ class Listener(ABC):
         return self._rests_until - time.monotonic()
 
     async def start(self, seconds: float) -> None:
-        """From its return on, nothing is missed that this means can hear."""
+        """Subscribes. After it returns, the listener misses no message."""
         await self._start(seconds)
         self.started = True
 
@@ -59,9 +59,9 @@ class Listener(ABC):
         self._failures = 0
 
     async def failed(self) -> None:
-        """Stops it for a while."""
+        """Stops the listener for a while."""
         await self.stop()
-        rest = min(SHORTEST_REST_SECONDS * 2**self._failures, LONGEST_REST_SECONDS)
+        rest = min(MIN_RETRY_SECONDS * 2**self._failures, MAX_RETRY_SECONDS)
         self._failures += 1
         self._rests_until = time.monotonic() + rest
 
@@ -80,12 +80,12 @@ class Listener(ABC):
 
 
 def decision_channel(tenant: str, request_id: str) -> str:
-    """Where the service says `ask` when a registered request may have been decided."""
+    """The channel on which the service publishes `ask` when a registered request is closed."""
     return f"hitl:decision:{quote(tenant, safe='')}:{request_id}"
 
 
 class PubSubListener(Listener):
-    """Hears the request's channel on Redis. Whatever is said there, the ledger has the answer."""
+    """Subscribes to the request's channel on Redis. The content of messages is ignored."""
 
     name = "pubsub"
 
@@ -115,7 +115,7 @@ class PubSubListener(Listener):
         raise ListeningFailed("Redis did not acknowledge the subscription")
 
     async def _wait(self, seconds: float) -> None:
-        until = time.monotonic() + min(seconds, PUBSUB_LOOK_SECONDS)
+        until = time.monotonic() + min(seconds, PUBSUB_POLL_SECONDS)
         try:
             while (left := until - time.monotonic()) > 0:
                 message = await settled(self._pubsub.get_message(timeout=left))
@@ -139,10 +139,10 @@ OpenStream = Callable[[str | None, float], AsyncGenerator[Outcome, None]]
 
 
 class StreamListener(Listener):
-    """Hears the session's event stream.
+    """Reads the session's event stream.
 
-    Each opening replays what was missed: from the last event heard, else whatever of the last
-    30 minutes nobody has acknowledged. So nothing is lost between two of them.
+    A new stream replays the events since the last one that was read; without one, the outcomes of
+    the last 30 minutes that nobody has acknowledged. So no event is lost between two streams.
     """
 
     name = "stream"

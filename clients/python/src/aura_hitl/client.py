@@ -1,4 +1,4 @@
-"""The two clients and their tasks: thin faces of `_core`, one blocking, one for asyncio."""
+"""The blocking and the asyncio client and their tasks: thin wrappers of `_core`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ApprovalOptions(TypedDict, total=False):
 
 
 def _redis_options(asynchronous: bool) -> dict[str, Any]:
-    """Fails fast: waiting for a Redis that does not answer is time without an ear."""
+    """Short time-outs: while a call to Redis hangs, the agent cannot be woken."""
     from redis.backoff import NoBackoff
 
     if asynchronous:
@@ -232,7 +232,7 @@ class Client:
         )
 
     def decision(self, request_id: str, wait_seconds: int = 0) -> Decision:
-        """Where a request stands, after waiting up to 55 s for it to be settled."""
+        """The state of a request, after waiting up to 55 s for it to be closed."""
         return run(self._core.decision(request_id, wait_seconds))
 
     def signal(
@@ -459,7 +459,7 @@ class Task(_TaskBase):
         run(self._core.replace_plan(self.id, steps))
 
     def step(self, step_id: str, **fields: Any) -> None:
-        """Updates one step: `status`, `description`, `confidence` (0 to 1), or whatever else."""
+        """Updates one step: `status`, `description`, `confidence` (0 to 1) or other fields."""
         run(self._core.update_step(self.id, step_id, fields))
 
     def request_approval(

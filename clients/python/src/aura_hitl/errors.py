@@ -27,7 +27,7 @@ class ApiError(HitlError):
     """The service refused a call.
 
     `status` is the HTTP status, `error_code`, `message`, `data` and `trace_id` are the envelope's;
-    whoever operates the service finds the call in its log under the trace id.
+    the service's log has the call under the trace id.
     """
 
     def __init__(

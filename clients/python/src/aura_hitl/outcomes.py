@@ -1,4 +1,4 @@
-"""What the service tells about a request, as immutable values. All times are UTC."""
+"""The service's answers about requests, as immutable values. All times are UTC."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalDelivery:
-    """What became of the signal on Redis: `none` for a registered request, which has none there."""
+    """The state of the signal on Redis. A registered request has no signal: `none`."""
 
     state: Literal["none", "owed", "sent", "superseded"]
     sent_at: datetime | None = None
@@ -31,7 +31,7 @@ class SignalDelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Where a request stands in the ledger."""
+    """The state of a request in the ledger."""
 
     request_id: str
     session_id: str
@@ -48,7 +48,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """A decision as agents on Redis are told it: a hint, to be confirmed by the decision."""
+    """A decision as agents on Redis get it: a hint, which `Decision` must confirm."""
 
     type: Literal["approval", "rejection"]
     request_id: str
@@ -117,8 +117,8 @@ class Rejected:
 class Expired:
     """Nobody decided in time.
 
-    `withdrawn` is False when the service could not be reached to be told so: until the request
-    expires by itself, a person may still approve what nobody waits for any more.
+    `withdrawn` is False when the service did not answer the withdrawal: until the request expires,
+    a person may still approve it although the agent no longer waits.
     """
 
     request_id: str
