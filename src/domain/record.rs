@@ -115,9 +115,9 @@ impl Record {
         self.listeners == Some(0) && now < self.created_at + AGENT_TIMEOUT
     }
 
-    /// Whether the signal was published to no subscriber within the last 30 s. This decides for sessions
-    /// without a pointer: in that time the agent can hardly have found the signal under its key and made
-    /// another request.
+    /// Whether the signal was published to no subscriber, and became owed less than `KEY_LOOKUP_TIMEOUT`
+    /// ago. This decides for sessions without a pointer: in that time the agent can hardly have found the
+    /// signal under its key and made another request.
     #[must_use]
     pub fn is_missed_within_lookup_timeout(&self, now: DateTime<Utc>) -> bool {
         self.listeners == Some(0) && now < self.owed_since + KEY_LOOKUP_TIMEOUT
