@@ -14,6 +14,7 @@ use tracing::Instrument;
 use crate::audit::refused_attempts::RefusedAttempts;
 use crate::courier::Courier;
 use crate::delivery::receipts::Receipts;
+use crate::delivery::release::WaitingTasks;
 use crate::delivery::send::Sender;
 use crate::delivery::unheard::Unheard;
 use crate::domain::approver::Caller;
@@ -67,6 +68,8 @@ pub struct AppState {
     pub wait_permits: Arc<Semaphore>,
     /// Records which signals were sent.
     pub receipts: Receipts,
+    /// Tasks that still wait for an approval although their signal was sent.
+    pub waiting_tasks: WaitingTasks,
     /// A cache of recent decisions.
     pub decisions: KnownDecisions,
     /// Reports content of Redis that contradicts the ledger.

@@ -10,18 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::sleep;
-use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use crate::domain::ids::{RequestId, TenantId};
 use crate::domain::record::{DeliveryReceipt, Record};
 use crate::ledger::{Ledger, LedgerError};
+use crate::workers::{Failed, Progress, Worker};
 
 /// Most receipts to write at once.
 const BATCH_SIZE: usize = 256;
-/// Pause before receipts that could not be written are tried again.
-const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Which row: ids of registered requests are unique within their tenant only.
 type RequestKey = (TenantId, RequestId);
@@ -78,22 +75,33 @@ impl Receipts {
     }
 }
 
-/// Writes receipts until the process is asked to stop and nothing is under way any more.
-pub async fn run(receipts: Receipts, ledger: Ledger, under_way: TaskTracker) {
-    loop {
-        tokio::select! {
-            biased;
-            () = receipts.recorded.notified() => {}
-            () = under_way.wait() => break,
-        }
-        while !receipts.write(&ledger).await {
-            tokio::select! {
-                () = sleep(RETRY_INTERVAL) => {}
-                () = under_way.wait() => break,
-            }
-        }
+/// Writes receipts.
+#[derive(Debug)]
+pub struct ReceiptWriter {
+    /// Those to write.
+    pub receipts: Receipts,
+    /// Where to.
+    pub ledger: Ledger,
+}
+
+impl Worker for ReceiptWriter {
+    const NAME: &'static str = "receipts";
+    /// Longest between two rounds while nothing is sent, so that the last success is a fresh one.
+    const INTERVAL: Duration = Duration::from_secs(5);
+    /// Pause before receipts that could not be written are tried again.
+    const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+
+    async fn run_once(&mut self) -> Result<Progress, Failed> {
+        if self.receipts.write(&self.ledger).await { Ok(Progress::Done) } else { Err(Failed) }
     }
-    receipts.write(&ledger).await;
+
+    async fn wake_up(&mut self) {
+        self.receipts.recorded.notified().await;
+    }
+
+    async fn finish(&mut self) {
+        self.receipts.write(&self.ledger).await;
+    }
 }
 
 impl Receipts {
