@@ -35,21 +35,21 @@ use crate::requests::error::RequestError;
 use crate::requests::{read, register};
 use crate::state::AppState;
 
-/// Who approves.
+/// The body of an approval.
 #[derive(Debug, Deserialize, Validate, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ApproveBody {
-    /// The token's `sub`, once more.
+    /// The token's `sub`, repeated.
     #[validate(required)]
     #[schema(required, nullable = false, example = "user123")]
     user_id: Option<String>,
 }
 
-/// Who rejects, and why.
+/// The body of a rejection.
 #[derive(Debug, Deserialize, Validate, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RejectBody {
-    /// The token's `sub`, once more.
+    /// The token's `sub`, repeated.
     #[validate(required)]
     #[schema(required, nullable = false, example = "user123")]
     user_id: Option<String>,
@@ -59,14 +59,14 @@ pub struct RejectBody {
     reason: Option<String>,
 }
 
-/// The decision that stands.
+/// The recorded decision.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DecisionView {
     /// The request.
     #[schema(example = "req-12345")]
     request_id: String,
-    /// The session that waits.
+    /// The session of the request.
     #[schema(example = "session_user123_1706149260")]
     session_id: String,
     /// `approved` or `rejected`.
@@ -77,7 +77,7 @@ pub struct DecisionView {
     reason: Option<String>,
 }
 
-/// What an agent wants to have approved.
+/// A request for approval.
 #[derive(Debug, Deserialize, Validate, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RegisterBody {
@@ -95,7 +95,7 @@ pub struct RegisterBody {
     /// The token's `tenant_id`, if sent at all.
     #[schema(example = "tenant1")]
     tenant_id: Option<String>,
-    /// What the agent is about to do.
+    /// The action that needs approval.
     #[validate(required, length(min = 1, max = 128))]
     #[schema(required, nullable = false, min_length = 1, max_length = 128, example = "send_email")]
     action_type: Option<String>,
@@ -114,7 +114,7 @@ pub struct RegisterBody {
     #[validate(custom(function = valid_plan))]
     #[schema(schema_with = schemas::optional_plan)]
     plan_steps: Option<Box<RawValue>>,
-    /// Seconds until nobody may decide it any more; 1800 when absent.
+    /// Seconds until the request expires; 1800 when absent.
     #[validate(range(min = 1, max = 86400))]
     #[serde(default, deserialize_with = "whole_number")]
     #[schema(minimum = 1, maximum = 86400)]
@@ -128,16 +128,16 @@ pub struct RegisteredView {
     /// The request.
     #[schema(example = "req_3f2a9c0d1e4b")]
     request_id: String,
-    /// The session that waits.
+    /// The session of the request.
     #[schema(example = "session_user123_1706149260")]
     session_id: String,
-    /// `pending`; where it stands when it was registered before.
+    /// `pending`; the current state when it was registered before.
     #[schema(example = "pending")]
     status: &'static str,
     /// UTC, whole seconds, no zone suffix.
     #[schema(example = "2026-01-16T12:30:00")]
     expires_at: String,
-    /// SHA-256 of what is asked, `actionType` and `context`, in hex: what a decision on it is about.
+    /// SHA-256 of `actionType` and `context`, in hex. A decision holds for this content only.
     #[schema(example = "3b64db95cb55c763391c707108489ae18b4112d783300de38e033b4c98c3deaf")]
     fingerprint: String,
 }

@@ -80,11 +80,11 @@ pub struct Envelope<T> {
     /// The answer itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<T>,
-    /// What went wrong, for programs.
+    /// The error code.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "E1004")]
     error_code: Option<&'static str>,
-    /// Whether the call did what it should.
+    /// Whether the call succeeded.
     success: bool,
     /// UTC, whole seconds, no zone suffix.
     #[schema(example = "2026-01-16T12:00:00")]

@@ -61,7 +61,7 @@ error_codes! {
     Internal "E1000" INTERNAL_SERVER_ERROR "internal" "Our fault."
         ["Server error: it is not your fault. Please try again later.", "서버 오류: 잠시 후 다시 시도해 주세요."];
     MethodNotAllowed "E1002" METHOD_NOT_ALLOWED "method_not_allowed" "Wrong method.";
-    NotFound "E1004" NOT_FOUND "not_found" "Not there, or another tenant's.";
+    NotFound "E1004" NOT_FOUND "not_found" "No such address, request or task, or it is another tenant's.";
     NoToken "E2000" UNAUTHORIZED "no_token" "No bearer token."
         ["Sign in first: the Authorization header must carry a bearer token.", "먼저 로그인해 주세요. Authorization 헤더에 Bearer 토큰이 필요합니다."];
     Forbidden "E2001" FORBIDDEN "forbidden" "Not permitted.";
@@ -75,7 +75,7 @@ error_codes! {
         ["Signed in to another tenant. Please sign in again.", "다른 테넌트로 로그인됨: 다시 로그인해 주세요."];
     WrongState "E3002" CONFLICT "wrong_state" "The state does not allow this step.";
     AlreadyDecided "E3006" CONFLICT "already_decided" "Decided otherwise.";
-    Gone "E3007" GONE "gone" "Expired or withdrawn pending_in_redis, or its agent has moved on.";
+    Gone "E3007" GONE "gone" "Expired or withdrawn undecided, or its agent has moved on.";
     Conflict "E3008" CONFLICT "conflict" "The id stands for another request, or there is nothing to acknowledge yet.";
     Invalid "E4000" BAD_REQUEST "invalid" "Validation failed.";
     BadHeader "E4001" BAD_REQUEST "bad_header" "A header is missing, blank or repeated.";

@@ -15,35 +15,35 @@ use super::error::{ErrorCode, RETRY_AFTER_SECONDS};
 use super::examples::{failure_with, success};
 use crate::state::AppState;
 
-/// That the process lives.
+/// The process is alive.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct HealthView {
     /// `UP`.
     #[schema(example = "UP")]
     status: &'static str,
-    /// Which program.
+    /// The program's name.
     #[schema(example = "aura-hitl")]
     service: &'static str,
-    /// Which release.
+    /// The program's release.
     version: &'static str,
 }
 
-/// Whether decisions can be taken and signalled.
+/// Whether the service can record and signal decisions.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ReadinessView {
     /// `UP`, or `DOWN` while the service is not ready.
     #[schema(example = "UP")]
     status: &'static str,
-    /// Which program.
+    /// The program's name.
     #[schema(example = "aura-hitl")]
     service: &'static str,
-    /// Which release.
+    /// The program's release.
     version: &'static str,
     /// Both stores answer and the process is not stopping.
     ready: bool,
-    /// Where decisions are recorded.
+    /// The store of decisions.
     ledger: StoreView,
-    /// How signals travel.
+    /// The carrier of signals.
     courier: StoreView,
 }
 
@@ -53,7 +53,7 @@ pub struct StoreView {
     /// `postgres` or `sqlite`; `redis` or `in-process`.
     #[schema(example = "postgres")]
     engine: &'static str,
-    /// It answers.
+    /// Whether the store answers.
     ready: bool,
 }
 
@@ -90,13 +90,13 @@ pub async fn main_health() -> Answer<&'static str> {
     ok("OK", "Main Service is running")
 }
 
-/// Which program answers here, and which release.
+/// The program's name and release.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct InfoView {
-    /// Which program.
+    /// The program's name.
     #[schema(example = "aura-hitl")]
     name: &'static str,
-    /// Which release.
+    /// The program's release.
     version: &'static str,
 }
 
@@ -155,7 +155,7 @@ fn readiness_example(status: &str, courier_answers: bool) -> Value {
     })
 }
 
-/// Ledger and courier answer. Asked anew, or while others ask the same; at most 2 s old.
+/// Whether ledger and courier answer. Calls at the same time share one check, at most 2 s old.
 #[utoipa::path(
     get, path = "/health/ready",
     responses(

@@ -233,7 +233,7 @@ mod tests {
         ) {
             for form in forms(&claim) {
                 prop_assert_eq!(matches_claim(&header(&form), "X-User-ID", &claim).unwrap(), Some(true));
-                // Another claim may have the same form only if that form encodes_claim it, too.
+                // Another claim may have the same form only if that form encodes it, too.
                 let is_others = forms(&other).contains(&form)
                     || percent_decode(&form).eq(other.bytes());
                 let named = matches_claim(&header(&form), "X-User-ID", &other);

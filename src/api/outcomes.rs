@@ -34,48 +34,48 @@ pub const MAX_WAIT_SECONDS: u64 = 55;
 #[serde(rename_all = "camelCase")]
 #[into_params(parameter_in = Query)]
 pub struct WaitQuery {
-    /// Longest to wait for an outcome, in seconds; 0 when absent.
+    /// How long to wait for an outcome, in seconds; 0 when absent.
     #[param(value_type = u64, required = false, minimum = 0, maximum = 55)]
     wait_seconds: Option<String>,
 }
 
-/// Where a request stands.
+/// The state of a request.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OutcomeView {
     /// The request.
     #[schema(example = "req-12345")]
     request_id: String,
-    /// The session that waits.
+    /// The session of the request.
     #[schema(example = "session_user123_1706149260")]
     session_id: String,
     /// `pending`, `approved`, `rejected`, `expired` or `cancelled`.
     #[schema(example = "approved")]
     status: &'static str,
-    /// SHA-256 of what was asked, `actionType` and `context`, in hex. Act only on this.
+    /// SHA-256 of `actionType` and `context`, in hex. Act only on this content.
     fingerprint: String,
-    /// From when on nobody may decide it. UTC, whole seconds, no zone suffix, as all times here.
+    /// When the request expires. UTC, whole seconds, no zone suffix, as all times here.
     expires_at: String,
     /// Why it was rejected.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Who decided.
+    /// The user who decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     decided_by: Option<String>,
-    /// When they did.
+    /// When the request was decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     decided_at: Option<String>,
-    /// When it ceased to be pending.
+    /// When the request was closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     settled_at: Option<String>,
-    /// What became of the signal in Redis.
+    /// The state of the signal in Redis.
     signal: SignalView,
-    /// When the agent said that it had acted on it.
+    /// When the agent acknowledged the outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
     acted_at: Option<String>,
 }
 
-/// What became of a signal.
+/// The state of a signal.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SignalView {
@@ -86,12 +86,12 @@ pub struct SignalView {
     /// When it was sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     sent_at: Option<String>,
-    /// How many subscribers its channel had then. 0 does not mean that it is lost.
+    /// How many subscribers its channel had then. 0 does not mean that the signal is lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     listeners: Option<i64>,
 }
 
-/// A request that its agent has done with.
+/// A request after its agent withdrew or acknowledged it.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ClosedView {
@@ -101,10 +101,10 @@ pub struct ClosedView {
     /// Its session.
     #[schema(example = "session_user123_1706149260")]
     session_id: String,
-    /// Where it stands.
+    /// The state of the request.
     #[schema(example = "approved")]
     status: &'static str,
-    /// When the agent first said that it had acted.
+    /// When the agent first acknowledged the outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
     acted_at: Option<String>,
 }
@@ -126,8 +126,8 @@ pub fn parse_wait(
     Ok(Some(Duration::from_secs(seconds).min(token_time_left(request))))
 }
 
-/// Read where a request stands, and wait for its outcome if asked to. Answered from the ledger, at
-/// any time later.
+/// Read the state of a request, and wait for its outcome if asked to. The answer comes from the
+/// ledger, also long after the decision.
 ///
 /// # Errors
 /// `E1004` when there is no such request; `E4220` when the request in Redis is not valid; `E4290` when
@@ -204,7 +204,7 @@ pub async fn cancel(
     Ok(ok("Request cancelled", closed(&cancelled)))
 }
 
-/// Say that the outcome has been acted on. The first time counts.
+/// Acknowledge that the agent has acted on the outcome. The first acknowledgement counts.
 ///
 /// # Errors
 /// `E3008` while the request is pending.

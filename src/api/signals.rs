@@ -48,7 +48,7 @@ pub struct SignalQuery {
     /// Only a signal for this request.
     #[param(value_type = Option<schemas::Id>, inline, example = "req-12345")]
     request_id: Option<String>,
-    /// Longest to wait for it, in seconds; 0 when absent.
+    /// How long to wait for a signal, in seconds; 0 when absent.
     #[param(value_type = u64, required = false, minimum = 0, maximum = 55)]
     wait_seconds: Option<String>,
 }
@@ -77,8 +77,8 @@ struct OutcomeEvent<'a> {
     fingerprint: &'a str,
 }
 
-/// Read the signal that answers what a session waits for, and wait for it if asked to. `data` is the
-/// signal as a JSON string, and absent when there is none.
+/// Read the signal for which a session waits, and wait for it if asked to. `data` is the signal as a
+/// JSON string, and absent without a signal.
 ///
 /// # Errors
 /// `E4000` when an id or a parameter is not valid; `E4290` when too many long-polls and streams are open;

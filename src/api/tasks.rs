@@ -61,7 +61,7 @@ pub struct TaskBody {
     input_data: Option<Box<RawValue>>,
 }
 
-/// How far a task is.
+/// The progress of a task.
 #[derive(Debug, Deserialize, Validate, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ProgressBody {
@@ -142,9 +142,9 @@ pub struct TaskView {
     /// A JSON string that holds an array of plan steps.
     #[schema(example = "[]")]
     plan_steps: String,
-    /// The request that last gated it.
+    /// The last request for which the task waited.
     hitl_request_id: Option<String>,
-    /// Why it failed, or what was refused and by whom.
+    /// Why the task failed, or who rejected which request.
     error_message: Option<String>,
     started_at: Option<String>,
     completed_at: Option<String>,
@@ -160,7 +160,7 @@ pub struct TaskView {
 pub struct TaskPage {
     /// Newest first.
     content: Vec<TaskView>,
-    /// On all pages together; from 1,000 on, as of at most 5 s ago.
+    /// Tasks on all pages: exact up to 10,000, beyond that a lower bound.
     total_elements: u64,
     total_pages: u64,
     /// Which page this is, from 0.
@@ -201,7 +201,7 @@ impl From<Task> for TaskView {
     }
 }
 
-/// Ask for a task.
+/// Create a task.
 ///
 /// # Errors
 /// `E2001` or `E2007` when the body names another user or tenant; `E4290` over a limit. After an error
@@ -334,7 +334,7 @@ fn filter(query: ListQuery, caller: Caller) -> Result<TaskFilter, ApiError> {
     Ok(TaskFilter { tenant: caller.tenant, user, status: query.status, page, size })
 }
 
-/// Begin a task.
+/// Start a task.
 ///
 /// # Errors
 /// `E1004` without such a task; `E2001` when it is another user's; `E3002` when its state forbids it.
@@ -353,7 +353,7 @@ pub async fn start(
     change(&app, caller, &id, TaskStep::Start, "Task started").await
 }
 
-/// Begin a task, under the name that the platform's own clients call.
+/// Start a task, under the name that the platform's own clients call.
 ///
 /// # Errors
 /// Those of [`start`].
@@ -424,7 +424,7 @@ pub async fn complete(
     change(&app, caller, &id, step, "Task completed").await
 }
 
-/// Give a task up. Why is in the query or in the body.
+/// Fail a task. The reason is in the query or in the body.
 ///
 /// # Errors
 /// `E1004` without such a task; `E2001` when it is another user's; `E3002` when its state forbids it.

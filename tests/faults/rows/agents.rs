@@ -61,13 +61,13 @@ impl Subscribers {
         self.sink.lock().await.subscribe(format!("hitl:channel:{session}")).await.unwrap();
     }
 
-    /// What a session was told so far.
+    /// The messages of a session so far.
     fn of(&self, session: &str) -> Vec<String> {
         let heard = self.heard.lock().unwrap();
         heard.iter().filter(|(to, _)| to == session).map(|(_, text)| text.clone()).collect()
     }
 
-    /// What a session was told after its agent had asked for this.
+    /// The messages of a session after its agent had asked for this request.
     fn since_asking(&self, session: &str, request: &str) -> Vec<String> {
         let heard = self.heard.lock().unwrap();
         let after = heard.iter().skip_while(|(to, text)| to != ASK_CHANNEL || text != request);
@@ -144,8 +144,8 @@ pub async fn late_subscribers(scale: Scale, report: &mut Report) {
     world.check(report, Duration::from_secs(10), Delivered::Published).await;
 }
 
-/// Agents as they really wait: each asks, is decided about, subscribes up to 2 s later, takes the first
-/// message for its answer, never reads the key, and asks for the next thing in the same session.
+/// Agents as Aura has them: each asks, subscribes up to 2 s after the decision, takes the first message
+/// for its answer, never reads the key, and asks again in the same session.
 pub async fn deaf_agents(scale: Scale, report: &mut Report) {
     let mut world = World::start(2).await;
     let (bases, people) = (world.bases(), world.people.clone());
@@ -168,7 +168,7 @@ pub async fn deaf_agents(scale: Scale, report: &mut Report) {
             tokio::time::timeout(Duration::from_secs(9), hearing).await.is_ok()
         };
         let was_heard = hears(&a.id).await;
-        // It waits for the next answer, with nobody there to give it: longer than the slowest look.
+        // The agent waits for an answer that nobody gives, longer than the slowest poll interval.
         ask_next(&mut redis, &b).await;
         tokio::time::sleep(Duration::from_millis(1500)).await;
         let taken = subscribers.since_asking(&session, &b.id);
@@ -195,7 +195,7 @@ pub async fn deaf_agents(scale: Scale, report: &mut Report) {
     world.check(report, Duration::from_secs(10), Delivered::Published).await;
 }
 
-/// Waits until what nobody had heard has been published again: somebody listens to every session now.
+/// Waits until all unheard signals have been published again. Every session has a subscriber now.
 async fn all_heard(world: &World) {
     eventually(async || {
         let unheard = "SELECT count(*) FROM hitl_request WHERE listeners = 0 OR listeners IS NULL";
@@ -265,24 +265,24 @@ pub async fn two_in_one_session(scale: Scale, report: &mut Report) {
     .await;
     report.count(all, "sessions");
     report.none(lost.iter().sum(), "answers not found, or found without naming their request");
-    // Nothing is said in their sessions: the checker insists.
+    // The checker fails on any message in their sessions.
     world.check(report, Duration::from_secs(10), Delivered::Published).await;
 }
 
-/// What becomes of A before its agent asks for B in the same session.
+/// What happens to request A before its agent asks for B in the same session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Story {
-    /// Nothing; it is approved when it is too late.
+    /// A is approved after B was asked for.
     Late,
-    /// It is approved, and once more when it is too late.
+    /// A is approved, and approved again after B was asked for.
     Twice,
-    /// It is approved at the moment at which B is asked for.
+    /// A is approved while B is asked for.
     Racing,
-    /// It is approved by a replica that dies before the signal; a relay comes too late.
+    /// A is approved by a replica that dies before the signal; a relay sends after B was asked for.
     Crashed,
-    /// The same, and the relay comes at the moment at which B is asked for.
+    /// The same, but the relay sends while B is asked for.
     CrashedAndRacing,
-    /// It is asked for again, and approved again by a replica that dies before the signal.
+    /// A is asked for again, and approved again by a replica that dies before the signal.
     AskedAgainAndCrashed,
 }
 
@@ -294,18 +294,18 @@ const STORIES: [Story; 6] = [
     Story::CrashedAndRacing,
     Story::AskedAgainAndCrashed,
 ];
-/// How long a decider holds its delivery: after that, the relay comes.
+/// How long the deciding replica holds the delivery. After that, the relay sends.
 const LEASE: Duration = Duration::from_secs(3);
 
 /// What all the naive agents share.
-struct Street<'a> {
+struct SharedState<'a> {
     world: &'a World,
     bases: &'a [String],
     subscribers: Subscribers,
     agents: MultiplexedConnection,
-    /// Those that are to die; as many may do so at once.
+    /// The replicas that are to die. Each permit is for one death.
     doomed: tokio::sync::Mutex<Vec<Replica>>,
-    turns: Semaphore,
+    death_permits: Semaphore,
 }
 
 /// What became of one session.
@@ -317,7 +317,7 @@ struct Ending {
     crashes: usize,
     /// Requests that others registered in its session, and approved.
     intrusions: usize,
-    /// A message that an agent could have taken for the answer to B, but did not.
+    /// Messages that the agent would have taken for the answer to B, although they were not.
     wrongs: Vec<String>,
 }
 
@@ -326,10 +326,10 @@ pub async fn naive_agents(scale: Scale, report: &mut Report) {
     let (bases, sessions) = (world.bases(), scale.of(1000, 42));
     let doomed = (0..4).map(|_| world.another_replica()).collect::<Vec<_>>();
     let mut replicas = std::mem::take(&mut world.replicas);
-    let street = Street {
+    let shared = SharedState {
         subscribers: Subscribers::open(&world).await,
         agents: world.agents().await,
-        turns: Semaphore::new(doomed.len()),
+        death_permits: Semaphore::new(doomed.len()),
         doomed: doomed.into(),
         world: &world,
         bases: &bases,
@@ -337,7 +337,7 @@ pub async fn naive_agents(scale: Scale, report: &mut Report) {
     let done = AtomicBool::new(false);
     let living = async {
         let places = (0..sessions).collect::<Vec<_>>();
-        let endings = at_once(places, 42, async |_, place| street.live(place).await).await;
+        let endings = at_once(places, 42, async |_, place| shared.live(place).await).await;
         done.store(true, Ordering::SeqCst);
         endings
     };
@@ -369,7 +369,7 @@ pub async fn naive_agents(scale: Scale, report: &mut Report) {
     report.demand(superseded > 0, || "no signal came too late".to_owned());
 }
 
-impl Street<'_> {
+impl SharedState<'_> {
     /// One session: A, then B, and what the agent takes for the answer to B.
     async fn live(&self, place: usize) -> Ending {
         let session = new_session();
@@ -432,7 +432,7 @@ impl Street<'_> {
         ending
     }
 
-    /// Somebody of another tenant guesses the session, registers in it, and approves that.
+    /// A user of another tenant guesses the session, registers a request in it and approves it.
     async fn intrude(&self, session: &str, base: &str, ending: &mut Ending) {
         let (people, asked) = (&self.world.people, Asked::in_session(session));
         let mallory = Who { user: "mallory", tenant: "tenant2", role: Role::User };
@@ -461,9 +461,9 @@ impl Street<'_> {
         ask_next(&mut self.agents.clone(), b).await
     }
 
-    /// Lets a replica die while this is approved. Says whether it did.
+    /// Lets a replica die while it approves this request. Returns whether it died.
     async fn crash_at(&self, point: &str, asked: &Asked) -> bool {
-        let _turn = self.turns.acquire().await.unwrap();
+        let _permit = self.death_permits.acquire().await.unwrap();
         let mut crasher = self.doomed.lock().await.pop().unwrap();
         crasher.crash_at(&format!("{point}=return"));
         crasher.start().await;

@@ -106,7 +106,7 @@ impl Nest {
         self.call(Method::GET, "/canary/no/such/address", "").await;
     }
 
-    /// Callers who do not get in, some of them past every parser.
+    /// Calls that are refused, some of them only after all parsers.
     async fn knock(&mut self) {
         let address = self.service.base.strip_prefix("http://").unwrap().to_owned();
         let basic = STANDARD.encode("canary:canary");
@@ -138,7 +138,7 @@ impl Nest {
         }
     }
 
-    /// What agents may have left in Redis, and a click on each.
+    /// Requests as agents may have written them to Redis, and a click on each.
     async fn decide_odd_requests(&mut self) {
         let client = redis::Client::open(redis_url(self.redis.port())).unwrap();
         let mut agents = client.get_multiplexed_async_connection().await.unwrap();
@@ -226,7 +226,7 @@ fn redis_url(port: u16) -> String {
     format!("redis://:{REDIS_PASSWORD}@127.0.0.1:{port}")
 }
 
-/// Something that must not be in the log, and would forge a line if it were.
+/// A secret that must not be in the log, with a text that would forge a line of it.
 fn secret(what: &str) -> String {
     format!("canary-{what}{FORGED}")
 }
@@ -301,7 +301,7 @@ async fn bad_starts(report: &mut Report) -> usize {
     count
 }
 
-/// A bug: its line is as well-formed as any other.
+/// A panic: its line is as well-formed as any other.
 async fn panics(report: &mut Report) {
     let points = format!("deciding=panic({})", FORGED.replace(['(', ')'], ""));
     let mut nest = Nest::start("info", "AURA_HITL_CRASH_BINARY", &points).await;

@@ -19,7 +19,7 @@ const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
 enum By {
     /// A click.
     Deciding,
-    /// A click on what was decided, but is pending in Redis once more.
+    /// A click on a decided request that is pending in Redis again.
     AskingAgain,
     /// A click, while another tenant takes the task that the request names.
     TakingItsTask,
@@ -29,7 +29,7 @@ enum By {
     Registering,
 }
 
-/// What there must be after a crash: all of it, or nothing.
+/// What both stores must have after a crash: the whole step, or none of it.
 #[derive(Clone, Copy, Debug)]
 enum Leaves {
     Nothing,
@@ -59,9 +59,9 @@ const STEPS: [(&str, By, Leaves); 8] = [
     ("signalled", By::Deciding, Leaves::Decision),
     ("noted", By::Deciding, Leaves::Decision),
 ];
-/// Those in the relay.
+/// The crash points in the relay.
 const RELAY_STEPS: [&str; 2] = ["relay-claimed", "relay-signalled"];
-/// Those where a signal that nobody heard is published again.
+/// The crash points where an unheard signal is published again.
 const UNHEARD_STEPS: [&str; 2] = ["unheard-claimed", "unheard-signalled"];
 
 /// Which of a replica's workers dies.
@@ -99,8 +99,8 @@ pub async fn crash_at_each_step(scale: Scale, report: &mut Report) {
         crashes += round.len();
         slowest = slowest.max(recovered(&world, &round, report).await);
     }
-    // A replica may die of what another left behind before its own turn comes: then there are fewer
-    // crashes than replicas, and another round.
+    // A replica may reach its crash point on work that another left behind, before its own click.
+    // Then there are fewer crashes than replicas, and another round follows.
     let mut expected = times * STEPS.len();
     for (steps, who) in [(RELAY_STEPS, Background::Relay), (UNHEARD_STEPS, Background::Unheard)] {
         expected += times * steps.len();
@@ -142,7 +142,7 @@ async fn crash(
     crasher.crash_at(&format!("{point}=return"));
     crasher.start().await;
     let mut crash = None;
-    // A click that did not get there in time, on a busy machine, is made again on something else.
+    // On a busy machine a click may not reach the crash point in time. Then another request is used.
     for _ in 0..3 {
         let (asked, since) = bring(world, &crasher.base(), by).await;
         if crasher.dies_within(Duration::from_secs(2)).await {
@@ -207,9 +207,9 @@ async fn bring(world: &World, crasher: &str, by: By) -> (Asked, Instant) {
                 assert_eq!(people.register(healthy, asked).await, Some(201));
                 world.delivered(&asked.id).await;
             }
-            // Whoever holds the task lets both decide without seeing each other. The healthy one
-            // comes first and looks again before the other is done, so that only the other can know
-            // in the end that the task waits for nothing.
+            // While the test holds the task's lock, both decide without seeing each other. The healthy
+            // replica gets the lock first and reads before the other has finished, so that only the
+            // other one sees that no request of the task is pending.
             let mut other = world.database().await;
             let mut holding = other.begin().await.unwrap();
             sqlx::query("SELECT FROM agent_task WHERE task_id = $1 FOR UPDATE")
@@ -285,8 +285,8 @@ async fn waiting_for(world: &World, backend: i32, count: usize) -> Vec<i32> {
     waiting
 }
 
-/// Lets relays die: the healthy one is frozen meanwhile, so that it is they who get what is owed.
-/// What they are to send was decided before, and falls due at once.
+/// Lets relays die. The healthy replica is frozen meanwhile, so that the dying ones claim the owed
+/// signals. Those were decided before, and are due at once.
 async fn crash_relays(
     world: &mut World,
     doomed: &mut [Replica],
@@ -329,8 +329,8 @@ async fn crash_relays(
     crashes
 }
 
-/// Lets replicas die that publish again what nobody heard: each decides before its agent subscribes.
-/// The healthy one is frozen meanwhile, so that it is they who find the agents.
+/// Lets replicas die while they publish unheard signals again: each decides before its agent subscribes.
+/// The healthy replica is frozen meanwhile, so that the dying ones find the agents.
 async fn crash_unheard(
     world: &mut World,
     doomed: &mut [Replica],
@@ -366,8 +366,8 @@ async fn crash_unheard(
     crashes.into_iter().flatten().collect()
 }
 
-/// Waits until all that was interrupted is finished, and asks again for what never began. Says how
-/// long after the crash that was at most.
+/// Waits until all interrupted work is finished, and clicks again on requests that stayed pending.
+/// Returns the longest time after a crash.
 async fn recovered(world: &World, crashes: &[Crash], report: &mut Report) -> Duration {
     let took = join_all(crashes.iter().map(|crash| finished(world, crash))).await;
     let mut slowest = Duration::ZERO;
@@ -413,7 +413,7 @@ async fn finished(world: &World, crash: &Crash) -> Result<Duration, String> {
     }
 }
 
-/// Looks until it is there, at most so long.
+/// Polls until there is a value, at most this long.
 async fn within(
     limit: Duration,
     mut look: impl AsyncFnMut() -> Option<Instant>,

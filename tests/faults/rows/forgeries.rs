@@ -16,15 +16,15 @@ use crate::world::{World, ask, at_once};
 /// What is forged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// An approval is published of what nobody has decided.
+    /// Publishes an approval of a pending request.
     Message,
-    /// An approval is published of what was rejected.
+    /// Publishes an approval of a rejected request.
     OppositeMessage,
-    /// An approval is put under the key of the signal of what nobody has decided.
+    /// Puts an approval of a pending request under the signal's key.
     Signal,
-    /// The same of what was rejected.
+    /// Puts an approval of a rejected request under the signal's key.
     OppositeSignal,
-    /// A request that nobody has decided gets the status approved.
+    /// Gives a pending request the status `approved`.
     Status,
 }
 
@@ -79,7 +79,7 @@ pub async fn forged(scale: Scale, report: &mut Report) {
     report.count(all, "forgeries");
     let served = endings.iter().flat_map(|(.., served)| served.clone()).collect::<Vec<_>>();
     report.wrongs("served", &served);
-    // Every replica hears every message; of keys, some replica sees each.
+    // Every replica gets every message. A forged key is read by at least one replica.
     let messages =
         endings.iter().filter(|(kind, ..)| matches!(kind, Kind::Message | Kind::OppositeMessage));
     let messages = messages.count();
@@ -105,7 +105,7 @@ pub async fn forged(scale: Scale, report: &mut Report) {
     let unreported = unreported.collect::<Vec<_>>();
     report.count(all - unreported.len(), "reported");
     report.wrongs("unreported", &unreported);
-    // Nobody was reported who had decided.
+    // No genuine decision was reported.
     let decided = world.ask_many(20).await;
     for (place, asked) in decided.iter().enumerate() {
         people.decide_surely(&bases[place % 2], &asked.id, &Choice::approved("user123")).await;
@@ -142,7 +142,7 @@ async fn forge(redis: &mut MultiplexedConnection, kind: Kind, asked: &Asked) {
     }
 }
 
-/// Whether an answer says in any way that it was approved.
+/// Whether an answer says anywhere that the request was approved.
 fn says_approved(answer: &Answer) -> bool {
     fn says(value: &Value) -> bool {
         match value {

@@ -24,7 +24,7 @@ const MAX_CALLS: usize = 16;
 /// Sockets at a time. actix closes some of them only after its time-out.
 const MAX_SOCKETS: usize = 128;
 
-/// What was said about those that went wrong.
+/// The descriptions of the failures.
 fn told(answers: Vec<Option<String>>) -> Vec<String> {
     answers.into_iter().flatten().collect()
 }
@@ -283,8 +283,8 @@ impl Found {
         pipe.set_ex(session, &self.pointer, 3600).exec_async(redis).await.unwrap();
     }
 
-    /// Why a decision on this text cannot be; none if it can. Says what any JSON reader would: of
-    /// a name that comes twice the last one counts.
+    /// Why this text cannot be decided; `None` if it can. Reads it as a common JSON parser: of a repeated
+    /// name the last value counts.
     fn objection(&self, row: &Decided) -> Option<String> {
         let text = self.text.as_deref().and_then(|text| std::str::from_utf8(text).ok());
         let Some(text) = text else { return Some("was no text".to_owned()) };
@@ -335,7 +335,7 @@ struct Decided {
     document: String,
 }
 
-/// Reads, polls, decides and decides otherwise: what was answered that should not have been.
+/// Reads, polls, decides and decides otherwise. Returns the answers that the contract does not allow.
 async fn use_it(world: &World, found: &Found, place: usize) -> Vec<String> {
     let Asked { id, session, .. } = &found.asked;
     let (base, prefix) = (world.replicas[0].base(), PREFIXES[place % 2]);

@@ -44,7 +44,7 @@ pub async fn redis_wiped(scale: Scale, report: &mut Report) {
     let rounds = scale.of(10, 2);
     let mut slowest = Duration::ZERO;
     let mut lost = Vec::new();
-    // Nobody hears the messages: a signal that somebody heard is not lost, and not said again.
+    // No agent is subscribed: a signal that had a subscriber is not sent again.
     world.listener.stop();
     for _ in 0..rounds {
         let asked = world.ask_many(scale.of(200, 50)).await;
@@ -165,7 +165,7 @@ pub async fn ambiguous_writes(scale: Scale, report: &mut Report) {
     let (bases, people) = (world.bases(), world.people.clone());
     let asked = world.ask_many(scale.of(1000, 100)).await;
     let mut pauses = 0;
-    // Reads pass, so decisions are made; their signals are written when nobody waits any more.
+    // Reads pass, so decisions are made. Their signals are written after the callers' time-out.
     for batch in asked.chunks(50) {
         let mode = if pauses % 4 == 3 { "ALL" } else { "WRITE" };
         world.redis.command::<()>(&["CLIENT", "PAUSE", "1500", mode]).await;
@@ -302,6 +302,6 @@ pub async fn sigterm(scale: Scale, report: &mut Report) {
     report.wrongs("exit codes other than 0", &failed);
     report.count(rounds * 100, "long-polls");
     report.wrongs("not told to ask again", &cut_off);
-    // Nobody repeats a click here: what was answered must be there, and so must its signal.
+    // No click is repeated here: every answered decision must be stored, and its signal sent.
     world.check(report, 10 * SECOND, Delivered::Published).await;
 }

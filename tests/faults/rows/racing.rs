@@ -52,7 +52,7 @@ pub async fn racing_decisions(scale: Scale, report: &mut Report) {
     let ((), kills) =
         join(clicking, kill_in_turn(&mut world.replicas, Duration::from_secs(2), &done)).await;
     report.count(kills, "kills");
-    // Whoever got no answer asks again: every request is decided in the end.
+    // Clicks without an answer are repeated, so every request is decided in the end.
     at_once(asked, 16, async |place, asked| {
         people.decide_surely(&bases[place % 2], &asked.id, &choice(place)).await
     })
@@ -143,7 +143,7 @@ pub async fn expiry_race(scale: Scale, report: &mut Report) {
         tokio::time::sleep(pause).await;
     }
 
-    // Requests that Redis forgets by itself; whoever comes too late finds nothing.
+    // Requests that expire in Redis by themselves. A late click gets 404 or 410.
     let agents = world.agents().await;
     let forgotten = (0..each).map(|_| Asked::new()).collect::<Vec<_>>();
     let ended = at_once(forgotten, each, async |place, asked| {
@@ -166,7 +166,7 @@ pub async fn expiry_race(scale: Scale, report: &mut Report) {
     .await;
     tell(report, "in Redis", &ended);
 
-    // Registered ones, which the ledger alone knows.
+    // Registered requests, which only the ledger has.
     if scale.is_quick {
         // Their half minute is shortened; the full run waits for its end.
         sqlx::query(
@@ -218,8 +218,8 @@ pub async fn expiry_race(scale: Scale, report: &mut Report) {
     world.check(report, Duration::from_secs(10), Delivered::Published).await;
 }
 
-/// Of each request, whether somebody was told that it is decided, and somebody that its time is
-/// over: one of the two.
+/// For each request, whether an answer said that it is decided, and whether one said that it has
+/// expired. Exactly one of the two must be true.
 fn tell(report: &mut Report, which: &str, ended: &[(bool, bool)]) {
     let count = |wanted| ended.iter().filter(|ended| **ended == wanted).count();
     let (decided, over) = (count((true, false)), count((false, true)));

@@ -91,7 +91,7 @@ pub async fn relay_away_for_long(scale: Scale, report: &mut Report) {
     };
     let mut refused = decide(0).await;
     world.quiet_within(Duration::from_secs(10)).await;
-    // From now on Redis takes no writes, so that nothing can be sent, by whomever.
+    // From now on Redis takes no writes, so no replica can send a signal.
     let _set: String = world.redis.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
     refused += decide(1).await;
     report.none(refused, "decisions refused");

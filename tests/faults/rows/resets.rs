@@ -41,7 +41,7 @@ pub async fn client_resets(scale: Scale, report: &mut Report) {
     report.count(steps, "steps of 1 ms");
     report.count(cut.iter().filter(|ended| **ended != Ended::Unknown).count(), "answered first");
 
-    // What had begun has ended, whoever waited for it; what had not is as if never asked.
+    // Work that had begun has ended although its client is gone. Other clicks left no trace.
     let quiet = world.quiet_within(Duration::from_secs(30)).await;
     report.demand(quiet.is_some(), || "signals are still owed".to_owned());
     let aftermath = world.aftermath().await;

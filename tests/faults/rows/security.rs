@@ -26,8 +26,7 @@ fn secured(id: &str) -> Vec<(Operation, String)> {
     calls.collect()
 }
 
-/// Who might want what is another's: people of other tenants, of their own name or of the owner's,
-/// in these roles.
+/// The strangers: people of other tenants, with their own or the owner's user id, in these roles.
 fn strangers_to(owner: Who<'static>, roles: &[Role]) -> Vec<Who<'static>> {
     let mut strangers = Vec::new();
     for other in PEOPLE.into_iter().filter(|other| other.tenant != owner.tenant) {
@@ -57,7 +56,7 @@ pub async fn strangers(scale: Scale, report: &mut Report) {
     report.count(same, "calls about ids that three tenants share");
     report.wrongs("answers about another tenant's", &leaks);
 
-    // It was all there, and is still theirs.
+    // All of it was there, and still belongs to its owners.
     for theirs in &all {
         let path = |id: &String| format!("/api/aura/hitl/requests/{id}");
         for path in theirs.requests.iter().map(path) {
@@ -118,7 +117,7 @@ async fn same_ids(world: &World, count: usize) -> (usize, Vec<String>) {
     (calls, results.into_iter().flat_map(|(_, leaks)| leaks).collect())
 }
 
-/// Calls every route for everybody else's things, and for what does not exist.
+/// Calls every route with the ids of other tenants, and with ids that do not exist.
 async fn read_as_strangers(
     world: &World,
     all: &[Belongings],
@@ -161,8 +160,8 @@ async fn read_as_strangers(
     (cases, leaks.await.concat())
 }
 
-/// Somebody's own token with another's name in a header or in the body: refused, whether what they
-/// ask for is there or not.
+/// A valid token with another user's name in a header or in the body: refused, whether the request
+/// exists or not.
 async fn swap_identities(world: &World, all: &[Belongings]) -> (usize, Vec<String>) {
     let mut calls = Vec::new();
     for theirs in all {

@@ -41,7 +41,7 @@ pub async fn soak(scale: Scale, report: &mut Report) {
             if began.elapsed() > duration {
                 break;
             }
-            // Agents lose their connection too. What they could not ask, nobody can decide.
+            // Agents lose their connection, too. A request that was not written cannot be decided.
             if agents.is_none() {
                 agents = redis.get_multiplexed_async_connection().await.ok();
             }
@@ -60,7 +60,7 @@ pub async fn soak(scale: Scale, report: &mut Report) {
                 } else {
                     Choice::approved("user123")
                 };
-                // As a person does: again when it is not known what became of the first click.
+                // As a person does: clicks again when the outcome of the first click is unknown.
                 for _again in 0..3 {
                     match people.decide(&base, &asked.id, &choice).await {
                         Ended::Unknown | Ended::Fail { status: 503, .. } => {
