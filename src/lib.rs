@@ -39,4 +39,3 @@ pub mod server;
 pub mod state;
 pub mod tasks;
 pub mod waiting;
-pub mod workers;

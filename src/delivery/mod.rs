@@ -2,7 +2,6 @@
 
 pub mod receipts;
 pub mod relay;
-pub mod release;
 pub mod republish;
 pub mod send;
 pub mod unheard;

@@ -7,28 +7,28 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt;
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info, warn};
 
-use super::receipts::Receipts;
-use super::release::WaitingTasks;
 use super::send::Sender;
 use crate::domain::record::{Delivery, DeliveryReceipt, Record};
 use crate::ledger::{LEASE, LOST_AT_ONCE, LedgerError};
 use crate::observe::metrics::{self, By};
 use crate::observe::traces;
-use crate::workers::{Failed, Progress, Worker};
 
+/// How often to look for owed signals.
+const INTERVAL: Duration = Duration::from_millis(500);
 /// Rows to claim at once: as many as can be sent within one lease even if each call times out
 /// once.
-const BATCH_SIZE: usize = 32;
+const BATCH: i64 = 32;
 /// Rows to send at the same time.
-const CONCURRENCY: usize = 16;
+const AT_ONCE: usize = 16;
 /// How long to look for lost signals after Redis has changed: longer than what was on its way then
 /// takes to be noted.
-const LOSS_WATCH_TIMEOUT: TimeDelta = TimeDelta::seconds(10);
+const AFTERMATH: TimeDelta = TimeDelta::seconds(10);
 /// Longest pause before a row is tried again; short, so that signals go out soon after Redis is
 /// back.
-const LONGEST_RETRY_DELAY: TimeDelta = TimeDelta::milliseconds(2000);
+const LONGEST_PAUSE: TimeDelta = TimeDelta::milliseconds(2000);
 
 /// What one round did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,39 +46,29 @@ pub struct Round {
 pub struct Relay {
     /// Sends.
     pub sender: Sender,
-    /// Takes note of what was sent.
-    pub receipts: Receipts,
-    /// The tasks that could not be let go on yet.
-    pub tasks: WaitingTasks,
 }
 
-/// The relay as a worker, which also watches Redis.
-#[derive(Debug)]
-pub struct RelayWorker {
-    relay: Relay,
-    watch: Watch,
-}
-
-impl From<Relay> for RelayWorker {
-    fn from(relay: Relay) -> Self {
-        Self { relay, watch: Watch::default() }
-    }
-}
-
-impl Worker for RelayWorker {
-    const NAME: &'static str = "relay";
-    /// How often to look for owed signals.
-    const INTERVAL: Duration = Duration::from_millis(500);
-
-    async fn run_once(&mut self) -> Result<Progress, Failed> {
-        let (looked, round) =
-            tokio::join!(self.watch.look(&self.relay.sender), self.relay.run_once());
-        let looked = looked
-            .inspect_err(|error| warn!(%error, "the relay cannot owe again what Redis has lost"));
-        let round = round.inspect_err(|error| warn!(%error, "the relay cannot read what is owed"));
-        match (looked, round) {
-            (Ok(()), Ok(round)) => Ok(Progress::of(round.sent + round.superseded, BATCH_SIZE)),
-            _ => Err(Failed),
+/// Runs until the process is asked to stop.
+pub async fn run(relay: Relay, stopping: CancellationToken) {
+    let mut watch = Watch::default();
+    loop {
+        let (looked, round) = tokio::join!(watch.look(&relay.sender), relay.run_once());
+        if let Err(error) = looked {
+            warn!(%error, "the relay cannot owe again what Redis has lost");
+        }
+        match round {
+            Ok(round)
+                if round.sent + round.superseded == usize::try_from(BATCH).unwrap_or(0)
+                    && !stopping.is_cancelled() =>
+            {
+                continue;
+            }
+            Ok(_) => {}
+            Err(error) => warn!(%error, "the relay cannot read what is owed"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            () = stopping.cancelled() => break,
         }
     }
 }
@@ -112,7 +102,7 @@ impl Watch {
             }
         }
         if replication_ids != self.replication_ids {
-            (self.replication_ids, self.until) = (replication_ids, now + LOSS_WATCH_TIMEOUT);
+            (self.replication_ids, self.until) = (replication_ids, now + AFTERMATH);
         }
         Ok(())
     }
@@ -128,18 +118,17 @@ impl Relay {
         if self.sender.courier.ping().await.is_err() {
             return Ok(Round::default());
         }
-        let limit = i64::try_from(BATCH_SIZE).unwrap_or(0);
-        let due = self.sender.ledger.claim_owed(self.sender.clock.now(), limit).await?;
+        let due = self.sender.ledger.claim_owed(self.sender.clock.now(), BATCH).await?;
         if !due.is_empty() {
             crash_point!("relay-claimed");
         }
         // What this process has sent and not noted yet needs no more than the note.
         let (noted_later, due): (Vec<_>, Vec<_>) =
-            due.into_iter().partition(|record| self.receipts.of(record).is_some());
+            due.into_iter().partition(|record| record.delivery != Delivery::Owed);
         let claimed = due.len();
         let delivered = futures_util::stream::iter(due)
             .map(|record| self.send_one(record))
-            .buffer_unordered(CONCURRENCY)
+            .buffer_unordered(AT_ONCE)
             .filter_map(std::future::ready)
             .collect::<Vec<_>>()
             .await;
@@ -150,7 +139,7 @@ impl Relay {
             failed: claimed - delivered.len(),
         };
         if !(delivered.is_empty() && noted_later.is_empty()) {
-            self.receipts.write(&self.sender.ledger).await;
+            self.sender.ledger.write_receipts().await;
         }
         Ok(round)
     }
@@ -172,17 +161,20 @@ impl Relay {
                 crash_point!("relay-signalled");
                 let delivery = settled.delivery;
                 info!(request_id = %record.id, ?delivery, "the relay delivered what was owed");
-                // The receipt first: without it the signal would go out once more.
-                self.receipts.record(DeliveryReceipt::of(&record, settled, now));
                 // Whoever decided may have died before looking at the task again.
-                let Sender { ledger, clock, .. } = &self.sender;
-                self.tasks.release(ledger, clock, &record.tenant, &record.task).await;
+                if let Err(error) =
+                    self.sender.ledger.release_task(&record.tenant, &record.task, now).await
+                {
+                    warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
+                    return None;
+                }
+                self.sender.ledger.keep_receipt(DeliveryReceipt::of(&record, settled, now));
                 Some(delivery)
             }
             Err(error) => {
                 warn!(request_id = %record.id, %error, "a signal is still owed");
                 let age = now - record.owed_since;
-                let pause = (age / 2).clamp(TimeDelta::milliseconds(100), LONGEST_RETRY_DELAY);
+                let pause = (age / 2).clamp(TimeDelta::milliseconds(100), LONGEST_PAUSE);
                 // If this fails too, the lease runs out by itself.
                 let _given_back =
                     self.sender.ledger.postpone(&record, now + pause.min(LEASE)).await;

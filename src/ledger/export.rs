@@ -5,8 +5,12 @@ use std::io;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use futures_util::TryStreamExt as _;
-use futures_util::stream::BoxStream;
 use serde::{Serialize, Serializer};
+use sqlx::{Connection as _, PgConnection, raw_sql};
+
+use super::connect::Ledger;
+use super::connections::{Connections, Unpooled};
+use super::engine::{Database, Row, query, values};
 
 /// Which outcomes.
 #[derive(Clone, Copy, Debug)]
@@ -69,10 +73,29 @@ pub struct Exported {
     document: String,
 }
 
-pub(super) fn instant<S: Serializer>(
-    time: &DateTime<Utc>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+/// A row of `hitl_refused_attempt`; as JSON, every field is there, `null` when it does not apply.
+#[derive(Debug, Serialize, sqlx::FromRow)]
+#[serde(rename_all = "camelCase")]
+pub struct ExportedAttempt {
+    #[serde(serialize_with = "instant")]
+    attempted_at: DateTime<Utc>,
+    tenant_id: String,
+    user_id: String,
+    role: String,
+    token_id: Option<String>,
+    request_id: String,
+    verdict: String,
+    error_code: String,
+    reason: String,
+    if_match: Option<String>,
+    caller_source: Option<String>,
+    caller_type: Option<String>,
+    agent_id: Option<String>,
+    trace_id: Option<String>,
+    gateway_request_id: Option<String>,
+}
+
+fn instant<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true))
 }
 
@@ -87,15 +110,77 @@ fn instant_or_null<S: Serializer>(
     }
 }
 
-/// Hands over row after row; none is kept. Ends early with what `write` says when it fails.
-pub async fn hand_over<Row>(
-    mut rows: BoxStream<'_, sqlx::Result<Row>>,
-    mut write: impl FnMut(&Row) -> io::Result<()>,
-) -> sqlx::Result<io::Result<()>> {
-    while let Some(row) = rows.try_next().await? {
-        if let Err(error) = write(&row) {
-            return Ok(Err(error));
-        }
+/// What was decided from $1 on and before $2, the earliest first; with $3 what expired or was
+/// withdrawn as well, by when that was. All columns: its connection prepares nothing for later.
+const OUTCOMES_BETWEEN: &str = "\
+    SELECT * FROM hitl_request
+     WHERE COALESCE(decided_at, settled_at) >= $1 AND COALESCE(decided_at, settled_at) < $2
+       AND ($3 OR decided_at IS NOT NULL)
+     ORDER BY COALESCE(decided_at, settled_at), tenant_id, request_id";
+
+const REFUSED_ATTEMPTS_BETWEEN: &str = "\
+    SELECT * FROM hitl_refused_attempt
+     WHERE attempted_at >= $1 AND attempted_at < $2
+     ORDER BY attempted_at, attempt_id";
+
+impl Ledger {
+    /// Hands over what was decided in a span of time, row by row, in the order of the decisions; as
+    /// it was at one moment, however long the reader takes. Ends early with what `write` says when
+    /// it fails.
+    ///
+    /// # Errors
+    /// [`sqlx::Error`], for whoever operates the service.
+    pub async fn export(
+        &self,
+        span: &Span,
+        write: impl FnMut(&Exported) -> io::Result<()>,
+    ) -> sqlx::Result<io::Result<()>> {
+        self.hand_over(OUTCOMES_BETWEEN, span, write).await
     }
-    Ok(Ok(()))
+
+    /// Hands over the refused attempts of a span of time, as [`Self::export`] does decisions.
+    ///
+    /// # Errors
+    /// [`sqlx::Error`], for whoever operates the service.
+    pub async fn export_refused_attempts(
+        &self,
+        span: &Span,
+        write: impl FnMut(&ExportedAttempt) -> io::Result<()>,
+    ) -> sqlx::Result<io::Result<()>> {
+        self.hand_over(REFUSED_ATTEMPTS_BETWEEN, span, write).await
+    }
+
+    /// Hands over row after row of one statement; none is kept.
+    async fn hand_over<R: Row + Sync>(
+        &self,
+        sql: &'static str,
+        span: &Span,
+        mut write: impl FnMut(&R) -> io::Result<()>,
+    ) -> sqlx::Result<io::Result<()>> {
+        let values = values![span.from, span.to, span.undecided];
+        let mut reader;
+        let mut rows = match &self.engine.database {
+            Database::Postgres(connections) => {
+                reader = self::reader(connections).await?;
+                query::<_, R>(sql, &values)?.fetch(Unpooled(&mut reader))
+            }
+            Database::Sqlite(pool) => query::<_, R>(sql, &values)?.fetch(pool),
+        };
+        while let Some(row) = rows.try_next().await? {
+            if let Err(error) = write(&row) {
+                return Ok(Err(error));
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// A connection that may only read, and take its time: in a transaction, which a pooler keeps on one
+/// server.
+pub(super) async fn reader(connections: &Connections) -> sqlx::Result<PgConnection> {
+    let mut reader = PgConnection::connect_with(&connections.options()).await?;
+    let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = 0; \
+                 SET LOCAL idle_in_transaction_session_timeout = 0";
+    raw_sql(begin).execute(&mut reader).await?;
+    Ok(reader)
 }

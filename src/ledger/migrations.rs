@@ -12,11 +12,19 @@ use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, SqlitePool, raw_sql};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
+
+use super::connect::Ledger;
+use super::engine::{Database, Statement};
+use super::error::{LedgerError, Result};
+
+static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// Longest to wait for a connection, or for the other process that migrates.
 const LOCK_TIMEOUT: Duration = Duration::from_mins(1);
@@ -113,15 +121,70 @@ const FINISH: [&str; 8] = [
     take_key!("agent_task", ""),
 ];
 
+impl Ledger {
+    /// Brings the schema up to date, one process at a time. With nothing to do it only reads.
+    /// Migrations that a newer release has applied are left alone, so that an old replica can still
+    /// start.
+    ///
+    /// # Errors
+    /// What the database says, as text for whoever operates the service.
+    pub async fn migrate(&self, postgres_url: Option<&SecretString>) -> anyhow::Result<()> {
+        if self.is_migrated().await? {
+            return Ok(());
+        }
+        match (&self.engine.database, postgres_url) {
+            (Database::Postgres(_), Some(url)) => {
+                run_postgres(url.expose_secret(), &POSTGRES_MIGRATIONS).await
+            }
+            (Database::Postgres(_), None) => bail!("migrating Postgres needs its URL"),
+            (Database::Sqlite(pool), _) => run_sqlite(pool, &SQLITE_MIGRATIONS).await,
+        }
+    }
+
+    /// Drops what only replicas of an older release need. None may be running, or start again.
+    ///
+    /// # Errors
+    /// What the database says; finishing again is safe.
+    pub async fn finish(&self, postgres_url: Option<&SecretString>) -> anyhow::Result<()> {
+        match (&self.engine.database, postgres_url) {
+            (Database::Postgres(_), Some(url)) => finish_postgres(url.expose_secret()).await,
+            (Database::Postgres(_), None) => bail!("migrating Postgres needs its URL"),
+            // One process holds the file, so no older release uses it.
+            (Database::Sqlite(_), _) => Ok(()),
+        }
+    }
+
+    /// Whether every migration of this release has been applied.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn is_migrated(&self) -> Result<bool> {
+        const APPLIED: Statement = Statement::new(
+            "ledger.applied_migrations",
+            "SELECT version FROM _sqlx_migrations WHERE success",
+        );
+        let ours = match &self.engine.database {
+            Database::Postgres(_) => &POSTGRES_MIGRATIONS,
+            Database::Sqlite(_) => &SQLITE_MIGRATIONS,
+        };
+        match self.engine.all(APPLIED, &[]).await.map_err(LedgerError::from) {
+            Ok(applied) => Ok(ours.iter().all(|one| applied.contains(&(one.version,)))),
+            // A database that was never migrated has no such table, which is an answer too.
+            Err(LedgerError::Inconsistent(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// SQLite's file has one process, and its migrator needs no lock.
-pub async fn run_sqlite(pool: &SqlitePool, migrations: &Migrator) -> anyhow::Result<()> {
+async fn run_sqlite(pool: &SqlitePool, migrations: &Migrator) -> anyhow::Result<()> {
     let mut migrator = Migrator { migrations: migrations.migrations.clone(), ..Migrator::DEFAULT };
     migrator.set_ignore_missing(true);
     Ok(migrator.run(pool).await?)
 }
 
 /// Connects twice: to hold the lock, and to migrate.
-pub async fn run_postgres(url: &str, migrations: &Migrator) -> anyhow::Result<()> {
+async fn run_postgres(url: &str, migrations: &Migrator) -> anyhow::Result<()> {
     let options = options(url)?;
     let mut locking = connect(&options).await?;
     lock(&mut locking).await?;
@@ -150,7 +213,7 @@ pub async fn run_postgres(url: &str, migrations: &Migrator) -> anyhow::Result<()
 }
 
 /// Drops what only replicas of an older release need. Does nothing the second time.
-pub async fn finish_postgres(url: &str) -> anyhow::Result<()> {
+async fn finish_postgres(url: &str) -> anyhow::Result<()> {
     let options = options(url)?;
     let mut locking = connect(&options).await?;
     lock(&mut locking).await?;

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::{LedgerError, LoginError};
+use super::error::LedgerError;
+use super::login::LoginError;
 
 /// Longest to go on asking a database that does not answer.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -278,11 +278,8 @@ impl Attempt<'_> {
             if record.delivery == Delivery::Owed {
                 // Recording the decision has updated the task, too. Without this receipt the relay
                 // would handle the delivery again.
-                self.app.receipts.record(DeliveryReceipt::of(
-                    record,
-                    DeliveryResult::SENT,
-                    self.now,
-                ));
+                let receipt = DeliveryReceipt::of(record, DeliveryResult::SENT, self.now);
+                self.app.ledger.keep_receipt(receipt);
             }
         }
         let etag = subject.candidate.request.etag.clone();
@@ -309,8 +306,7 @@ impl Attempt<'_> {
 
     /// [`Attempt::repeat`] for a request that is closed in the ledger and pending in Redis: if its
     /// agent has asked again, the signal is sent again.
-    async fn repeat_and_resend(&self, mut closed: Closed) -> Result<Decided> {
-        self.app.receipts.apply(&mut closed.record);
+    async fn repeat_and_resend(&self, closed: Closed) -> Result<Decided> {
         let record = closed.record.clone();
         let decided = self.repeat(closed).await?;
         if !record.is_unsent() && record.origin == Origin::Redis {

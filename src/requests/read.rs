@@ -20,12 +20,11 @@ pub async fn read_request(
     id: &RequestId,
 ) -> Result<(String, String)> {
     let found = find_in_redis(app, caller, id).await;
-    let Some(mut record) = app.ledger.find_request(&caller.tenant, id).await? else {
+    let Some(record) = app.ledger.find_request(&caller.tenant, id).await? else {
         let Candidate { request, .. } = pending_in_redis(app, id, found).await?;
         return Ok((request.document, request.etag));
     };
     app.decisions.remember(&record, app.clock.now());
-    app.receipts.apply(&mut record);
     let is_altered = compare_and_report(app, &record, &found);
     if let InRedis::Request(request) = found
         && request.0.request.is_pending()

@@ -24,7 +24,7 @@ pub(super) async fn send_now(app: &AppState, record: &Record, seen: SessionSnaps
                 // The agent may wait over HTTP, on another replica.
                 notify(app, record);
             }
-            app.receipts.record(DeliveryReceipt::of(record, settled, app.clock.now()));
+            app.ledger.keep_receipt(DeliveryReceipt::of(record, settled, app.clock.now()));
         }
         Err(error) => {
             warn!(request_id = %record.id, %error, "decided; the relay will signal it");
@@ -59,9 +59,7 @@ pub(super) async fn send_if_asked_again(
         return Ok(());
     }
     // The ledger only owes a signal again that it has recorded as sent.
-    if let Some(receipt) = app.receipts.of(record) {
-        app.receipts.write_one(&app.ledger, receipt).await?;
-    }
+    app.ledger.write_receipt_of(record).await?;
     if let Some(record) = app.ledger.owe_again(record, app.clock.now()).await? {
         crash_point!("owed-again");
         info!(request_id = %id, "the agent asked again; its signal is sent again");

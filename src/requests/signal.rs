@@ -113,9 +113,8 @@ pub async fn find_signal(
     };
     let is_visible =
         |record: &Record| record.origin == Origin::Redis && record.tenant == caller.tenant;
-    let Some(mut record) = record.filter(is_visible) else { return Ok(None) };
+    let Some(record) = record.filter(is_visible) else { return Ok(None) };
     app.decisions.remember(&record, app.clock.now());
-    app.receipts.apply(&mut record);
     let names_nothing = named.is_none() && wanted.is_none();
     let is_signalled = signalled_request.as_ref() == Some(&record.id);
     if names_nothing && !is_signalled && !still_waits(&record, app.clock.now()) {

@@ -24,18 +24,16 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use self::http::{cannot_listen, serve, serve_metrics};
-use self::scrape::Upkeep;
 use self::stores::{ensure_migrated, migrate, open_ledger};
 use crate::api::error::ErrorCode;
-use crate::audit::feed::{AuditFeed, AuditSender};
-use crate::audit::refused_attempts::{AttemptWriter, Queue, RefusedAttempts};
-use crate::audit::retention::RetentionWorker;
+use crate::audit::feed::AuditSender;
+use crate::audit::refused_attempts::{self, Queue, RefusedAttempts};
+use crate::audit::retention;
 use crate::config::{Config, LedgerConfig};
 use crate::courier::Courier;
-use crate::delivery::receipts::{ReceiptWriter, Receipts};
-use crate::delivery::relay::{Relay, RelayWorker};
-use crate::delivery::release::{TaskReleaser, WaitingTasks};
-use crate::delivery::republish::{Republisher, UnheardScan};
+use crate::delivery::receipts;
+use crate::delivery::relay::{self, Relay};
+use crate::delivery::republish::{self, Republisher};
 use crate::delivery::unheard::Unheard;
 use crate::domain::clock::Clock;
 use crate::forgery::reports::Forgeries;
@@ -46,11 +44,10 @@ use crate::ledger::patience::patiently;
 use crate::limits::Limits;
 use crate::limits::quotas::Quotas;
 use crate::observe::metrics::{self, Deployment};
-use crate::requests::expire::ExpiryWorker;
+use crate::requests::expire;
 use crate::state::AppState;
-use crate::tasks::open::OpenTasks;
-use crate::waiting::hub::{self, Hub, LedgerPoll, Listener, WaitLimits};
-use crate::workers::{End, run};
+use crate::tasks::open;
+use crate::waiting::hub::{self, Hub, Listener, WaitLimits};
 
 /// How long answers carry `Connection: close` and readiness is false before the listener is closed.
 /// Meanwhile the Gateway stops using its connections to this process. Part of `shutdown_seconds`.
@@ -110,8 +107,6 @@ impl Replica {
             call_permits: Arc::new(Semaphore::new(config.max_calls_under_way)),
             max_calls: config.max_calls_under_way,
             wait_permits: Arc::new(Semaphore::new(config.max_calls_under_way.div_ceil(4))),
-            receipts: Receipts::default(),
-            waiting_tasks: WaitingTasks::default(),
             decisions: KnownDecisions::default(),
             forgeries: Forgeries::default(),
             hub,
@@ -226,19 +221,10 @@ fn start_workers(
 ) -> anyhow::Result<JoinSet<()>> {
     let mut workers = JoinSet::new();
     let (ledger, clock) = (app.ledger.clone(), app.clock.clone());
-    let at_once = End::AtOnce(app.stopping.clone());
-    let after_round = End::AfterRound(app.stopping.clone());
-    let after_calls = End::AfterCalls(app.under_way.clone());
-    workers.spawn(run(RelayWorker::from(relay(app)), after_round.clone()));
-    let releaser = TaskReleaser {
-        waiting: app.waiting_tasks.clone(),
-        ledger: ledger.clone(),
-        clock: clock.clone(),
-    };
-    workers.spawn(run(releaser, at_once.clone()));
-    let receipts = ReceiptWriter { receipts: app.receipts.clone(), ledger: ledger.clone() };
-    workers.spawn(run(receipts, after_calls.clone()));
-    workers.spawn(run(ExpiryWorker(app.clone()), after_round.clone()));
+    let (stopping, under_way) = (app.stopping.clone(), app.under_way.clone());
+    workers.spawn(relay::run(relay(app), stopping.clone()));
+    workers.spawn(receipts::run(ledger.clone(), under_way.clone()));
+    workers.spawn(expire::run(app.clone()));
     let listener = Listener {
         hub: app.hub.clone(),
         courier: app.courier.clone(),
@@ -246,37 +232,29 @@ fn start_workers(
         clock: clock.clone(),
         watcher: app.watcher.clone(),
     };
-    workers.spawn(run(LedgerPoll::from(listener.clone()), at_once.clone()));
-    workers.spawn(hub::run(listener, app.stopping.clone()));
+    workers.spawn(hub::run(listener, stopping.clone()));
     let decisions = app.decisions.clone();
-    workers.spawn(watcher::run(ledger.clone(), decisions, unchecked, app.stopping.clone()));
-    // Only agents on Redis can miss a signal.
-    if matches!(app.courier, Courier::Redis(_)) {
-        let republisher = Republisher { sender: app.sender(), receipts: app.receipts.clone() };
-        workers.spawn(run(UnheardScan::from(republisher.clone()), at_once.clone()));
-        workers.spawn(run(republisher, at_once.clone()));
-    }
-    workers.spawn(run(Upkeep, after_round.clone()));
+    workers.spawn(watcher::run(ledger.clone(), decisions, unchecked, stopping.clone()));
+    let republisher = Republisher { sender: app.sender() };
+    workers.spawn(republish::run(republisher, stopping.clone()));
+    workers.spawn(metrics::run(stopping.clone()));
     if let Some(address) = config.metrics_address {
         workers.spawn(serve_metrics(app, address)?);
     }
-    let open_tasks = OpenTasks { ledger: ledger.clone(), clock: clock.clone() };
-    workers.spawn(run(open_tasks, after_round.clone()));
-    workers.spawn(run(AttemptWriter::new(ledger.clone(), refused_attempts), after_calls));
+    workers.spawn(open::run(ledger.clone(), clock.clone(), stopping.clone()));
+    workers.spawn(refused_attempts::run(ledger.clone(), under_way, refused_attempts));
     if let Some(url) = &config.audit_url {
         let sender = AuditSender::new(url).context("cannot feed the audit log")?;
-        let feed = AuditFeed { sender, ledger: ledger.clone(), clock: clock.clone() };
-        workers.spawn(run(feed, at_once));
+        workers.spawn(sender.run(ledger.clone(), clock.clone(), stopping.clone()));
     }
-    let retention = RetentionWorker { ledger, clock, retention: config.retention };
-    workers.spawn(run(retention, after_round));
+    workers.spawn(retention::run(ledger, clock, config.retention, stopping));
     Ok(workers)
 }
 
 /// The relay of a process.
 #[must_use]
 pub fn relay(app: &AppState) -> Relay {
-    Relay { sender: app.sender(), receipts: app.receipts.clone(), tasks: app.waiting_tasks.clone() }
+    Relay { sender: app.sender() }
 }
 
 /// A process may open only so many files, and every connection is one: raises that limit as far as

@@ -237,11 +237,12 @@ impl TestApp {
         self.post(who, "/aura/hitl/requests", asked.registration()).await
     }
 
-    /// Waits until what a request owes Redis is there, or need not be any more.
+    /// Waits until what a request owes Redis is there, or need not be any more, and its row says so.
     pub async fn settled(&self, request: &str) -> Record {
         eventually(async || {
             let record = self.record(request).await;
-            (record.delivery != Delivery::Owed).then_some(record)
+            let is_noted = !self.state.ledger.has_unwritten_receipt(&record);
+            (record.delivery != Delivery::Owed && is_noted).then_some(record)
         })
         .await
     }

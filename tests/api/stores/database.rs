@@ -92,3 +92,19 @@ on_all_stores! {
         assert_eq!(engines, expected);
     }
 }
+
+/// The engines' migrations had numbers of their own at first; since then a number means the same on
+/// both.
+#[test]
+fn migrations_of_both_engines_carry_the_same_numbers() {
+    let numbered = |engine: &str| {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/");
+        let files = std::fs::read_dir(format!("{folder}{engine}")).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        let mut names = names.filter(|name| name.as_str() >= "0014").collect::<Vec<_>>();
+        names.sort();
+        names
+    };
+    assert_eq!(numbered("postgres"), numbered("sqlite"));
+    assert!(numbered("postgres").len() > 10);
+}

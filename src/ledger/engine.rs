@@ -1,0 +1,388 @@
+//! Runs a statement with its values on whichever engine there is. Must not know tables.
+//!
+//! On Postgres every change is one statement that commits by itself, so that a client that vanishes
+//! leaves no transaction behind. What Postgres does in one statement, SQLite may do in several, in
+//! one transaction: see [`Statement::then`].
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::QueryAs;
+use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
+use sqlx::{Arguments as _, FromRow, Postgres, SqlSafeStr, SqlStr, Sqlite, query_as_with};
+use tokio::time::timeout;
+use tracing::Instrument as _;
+
+use super::connections::Connections;
+use super::error::{LedgerError, Result};
+use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
+use crate::observe::traces;
+
+/// Longest any call to the ledger takes: up to 1.9 s for a connection that has to be made, and what
+/// is left for its statements.
+pub const TIMEOUT: Duration = Duration::from_millis(2900);
+
+/// A value that is bound to a parameter. Each kind is typed even where there is no value: Postgres is
+/// told the type of every parameter.
+#[derive(Clone, Debug)]
+pub enum Value {
+    /// True or false.
+    Bool(bool),
+    /// A number of a column of 32 bits.
+    Small(i32),
+    /// A number.
+    Int(Option<i64>),
+    /// A text.
+    Text(Option<String>),
+    /// A moment.
+    Time(Option<DateTime<Utc>>),
+    /// Numbers: an array on Postgres, a JSON array on `SQLite`.
+    Ints(Vec<i64>),
+    /// Texts: an array on Postgres, a JSON array on `SQLite`.
+    Texts(Vec<String>),
+}
+
+/// The values of a statement, in the order of its parameters.
+macro_rules! values {
+    ($($value:expr),* $(,)?) => {
+        [$($crate::ledger::engine::Value::from($value)),*]
+    };
+}
+pub(super) use values;
+
+macro_rules! value_from {
+    ($($from:ty => $value:ident: $into:expr;)*) => {
+        $(impl From<$from> for Value {
+            fn from($value: $from) -> Self {
+                $into
+            }
+        })*
+    };
+}
+
+value_from! {
+    bool => value: Self::Bool(value);
+    i32 => value: Self::Small(value);
+    i64 => value: Self::Int(Some(value));
+    Option<i64> => value: Self::Int(value);
+    &str => value: Self::Text(Some(value.to_owned()));
+    &String => value: Self::Text(Some(value.clone()));
+    String => value: Self::Text(Some(value));
+    Option<&str> => value: Self::Text(value.map(str::to_owned));
+    Option<&String> => value: Self::Text(value.cloned());
+    Option<String> => value: Self::Text(value);
+    &RequestId => value: value.as_str().into();
+    &SessionId => value: value.as_str().into();
+    &TaskId => value: value.as_str().into();
+    &TenantId => value: value.as_str().into();
+    &UserId => value: value.as_str().into();
+    Option<&TaskId> => value: value.map(TaskId::as_str).into();
+    Option<&UserId> => value: value.map(UserId::as_str).into();
+    DateTime<Utc> => value: Self::Time(Some(value));
+    Option<DateTime<Utc>> => value: Self::Time(value);
+    &[i64] => value: Self::Ints(value.to_vec());
+    &[RequestId] => value: Self::Texts(value.iter().map(|id| id.as_str().to_owned()).collect());
+}
+
+/// A statement as each engine reads it.
+#[derive(Clone, Copy, Debug)]
+pub struct Statement {
+    name: &'static str,
+    postgres: &'static str,
+    sqlite: &'static str,
+    then: &'static [&'static str],
+}
+
+impl Statement {
+    /// One that reads the same on both. Traces call it by this name.
+    pub const fn new(name: &'static str, sql: &'static str) -> Self {
+        Self { name, postgres: sql, sqlite: sql, then: &[] }
+    }
+
+    /// What `SQLite` reads instead.
+    pub const fn on_sqlite(self, sqlite: &'static str) -> Self {
+        Self { sqlite, ..self }
+    }
+
+    /// What `SQLite` does after it, with the same values and in the same transaction, if it answered
+    /// a row.
+    pub const fn then(self, then: &'static [&'static str]) -> Self {
+        Self { then, ..self }
+    }
+
+    /// What traces call it.
+    pub const fn name(self) -> &'static str {
+        self.name
+    }
+
+    fn judge<T>(self, answer: Result<T>) -> Result<T> {
+        let is_read = self.postgres.starts_with("SELECT");
+        answer.map_err(|error| if is_read { error.of_a_read() } else { error })
+    }
+}
+
+/// What a row is read as, on either engine.
+pub trait Row:
+    for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin + 'static
+{
+}
+
+impl<T> Row for T where
+    T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin + 'static
+{
+}
+
+/// A database that values can be bound for.
+pub trait Binds: sqlx::Database {
+    /// Binds them.
+    fn bind(values: &[Value]) -> sqlx::Result<Self::Arguments>;
+}
+
+macro_rules! binds {
+    ($database:ty, $arguments:ty, $array:expr) => {
+        impl Binds for $database {
+            fn bind(values: &[Value]) -> sqlx::Result<$arguments> {
+                let mut arguments = <$arguments>::default();
+                for value in values {
+                    match value {
+                        Value::Bool(value) => arguments.add(*value),
+                        Value::Small(value) => arguments.add(*value),
+                        Value::Int(value) => arguments.add(*value),
+                        Value::Text(value) => arguments.add(value.clone()),
+                        Value::Time(value) => arguments.add(*value),
+                        Value::Ints(value) => arguments.add($array(value)),
+                        Value::Texts(value) => arguments.add($array(value)),
+                    }
+                    .map_err(sqlx::Error::Encode)?;
+                }
+                Ok(arguments)
+            }
+        }
+    };
+}
+
+fn as_json<T: Clone + Into<serde_json::Value>>(values: &[T]) -> String {
+    values.iter().cloned().collect::<serde_json::Value>().to_string()
+}
+
+binds!(Postgres, PgArguments, <[_]>::to_vec);
+binds!(Sqlite, SqliteArguments, as_json);
+
+/// A statement with its values, for whatever runs it.
+pub fn query<DB: Binds, R>(
+    sql: impl SqlSafeStr,
+    values: &[Value],
+) -> sqlx::Result<QueryAs<'static, DB, R, DB::Arguments>>
+where
+    DB::Arguments: sqlx::IntoArguments<DB>,
+    R: for<'r> FromRow<'r, DB::Row>,
+{
+    Ok(query_as_with(sql, DB::bind(values)?))
+}
+
+/// The database, and how to reach it.
+#[derive(Clone, Debug)]
+pub enum Database {
+    /// Shared by all replicas.
+    Postgres(Connections),
+    /// This process's own.
+    Sqlite(SqlitePool),
+}
+
+/// Runs statements; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    /// Where.
+    pub database: Database,
+    /// Whether writing has failed since it was last known to work. A full disk and a read-only file
+    /// answer every question, so whether rows can be written is asked of the last failure too.
+    write_failed: Arc<AtomicBool>,
+}
+
+impl Engine {
+    /// Runs statements there.
+    pub fn new(database: Database) -> Self {
+        Self { database, write_failed: Arc::default() }
+    }
+
+    /// Whether the last write that is known of failed because nothing can be written.
+    pub fn has_write_failed(&self) -> bool {
+        self.write_failed.load(Ordering::Relaxed)
+    }
+
+    /// A write succeeded.
+    pub fn write_succeeded(&self) {
+        self.write_failed.store(false, Ordering::Relaxed);
+    }
+
+    /// Does some work within [`TIMEOUT`], as a step of the call under way; notes what its answer says
+    /// about whether rows can be written.
+    pub async fn call<T>(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = sqlx::Result<T>>,
+    ) -> Result<T> {
+        match timeout(TIMEOUT, work).instrument(traces::step(name)).await {
+            Ok(answer) => Ok(answer.inspect_err(|error| self.note(error))?),
+            Err(_elapsed) => Err(LedgerError::OutcomeUnknown("no answer in time".to_owned())),
+        }
+    }
+
+    fn note(&self, error: &sqlx::Error) {
+        let code = error.as_database_error().and_then(DatabaseError::code).unwrap_or_default();
+        let says_so = match self.database {
+            // Read-only (25006), and out of disk, memory or other resources (53).
+            Database::Postgres(_) => code == "25006" || code.starts_with("53"),
+            // READONLY, IOERR, FULL, CANTOPEN.
+            Database::Sqlite(_) => {
+                code.parse::<u32>().is_ok_and(|code| [8, 10, 13, 14].contains(&(code & 0xff)))
+            }
+        };
+        if says_so {
+            self.write_failed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The row that a statement answers, if it does.
+    pub async fn fetch_optional<R: Row>(
+        &self,
+        statement: Statement,
+        values: &[Value],
+    ) -> Result<Option<R>> {
+        statement.judge(self.call(statement.name, self.optional(statement, values)).await)
+    }
+
+    /// The row that a statement always answers.
+    pub async fn fetch_one<R: Row>(&self, statement: Statement, values: &[Value]) -> Result<R> {
+        let one = async { self.optional(statement, values).await?.ok_or(sqlx::Error::RowNotFound) };
+        statement.judge(self.call(statement.name, one).await)
+    }
+
+    /// All rows that a statement answers.
+    pub async fn fetch_all<R: Row>(
+        &self,
+        statement: Statement,
+        values: &[Value],
+    ) -> Result<Vec<R>> {
+        statement.judge(self.call(statement.name, self.all(statement, values)).await)
+    }
+
+    /// Runs a statement; says how many rows it wrote.
+    pub async fn execute(&self, statement: Statement, values: &[Value]) -> Result<u64> {
+        let work = async {
+            match &self.database {
+                Database::Postgres(connections) => {
+                    let arguments = Postgres::bind(values)?;
+                    let query = sqlx::query_with(statement.postgres, arguments);
+                    Ok(query.execute(connections).await?.rows_affected())
+                }
+                Database::Sqlite(pool) => {
+                    let query = sqlx::query_with(statement.sqlite, Sqlite::bind(values)?);
+                    Ok(query.execute(pool).await?.rows_affected())
+                }
+            }
+        };
+        statement.judge(self.call(statement.name, work).await)
+    }
+
+    /// Runs a statement for many rows of values: on Postgres once, with a column of them as an array
+    /// for each parameter; on `SQLite` for each row, in one transaction.
+    pub async fn execute_many(&self, statement: Statement, rows: &[Vec<Value>]) -> Result<()> {
+        let work = async {
+            match &self.database {
+                Database::Postgres(connections) => {
+                    let query = sqlx::query_with(statement.postgres, columns(rows)?);
+                    query.execute(connections).await.map(drop)
+                }
+                Database::Sqlite(pool) => {
+                    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+                    for row in rows {
+                        let query = sqlx::query_with(statement.sqlite, Sqlite::bind(row)?);
+                        query.execute(&mut *transaction).await?;
+                    }
+                    transaction.commit().await
+                }
+            }
+        };
+        self.call(statement.name, work).await
+    }
+
+    /// As [`Self::fetch_optional`], within a call.
+    pub async fn optional<R: Row>(
+        &self,
+        statement: Statement,
+        values: &[Value],
+    ) -> sqlx::Result<Option<R>> {
+        match &self.database {
+            Database::Postgres(connections) => {
+                query(statement.postgres, values)?.fetch_optional(connections).await
+            }
+            Database::Sqlite(pool) if statement.then.is_empty() => {
+                query(statement.sqlite, values)?.fetch_optional(pool).await
+            }
+            Database::Sqlite(pool) => {
+                let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+                let first = query(statement.sqlite, values)?;
+                let row = first.fetch_optional(&mut *transaction).await?;
+                if row.is_some() {
+                    for sql in statement.then {
+                        let query = sqlx::query_with(*sql, Sqlite::bind(values)?);
+                        query.execute(&mut *transaction).await?;
+                    }
+                }
+                transaction.commit().await?;
+                Ok(row)
+            }
+        }
+    }
+
+    /// As [`Self::fetch_all`], within a call.
+    pub async fn all<R: Row>(
+        &self,
+        statement: Statement,
+        values: &[Value],
+    ) -> sqlx::Result<Vec<R>> {
+        let sql = match &self.database {
+            Database::Postgres(_) => statement.postgres,
+            Database::Sqlite(_) => statement.sqlite,
+        };
+        self.all_of(sql.into_sql_str(), values).await
+    }
+
+    /// As [`Self::all`], of a statement that was put together for this call.
+    pub async fn all_of<R: Row>(&self, sql: SqlStr, values: &[Value]) -> sqlx::Result<Vec<R>> {
+        match &self.database {
+            Database::Postgres(connections) => query(sql, values)?.fetch_all(connections).await,
+            Database::Sqlite(pool) => query(sql, values)?.fetch_all(pool).await,
+        }
+    }
+}
+
+/// The columns of these rows, each as an array.
+fn columns(rows: &[Vec<Value>]) -> sqlx::Result<PgArguments> {
+    let mut arguments = PgArguments::default();
+    for number in 0..rows.first().map_or(0, Vec::len) {
+        let column = || rows.iter().filter_map(|row| row.get(number));
+        let (mut ints, mut texts, mut times) = (Vec::new(), Vec::new(), Vec::new());
+        for value in column() {
+            match value {
+                Value::Int(value) => ints.push(*value),
+                Value::Text(value) => texts.push(value.clone()),
+                Value::Time(value) => times.push(*value),
+                _ => return Err(sqlx::Error::Encode("no arrays of these are bound".into())),
+            }
+        }
+        match column().next() {
+            Some(Value::Int(_)) => arguments.add(ints),
+            Some(Value::Time(_)) => arguments.add(times),
+            _ => arguments.add(texts),
+        }
+        .map_err(sqlx::Error::Encode)?;
+    }
+    Ok(arguments)
+}

@@ -1,0 +1,426 @@
+//! Requests: the row as it is read, and every question about it. Each row is read with its receipt.
+
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+use const_format::formatcp;
+
+use super::connect::Ledger;
+use super::engine::{Statement, Value, values};
+use super::error::{LedgerError, Result};
+use crate::domain::approver::{Caller, Role};
+use crate::domain::decision::{Decision, State, Verdict};
+use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
+use crate::domain::record::{Delivery, Record};
+use crate::domain::request::Origin;
+
+/// The columns of a request that are read back, and those that its task follows. Never `*`: that
+/// fails in statements that are prepared while a later release adds a column.
+pub(super) const REQUEST_COLUMNS: &str = "\
+    request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint, content_hash,
+    document, task_id, owns_task, created_at, expires_at, status, decided_by, decided_at, reason,
+    delivery, owed_since, listeners, sent_to, sent_at, outcome, settled_at, acted_at";
+
+/// A row of `hitl_request`, as far as it is read back.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct RequestRow {
+    request_id: String,
+    origin: String,
+    tenant_id: String,
+    session_id: String,
+    user_id: Option<String>,
+    fingerprint: String,
+    content_hash: String,
+    document: String,
+    task_id: String,
+    created_at: DateTime<Utc>,
+    expires_at: DateTime<Utc>,
+    status: String,
+    decided_by: Option<String>,
+    decided_at: Option<DateTime<Utc>>,
+    reason: Option<String>,
+    delivery: String,
+    owed_since: DateTime<Utc>,
+    listeners: Option<i64>,
+    sent_to: Option<String>,
+    sent_at: Option<DateTime<Utc>>,
+    outcome: Option<i64>,
+    settled_at: Option<DateTime<Utc>>,
+    acted_at: Option<DateTime<Utc>>,
+    /// Only a write answers it.
+    #[sqlx(default)]
+    pub(super) task_status: Option<String>,
+}
+
+impl RequestRow {
+    fn into_record(self) -> Result<Record> {
+        let odd =
+            |what: &str| LedgerError::Inconsistent(format!("a request's {what} is not valid"));
+        let decided = |verdict| -> Result<State> {
+            let by = self.decided_by.clone().and_then(|by| UserId::parse(by).ok());
+            let by = by.ok_or_else(|| odd("decided_by"))?;
+            let at = self.decided_at.ok_or_else(|| odd("decided_at"))?;
+            Ok(State::Decided(Decision { verdict, by, at }))
+        };
+        let state = match self.status.as_str() {
+            "pending" => State::Pending,
+            "approved" => decided(Verdict::Approve)?,
+            "rejected" => {
+                let reason = self.reason.clone().ok_or_else(|| odd("reason"))?;
+                decided(Verdict::Reject { reason })?
+            }
+            "expired" => State::Expired,
+            "cancelled" => State::Cancelled,
+            _ => return Err(odd("status")),
+        };
+        Ok(Record {
+            id: RequestId::parse(self.request_id).map_err(|_invalid| odd("request_id"))?,
+            origin: if self.origin == "http" { Origin::Http } else { Origin::Redis },
+            session: SessionId::parse(self.session_id).map_err(|_invalid| odd("session_id"))?,
+            tenant: TenantId::parse(self.tenant_id).map_err(|_invalid| odd("tenant_id"))?,
+            user: self.user_id.map(UserId::parse).transpose().map_err(|_invalid| odd("user_id"))?,
+            fingerprint: self.fingerprint,
+            content_hash: self.content_hash,
+            document: self.document,
+            task: TaskId::parse(self.task_id).map_err(|_invalid| odd("task_id"))?,
+            created_at: self.created_at,
+            expires_at: self.expires_at,
+            state,
+            delivery: match self.delivery.as_str() {
+                "owed" => Delivery::Owed,
+                "sent" => Delivery::Sent,
+                _ => Delivery::Superseded,
+            },
+            owed_since: self.owed_since,
+            listeners: self.listeners,
+            replication_id: self.sent_to,
+            sent_at: self.sent_at,
+            sequence: self.outcome,
+            closed_at: self.settled_at,
+            acted_at: self.acted_at,
+        })
+    }
+}
+
+/// What is still to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct Backlog {
+    /// Deliveries owed.
+    pub owed: i64,
+    /// Since when the first of them is.
+    pub owed_since: Option<DateTime<Utc>>,
+    /// Pending requests.
+    pub pending: i64,
+    /// When the first of them was made.
+    pub pending_since: Option<DateTime<Utc>>,
+}
+
+impl Ledger {
+    /// A row as the rest of the service knows it, up to what is known of its delivery. Reading it
+    /// began then.
+    pub(super) fn record(&self, row: RequestRow, began: Instant) -> Result<Record> {
+        let mut record = row.into_record()?;
+        self.receipts.apply(&mut record, began);
+        Ok(record)
+    }
+
+    /// The request that a statement answers, if it does.
+    pub(super) async fn request(
+        &self,
+        statement: Statement,
+        values: &[Value],
+    ) -> Result<Option<Record>> {
+        let began = Instant::now();
+        let row = self.engine.fetch_optional(statement, values).await?;
+        row.map(|row| self.record(row, began)).transpose()
+    }
+
+    /// The requests that a statement answers.
+    pub(super) async fn requests(
+        &self,
+        statement: Statement,
+        values: &[Value],
+    ) -> Result<Vec<Record>> {
+        let began = Instant::now();
+        let rows = self.engine.fetch_all(statement, values).await?;
+        rows.into_iter().map(|row| self.record(row, began)).collect()
+    }
+
+    /// The tenant's request of this id.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn find_request(&self, tenant: &TenantId, id: &RequestId) -> Result<Option<Record>> {
+        self.request(FIND, &values![tenant, id]).await
+    }
+
+    /// The request of Redis with this id, whosever it is: its key belongs to one tenant only.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn find_request_of_redis(&self, id: &RequestId) -> Result<Option<Record>> {
+        const FIND_OF_REDIS: Statement = Statement::new(
+            "ledger.find_request_of_redis",
+            formatcp!(
+                "SELECT {REQUEST_COLUMNS} FROM hitl_request
+                  WHERE request_id = $1 AND origin = 'redis'"
+            ),
+        );
+        self.request(FIND_OF_REDIS, &values![id]).await
+    }
+
+    /// The newest request of Redis that is known in a session, whichever tenant's it is: Redis has
+    /// one key for a session.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn newest_of_redis(&self, session: &SessionId) -> Result<Option<Record>> {
+        const NEWEST: Statement = Statement::new(
+            "ledger.newest_of_redis",
+            formatcp!(
+                "SELECT {REQUEST_COLUMNS} FROM hitl_request
+                  WHERE session_id = $1 AND origin <> 'http'
+                  ORDER BY created_at DESC, owed_since DESC LIMIT 1"
+            ),
+        );
+        self.request(NEWEST, &values![session]).await
+    }
+
+    /// Whether the ledger knows a request of Redis in this session that is another tenant's and was
+    /// made since then.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn is_shared(
+        &self,
+        session: &SessionId,
+        tenant: &TenantId,
+        since: DateTime<Utc>,
+    ) -> Result<bool> {
+        const IS_SHARED: Statement = Statement::new(
+            "ledger.is_shared",
+            "SELECT (SELECT MAX(created_at) FROM hitl_request
+                      WHERE session_id = $1 AND origin <> 'http'
+                        AND created_at <= 'infinity' AND created_at > $3
+                        AND tenant_id <> $2) IS NOT NULL",
+        );
+        let (is_shared,) =
+            self.engine.fetch_one(IS_SHARED, &values![session, tenant, since]).await?;
+        Ok(is_shared)
+    }
+
+    /// What was decided of these requests of Redis, each with its session; those that nobody has
+    /// decided are left out.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn decisions_of(
+        &self,
+        ids: &[RequestId],
+    ) -> Result<Vec<(RequestId, SessionId, Decision)>> {
+        type Row = (String, String, String, String, DateTime<Utc>, Option<String>);
+        const COLUMNS: &str = "request_id, session_id, status, decided_by, decided_at, reason";
+        const DECISIONS: Statement = Statement::new(
+            "ledger.decisions_of",
+            formatcp!(
+                "SELECT {COLUMNS} FROM hitl_request
+                  WHERE request_id = ANY($1) AND origin = 'redis' AND decided_at IS NOT NULL"
+            ),
+        )
+        .on_sqlite(formatcp!(
+            "SELECT {COLUMNS} FROM hitl_request
+              WHERE request_id IN (SELECT value FROM json_each($1)) AND origin = 'redis'
+                AND decided_at IS NOT NULL"
+        ));
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = self.engine.fetch_all(DECISIONS, &values![ids]).await?;
+        let readable = |(id, session, status, by, at, reason): Row| {
+            let verdict = match (&*status, reason) {
+                ("approved", None) => Verdict::Approve,
+                ("rejected", Some(reason)) => Verdict::Reject { reason },
+                _ => return None,
+            };
+            let by = UserId::parse(by).ok()?;
+            let (id, session) = (RequestId::parse(id).ok()?, SessionId::parse(session).ok()?);
+            Some((id, session, Decision { verdict, by, at }))
+        };
+        Ok(rows.into_iter().filter_map(readable).collect())
+    }
+
+    /// Where in a trace a request was written or decided last, if that was traced.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn trace_parent(&self, tenant: &TenantId, id: &RequestId) -> Result<Option<String>> {
+        const TRACE_PARENT: Statement = Statement::new(
+            "ledger.trace_parent",
+            "SELECT trace_parent FROM hitl_request WHERE tenant_id = $1 AND request_id = $2",
+        );
+        let (trace_parent,) = self.engine.fetch_one(TRACE_PARENT, &values![tenant, id]).await?;
+        Ok(trace_parent)
+    }
+
+    /// Up to `limit` pending requests whose time is over, the longest first.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn overdue(
+        &self,
+        now: DateTime<Utc>,
+        limit: i64,
+    ) -> Result<Vec<(TenantId, RequestId)>> {
+        const OVERDUE: Statement = Statement::new(
+            "ledger.overdue",
+            "SELECT tenant_id, request_id FROM hitl_request
+              WHERE status = 'pending' AND decided_at IS NULL
+                AND expires_at >= '-infinity' AND expires_at <= $1
+              ORDER BY expires_at LIMIT $2",
+        );
+        let rows = self.engine.fetch_all(OVERDUE, &values![now, limit]).await?;
+        let readable = |(tenant, id): (String, String)| {
+            Some((TenantId::parse(tenant).ok()?, RequestId::parse(id).ok()?))
+        };
+        Ok(rows.into_iter().filter_map(readable).collect())
+    }
+
+    /// Notes that the agent has acted on an outcome; the first time counts. `None` when the tenant
+    /// has no such request, it is pending, or it is another's and the caller no admin.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer; noting it again is safe.
+    pub async fn acknowledge(
+        &self,
+        caller: &Caller,
+        id: &RequestId,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Record>> {
+        const ACKNOWLEDGE: Statement = Statement::new(
+            "ledger.acknowledge",
+            formatcp!(
+                "UPDATE hitl_request SET acted_at = COALESCE(acted_at, $3)
+                  WHERE request_id = $1 AND tenant_id = $2 AND status <> 'pending'
+                    AND (user_id = $4 OR $5)
+                  RETURNING {REQUEST_COLUMNS}"
+            ),
+        );
+        let tenant = &caller.tenant;
+        let is_admin = caller.role == Role::Admin;
+        let record =
+            self.request(ACKNOWLEDGE, &values![id, tenant, now, &caller.user, is_admin]).await?;
+        if record.as_ref().is_some_and(Record::is_approved) {
+            // Acknowledging again does this again.
+            self.complete_acted_task(tenant, id, now).await?;
+        }
+        Ok(record)
+    }
+
+    /// Notes that the agent of an approved registered request asked for the decision. The first time
+    /// counts.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn note_asked(
+        &self,
+        tenant: &TenantId,
+        user: &UserId,
+        id: &RequestId,
+        now: DateTime<Utc>,
+    ) -> Result<()> {
+        const NOTE_ASKED: Statement = Statement::new(
+            "ledger.note_asked",
+            "UPDATE hitl_request SET heard_at = $3
+              WHERE request_id = $1 AND tenant_id = $2 AND origin = 'http' AND user_id = $4
+                AND status = 'approved' AND heard_at IS NULL",
+        );
+        self.engine.execute(NOTE_ASKED, &values![id, tenant, now, user]).await.map(drop)
+    }
+
+    /// Up to `limit` outcomes of a session with numbers above `after`, in their order, but for those
+    /// of agents on Redis that had moved on. With `open_since`, only those settled since then on which
+    /// no agent says to have acted.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn outcomes(
+        &self,
+        tenant: &TenantId,
+        session: &SessionId,
+        after: i64,
+        open_since: Option<DateTime<Utc>>,
+        limit: i64,
+    ) -> Result<Vec<Record>> {
+        const OUTCOMES: Statement = Statement::new(
+            "ledger.outcomes",
+            formatcp!(
+                "SELECT {REQUEST_COLUMNS} FROM hitl_request
+                  WHERE tenant_id = $1 AND session_id = $2 AND outcome > $3
+                    AND (delivery <> 'superseded' OR origin = 'http')
+                    AND ($4 IS NULL OR (acted_at IS NULL AND settled_at > $4))
+                  ORDER BY outcome LIMIT $5"
+            ),
+        );
+        self.requests(OUTCOMES, &values![tenant, session, after, open_since, limit]).await
+    }
+
+    /// The number of a session's last outcome; 0 without any.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn last_outcome(&self, tenant: &TenantId, session: &SessionId) -> Result<i64> {
+        const LAST_OUTCOME: Statement = Statement::new(
+            "ledger.last_outcome",
+            "SELECT COALESCE(MAX(outcome), 0) FROM hitl_request
+              WHERE tenant_id = $1 AND session_id = $2",
+        );
+        let (last,) = self.engine.fetch_one(LAST_OUTCOME, &values![tenant, session]).await?;
+        Ok(last)
+    }
+
+    /// What was settled since then, of all tenants, each with its session.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn settled_since(&self, since: DateTime<Utc>) -> Result<Vec<(SessionId, String)>> {
+        const SETTLED: Statement = Statement::new(
+            "ledger.settled_since",
+            "SELECT session_id, tenant_id || '/' || request_id FROM hitl_request
+              WHERE settled_at <= 'infinity' AND settled_at > $1
+              ORDER BY settled_at DESC LIMIT 10000",
+        );
+        let rows = self.engine.fetch_all(SETTLED, &values![since]).await?;
+        let readable =
+            |(session, request): (String, String)| Some((SessionId::parse(session).ok()?, request));
+        Ok(rows.into_iter().filter_map(readable).collect())
+    }
+
+    /// What is still to do, of all tenants.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn backlog(&self) -> Result<Backlog> {
+        const BACKLOG: Statement = Statement::new(
+            "ledger.backlog",
+            "SELECT owed.number AS owed, owed.since AS owed_since,
+                    pending.number AS pending, pending.since AS pending_since
+               FROM (SELECT COUNT(*) AS number, MIN(owed_since) AS since
+                       FROM (SELECT owed_since FROM hitl_request
+                              WHERE delivery = 'owed' AND due_at >= '-infinity'
+                              ORDER BY due_at LIMIT 10000) AS bounded) owed,
+                    (SELECT COUNT(*) AS number, MIN(created_at) AS since
+                       FROM (SELECT created_at FROM hitl_request
+                              WHERE status = 'pending' AND decided_at IS NULL
+                              ORDER BY expires_at LIMIT 10000) AS bounded) pending",
+        );
+        self.engine.fetch_one(BACKLOG, &[]).await
+    }
+}
+
+/// The tenant's request of an id.
+pub(super) const FIND: Statement = Statement::new(
+    "ledger.find_request",
+    formatcp!(
+        "SELECT {REQUEST_COLUMNS} FROM hitl_request WHERE tenant_id = $1 AND request_id = $2"
+    ),
+);

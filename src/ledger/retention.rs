@@ -1,0 +1,177 @@
+//! What is old is deleted, in batches, under a policy. Replicas that purge at once take other rows
+//! each.
+
+use chrono::{DateTime, Utc};
+use const_format::formatcp;
+
+use super::connect::Ledger;
+use super::connections::Unpooled;
+use super::engine::{Database, Statement, query, values};
+use super::error::Result;
+use super::export::reader;
+
+impl Ledger {
+    /// Deletes up to `limit` requests that were settled before then, and whose signals went out
+    /// before then; says how many. Of what is gone the ledger remembers the highest number of an
+    /// outcome, and which tasks were ours.
+    ///
+    /// # Errors
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer; purging again is safe.
+    pub async fn purge_requests(&self, before: DateTime<Utc>, limit: i64) -> Result<u64> {
+        let (purged,): (i64,) =
+            self.engine.fetch_one(PURGE_REQUESTS, &values![before, limit]).await?;
+        Ok(u64::try_from(purged).unwrap_or(0))
+    }
+
+    /// Deletes up to `limit` completed and failed tasks that nobody has touched since then and whose
+    /// requests are neither pending nor owed; says how many.
+    ///
+    /// # Errors
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer; purging again is safe.
+    pub async fn purge_tasks(&self, before: DateTime<Utc>, limit: i64) -> Result<u64> {
+        let (purged,): (i64,) = self.engine.fetch_one(PURGE_TASKS, &values![before, limit]).await?;
+        Ok(u64::try_from(purged).unwrap_or(0))
+    }
+
+    /// Deletes up to `limit` refused attempts from before then; says how many.
+    ///
+    /// # Errors
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer; purging again is safe.
+    pub async fn purge_refused_attempts(&self, before: DateTime<Utc>, limit: i64) -> Result<u64> {
+        self.engine.execute(PURGE_REFUSED_ATTEMPTS, &values![before, limit]).await
+    }
+
+    /// How many requests, refused attempts and tasks the purges would delete in all, without a limit;
+    /// none without an age.
+    ///
+    /// # Errors
+    /// [`sqlx::Error`], for whoever operates the service.
+    pub async fn count_old(
+        &self,
+        requests: Option<DateTime<Utc>>,
+        tasks: Option<DateTime<Utc>>,
+    ) -> sqlx::Result<[u64; 3]> {
+        let counting =
+            [(COUNT_REQUESTS, requests), (COUNT_REFUSED_ATTEMPTS, requests), (COUNT_TASKS, tasks)];
+        let mut reader = match &self.engine.database {
+            Database::Postgres(connections) => Some(reader(connections).await?),
+            Database::Sqlite(_) => None,
+        };
+        let mut counts = [0; 3];
+        for (count, (sql, before)) in counts.iter_mut().zip(counting) {
+            let values = values![before, i64::MAX];
+            let (old,): (i64,) = match (&self.engine.database, &mut reader) {
+                (Database::Sqlite(pool), _) => query(sql, &values)?.fetch_one(pool).await?,
+                (_, Some(reader)) => query(sql, &values)?.fetch_one(Unpooled(reader)).await?,
+                (_, None) => continue,
+            };
+            *count = u64::try_from(old).unwrap_or(0);
+        }
+        Ok(counts)
+    }
+}
+
+/// Closed requests whose end lies before $1, a batch of $2: neither pending, nor owed, nor signalled
+/// since then.
+const OLD_REQUESTS: &str = "\
+    SELECT tenant_id, request_id, task_id, owns_task, outcome FROM hitl_request
+     WHERE settled_at >= '-infinity' AND settled_at < $1
+       AND COALESCE(sent_at, settled_at) < $1 AND status <> 'pending' AND delivery <> 'owed'
+     ORDER BY settled_at, tenant_id, request_id LIMIT $2";
+
+/// Refused attempts from before $1, a batch of $2.
+const OLD_REFUSED_ATTEMPTS: &str = "\
+    SELECT attempt_id FROM hitl_refused_attempt
+     WHERE attempted_at >= '-infinity' AND attempted_at < $1
+     ORDER BY attempted_at, attempt_id LIMIT $2";
+
+/// Completed and failed tasks that nobody has touched since $1, a batch of $2; but for those whose
+/// requests are still under way. NOT EXISTS would become a join with all of them, too.
+const OLD_TASKS: &str = "\
+    SELECT t.tenant_id, t.task_id FROM agent_task t
+     WHERE t.status IN ('COMPLETED', 'FAILED')
+       AND t.updated_at >= '-infinity' AND t.updated_at < $1
+       AND (
+           SELECT MAX(r.request_id) FROM hitl_request r
+            WHERE r.task_id = t.task_id AND r.tenant_id IS NOT DISTINCT FROM t.tenant_id
+              AND (r.status = 'pending' OR r.delivery = 'owed')
+       ) IS NULL
+     ORDER BY t.updated_at, t.tenant_id, t.task_id LIMIT $2";
+
+const COUNT_REQUESTS: &str = formatcp!("SELECT COUNT(*) FROM ({OLD_REQUESTS}) AS old");
+const COUNT_REFUSED_ATTEMPTS: &str =
+    formatcp!("SELECT COUNT(*) FROM ({OLD_REFUSED_ATTEMPTS}) AS old");
+const COUNT_TASKS: &str = formatcp!("SELECT COUNT(*) FROM ({OLD_TASKS}) AS old");
+
+/// Remembers the highest number among the outcomes that go.
+const REMEMBER_OUTCOMES: &str = "\
+    UPDATE purged_outcome SET highest = (SELECT MAX(outcome) FROM gone)
+     WHERE highest < (SELECT MAX(outcome) FROM gone)";
+
+/// Remembers which tasks were ours, in one order for all, so that no two purges wait for each other.
+/// Each task is looked up by itself: `IN` would become a join with all tasks.
+const REMEMBER_OWNED: &str = "\
+    INSERT INTO owned_task (tenant_id, task_id)
+     SELECT DISTINCT tenant_id, task_id FROM gone
+      WHERE owns_task AND (
+          SELECT t.task_id FROM agent_task t
+           WHERE t.tenant_id = gone.tenant_id AND t.task_id = gone.task_id
+      ) IS NOT NULL
+      ORDER BY tenant_id, task_id ON CONFLICT DO NOTHING";
+
+const PURGE_REQUESTS: Statement = Statement::new(
+    "ledger.purge_requests",
+    formatcp!(
+        "WITH old AS MATERIALIZED ({OLD_REQUESTS} FOR UPDATE SKIP LOCKED), gone AS (
+            DELETE FROM hitl_request
+             WHERE (tenant_id, request_id) IN (SELECT tenant_id, request_id FROM old)
+            RETURNING tenant_id, task_id, owns_task, outcome
+         ), numbers AS ({REMEMBER_OUTCOMES}), tasks AS ({REMEMBER_OWNED})
+         SELECT COUNT(*) FROM gone"
+    ),
+)
+.on_sqlite(COUNT_REQUESTS)
+.then(&[
+    formatcp!("WITH gone AS ({OLD_REQUESTS}) {REMEMBER_OUTCOMES}"),
+    formatcp!("WITH gone AS ({OLD_REQUESTS}) {REMEMBER_OWNED}"),
+    formatcp!(
+        "WITH old AS ({OLD_REQUESTS}) DELETE FROM hitl_request
+          WHERE (tenant_id, request_id) IN (SELECT tenant_id, request_id FROM old)"
+    ),
+]);
+
+/// A row of `owned_task` without a tenant is an older release's. Each row is looked up by itself: a
+/// join would read the whole table.
+const PURGE_TASKS: Statement = Statement::new(
+    "ledger.purge_tasks",
+    formatcp!(
+        "WITH old AS MATERIALIZED ({OLD_TASKS} FOR UPDATE SKIP LOCKED), gone AS (
+            DELETE FROM agent_task
+             WHERE (tenant_id, task_id) IN (SELECT tenant_id, task_id FROM old)
+            RETURNING tenant_id, task_id
+         ), forgotten AS (
+            DELETE FROM owned_task WHERE ctid = ANY(ARRAY(
+                SELECT (SELECT o.ctid FROM owned_task o
+                         WHERE o.tenant_id IN (gone.tenant_id, '') AND o.task_id = gone.task_id
+                         LIMIT 1)
+                  FROM gone
+            ))
+         ) SELECT COUNT(*) FROM gone"
+    ),
+)
+.on_sqlite(COUNT_TASKS)
+.then(&[
+    formatcp!("DELETE FROM owned_task WHERE (tenant_id, task_id) IN ({OLD_TASKS})"),
+    formatcp!("DELETE FROM agent_task WHERE (tenant_id, task_id) IN ({OLD_TASKS})"),
+]);
+
+const PURGE_REFUSED_ATTEMPTS: Statement = Statement::new(
+    "ledger.purge_refused_attempts",
+    formatcp!(
+        "DELETE FROM hitl_refused_attempt
+          WHERE attempt_id IN ({OLD_REFUSED_ATTEMPTS} FOR UPDATE SKIP LOCKED)"
+    ),
+)
+.on_sqlite(formatcp!(
+    "DELETE FROM hitl_refused_attempt WHERE attempt_id IN ({OLD_REFUSED_ATTEMPTS})"
+));

@@ -1,0 +1,307 @@
+//! Tasks: those that agents keep, and those that we make for requests.
+
+use chrono::{DateTime, Utc};
+use const_format::formatcp;
+use sqlx::{AssertSqlSafe, SqlSafeStr as _};
+
+use super::connect::Ledger;
+use super::engine::{Statement, values};
+use super::error::{LedgerError, Result};
+use crate::domain::ids::{RequestId, TaskId, TenantId, UserId};
+use crate::domain::task::{Task, TaskFilter, TaskStatus};
+
+/// Most tasks that a list counts one by one; see [`Ledger::list_tasks`].
+pub const COUNTED_TASKS: i64 = 10_000;
+
+/// The columns of a task.
+const TASK_COLUMNS: &str = "\
+    task_id, user_id, tenant_id, task_type, status, progress, description, input_data,
+    result_data, plan_steps, hitl_request_id, error_message, started_at, completed_at,
+    created_at, updated_at";
+
+/// A row of `agent_task`.
+#[derive(Debug, sqlx::FromRow)]
+struct TaskRow {
+    task_id: String,
+    user_id: String,
+    tenant_id: String,
+    task_type: String,
+    status: String,
+    progress: i32,
+    description: Option<String>,
+    input_data: Option<String>,
+    result_data: Option<String>,
+    plan_steps: String,
+    hitl_request_id: Option<String>,
+    error_message: Option<String>,
+    started_at: Option<DateTime<Utc>>,
+    completed_at: Option<DateTime<Utc>>,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+impl TaskRow {
+    fn into_task(self) -> Result<Task> {
+        let odd = |what: &str| LedgerError::Inconsistent(format!("a task's {what} is not valid"));
+        Ok(Task {
+            id: TaskId::parse(self.task_id).map_err(|_invalid| odd("task_id"))?,
+            user: UserId::parse(self.user_id).map_err(|_invalid| odd("user_id"))?,
+            tenant: TenantId::parse(self.tenant_id).map_err(|_invalid| odd("tenant_id"))?,
+            task_type: self.task_type,
+            status: TaskStatus::parse(&self.status).ok_or_else(|| odd("status"))?,
+            progress: self.progress,
+            description: self.description,
+            input_data: self.input_data,
+            result_data: self.result_data,
+            plan_steps: self.plan_steps,
+            hitl_request_id: self.hitl_request_id.and_then(|id| RequestId::parse(id).ok()),
+            error_message: self.error_message,
+            started_at: self.started_at,
+            completed_at: self.completed_at,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+        })
+    }
+}
+
+impl Ledger {
+    /// Adds a task.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn insert_task(&self, task: &Task) -> Result<()> {
+        const INSERT_TASK: Statement = Statement::new(
+            "ledger.insert_task",
+            "INSERT INTO agent_task (
+                task_id, user_id, tenant_id, task_type, status, progress, description,
+                input_data, plan_steps, created_at, updated_at
+             ) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        );
+        let values = values![
+            &task.id,
+            &task.user,
+            &task.tenant,
+            &task.task_type,
+            task.status.as_str(),
+            task.progress,
+            task.description.as_ref(),
+            task.input_data.as_ref(),
+            &task.plan_steps,
+            task.created_at,
+            task.updated_at,
+        ];
+        self.engine.execute(INSERT_TASK, &values).await.map(drop)
+    }
+
+    /// A tenant's task.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn find_task(&self, tenant: &TenantId, id: &TaskId) -> Result<Option<Task>> {
+        const FIND_TASK: Statement = Statement::new(
+            "ledger.find_task",
+            formatcp!(
+                "SELECT {TASK_COLUMNS} FROM agent_task WHERE task_id = $1 AND tenant_id = $2"
+            ),
+        );
+        let row = self.engine.fetch_optional(FIND_TASK, &values![id, tenant]).await?;
+        row.map(TaskRow::into_task).transpose()
+    }
+
+    /// Writes a task over what it was; `false` when it is not that any more.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn replace_task(&self, before: &Task, after: &Task) -> Result<bool> {
+        const REPLACE_TASK: Statement = Statement::new(
+            "ledger.replace_task",
+            "UPDATE agent_task
+                SET status = $5, progress = $6, description = $7, result_data = $8,
+                    plan_steps = $9, error_message = $10, started_at = $11,
+                    completed_at = $12, updated_at = $13
+              WHERE tenant_id = $14 AND task_id = $1 AND updated_at = $2 AND status = $3
+                AND plan_steps = $4",
+        );
+        let values = values![
+            &before.id,
+            before.updated_at,
+            before.status.as_str(),
+            &before.plan_steps,
+            after.status.as_str(),
+            after.progress,
+            after.description.as_ref(),
+            after.result_data.as_ref(),
+            &after.plan_steps,
+            after.error_message.as_ref(),
+            after.started_at,
+            after.completed_at,
+            after.updated_at,
+            &before.tenant,
+        ];
+        Ok(self.engine.execute(REPLACE_TASK, &values).await? == 1)
+    }
+
+    /// Lets a task go on that waits for nothing any more.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer; the task's next step lets it go on, too.
+    pub async fn release_task(
+        &self,
+        tenant: &TenantId,
+        task: &TaskId,
+        now: DateTime<Utc>,
+    ) -> Result<bool> {
+        const RELEASE_TASK: Statement = Statement::new(
+            "ledger.release_task",
+            "UPDATE agent_task
+                SET status = 'IN_PROGRESS'
+              WHERE task_id = $1 AND tenant_id = $3 AND status = 'WAITING_APPROVAL'
+                AND (
+                    SELECT MAX(o.request_id) FROM hitl_request o
+                     WHERE o.task_id = $1 AND o.tenant_id IS NOT DISTINCT FROM $3
+                       AND o.status = 'pending' AND o.expires_at > $2
+                ) IS NULL",
+        );
+        Ok(self.engine.execute(RELEASE_TASK, &values![task, now, tenant]).await? == 1)
+    }
+
+    /// Completes the task that we made for an approved request whose agent has acted.
+    pub(super) async fn complete_acted_task(
+        &self,
+        tenant: &TenantId,
+        id: &RequestId,
+        now: DateTime<Utc>,
+    ) -> Result<()> {
+        const COMPLETE_TASK: Statement = Statement::new(
+            "ledger.complete_acted_task",
+            "UPDATE agent_task
+                SET status = 'COMPLETED', progress = 100, completed_at = $3,
+                    updated_at = CASE WHEN updated_at > $3 THEN updated_at ELSE $3 END
+              WHERE status = 'IN_PROGRESS' AND tenant_id = $2 AND task_id = (
+                  SELECT task_id FROM hitl_request
+                   WHERE request_id = $1 AND tenant_id = $2 AND status = 'approved'
+                     AND owns_task AND acted_at IS NOT NULL
+              )",
+        );
+        self.engine.execute(COMPLETE_TASK, &values![id, tenant, now]).await.map(drop)
+    }
+
+    /// Closes up to `limit` tasks that we made for requests that were approved and signalled before
+    /// then, and that nobody has reported on; says how many requests that were.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer; doing it again is safe.
+    pub async fn close_open_tasks(
+        &self,
+        before: DateTime<Utc>,
+        limit: i64,
+        now: DateTime<Utc>,
+    ) -> Result<u64> {
+        let values = values![before, limit, now];
+        let (closed,): (i64,) = self.engine.fetch_one(CLOSE_OPEN_TASKS, &values).await?;
+        Ok(u64::try_from(closed).unwrap_or(0))
+    }
+
+    /// One page of tasks, newest first, and how many there are in all: exact up to
+    /// [`COUNTED_TASKS`], else the least that there can be, so that listing takes no longer with a
+    /// million tasks than with ten.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn list_tasks(&self, filter: &TaskFilter) -> Result<(Vec<Task>, u64)> {
+        // Put together for each call, so that each combination has a plan of its own.
+        let mut which = vec!["tenant_id = $1".to_owned()];
+        let mut values = values![&filter.tenant].to_vec();
+        let filters = [
+            ("user_id", filter.user.as_ref().map(UserId::as_str)),
+            ("status", filter.status.map(TaskStatus::as_str)),
+        ];
+        for (column, value) in filters {
+            if let Some(value) = value {
+                values.push(value.into());
+                which.push(format!("{column} = ${}", values.len()));
+            }
+        }
+        let which = which.join(" AND ");
+        let order = "ORDER BY created_at DESC, task_id DESC";
+        let (size, offset) = (values.len() + 1, values.len() + 2);
+        let page = format!(
+            "SELECT {TASK_COLUMNS} FROM agent_task WHERE {which} {order}
+              LIMIT ${size} OFFSET ${offset}"
+        );
+        let count = format!(
+            "SELECT COUNT(*) FROM (
+                SELECT 1 FROM agent_task WHERE {which} {order} LIMIT ${size}
+             ) AS counted"
+        );
+        let read = async {
+            let skipped = i64::from(filter.page) * i64::from(filter.size);
+            let of_page = [&*values, &values![i64::from(filter.size), skipped]].concat();
+            let rows: Vec<TaskRow> =
+                self.engine.all_of(AssertSqlSafe(page).into_sql_str(), &of_page).await?;
+            let of_count = [&*values, &values![COUNTED_TASKS + 1]].concat();
+            let counted: Vec<(i64,)> =
+                self.engine.all_of(AssertSqlSafe(count).into_sql_str(), &of_count).await?;
+            Ok((rows, counted.first().map_or(0, |(counted,)| *counted)))
+        };
+        let (rows, counted) =
+            self.engine.call("ledger.list_tasks", read).await.map_err(LedgerError::of_a_read)?;
+        let tasks = rows.into_iter().map(TaskRow::into_task).collect::<Result<Vec<_>>>()?;
+        let counted = u64::try_from(counted).unwrap_or(0);
+        let (before, here) = (u64::from(filter.page) * u64::from(filter.size), tasks.len() as u64);
+        let is_counted = counted <= COUNTED_TASKS.unsigned_abs();
+        // A full page may be followed by another one.
+        let seen = before + here + u64::from(here == u64::from(filter.size));
+        let total = if is_counted || here == 0 { counted } else { counted.max(seen) };
+        Ok((tasks, total))
+    }
+}
+
+/// Approved requests whose tasks we made and may have to close: their agents' patience was over
+/// at $1. A batch of $2, the earliest first.
+const OPEN_TASKS: &str = "\
+    SELECT tenant_id, request_id, task_id, settled_at, acted_at IS NOT NULL AS acted,
+           COALESCE(listeners, 0) > 0 OR heard_at IS NOT NULL OR acted_at IS NOT NULL AS heard
+      FROM hitl_request
+     WHERE status = 'approved' AND owns_task AND NOT task_closed AND delivery <> 'owed'
+       AND COALESCE(sent_at, settled_at) >= '-infinity' AND COALESCE(sent_at, settled_at) <= $1
+     ORDER BY COALESCE(sent_at, settled_at) LIMIT $2";
+
+/// Closes the tasks that are `due` at $3, as completed if the agent heard the approval. A task that has
+/// changed since the approval is left alone: its agent keeps it, or it goes on under a later approval.
+/// The last condition excludes no row, but Postgres takes it for one in two hundred: for a whole batch
+/// it would rather read all tasks once than look each of them up, even if the batch is empty.
+const CLOSE_TASKS: &str = "\
+    UPDATE agent_task
+       SET status = CASE WHEN due.heard THEN 'COMPLETED' ELSE 'FAILED' END,
+           progress = CASE WHEN due.heard THEN 100 ELSE progress END,
+           result_data = CASE WHEN due.heard AND NOT due.acted
+                              THEN '{\"reportedByAgent\":false}' END,
+           error_message = CASE WHEN due.heard THEN error_message
+                                ELSE 'approved, but no agent was listening' END,
+           completed_at = CASE WHEN due.heard THEN $3 END,
+           updated_at = CASE WHEN updated_at > $3 THEN updated_at ELSE $3 END
+      FROM due
+     WHERE agent_task.tenant_id = due.tenant_id AND agent_task.task_id = due.task_id
+       AND agent_task.status = 'IN_PROGRESS'
+       AND agent_task.progress = 0 AND agent_task.updated_at <= due.settled_at
+       AND due.heard IS NOT DISTINCT FROM due.heard";
+
+/// Remembers that nothing is left to do for them.
+const NOTE_CLOSED: &str = "\
+    UPDATE hitl_request SET task_closed = TRUE
+     WHERE (tenant_id, request_id) IN (SELECT tenant_id, request_id FROM due)";
+
+const CLOSE_OPEN_TASKS: Statement = Statement::new(
+    "ledger.close_open_tasks",
+    formatcp!(
+        "WITH due AS MATERIALIZED ({OPEN_TASKS} FOR UPDATE SKIP LOCKED),
+         closed AS ({CLOSE_TASKS}), noted AS ({NOTE_CLOSED})
+         SELECT COUNT(*) FROM due"
+    ),
+)
+.on_sqlite(formatcp!("SELECT COUNT(*) FROM ({OPEN_TASKS}) AS due"))
+.then(&[
+    formatcp!("WITH due AS ({OPEN_TASKS}) {CLOSE_TASKS}"),
+    formatcp!("WITH due AS ({OPEN_TASKS}) {NOTE_CLOSED}"),
+]);

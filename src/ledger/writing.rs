@@ -1,0 +1,577 @@
+//! Writing a request: registering it, deciding it, withdrawing it, and closing it when its time is
+//! over. Its task changes with it, all or nothing.
+//!
+//! Postgres writes both in one statement, so that there is no transaction that a vanished client could
+//! leave open; `SQLite` runs the same parts one after the other in one transaction.
+
+use std::time::Instant;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use const_format::{formatcp, str_replace};
+use sqlx::error::DatabaseError;
+
+use super::connect::Ledger;
+use super::engine::{Statement, Value, values};
+use super::error::{LedgerError, Result};
+use super::requests::{FIND, REQUEST_COLUMNS, RequestRow};
+use crate::domain::approver::{Caller, Role};
+use crate::domain::audit::AuditEntry;
+use crate::domain::decision::State;
+use crate::domain::ids::{RequestId, TaskId, TenantId, UserId};
+use crate::domain::printable::printable;
+use crate::domain::record::{Candidate, Record};
+use crate::domain::request::Origin;
+use crate::domain::task::TaskStatus;
+use crate::observe::metrics::{self, AuditResult};
+use crate::observe::traces;
+
+/// Everything that one write of a request needs.
+#[derive(Debug)]
+pub struct Writing<'a> {
+    /// The request.
+    pub candidate: &'a Candidate,
+    /// Where it stands from then on: [`State::Pending`] to register it, else decided or cancelled.
+    pub state: &'a State,
+    /// Who does it.
+    pub caller: &'a Caller,
+    /// When.
+    pub now: DateTime<Utc>,
+    /// How long the writer holds the delivery: [`LEASE`](super::LEASE), or nothing to leave it to the
+    /// relay.
+    pub held_for: TimeDelta,
+    /// The entity tag by which the decider named what they had looked at.
+    pub if_match: Option<&'a str>,
+    /// Whether to write nothing if the ledger knows a newer request of Redis in the session: for a
+    /// request of Redis whose session names nothing.
+    pub only_newest: bool,
+    /// Since when there may be no other tenant's request of Redis in the session, for anything to be
+    /// written: for a decision that a signal in the session tells of.
+    pub alone_since: Option<DateTime<Utc>>,
+    /// Where in a trace it happens; see [`traces::current_trace_parent`].
+    pub trace_parent: Option<String>,
+    /// What the Auth server's audit log is to be told of it.
+    pub audit: AuditEntry,
+}
+
+impl<'a> Writing<'a> {
+    /// A write by this caller that nothing else stands in the way of, whose delivery nobody holds and
+    /// of which the audit log is not told.
+    #[must_use]
+    pub fn new(
+        candidate: &'a Candidate,
+        state: &'a State,
+        caller: &'a Caller,
+        now: DateTime<Utc>,
+    ) -> Self {
+        Self {
+            candidate,
+            state,
+            caller,
+            now,
+            held_for: TimeDelta::zero(),
+            if_match: None,
+            only_newest: false,
+            alone_since: None,
+            trace_parent: traces::current_trace_parent(),
+            audit: AuditEntry::None,
+        }
+    }
+
+    /// Whose task the request may go on with; `None` is anybody's of its tenant: for requests that name
+    /// nobody, and those that an admin registers.
+    fn task_owner(&self) -> Option<&UserId> {
+        let may_choose = *self.state == State::Pending && self.caller.role == Role::Admin;
+        self.candidate.user.as_ref().filter(|_| !may_choose)
+    }
+
+    /// What `error_message` says of a rejection.
+    fn refusal(&self) -> Option<String> {
+        let decision = self.state.decision()?;
+        let reason = decision.verdict.reason()?;
+        let by = decision.by.as_str();
+        Some(format!("Rejected by {}: {}", printable(by), printable(reason)))
+    }
+
+    /// A request that belongs to no tenant belongs to the decider's from then on.
+    fn tenant(&self) -> &TenantId {
+        self.candidate.tenant.as_ref().unwrap_or(&self.caller.tenant)
+    }
+
+    /// Counts an audit entry that cannot be sent, once the write is known to have won.
+    fn count_unsendable(&self) {
+        if self.audit == AuditEntry::Unsendable {
+            metrics::audited(AuditResult::Unsendable);
+        }
+    }
+
+    /// The parameters of a write. `is_task_taken` is whether another tenant has the id of the task
+    /// that the request names, in a database whose upgrade is not finished.
+    fn values(&self, is_task_taken: bool) -> [Value; 38] {
+        let Candidate { request, .. } = self.candidate;
+        let Caller { user, role, token_id, via, .. } = self.caller;
+        let decision = self.state.decision();
+        values![
+            /* $1 */ &request.id,
+            /* $2 */ origin_str(self.candidate.origin),
+            /* $3 */ self.tenant(),
+            /* $4 */ &request.session,
+            /* $5 */ self.candidate.user.as_ref(),
+            /* $6 */ &request.action_type,
+            /* $7 */ &request.fingerprint,
+            /* $8 */ &request.document,
+            /* $9 */ request.task.as_ref(),
+            /* $10: for a task of ours */ &TaskId::generate(),
+            /* $11 */ self.candidate.created_at,
+            /* $12 */ self.candidate.expires_at,
+            /* $13 */ self.state.as_str(),
+            /* $14: decided_by */ decision.map(|decision| &decision.by),
+            /* $15: decided_at */ decision.map(|decision| decision.at),
+            /* $16: reason */ decision.and_then(|decision| decision.verdict.reason()),
+            /* $17 */ via.source.as_ref(),
+            /* $18 */ via.caller_type.as_ref(),
+            /* $19 */ via.agent_id.as_ref(),
+            /* $20 */ via.trace_id.as_ref(),
+            /* $21 */ via.gateway_request_id.as_ref(),
+            /* $22 */ self.now,
+            /* $23: due_at */ self.now + self.held_for,
+            /* $24 */ &request.context,
+            /* $25 */ request.message.as_ref(),
+            /* $26 */ &request.plan_steps,
+            /* $27 */ user,
+            /* $28 */ &request.content_hash,
+            /* $29 */ self.trace_parent.as_ref(),
+            /* $30 */ self.audit.body(),
+            /* $31 */ self.if_match,
+            /* $32: what a rejected task says */ self.refusal(),
+            /* $33: whose task it may be, if not anybody's */ self.task_owner(),
+            /* $34: the decider's role */ decision.and(Some(role.as_str())),
+            /* $35: and their token's id */ decision.and(token_id.as_ref()),
+            /* $36: no newer request of Redis in the session */ self.only_newest,
+            /* $37: no other tenant's request of Redis there since */ self.alone_since,
+            /* $38 */ is_task_taken,
+        ]
+    }
+}
+
+/// What came of an attempt to decide.
+#[derive(Debug)]
+pub enum Recorded {
+    /// This caller's decision stands.
+    Won(Record),
+    /// Something else stands: the row as it is.
+    Lost(Record),
+    /// The ledger knows a newer request of Redis in the session; see [`Writing::only_newest`].
+    MovedOn,
+    /// The ledger knows a request of another tenant in the session; see [`Writing::alone_since`].
+    AnothersSession,
+    /// The id is another tenant's.
+    IdTaken,
+}
+
+/// What came of an attempt to register.
+#[derive(Debug)]
+pub enum Registered {
+    /// The request is pending now.
+    New(Record),
+    /// The id was known already: the row as it is.
+    Known(Record),
+    /// The task it names is completed or failed.
+    TaskIsOver,
+    /// The id is another tenant's, in a database that older replicas may still use.
+    IdTaken,
+}
+
+/// What one write of a request did.
+enum Written {
+    /// It wrote this row.
+    Row(Box<RequestRow>),
+    /// What is there, or the task, did not allow it.
+    Nothing,
+    /// Another tenant has the id.
+    IdTaken,
+}
+
+impl Ledger {
+    /// Records a decision or a withdrawal if the request is undecided, makes its task follow, and
+    /// notes that a decision's signal is owed; all or nothing. The caller holds the signal's lease
+    /// for [`LEASE`](super::LEASE).
+    ///
+    /// # Errors
+    /// [`LedgerError::OutcomeUnknown`] leaves open whether it was recorded; ask again by reading.
+    pub async fn record_outcome(&self, writing: &Writing<'_>) -> Result<Recorded> {
+        let began = Instant::now();
+        match self.write(RECORD_OUTCOME, writing).await? {
+            Written::Row(row) => {
+                writing.count_unsendable();
+                let waits =
+                    row.task_status.as_deref() == Some(TaskStatus::WaitingApproval.as_str());
+                let record = self.record(*row, began)?;
+                if waits {
+                    crash_point!("task-waits");
+                    // The task has other requests. If one of them was decided at this very moment,
+                    // neither decision saw the other's; looking again after both does.
+                    let _released =
+                        self.release_task(&record.tenant, &record.task, writing.now).await;
+                }
+                Ok(Recorded::Won(record))
+            }
+            Written::Nothing => {
+                let id = &writing.candidate.request.id;
+                match self.find_request(writing.tenant(), id).await? {
+                    Some(standing) => Ok(Recorded::Lost(standing)),
+                    None if writing.only_newest && self.is_overtaken(writing).await? => {
+                        Ok(Recorded::MovedOn)
+                    }
+                    None if writing.alone_since.is_some() => Ok(Recorded::AnothersSession),
+                    None if writing.only_newest => Ok(Recorded::MovedOn),
+                    None => {
+                        let problem = "a request was neither decided nor found";
+                        Err(LedgerError::Inconsistent(problem.to_owned()))
+                    }
+                }
+            }
+            Written::IdTaken => Ok(Recorded::IdTaken),
+        }
+    }
+
+    /// Whether the ledger knows a newer request of Redis in the session.
+    async fn is_overtaken(&self, writing: &Writing<'_>) -> Result<bool> {
+        let newest = self.newest_of_redis(&writing.candidate.request.session).await?;
+        Ok(newest.is_some_and(|newest| newest.created_at > writing.candidate.created_at))
+    }
+
+    /// Registers a pending request and makes its task wait; all or nothing.
+    ///
+    /// # Errors
+    /// [`LedgerError`]; registering the same request again is safe.
+    pub async fn register(&self, writing: &Writing<'_>) -> Result<Registered> {
+        let began = Instant::now();
+        let known = match self.write(REGISTER, writing).await? {
+            Written::Row(row) => {
+                writing.count_unsendable();
+                return Ok(Registered::New(self.record(*row, began)?));
+            }
+            Written::Nothing => {
+                self.find_request(writing.tenant(), &writing.candidate.request.id).await?
+            }
+            Written::IdTaken => return Ok(Registered::IdTaken),
+        };
+        Ok(known.map_or(Registered::TaskIsOver, Registered::Known))
+    }
+
+    async fn write(&self, statement: Statement, writing: &Writing<'_>) -> Result<Written> {
+        let writes = async {
+            let mut is_task_taken = false;
+            loop {
+                let written = self.engine.optional(statement, &writing.values(is_task_taken)).await;
+                match written {
+                    // Nothing was written. If this tenant made it at the same moment, it can be seen
+                    // now.
+                    Err(error) if is_task_id_taken(&error) => {
+                        is_task_taken = true;
+                        crash_point!("task-taken");
+                    }
+                    // Nor then: the session's next outcome has the number after it.
+                    Err(error) if is_number_taken(&error) => {}
+                    Err(error) if is_anothers_id(&error) => return Ok(Written::IdTaken),
+                    Err(error) if is_id_taken(&error) => {
+                        let id = values![writing.tenant(), &writing.candidate.request.id];
+                        if self.engine.optional::<RequestRow>(FIND, &id).await?.is_none() {
+                            return Ok(Written::IdTaken);
+                        }
+                        // The same tenant wrote it at the same moment; now it can be seen.
+                    }
+                    Err(error) => return Err(error),
+                    Ok(Some(row)) => return Ok(Written::Row(Box::new(row))),
+                    Ok(None) => return Ok(Written::Nothing),
+                }
+            }
+        };
+        self.engine.call(statement.name(), writes).await
+    }
+
+    /// Closes a pending request whose time is over and fails its task: no decision that is still
+    /// under way can be recorded from then on. `None` when it was not pending, or not over.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn expire(
+        &self,
+        tenant: &TenantId,
+        id: &RequestId,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Record>> {
+        let expires = async {
+            loop {
+                match self.engine.optional(EXPIRE, &values![id, now, tenant]).await {
+                    Err(error) if is_number_taken(&error) => {}
+                    expired => return expired,
+                }
+            }
+        };
+        let began = Instant::now();
+        let row = self.engine.call(EXPIRE.name(), expires).await?;
+        row.map(|row| self.record(row, began)).transpose()
+    }
+}
+
+fn origin_str(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Redis => "redis",
+        Origin::Http => "http",
+    }
+}
+
+/// The index of Postgres that a row already fills.
+fn filled_index(error: &sqlx::Error) -> Option<&str> {
+    error.as_database_error().and_then(DatabaseError::constraint)
+}
+
+/// Whether another outcome of the session took its number at the same moment.
+fn is_number_taken(error: &sqlx::Error) -> bool {
+    filled_index(error) == Some("hitl_request_outcome")
+}
+
+/// Whether a row has the id of this request: another tenant's, or one of this tenant's that was
+/// written at the same moment.
+fn is_id_taken(error: &sqlx::Error) -> bool {
+    filled_index(error)
+        .is_some_and(|name| ["hitl_request_pkey", "hitl_request_of_redis"].contains(&name))
+}
+
+/// Whether a task has the id that the request names: another tenant's, in a database whose upgrade is
+/// not finished, or one of this tenant's that was made at the same moment.
+fn is_task_id_taken(error: &sqlx::Error) -> bool {
+    filled_index(error) == Some("agent_task_pkey")
+}
+
+/// Whether a request of Redis has this id already, of another tenant: as `SQLite` says it.
+fn is_anothers_id(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| {
+        error.is_unique_violation() && error.message().ends_with(": hitl_request.request_id")
+    })
+}
+
+/// Finds the task that a request goes on with: the one it names, else one that already carries its
+/// id; always of the same tenant, and of the request's user. A row that we made and that a rejection
+/// ended is over for good. The tenant's second condition is written so that it fits no index: on tables
+/// that were never analysed, Postgres would rather read all tasks of the tenant than those of this
+/// request.
+const KEPT_TASK: &str = formatcp!(
+    "task AS (
+        SELECT COALESCE(
+            (SELECT t.task_id FROM agent_task t
+              WHERE t.tenant_id = $3 AND t.task_id = $9 AND {IS_USABLE}),
+            (SELECT t.task_id FROM agent_task t
+              WHERE t.tenant_id IS NOT DISTINCT FROM $3 AND t.hitl_request_id = $1 AND {IS_USABLE}
+              ORDER BY t.created_at LIMIT 1)
+        ) AS kept
+    )"
+);
+
+/// Whether a request of user $33 may go on with the task `t` of its tenant.
+const IS_USABLE: &str = formatcp!(
+    "(t.user_id = $33 OR $33 IS NULL)
+     AND NOT (t.status IN ('COMPLETED', 'FAILED') AND {IS_T_OWNED})"
+);
+const IS_T_OWNED: &str = str_replace!(IS_KEPT_OWNED, "task.kept", "t.task_id");
+
+/// Whether we made the task of tenant $3 that goes on, and no agent keeps it. An older release wrote
+/// no tenant; until the upgrade is finished, task ids are unique without it.
+const IS_KEPT_OWNED: &str = "(
+    (SELECT MAX(r.created_at) FROM hitl_request r
+      WHERE r.task_id = task.kept AND r.owns_task
+        AND r.tenant_id IS NOT DISTINCT FROM $3) IS NOT NULL
+    OR EXISTS (SELECT 1 FROM owned_task o
+                WHERE o.task_id = task.kept AND o.tenant_id IN ($3, '')))";
+
+/// The number of a session's next outcome, above all that were ever purged. Another replica may take
+/// it at the same moment: then the statement fails, and is run again.
+const NEXT_OUTCOME: &str = "(
+    SELECT COALESCE(MAX(taken.outcome), 0) + 1 FROM (
+        SELECT MAX(n.outcome) AS outcome FROM hitl_request n
+         WHERE n.tenant_id = {tenant} AND n.session_id = {session}
+        UNION ALL SELECT highest FROM purged_outcome) AS taken)";
+const NEXT_OUTCOME_OF_A_WRITE: &str =
+    str_replace!(str_replace!(NEXT_OUTCOME, "{tenant}", "$3"), "{session}", "$4");
+const NEXT_OUTCOME_OF_A_ROW: &str = str_replace!(
+    str_replace!(NEXT_OUTCOME, "{tenant}", "d.tenant_id"),
+    "{session}",
+    "d.session_id"
+);
+
+/// Inserts the request's row. `kept` is the task that goes on; it is ours if no agent made it. A
+/// registered request has no signal, but while its task has other pending requests its row is owed
+/// until somebody has looked whether the task may go on.
+const INSERT_REQUEST: &str = formatcp!(
+    "INSERT INTO hitl_request (
+        request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint, content_hash,
+        document, task_id, owns_task, created_at, expires_at, status, decided_by, decided_at,
+        reason, caller_source, caller_type, agent_id, trace_id, gateway_request_id, delivery,
+        owed_since, due_at, if_match, decider_role, token_id, outcome, settled_at, trace_parent
+     )
+     SELECT $1, $2, $3, $4, $5, $6, $7, $28, $8,
+        COALESCE(
+            task.kept,
+            CASE WHEN NOT $38
+                  AND NOT EXISTS (SELECT 1 FROM agent_task
+                                   WHERE tenant_id = $3 AND task_id = $9) THEN $9 END,
+            $10
+        ),
+        task.kept IS NULL OR {IS_KEPT_OWNED}, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
+        CASE WHEN $13 IN ('pending', 'cancelled') THEN 'sent'
+             WHEN $2 = 'http' AND (
+                 SELECT MAX(o.request_id) FROM hitl_request o
+                  WHERE o.task_id = task.kept AND o.tenant_id IS NOT DISTINCT FROM $3
+                    AND o.request_id <> $1 AND o.status = 'pending'
+             ) IS NULL THEN 'sent'
+             ELSE 'owed' END, $22, $23, $31, $34, $35,
+        CASE WHEN $13 <> 'pending' THEN {NEXT_OUTCOME_OF_A_WRITE} END,
+        CASE WHEN $13 <> 'pending' THEN $22 END, $29
+     FROM task"
+);
+
+/// A decision or a withdrawal: a new row, or a pending one that is still the same request and not
+/// expired.
+const DECIDE_REQUEST: &str = formatcp!(
+    "{INSERT_REQUEST}
+     WHERE (NOT $36 OR COALESCE(
+               (SELECT MAX(newer.created_at) FROM hitl_request newer
+                 WHERE newer.session_id = $4 AND newer.origin <> 'http'
+                   AND newer.request_id <> $1), $11) <= $11)
+       AND ($37 IS NULL OR
+               (SELECT MAX(other.created_at) FROM hitl_request other
+                 WHERE other.session_id = $4 AND other.origin <> 'http'
+                   AND other.created_at <= 'infinity' AND other.created_at > $37
+                   AND other.tenant_id <> $3 AND other.request_id <> $1) IS NULL)
+     ON CONFLICT (tenant_id, request_id) DO UPDATE SET
+        status = excluded.status, decided_by = excluded.decided_by,
+        decided_at = excluded.decided_at, reason = excluded.reason,
+        caller_source = excluded.caller_source, caller_type = excluded.caller_type,
+        agent_id = excluded.agent_id, trace_id = excluded.trace_id,
+        gateway_request_id = excluded.gateway_request_id, if_match = excluded.if_match,
+        decider_role = excluded.decider_role, token_id = excluded.token_id,
+        delivery = excluded.delivery, owed_since = excluded.owed_since,
+        due_at = excluded.due_at, attempts = 0, sent_at = NULL, listeners = NULL,
+        sent_to = NULL, outcome = excluded.outcome, settled_at = excluded.settled_at,
+        trace_parent = excluded.trace_parent
+      WHERE hitl_request.status = 'pending'
+        AND hitl_request.expires_at > excluded.settled_at
+        AND hitl_request.origin = excluded.origin
+        AND hitl_request.content_hash = excluded.content_hash
+     RETURNING {REQUEST_COLUMNS}"
+);
+
+/// A registration: a new row, unless the task it names is over.
+const REGISTER_REQUEST: &str = formatcp!(
+    "{INSERT_REQUEST}
+     WHERE NOT EXISTS (SELECT 1 FROM agent_task
+                        WHERE tenant_id = $3 AND task_id = task.kept
+                          AND status IN ('COMPLETED', 'FAILED'))
+     ON CONFLICT (tenant_id, request_id) DO NOTHING
+     RETURNING {REQUEST_COLUMNS}"
+);
+
+/// Makes the task of the request that was `written` follow it. Final states stay; a task with another
+/// pending request goes on waiting; a rejected task fails only if no agent keeps it.
+const WRITE_TASK: &str = "\
+    INSERT INTO agent_task (
+        task_id, user_id, tenant_id, task_type, status, progress, description, input_data,
+        plan_steps, hitl_request_id, error_message, started_at, created_at, updated_at
+     )
+     SELECT d.task_id, COALESCE(d.user_id, $27), d.tenant_id, SUBSTR(d.action_type, 1, 200),
+        CASE
+            WHEN d.status = 'pending' THEN 'WAITING_APPROVAL'
+            WHEN (
+                SELECT MAX(o.request_id) FROM hitl_request o
+                 WHERE o.task_id = d.task_id AND o.tenant_id IS NOT DISTINCT FROM d.tenant_id
+                   AND o.request_id <> d.request_id AND o.status = 'pending' AND o.expires_at > $22
+            ) IS NOT NULL THEN 'WAITING_APPROVAL'
+            WHEN d.status IN ('rejected', 'cancelled') AND d.owns_task THEN 'FAILED'
+            ELSE 'IN_PROGRESS'
+        END,
+        0, $25, $24, $26, d.request_id,
+        CASE WHEN d.status = 'rejected' THEN $32
+             WHEN d.status = 'cancelled' AND d.owns_task
+                  THEN 'Withdrawn by its agent' END,
+        $22, d.created_at, $22
+     FROM written AS d WHERE true
+     ON CONFLICT (tenant_id, task_id) DO UPDATE SET
+        status = CASE WHEN agent_task.status IN ('COMPLETED', 'FAILED')
+                      THEN agent_task.status ELSE excluded.status END,
+        plan_steps = CASE WHEN agent_task.plan_steps = '[]'
+                          THEN excluded.plan_steps ELSE agent_task.plan_steps END,
+        hitl_request_id = CASE WHEN excluded.status = 'WAITING_APPROVAL' AND $13 <> 'pending'
+                               THEN agent_task.hitl_request_id
+                               ELSE excluded.hitl_request_id END,
+        error_message = COALESCE(excluded.error_message, agent_task.error_message),
+        started_at = COALESCE(agent_task.started_at, excluded.started_at),
+        updated_at = CASE WHEN agent_task.updated_at > excluded.updated_at
+                          THEN agent_task.updated_at ELSE excluded.updated_at END";
+
+/// Leaves the entry for the Auth server's audit log in the outbox, if there is one.
+const WRITE_AUDIT: &str = "\
+    INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at)
+     SELECT 'audit', 'auth', d.tenant_id, d.request_id, $30, $22, $22
+       FROM written AS d WHERE $30 IS NOT NULL";
+
+/// What was written, where it is read in a statement of its own.
+const WRITTEN: &str = formatcp!(
+    "written AS (SELECT {REQUEST_COLUMNS} FROM hitl_request
+                  WHERE tenant_id = $3 AND request_id = $1)"
+);
+const THEN_WRITE: &[&str] =
+    &[formatcp!("WITH {WRITTEN} {WRITE_TASK}"), formatcp!("WITH {WRITTEN} {WRITE_AUDIT}")];
+
+const RECORD_OUTCOME: Statement = Statement::new(
+    "ledger.record_outcome",
+    formatcp!(
+        "WITH {KEPT_TASK}, written AS ({DECIDE_REQUEST}),
+         touched AS ({WRITE_TASK} RETURNING status), audited AS ({WRITE_AUDIT})
+         SELECT written.*, touched.status AS task_status FROM written, touched"
+    ),
+)
+.on_sqlite(formatcp!("WITH {KEPT_TASK} {DECIDE_REQUEST}"))
+.then(THEN_WRITE);
+
+const REGISTER: Statement = Statement::new(
+    "ledger.register",
+    formatcp!(
+        "WITH {KEPT_TASK}, written AS ({REGISTER_REQUEST}),
+         touched AS ({WRITE_TASK} RETURNING status), audited AS ({WRITE_AUDIT})
+         SELECT written.*, touched.status AS task_status FROM written, touched"
+    ),
+)
+.on_sqlite(formatcp!("WITH {KEPT_TASK} {REGISTER_REQUEST}"))
+.then(THEN_WRITE);
+
+/// Closes a pending request whose time is over. $1 its id · $2 now · $3 its tenant.
+const EXPIRE_REQUEST: &str = formatcp!(
+    "UPDATE hitl_request AS d
+        SET status = 'expired', settled_at = $2, delivery = 'sent', outcome = {NEXT_OUTCOME_OF_A_ROW}
+      WHERE tenant_id = $3 AND request_id = $1 AND status = 'pending' AND expires_at <= $2
+     RETURNING {REQUEST_COLUMNS}"
+);
+
+/// Fails the task of a request that has just expired, unless it waits for another one as well.
+const EXPIRE_TASK: &str = "\
+    UPDATE agent_task
+        SET status = 'FAILED', updated_at = CASE WHEN updated_at > $2 THEN updated_at ELSE $2 END,
+            error_message = 'Nobody decided on ' || $1 || ' in time'
+      WHERE tenant_id = $3 AND task_id = (SELECT task_id FROM written)
+        AND status NOT IN ('COMPLETED', 'FAILED')
+        AND (
+            SELECT MAX(o.request_id) FROM hitl_request o
+             WHERE o.task_id = agent_task.task_id
+               AND o.tenant_id IS NOT DISTINCT FROM $3 AND o.request_id <> $1
+               AND o.status = 'pending' AND o.expires_at > $2
+        ) IS NULL";
+
+const EXPIRE: Statement = Statement::new(
+    "ledger.expire",
+    formatcp!(
+        "WITH written AS ({EXPIRE_REQUEST}), touched AS ({EXPIRE_TASK}) SELECT * FROM written"
+    ),
+)
+.on_sqlite(EXPIRE_REQUEST)
+.then(&[formatcp!("WITH {WRITTEN} {EXPIRE_TASK}")]);
