@@ -13,6 +13,7 @@ use tracing::Instrument;
 
 use crate::audit::refused_attempts::RefusedAttempts;
 use crate::courier::Courier;
+use crate::delivery::release::WaitingTasks;
 use crate::delivery::send::Sender;
 use crate::delivery::unheard::Unheard;
 use crate::domain::approver::Caller;
@@ -64,6 +65,8 @@ pub struct AppState {
     /// One permit for each query that woken long-polls and streams may run at once. They queue for
     /// it, so that they leave connections to the stores for other calls.
     pub wait_permits: Arc<Semaphore>,
+    /// Tasks that still wait for an approval although their signal was sent.
+    pub waiting_tasks: WaitingTasks,
     /// A cache of recent decisions.
     pub decisions: KnownDecisions,
     /// Reports content of Redis that contradicts the ledger.

@@ -12,16 +12,14 @@ use futures_util::future::join_all;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::redirect::Policy;
 use reqwest::{Client, StatusCode};
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use url::Url;
 
 use crate::domain::clock::Clock;
 use crate::ledger::{Ledger, LedgerError, OutboxKind, OutboxRow};
 use crate::observe::metrics::{self, AuditResult};
+use crate::workers::{Failed, Progress, Worker};
 
-/// How often to look for entries.
-const INTERVAL: Duration = Duration::from_secs(1);
 /// Longest to wait for the Auth server's answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a replica holds the entries that it has claimed: longer than sending takes, since all of
@@ -94,26 +92,6 @@ impl AuditSender {
         }
     }
 
-    /// Runs until the process is asked to stop.
-    pub async fn run(self, ledger: Ledger, clock: Clock, stopping: CancellationToken) {
-        loop {
-            let round = tokio::select! {
-                round = self.run_once(&ledger, &clock) => round,
-                // What is under way now is sent again once its lease is over.
-                () = stopping.cancelled() => break,
-            };
-            match round {
-                Ok(round) if round.sent > 0 && round.sent + round.failed == BATCH_SIZE => continue,
-                Ok(_) => {}
-                Err(error) => warn!(%error, "the audit entries to send cannot be read"),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(INTERVAL) => {}
-                () = stopping.cancelled() => break,
-            }
-        }
-    }
-
     /// Claims what is due, sends it, and deletes what was taken.
     ///
     /// # Errors
@@ -150,6 +128,33 @@ impl AuditSender {
             ledger.delete_outbox(&taken).await?;
         }
         Ok(round)
+    }
+}
+
+/// Feeds the audit log of one Auth server.
+#[derive(Debug)]
+pub struct AuditFeed {
+    /// Sends.
+    pub sender: AuditSender,
+    /// Where the entries are.
+    pub ledger: Ledger,
+    /// What time it is.
+    pub clock: Clock,
+}
+
+impl Worker for AuditFeed {
+    const NAME: &'static str = "audit_feed";
+    /// How often to look for entries.
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    async fn run_once(&mut self) -> Result<Progress, Failed> {
+        let Round { sent, failed } =
+            self.sender.run_once(&self.ledger, &self.clock).await.map_err(|error| {
+                warn!(%error, "the audit entries to send cannot be read");
+                Failed
+            })?;
+        // A server that takes nothing is not asked again at once.
+        Ok(if sent > 0 { Progress::of(sent + failed, BATCH_SIZE) } else { Progress::Done })
     }
 }
 

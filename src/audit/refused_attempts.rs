@@ -11,12 +11,11 @@ use std::time::Duration;
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use tokio::sync::mpsc::{self, Receiver, Sender};
-use tokio::time::sleep;
-use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use crate::ledger::{Ledger, RefusedAttempt};
+use crate::ledger::{Ledger, LedgerError, RefusedAttempt};
 use crate::observe::metrics;
+use crate::workers::{Failed, Progress, Worker};
 
 /// Attempts of one person that are written at once, after a pause.
 const BURST: NonZeroU32 = NonZeroU32::new(100).unwrap();
@@ -26,8 +25,6 @@ const PAUSE: Duration = Duration::from_secs(10);
 const QUEUE_SIZE: usize = 1024;
 /// Attempts to write in one statement.
 const BATCH_SIZE: usize = 100;
-/// Pause before what could not be written is tried again.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Takes attempts; cheap to clone.
 #[derive(Clone, Debug)]
@@ -36,7 +33,7 @@ pub struct RefusedAttempts {
     people: Arc<DefaultKeyedRateLimiter<(String, String)>>,
 }
 
-/// What [`run`] has to write.
+/// What an [`AttemptWriter`] has to write.
 #[derive(Debug)]
 pub struct Queue(Receiver<RefusedAttempt>);
 
@@ -63,35 +60,54 @@ impl RefusedAttempts {
     }
 }
 
-/// Writes attempts until the process is asked to stop and nothing is under way any more.
-pub async fn run(ledger: Ledger, under_way: TaskTracker, Queue(mut attempts): Queue) {
-    let mut batch = Vec::new();
-    let mut ends = false;
-    while !ends {
-        tokio::select! {
-            biased;
-            _count = attempts.recv_many(&mut batch, BATCH_SIZE) => {}
-            () = under_way.wait() => {
-                ends = true;
-                while let Ok(attempt) = attempts.try_recv() {
-                    batch.push(attempt);
-                }
-            }
+/// Writes attempts.
+#[derive(Debug)]
+pub struct AttemptWriter {
+    ledger: Ledger,
+    attempts: Receiver<RefusedAttempt>,
+    batch: Vec<RefusedAttempt>,
+}
+
+impl AttemptWriter {
+    /// What writes the attempts of a queue into a ledger.
+    #[must_use]
+    pub fn new(ledger: Ledger, Queue(attempts): Queue) -> Self {
+        Self { ledger, attempts, batch: Vec::new() }
+    }
+
+    async fn write(&mut self) -> Result<(), LedgerError> {
+        if !self.batch.is_empty() {
+            self.ledger.insert_refused_attempts(&self.batch).await.inspect_err(|error| {
+                warn!(%error, count = self.batch.len(), "refused attempts are not recorded yet");
+            })?;
+            self.batch.clear();
         }
-        while !batch.is_empty() {
-            match ledger.insert_refused_attempts(&batch).await {
-                Ok(()) => batch.clear(),
-                Err(error) => {
-                    warn!(%error, count = batch.len(), "refused attempts are not recorded yet");
-                    tokio::select! {
-                        () = sleep(RETRY_DELAY) => {}
-                        () = under_way.wait() => {
-                            for _lost in batch.drain(..) {
-                                metrics::refused_attempt_dropped();
-                            }
-                        }
-                    }
-                }
+        Ok(())
+    }
+}
+
+impl Worker for AttemptWriter {
+    const NAME: &'static str = "refused_attempts";
+    /// Longest between two rounds while no attempt is refused, so that the last success is a fresh one.
+    const INTERVAL: Duration = Duration::from_secs(5);
+    /// Pause before what could not be written is tried again.
+    const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+    async fn run_once(&mut self) -> Result<Progress, Failed> {
+        self.write().await.map(|()| Progress::Done).map_err(|_logged| Failed)
+    }
+
+    async fn wake_up(&mut self) {
+        self.attempts.recv_many(&mut self.batch, BATCH_SIZE).await;
+    }
+
+    async fn finish(&mut self) {
+        while let Ok(attempt) = self.attempts.try_recv() {
+            self.batch.push(attempt);
+        }
+        if self.write().await.is_err() {
+            for _lost in self.batch.drain(..) {
+                metrics::refused_attempt_dropped();
             }
         }
     }

@@ -8,21 +8,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::domain::clock::Clock;
 use crate::ledger::patience::patiently;
 use crate::ledger::{Ledger, LedgerError};
 use crate::observe::metrics;
+use crate::workers::{Failed, Progress, Worker};
 
-/// How often to look for what is old enough.
-const INTERVAL: Duration = Duration::from_hours(1);
 /// Rows to delete in one statement, which has to end in time even if each is as large as may be; if
-/// there were as many, the next one follows after a breath.
-const BATCH: u64 = 100;
+/// there were as many, the next one follows after a pause.
+const BATCH_SIZE: u64 = 100;
 /// Leaves the ledger to the others between two batches.
-const BREATH: Duration = Duration::from_millis(10);
+const BATCH_INTERVAL: Duration = Duration::from_millis(10);
 /// Youngest that may be deleted. No request, and no signal of one, lives longer than this: whatever
 /// is older, nobody waits for.
 const YOUNGEST: TimeDelta = TimeDelta::days(1);
@@ -53,7 +51,7 @@ impl Purged {
     /// Whether there may be more to delete.
     #[must_use]
     pub fn is_full(self) -> bool {
-        [self.requests, self.tasks, self.attempts].contains(&BATCH)
+        [self.requests, self.tasks, self.attempts].contains(&BATCH_SIZE)
     }
 }
 
@@ -100,26 +98,34 @@ pub fn days(name: &str, days: u32) -> anyhow::Result<Option<TimeDelta>> {
     Ok((days > 0).then(|| TimeDelta::days(days.into())))
 }
 
-/// Runs until the process is asked to stop.
-pub async fn run(ledger: Ledger, clock: Clock, retention: Retention, stopping: CancellationToken) {
-    loop {
-        let pause = match run_once(&ledger, retention, clock.now()).await {
-            Ok(purged) => {
-                if purged != Purged::default() {
-                    let Purged { requests, tasks, attempts } = purged;
-                    info!(requests, tasks, attempts, "purged");
-                }
-                if purged.is_full() { BREATH } else { INTERVAL }
-            }
-            Err(error) => {
-                warn!(%error, "what is old enough cannot be deleted");
-                INTERVAL
-            }
-        };
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = stopping.cancelled() => break,
+/// Deletes what is old enough.
+#[derive(Debug)]
+pub struct RetentionWorker {
+    /// From where.
+    pub ledger: Ledger,
+    /// What time it is.
+    pub clock: Clock,
+    /// What is old enough.
+    pub retention: Retention,
+}
+
+impl Worker for RetentionWorker {
+    const NAME: &'static str = "retention";
+    /// How often to look for what is old enough.
+    const INTERVAL: Duration = Duration::from_hours(1);
+    const BATCH_INTERVAL: Duration = BATCH_INTERVAL;
+
+    async fn run_once(&mut self) -> Result<Progress, Failed> {
+        let now = self.clock.now();
+        let purged = run_once(&self.ledger, self.retention, now).await.map_err(|error| {
+            warn!(%error, "what is old enough cannot be deleted");
+            Failed
+        })?;
+        if purged != Purged::default() {
+            let Purged { requests, tasks, attempts } = purged;
+            info!(requests, tasks, attempts, "purged");
         }
+        Ok(if purged.is_full() { Progress::More } else { Progress::Done })
     }
 }
 
@@ -133,7 +139,7 @@ pub async fn run_once(
     now: DateTime<Utc>,
 ) -> Result<Purged, LedgerError> {
     let mut purged = Purged::default();
-    let limit = i64::try_from(BATCH).unwrap_or(0);
+    let limit = i64::try_from(BATCH_SIZE).unwrap_or(0);
     if let Some(age) = retention.requests {
         purged.requests = ledger.purge_requests(now - age, limit).await?;
         metrics::purged("hitl_request", purged.requests);
@@ -172,7 +178,7 @@ pub async fn purge(
             if !purged.is_full() {
                 break;
             }
-            tokio::time::sleep(BREATH).await;
+            tokio::time::sleep(BATCH_INTERVAL).await;
         }
     }
     Ok(all)

@@ -2,6 +2,7 @@
 
 pub mod receipts;
 pub mod relay;
+pub mod release;
 pub mod republish;
 pub mod send;
 pub mod unheard;

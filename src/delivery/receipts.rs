@@ -2,28 +2,32 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
-use tokio_util::task::TaskTracker;
-
 use crate::ledger::Ledger;
+use crate::workers::{Failed, Progress, Worker};
 
-/// Pause before receipts that could not be written are tried again.
-const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+/// Writes receipts.
+#[derive(Debug)]
+pub struct ReceiptWriter {
+    /// Where they are kept and written.
+    pub ledger: Ledger,
+}
 
-/// Writes receipts until the process is asked to stop and nothing is under way any more.
-pub async fn run(ledger: Ledger, under_way: TaskTracker) {
-    loop {
-        tokio::select! {
-            biased;
-            () = ledger.receipt_kept() => {}
-            () = under_way.wait() => break,
-        }
-        while !ledger.write_receipts().await {
-            tokio::select! {
-                () = sleep(RETRY_INTERVAL) => {}
-                () = under_way.wait() => break,
-            }
-        }
+impl Worker for ReceiptWriter {
+    const NAME: &'static str = "receipts";
+    /// Longest between two rounds while nothing is sent, so that the last success is a fresh one.
+    const INTERVAL: Duration = Duration::from_secs(5);
+    /// Pause before receipts that could not be written are tried again.
+    const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+
+    async fn run_once(&mut self) -> Result<Progress, Failed> {
+        if self.ledger.write_receipts().await { Ok(Progress::Done) } else { Err(Failed) }
     }
-    ledger.write_receipts().await;
+
+    async fn wake_up(&mut self) {
+        self.ledger.receipt_kept().await;
+    }
+
+    async fn finish(&mut self) {
+        self.ledger.write_receipts().await;
+    }
 }

@@ -7,28 +7,27 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt;
-use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info, warn};
 
+use super::release::WaitingTasks;
 use super::send::Sender;
 use crate::domain::record::{Delivery, DeliveryReceipt, Record};
 use crate::ledger::{LEASE, LOST_AT_ONCE, LedgerError};
 use crate::observe::metrics::{self, By};
 use crate::observe::traces;
+use crate::workers::{Failed, Progress, Worker};
 
-/// How often to look for owed signals.
-const INTERVAL: Duration = Duration::from_millis(500);
 /// Rows to claim at once: as many as can be sent within one lease even if each call times out
 /// once.
-const BATCH: i64 = 32;
+const BATCH_SIZE: usize = 32;
 /// Rows to send at the same time.
-const AT_ONCE: usize = 16;
+const CONCURRENCY: usize = 16;
 /// How long to look for lost signals after Redis has changed: longer than what was on its way then
 /// takes to be noted.
-const AFTERMATH: TimeDelta = TimeDelta::seconds(10);
+const LOSS_WATCH_TIMEOUT: TimeDelta = TimeDelta::seconds(10);
 /// Longest pause before a row is tried again; short, so that signals go out soon after Redis is
 /// back.
-const LONGEST_PAUSE: TimeDelta = TimeDelta::milliseconds(2000);
+const LONGEST_RETRY_DELAY: TimeDelta = TimeDelta::milliseconds(2000);
 
 /// What one round did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,29 +45,37 @@ pub struct Round {
 pub struct Relay {
     /// Sends.
     pub sender: Sender,
+    /// The tasks that could not be let go on yet.
+    pub tasks: WaitingTasks,
 }
 
-/// Runs until the process is asked to stop.
-pub async fn run(relay: Relay, stopping: CancellationToken) {
-    let mut watch = Watch::default();
-    loop {
-        let (looked, round) = tokio::join!(watch.look(&relay.sender), relay.run_once());
-        if let Err(error) = looked {
-            warn!(%error, "the relay cannot owe again what Redis has lost");
-        }
-        match round {
-            Ok(round)
-                if round.sent + round.superseded == usize::try_from(BATCH).unwrap_or(0)
-                    && !stopping.is_cancelled() =>
-            {
-                continue;
-            }
-            Ok(_) => {}
-            Err(error) => warn!(%error, "the relay cannot read what is owed"),
-        }
-        tokio::select! {
-            () = tokio::time::sleep(INTERVAL) => {}
-            () = stopping.cancelled() => break,
+/// The relay as a worker, which also watches Redis.
+#[derive(Debug)]
+pub struct RelayWorker {
+    relay: Relay,
+    watch: Watch,
+}
+
+impl From<Relay> for RelayWorker {
+    fn from(relay: Relay) -> Self {
+        Self { relay, watch: Watch::default() }
+    }
+}
+
+impl Worker for RelayWorker {
+    const NAME: &'static str = "relay";
+    /// How often to look for owed signals.
+    const INTERVAL: Duration = Duration::from_millis(500);
+
+    async fn run_once(&mut self) -> Result<Progress, Failed> {
+        let (looked, round) =
+            tokio::join!(self.watch.look(&self.relay.sender), self.relay.run_once());
+        let looked = looked
+            .inspect_err(|error| warn!(%error, "the relay cannot owe again what Redis has lost"));
+        let round = round.inspect_err(|error| warn!(%error, "the relay cannot read what is owed"));
+        match (looked, round) {
+            (Ok(()), Ok(round)) => Ok(Progress::of(round.sent + round.superseded, BATCH_SIZE)),
+            _ => Err(Failed),
         }
     }
 }
@@ -102,7 +109,7 @@ impl Watch {
             }
         }
         if replication_ids != self.replication_ids {
-            (self.replication_ids, self.until) = (replication_ids, now + AFTERMATH);
+            (self.replication_ids, self.until) = (replication_ids, now + LOSS_WATCH_TIMEOUT);
         }
         Ok(())
     }
@@ -118,7 +125,8 @@ impl Relay {
         if self.sender.courier.ping().await.is_err() {
             return Ok(Round::default());
         }
-        let due = self.sender.ledger.claim_owed(self.sender.clock.now(), BATCH).await?;
+        let limit = i64::try_from(BATCH_SIZE).unwrap_or(0);
+        let due = self.sender.ledger.claim_owed(self.sender.clock.now(), limit).await?;
         if !due.is_empty() {
             crash_point!("relay-claimed");
         }
@@ -128,7 +136,7 @@ impl Relay {
         let claimed = due.len();
         let delivered = futures_util::stream::iter(due)
             .map(|record| self.send_one(record))
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENCY)
             .filter_map(std::future::ready)
             .collect::<Vec<_>>()
             .await;
@@ -161,20 +169,17 @@ impl Relay {
                 crash_point!("relay-signalled");
                 let delivery = settled.delivery;
                 info!(request_id = %record.id, ?delivery, "the relay delivered what was owed");
-                // Whoever decided may have died before looking at the task again.
-                if let Err(error) =
-                    self.sender.ledger.release_task(&record.tenant, &record.task, now).await
-                {
-                    warn!(request_id = %record.id, %error, "sent, but not noted: it will be sent again");
-                    return None;
-                }
+                // The receipt first: without it the signal would go out once more.
                 self.sender.ledger.keep_receipt(DeliveryReceipt::of(&record, settled, now));
+                // Whoever decided may have died before looking at the task again.
+                let Sender { ledger, clock, .. } = &self.sender;
+                self.tasks.release(ledger, clock, &record.tenant, &record.task).await;
                 Some(delivery)
             }
             Err(error) => {
                 warn!(request_id = %record.id, %error, "a signal is still owed");
                 let age = now - record.owed_since;
-                let pause = (age / 2).clamp(TimeDelta::milliseconds(100), LONGEST_PAUSE);
+                let pause = (age / 2).clamp(TimeDelta::milliseconds(100), LONGEST_RETRY_DELAY);
                 // If this fails too, the lease runs out by itself.
                 let _given_back =
                     self.sender.ledger.postpone(&record, now + pause.min(LEASE)).await;

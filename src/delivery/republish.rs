@@ -10,12 +10,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::StreamExt as _;
-use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::send::{Sender, Undelivered, still_names};
-use crate::courier::Courier;
 use crate::domain::decision::State;
 use crate::domain::ids::{RequestId, SessionId};
 use crate::domain::printable::printable;
@@ -23,11 +20,8 @@ use crate::domain::record::{Delivery, DeliveryReceipt, DeliveryResult};
 use crate::domain::request::AGENT_TIMEOUT;
 use crate::ledger::LedgerError;
 use crate::observe::metrics::{self, By, Forgery};
+use crate::workers::{Failed, Progress, Worker};
 
-/// How often to see which signals are due.
-const TICK: Duration = Duration::from_millis(50);
-/// How often to look for unheard signals of other replicas.
-const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 /// How far a scan looks back beyond the one before: longer than a delivery takes to be noted.
 const SCAN_OVERLAP: TimeDelta = TimeDelta::seconds(10);
 /// Most sessions to ask about in one command: 0.2 ms of Redis' time.
@@ -43,20 +37,6 @@ enum Again {
     Watched,
 }
 
-/// Publishes unheard signals again until the process is asked to stop.
-pub async fn run(republisher: Republisher, stopping: CancellationToken) {
-    let working = async {
-        if !matches!(republisher.sender.courier, Courier::Redis(_)) {
-            std::future::pending::<()>().await;
-        }
-        tokio::join!(republisher.scan(), republisher.listen())
-    };
-    tokio::select! {
-        _never = working => {}
-        () = stopping.cancelled() => {}
-    }
-}
-
 /// What publishing again takes; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Republisher {
@@ -65,31 +45,6 @@ pub struct Republisher {
 }
 
 impl Republisher {
-    async fn listen(&self) {
-        loop {
-            sleep(TICK).await;
-            for some in self.sender.unheard.due(self.sender.clock.now()).chunks(BATCH_SIZE) {
-                let sessions = some.iter().map(|(_request, session)| session.clone());
-                // While Redis is away nobody listens.
-                let Ok(counts) = self.sender.courier.listeners(&sessions.collect::<Vec<_>>()).await
-                else {
-                    continue;
-                };
-                let listening = some.iter().zip(counts).filter(|(_signal, count)| *count > 0);
-                let requests = listening.map(|((request, session), _count)| (request, session));
-                futures_util::stream::iter(requests)
-                    .for_each_concurrent(CONCURRENCY, async |(request, session)| {
-                        match self.publish_again(request, session).await {
-                            Ok(Again::Over) => self.sender.unheard.forget(request),
-                            Ok(Again::Watched) => {}
-                            Err(error) => debug!(request_id = %request, %error, "still unheard"),
-                        }
-                    })
-                    .await;
-            }
-        }
-    }
-
     /// Publishes one signal again, if its session still names its request and nobody was faster.
     async fn publish_again(
         &self,
@@ -158,20 +113,8 @@ impl Republisher {
         }
     }
 
-    /// Finds the unheard signals of replicas that may have died.
-    async fn scan(&self) {
-        let mut since = self.sender.clock.now() - AGENT_TIMEOUT;
-        loop {
-            let now = self.sender.clock.now();
-            match self.scan_once(since).await {
-                Ok(()) => since = now - SCAN_OVERLAP,
-                Err(error) => debug!(%error, "cannot look for signals that nobody heard"),
-            }
-            sleep(SCAN_INTERVAL).await;
-        }
-    }
-
-    async fn scan_once(&self, since: DateTime<Utc>) -> Result<(), LedgerError> {
+    /// Finds the unheard signals of replicas that may have died, from `since` on.
+    async fn scan(&self, since: DateTime<Utc>) -> Result<(), LedgerError> {
         let room = self.sender.unheard.room();
         let limit = i64::try_from(room.min(BATCH_SIZE)).unwrap_or(0);
         let patient = self.sender.clock.now() - AGENT_TIMEOUT;
@@ -179,5 +122,66 @@ impl Republisher {
             self.sender.unheard.watch(&record);
         }
         Ok(())
+    }
+}
+
+impl Worker for Republisher {
+    const NAME: &'static str = "republish";
+    /// How often to see which signals are due.
+    const INTERVAL: Duration = Duration::from_millis(50);
+
+    async fn run_once(&mut self) -> Result<Progress, Failed> {
+        let mut outcome = Ok(Progress::Done);
+        for some in self.sender.unheard.due(self.sender.clock.now()).chunks(BATCH_SIZE) {
+            let sessions = some.iter().map(|(_request, session)| session.clone());
+            // While Redis is away nobody listens.
+            let Ok(counts) = self.sender.courier.listeners(&sessions.collect::<Vec<_>>()).await
+            else {
+                outcome = Err(Failed);
+                continue;
+            };
+            let listening = some.iter().zip(counts).filter(|(_signal, count)| *count > 0);
+            let requests = listening.map(|((request, session), _count)| (request, session));
+            futures_util::stream::iter(requests)
+                .for_each_concurrent(CONCURRENCY, async |(request, session)| {
+                    match self.publish_again(request, session).await {
+                        Ok(Again::Over) => self.sender.unheard.forget(request),
+                        Ok(Again::Watched) => {}
+                        Err(error) => debug!(request_id = %request, %error, "still unheard"),
+                    }
+                })
+                .await;
+        }
+        outcome
+    }
+}
+
+/// Finds the unheard signals of other replicas.
+#[derive(Debug)]
+pub struct UnheardScan {
+    republisher: Republisher,
+    since: DateTime<Utc>,
+}
+
+impl From<Republisher> for UnheardScan {
+    fn from(republisher: Republisher) -> Self {
+        let since = republisher.sender.clock.now() - AGENT_TIMEOUT;
+        Self { republisher, since }
+    }
+}
+
+impl Worker for UnheardScan {
+    const NAME: &'static str = "unheard_scan";
+    /// How often to look for unheard signals of other replicas.
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    async fn run_once(&mut self) -> Result<Progress, Failed> {
+        let now = self.republisher.sender.clock.now();
+        self.republisher.scan(self.since).await.map_err(|error| {
+            debug!(%error, "cannot look for signals that nobody heard");
+            Failed
+        })?;
+        self.since = now - SCAN_OVERLAP;
+        Ok(Progress::Done)
     }
 }

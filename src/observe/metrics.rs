@@ -5,14 +5,12 @@
 //! all replicas, so queries must use `max`, not `sum`.
 
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use ::metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use anyhow::Context as _;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
-use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 
 use crate::domain::decision::State;
 use crate::domain::record::{Delivery, Record};
@@ -47,6 +45,8 @@ const PURGED: &str = "aura_hitl_purged_total";
 const UNHEARD: &str = "aura_hitl_signals_unheard";
 const DROPPED_LINES: &str = "aura_hitl_log_lines_dropped_total";
 const FORGERIES: &str = "aura_hitl_forgeries_total";
+const WORKER_SUCCESS: &str = "aura_hitl_worker_last_success_timestamp_seconds";
+const WORKER_FAILURES: &str = "aura_hitl_worker_failures_total";
 const UNCHECKED_MESSAGES: &str = "aura_hitl_unchecked_messages_total";
 
 /// Histogram buckets for the duration of calls, in seconds: from a fast click to a long-poll.
@@ -56,8 +56,6 @@ const CALL_DURATION_BUCKETS: [f64; 15] =
 /// request.
 const DECISION_AGE_BUCKETS: [f64; 11] =
     [1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 86400.0];
-/// How often measured values are put into buckets, so that they do not use up memory between scrapes.
-const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The recorder of this process. Several services in one process, as in tests, share it.
 static RECORDER: LazyLock<anyhow::Result<PrometheusHandle>> = LazyLock::new(|| {
@@ -173,19 +171,35 @@ fn describe() {
         UNCHECKED_MESSAGES,
         "Messages on sessions' channels that were dropped before they were checked."
     );
+    describe_gauge!(
+        WORKER_SUCCESS,
+        "Unix time at which a worker last ended a round without a failure; at first, its start."
+    );
+    describe_counter!(WORKER_FAILURES, "Rounds of a worker that failed and are tried again.");
     Collector::default().describe();
 }
 
-/// Puts measured values into buckets every `UPKEEP_INTERVAL`, until the service stops.
-pub async fn run(stopping: CancellationToken) {
-    while !stopping.is_cancelled() {
-        if let Ok(recorder) = RECORDER.as_ref() {
-            recorder.run_upkeep();
-        }
-        tokio::select! {
-            () = sleep(UPKEEP_INTERVAL) => {}
-            () = stopping.cancelled() => {}
-        }
+/// Puts measured values into buckets, so that they do not use up memory between scrapes.
+pub fn upkeep() {
+    if let Ok(recorder) = RECORDER.as_ref() {
+        recorder.run_upkeep();
+    }
+}
+
+/// A worker begins.
+pub fn worker_started(worker: &'static str) {
+    counter!(WORKER_FAILURES, "worker" => worker).absolute(0);
+    worker_ran(worker, true);
+}
+
+/// A worker has ended a round, with or without success.
+pub fn worker_ran(worker: &'static str, is_success: bool) {
+    if is_success {
+        // The machine's clock, with which Prometheus compares it.
+        let now = UNIX_EPOCH.elapsed().unwrap_or_default();
+        gauge!(WORKER_SUCCESS, "worker" => worker).set(now.as_secs_f64());
+    } else {
+        counter!(WORKER_FAILURES, "worker" => worker).increment(1);
     }
 }
 

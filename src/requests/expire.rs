@@ -14,27 +14,26 @@ use crate::domain::record::Record;
 use crate::ledger::LedgerError;
 use crate::observe::metrics;
 use crate::state::AppState;
+use crate::workers::{Failed, Progress, Worker};
 
-/// How often to look for requests whose time is over.
-const INTERVAL: Duration = Duration::from_secs(1);
 /// Requests to close in one round; if there were as many, the next one follows at once.
-const BATCH: usize = 100;
+const BATCH_SIZE: usize = 100;
 
-/// Runs until the process is asked to stop.
-pub async fn run(app: AppState) {
-    loop {
-        let pause = match run_once(&app).await {
-            Ok(BATCH) => Duration::ZERO,
-            Ok(_) => INTERVAL,
-            Err(error) => {
-                warn!(%error, "requests whose time is over cannot be closed");
-                INTERVAL
-            }
-        };
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = app.stopping.cancelled() => break,
-        }
+/// Closes requests whose time is over, with the state of its process.
+#[derive(Debug)]
+pub struct ExpiryWorker(pub AppState);
+
+impl Worker for ExpiryWorker {
+    const NAME: &'static str = "expiry";
+    /// How often to look for requests whose time is over.
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    async fn run_once(&mut self) -> Result<Progress, Failed> {
+        let closed = run_once(&self.0).await.map_err(|error| {
+            warn!(%error, "requests whose time is over cannot be closed");
+            Failed
+        })?;
+        Ok(Progress::of(closed, BATCH_SIZE))
     }
 }
 
@@ -44,7 +43,7 @@ pub async fn run(app: AppState) {
 /// [`LedgerError`] when the ledger does not answer.
 pub async fn run_once(app: &AppState) -> Result<usize, LedgerError> {
     let now = app.clock.now();
-    let limit = i64::try_from(BATCH).unwrap_or(0);
+    let limit = i64::try_from(BATCH_SIZE).unwrap_or(0);
     let overdue = app.ledger.overdue(now, limit).await?;
     let (mut closed, mut failure) = (0, None);
     for (tenant, id) in &overdue {

@@ -24,16 +24,18 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use self::http::{cannot_listen, serve, serve_metrics};
+use self::scrape::Upkeep;
 use self::stores::{ensure_migrated, migrate, open_ledger};
 use crate::api::error::ErrorCode;
-use crate::audit::feed::AuditSender;
-use crate::audit::refused_attempts::{self, Queue, RefusedAttempts};
-use crate::audit::retention;
+use crate::audit::feed::{AuditFeed, AuditSender};
+use crate::audit::refused_attempts::{AttemptWriter, Queue, RefusedAttempts};
+use crate::audit::retention::RetentionWorker;
 use crate::config::{Config, LedgerConfig};
 use crate::courier::Courier;
-use crate::delivery::receipts;
-use crate::delivery::relay::{self, Relay};
-use crate::delivery::republish::{self, Republisher};
+use crate::delivery::receipts::ReceiptWriter;
+use crate::delivery::relay::{Relay, RelayWorker};
+use crate::delivery::release::{TaskReleaser, WaitingTasks};
+use crate::delivery::republish::{Republisher, UnheardScan};
 use crate::delivery::unheard::Unheard;
 use crate::domain::clock::Clock;
 use crate::forgery::reports::Forgeries;
@@ -44,10 +46,11 @@ use crate::ledger::patience::patiently;
 use crate::limits::Limits;
 use crate::limits::quotas::Quotas;
 use crate::observe::metrics::{self, Deployment};
-use crate::requests::expire;
+use crate::requests::expire::ExpiryWorker;
 use crate::state::AppState;
-use crate::tasks::open;
-use crate::waiting::hub::{self, Hub, Listener, WaitLimits};
+use crate::tasks::open::OpenTasks;
+use crate::waiting::hub::{self, Hub, LedgerPoll, Listener, WaitLimits};
+use crate::workers::{End, run};
 
 /// How long answers carry `Connection: close` and readiness is false before the listener is closed.
 /// Meanwhile the Gateway stops using its connections to this process. Part of `shutdown_seconds`.
@@ -107,6 +110,7 @@ impl Replica {
             call_permits: Arc::new(Semaphore::new(config.max_calls_under_way)),
             max_calls: config.max_calls_under_way,
             wait_permits: Arc::new(Semaphore::new(config.max_calls_under_way.div_ceil(4))),
+            waiting_tasks: WaitingTasks::default(),
             decisions: KnownDecisions::default(),
             forgeries: Forgeries::default(),
             hub,
@@ -221,10 +225,19 @@ fn start_workers(
 ) -> anyhow::Result<JoinSet<()>> {
     let mut workers = JoinSet::new();
     let (ledger, clock) = (app.ledger.clone(), app.clock.clone());
-    let (stopping, under_way) = (app.stopping.clone(), app.under_way.clone());
-    workers.spawn(relay::run(relay(app), stopping.clone()));
-    workers.spawn(receipts::run(ledger.clone(), under_way.clone()));
-    workers.spawn(expire::run(app.clone()));
+    let at_once = End::AtOnce(app.stopping.clone());
+    let after_round = End::AfterRound(app.stopping.clone());
+    let after_calls = End::AfterCalls(app.under_way.clone());
+    workers.spawn(run(RelayWorker::from(relay(app)), after_round.clone()));
+    let releaser = TaskReleaser {
+        waiting: app.waiting_tasks.clone(),
+        ledger: ledger.clone(),
+        clock: clock.clone(),
+    };
+    workers.spawn(run(releaser, at_once.clone()));
+    let receipts = ReceiptWriter { ledger: ledger.clone() };
+    workers.spawn(run(receipts, after_calls.clone()));
+    workers.spawn(run(ExpiryWorker(app.clone()), after_round.clone()));
     let listener = Listener {
         hub: app.hub.clone(),
         courier: app.courier.clone(),
@@ -232,29 +245,37 @@ fn start_workers(
         clock: clock.clone(),
         watcher: app.watcher.clone(),
     };
-    workers.spawn(hub::run(listener, stopping.clone()));
+    workers.spawn(run(LedgerPoll::from(listener.clone()), at_once.clone()));
+    workers.spawn(hub::run(listener, app.stopping.clone()));
     let decisions = app.decisions.clone();
-    workers.spawn(watcher::run(ledger.clone(), decisions, unchecked, stopping.clone()));
-    let republisher = Republisher { sender: app.sender() };
-    workers.spawn(republish::run(republisher, stopping.clone()));
-    workers.spawn(metrics::run(stopping.clone()));
+    workers.spawn(watcher::run(ledger.clone(), decisions, unchecked, app.stopping.clone()));
+    // Only agents on Redis can miss a signal.
+    if matches!(app.courier, Courier::Redis(_)) {
+        let republisher = Republisher { sender: app.sender() };
+        workers.spawn(run(UnheardScan::from(republisher.clone()), at_once.clone()));
+        workers.spawn(run(republisher, at_once.clone()));
+    }
+    workers.spawn(run(Upkeep, after_round.clone()));
     if let Some(address) = config.metrics_address {
         workers.spawn(serve_metrics(app, address)?);
     }
-    workers.spawn(open::run(ledger.clone(), clock.clone(), stopping.clone()));
-    workers.spawn(refused_attempts::run(ledger.clone(), under_way, refused_attempts));
+    let open_tasks = OpenTasks { ledger: ledger.clone(), clock: clock.clone() };
+    workers.spawn(run(open_tasks, after_round.clone()));
+    workers.spawn(run(AttemptWriter::new(ledger.clone(), refused_attempts), after_calls));
     if let Some(url) = &config.audit_url {
         let sender = AuditSender::new(url).context("cannot feed the audit log")?;
-        workers.spawn(sender.run(ledger.clone(), clock.clone(), stopping.clone()));
+        let feed = AuditFeed { sender, ledger: ledger.clone(), clock: clock.clone() };
+        workers.spawn(run(feed, at_once));
     }
-    workers.spawn(retention::run(ledger, clock, config.retention, stopping));
+    let retention = RetentionWorker { ledger, clock, retention: config.retention };
+    workers.spawn(run(retention, after_round));
     Ok(workers)
 }
 
 /// The relay of a process.
 #[must_use]
 pub fn relay(app: &AppState) -> Relay {
-    Relay { sender: app.sender() }
+    Relay { sender: app.sender(), tasks: app.waiting_tasks.clone() }
 }
 
 /// A process may open only so many files, and every connection is one: raises that limit as far as

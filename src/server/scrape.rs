@@ -14,6 +14,7 @@ use crate::ledger::{Backlog, OutboxKind};
 use crate::observe::log;
 use crate::observe::metrics::{self, Readings};
 use crate::state::AppState;
+use crate::workers::{Failed, Progress, Worker};
 
 /// How old the ledger's figures may be.
 const MAX_BACKLOG_AGE: Duration = Duration::from_secs(5);
@@ -91,5 +92,20 @@ impl Scrape {
             metrics::oldest_audit_entry(age(oldest));
         }
         *updated_at = Some(Instant::now());
+    }
+}
+
+/// Puts what was measured into buckets, so that it does not pile up between scrapes.
+#[derive(Debug)]
+pub struct Upkeep;
+
+impl Worker for Upkeep {
+    const NAME: &'static str = "metrics";
+    /// How often what was measured is put into buckets.
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    async fn run_once(&mut self) -> Result<Progress, Failed> {
+        metrics::upkeep();
+        Ok(Progress::Done)
     }
 }

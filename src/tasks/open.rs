@@ -8,31 +8,39 @@
 
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::domain::clock::Clock;
 use crate::domain::request::AGENT_TIMEOUT;
 use crate::ledger::{Ledger, LedgerError};
+use crate::workers::{Failed, Progress, Worker};
 
-/// How often to look for such tasks.
-const INTERVAL: Duration = Duration::from_secs(10);
 /// Tasks to close in one statement; if there were as many, the next one follows at once.
 const BATCH_SIZE: u64 = 100;
 
-/// Runs until the process is asked to stop.
-pub async fn run(ledger: Ledger, clock: Clock, stopping: CancellationToken) {
-    loop {
-        match run_once(&ledger, &clock).await {
-            Ok(BATCH_SIZE) if !stopping.is_cancelled() => continue,
-            Ok(0) => {}
-            Ok(requests) => info!(requests, "closed tasks that no agent reported on"),
-            Err(error) => warn!(%error, "tasks that no agent reports on cannot be closed"),
+/// Closes such tasks.
+#[derive(Debug)]
+pub struct OpenTasks {
+    /// Where they are.
+    pub ledger: Ledger,
+    /// What time it is.
+    pub clock: Clock,
+}
+
+impl Worker for OpenTasks {
+    const NAME: &'static str = "open_tasks";
+    /// How often to look for such tasks.
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    async fn run_once(&mut self) -> Result<Progress, Failed> {
+        let requests = run_once(&self.ledger, &self.clock).await.map_err(|error| {
+            warn!(%error, "tasks that no agent reports on cannot be closed");
+            Failed
+        })?;
+        if requests > 0 && requests < BATCH_SIZE {
+            info!(requests, "closed tasks that no agent reported on");
         }
-        tokio::select! {
-            () = tokio::time::sleep(INTERVAL) => {}
-            () = stopping.cancelled() => break,
-        }
+        Ok(Progress::of(requests, BATCH_SIZE))
     }
 }
 

@@ -25,13 +25,12 @@ use crate::domain::ids::{SessionId, TenantId, UserId};
 use crate::forgery::watcher::Watcher;
 use crate::ledger::Ledger;
 use crate::limits::{Limit, TooMany};
+use crate::workers::{Failed, Progress, Worker};
 
 /// Pause before connecting again.
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(500);
 /// How often to check that the Pub/Sub connection answers.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// How often to poll the ledger for outcomes without a message.
-const LEDGER_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How far back each poll looks: longer than a write takes, and than the clocks of replicas differ.
 const LEDGER_POLL_WINDOW: TimeDelta = TimeDelta::seconds(10);
 
@@ -233,7 +232,6 @@ pub async fn run(listener: Listener, stopping: CancellationToken) {
     };
     tokio::select! {
         () = listening => {}
-        () = poll_ledger(listener) => {}
         () = stopping.cancelled() => {}
     }
 }
@@ -264,23 +262,37 @@ async fn listen(listener: &Listener, mut subscription: Subscription) -> Result<(
 
 /// Polls the ledger for outcomes without a message: those of other replicas while Redis does not
 /// answer, and those whose message Pub/Sub lost.
-async fn poll_ledger(listener: &Listener) {
-    let mut ticks = interval(LEDGER_POLL_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut known = HashSet::new();
-    loop {
-        ticks.tick().await;
-        if listener.hub.sessions().is_empty() {
-            known.clear();
-            continue;
+#[derive(Debug)]
+pub struct LedgerPoll {
+    listener: Listener,
+    known: HashSet<(SessionId, String)>,
+}
+
+impl From<Listener> for LedgerPoll {
+    fn from(listener: Listener) -> Self {
+        Self { listener, known: HashSet::new() }
+    }
+}
+
+impl Worker for LedgerPoll {
+    const NAME: &'static str = "ledger_poll";
+    /// How often to poll the ledger for outcomes without a message.
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    async fn run_once(&mut self) -> Result<Progress, Failed> {
+        let Listener { hub, ledger, clock, .. } = &self.listener;
+        if hub.sessions().is_empty() {
+            self.known.clear();
+            return Ok(Progress::Done);
         }
-        let since = listener.clock.now() - LEDGER_POLL_WINDOW;
+        let since = clock.now() - LEDGER_POLL_WINDOW;
         // While the ledger does not answer, no request is closed.
-        let Ok(settled) = listener.ledger.settled_since(since).await else { continue };
+        let settled = ledger.settled_since(since).await.map_err(|_away| Failed)?;
         let settled = settled.into_iter().collect::<HashSet<_>>();
-        for (session, _outcome) in settled.difference(&known) {
-            listener.hub.notify(session);
+        for (session, _outcome) in settled.difference(&self.known) {
+            hub.notify(session);
         }
-        known = settled;
+        self.known = settled;
+        Ok(Progress::Done)
     }
 }

@@ -469,6 +469,41 @@ async fn a_signal_that_went_out_is_never_said_to_be_owed() {
     }
 }
 
+/// A task that somebody holds locked goes on as soon as it is free, and its signal, which is sent
+/// meanwhile, is recorded and not sent again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_locked_task_makes_nobody_hear_twice() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let LedgerConfig::Postgres { url, .. } = &app.config.ledger else { panic!("no Postgres") };
+    let pool = PgPool::connect(url.expose_secret()).await.unwrap();
+    let asked = Asked::new();
+    let mut subscriber = Subscriber::on(&asked.session).await;
+    app.ask(&asked).await;
+    app.approve(ALICE, &asked.id).await.assert(200, "");
+    app.settled(&asked.id).await;
+    assert_eq!(subscriber.heard().await.len(), 1);
+    // As after a decider who died before it looked at the task again and before it sent the signal.
+    sqlx::query("UPDATE agent_task SET status = 'WAITING_APPROVAL'").execute(&pool).await.unwrap();
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM agent_task FOR UPDATE").execute(&mut *lock).await.unwrap();
+    sqlx::query(
+        "UPDATE hitl_request
+            SET delivery = 'owed', listeners = NULL, sent_to = NULL, sent_at = NULL, due_at = now()",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    assert_eq!(app.settled(&asked.id).await.delivery, Delivery::Sent);
+    assert_eq!(app.task_of(&asked.id).await.status, TaskStatus::WaitingApproval);
+    lock.rollback().await.unwrap();
+    eventually(async || {
+        let task = app.task_of(&asked.id).await;
+        (task.status == TaskStatus::InProgress).then_some(())
+    })
+    .await;
+    assert_eq!(subscriber.heard().await.len(), 1);
+}
+
 /// A request that is no text is a request that cannot be read, not a Redis that is away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_that_are_no_text_are_not_an_outage() {

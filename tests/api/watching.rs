@@ -12,8 +12,8 @@ use prost::Message as _;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use support::{
-    Answer, Asked, Mode, PrivateRedis, Program, Running, eventually, free_port, fresh_database,
-    test_variable, unique,
+    Answer, Asked, Mode, PrivatePostgres, PrivateRedis, Program, Running, eventually, free_port,
+    fresh_database, test_variable, unique,
 };
 use tempfile::TempDir;
 
@@ -117,6 +117,44 @@ impl Metrics {
         let found = self.sum(name, labels);
         assert!((found - value).abs() < 1e-9, "{name} {labels:?} is {found}, not {value}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_fail_while_the_ledger_is_away_and_go_on_when_it_is_back() {
+    let mut postgres = PrivatePostgres::start().await;
+    let url = postgres.url();
+    let watched = Watched::start(Mode::Production, |program| program.with("DATABASE_URL", &url));
+    let watched = watched.await;
+    let of = |metrics: &Metrics, name: &str, worker: &str| {
+        metrics.sum(&format!("aura_hitl_worker_{name}"), &[&format!("worker=\"{worker}\"")])
+    };
+    let failures = |metrics: &Metrics, worker: &str| of(metrics, "failures_total", worker);
+    let success =
+        |metrics: &Metrics, worker: &str| of(metrics, "last_success_timestamp_seconds", worker);
+    let until = async |is_so: &dyn Fn(&Metrics) -> bool| {
+        eventually(async || Some(watched.metrics().await).filter(|metrics| is_so(metrics))).await
+    };
+    let started = watched.metrics().await;
+    until(&|now| success(now, "expiry") > success(&started, "expiry")).await;
+
+    let workers = ["expiry", "relay"];
+    postgres.crash();
+    let away = until(&|now| {
+        workers.iter().all(|worker| failures(now, worker) > failures(&started, worker))
+    })
+    .await;
+    let later = until(&|now| {
+        let goes_on = success(now, "metrics") > success(&away, "metrics");
+        goes_on && workers.iter().all(|worker| failures(now, worker) > failures(&away, worker))
+    })
+    .await;
+    for worker in workers {
+        let stands_still = (success(&later, worker) - success(&away, worker)).abs() < 1e-9;
+        assert!(stands_still, "{worker} succeeds without a ledger");
+    }
+
+    postgres.start_again().await;
+    until(&|now| workers.iter().all(|worker| success(now, worker) > success(&later, worker))).await;
 }
 
 /// A request as an agent writes it; its id.
