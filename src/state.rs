@@ -27,8 +27,8 @@ use crate::forgery::watcher::Watcher;
 use crate::identity::TokenVerifier;
 use crate::ledger::Ledger;
 use crate::ledger::known_decisions::KnownDecisions;
-use crate::limits::Limits;
 use crate::limits::quotas::Quotas;
+use crate::limits::{LargeBodies, Limits};
 use crate::waiting::hub::Hub;
 
 /// Why work given to the runtime has no result.
@@ -57,6 +57,8 @@ pub struct AppState {
     pub tokens: TokenVerifier,
     /// Limits how often one person may call.
     pub limits: Limits,
+    /// Lets one large body of a person in at a time.
+    pub large_bodies: LargeBodies,
     /// One permit for each call that may run at once. A call that finds none is answered 503 at once;
     /// a queue would only delay all later calls.
     pub call_permits: Arc<Semaphore>,

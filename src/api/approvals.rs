@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 use validator::{Validate, ValidationError};
 
-use super::body::{Checked, MAX_DECISION_BYTES, MAX_TASK_BYTES, check_id, whole_number};
+use super::body::{Checked, MAX_DECISION_BYTES, MAX_TASK_BYTES, check_id, in_turn, whole_number};
 use super::envelope::{Answer, Envelope, created, ok, wire_time};
 use super::error::ApiError;
 use super::examples::{FINGERPRINT, REQUEST, SESSION, TASK, plan_step, success};
@@ -316,18 +316,22 @@ pub async fn register(
     app: web::Data<AppState>,
     body: Checked<RegisterBody, MAX_TASK_BYTES>,
 ) -> Result<Answer<RegisteredView>, ApiError> {
-    let candidate = registration(body.0, &caller, &app)?;
+    let Checked(body, turn) = body;
+    let (work, registrant) = (app.clone(), caller.clone());
+    let (candidate, turn) = in_turn(turn, move || registration(body, &registrant, &work)).await?;
+    // A request that is registered already has the same content, and so the same tag.
+    let tag = etag(candidate.request.etag.clone());
     let work = app.get_ref().clone();
-    let registered =
-        app.run_to_end(async move { register::register(&work, &caller, &candidate).await }).await?;
+    let registered = app
+        .run_to_end(async move {
+            let _turn = turn;
+            register::register(&work, &caller, &candidate).await
+        })
+        .await?;
     let message = "Approval request registered";
     match registered.map_err(taken)? {
-        Registered::New(record) => {
-            Ok(created(message, registered_view(&record, &app)).with(etag(record.etag())))
-        }
-        Registered::Known(record) => {
-            Ok(ok(message, registered_view(&record, &app)).with(etag(record.etag())))
-        }
+        Registered::New(record) => Ok(created(message, registered_view(&record, &app)).with(tag)),
+        Registered::Known(record) => Ok(ok(message, registered_view(&record, &app)).with(tag)),
         Registered::TaskIsOver => Err(ApiError::task_is_over()),
         Registered::IdTaken => Err(ApiError::id_taken()),
     }

@@ -1,9 +1,10 @@
 //! Request bodies: read within a time-out and a size limit, parsed once, and checked before a handler
-//! gets them. Query strings are parsed here, too, so that an error names the parameter.
+//! gets them. A large body waits for its turn before it is read, and is checked on a blocking thread, so
+//! that it does not delay the calls of others. Query strings are parsed here, too, so that an error names the parameter.
 
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::dev::Payload;
 use actix_web::error::PayloadError;
@@ -18,10 +19,14 @@ use serde_json::{Number, Value};
 use url::form_urlencoded;
 use validator::{Validate, ValidationError, ValidationErrors};
 
+use super::envelope::Call;
 use super::error::{ApiError, FieldErrors};
 use super::text::Text;
+use crate::domain::approver::Caller;
 use crate::domain::json::{StrictJson, StrictJsonValue};
 pub use crate::limits::MAX_TASK_BYTES;
+use crate::limits::{LARGE_BODY_BYTES, LargeBodyTurn};
+use crate::state::{AppState, WorkError};
 
 /// Largest body of a decision, in bytes.
 pub const MAX_DECISION_BYTES: usize = 16 * 1024;
@@ -31,13 +36,17 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The error of [`whole_number`].
 const NOT_A_WHOLE_NUMBER: &str = "must be a whole number in range";
 
+/// The turn of a large body, `None` for a small one. The handler keeps it until the call's work has
+/// ended.
+pub type Turn = Option<LargeBodyTurn>;
+
 /// A JSON body of at most `LIMIT` bytes whose fields have been checked.
 #[derive(Debug)]
-pub struct Checked<T, const LIMIT: usize>(pub T);
+pub struct Checked<T, const LIMIT: usize>(pub T, pub Turn);
 
 /// A JSON body of at most `LIMIT` bytes as raw text; `None` without a body.
 #[derive(Debug)]
-pub struct AnyJson<const LIMIT: usize>(pub Option<Box<RawValue>>);
+pub struct AnyJson<const LIMIT: usize>(pub Option<Box<RawValue>>, pub Turn);
 
 /// The parameters of a query.
 #[derive(Debug)]
@@ -45,7 +54,7 @@ pub struct Query<T>(pub T);
 
 type Reading<T> = Pin<Box<dyn Future<Output = Result<T, ApiError>>>>;
 
-impl<T: DeserializeOwned + Validate + 'static, const LIMIT: usize> FromRequest
+impl<T: DeserializeOwned + Validate + Send + 'static, const LIMIT: usize> FromRequest
     for Checked<T, LIMIT>
 {
     type Error = ApiError;
@@ -54,16 +63,20 @@ impl<T: DeserializeOwned + Validate + 'static, const LIMIT: usize> FromRequest
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let reading = read::<LIMIT>(request, payload);
         Box::pin(async move {
-            let body = reading.await?;
-            let value: T = if LIMIT > MAX_DECISION_BYTES {
-                // These bodies have fields that are stored exactly as they were sent.
-                parse::<StrictJson>(&body)?;
-                parse_object(&body)?
-            } else {
-                from_object(parse::<StrictJsonValue>(&body)?.0)?
+            let (body, turn) = reading.await?;
+            let check = move || {
+                let value: T = if LIMIT > MAX_DECISION_BYTES {
+                    // These bodies have fields that are stored exactly as they were sent.
+                    parse::<StrictJson>(&body)?;
+                    parse_object(&body)?
+                } else {
+                    from_object(parse::<StrictJsonValue>(&body)?.0)?
+                };
+                value.validate().map_err(|errors| ApiError::invalid(field_errors(&errors)))?;
+                Ok(value)
             };
-            value.validate().map_err(|errors| ApiError::invalid(field_errors(&errors)))?;
-            Ok(Self(value))
+            let (value, turn) = in_turn(turn, check).await?;
+            Ok(Self(value, turn))
         })
     }
 }
@@ -77,15 +90,19 @@ impl<const LIMIT: usize> FromRequest for AnyJson<LIMIT> {
         let has_type = request.headers().contains_key(CONTENT_TYPE);
         let receiving = receive::<LIMIT>(request, payload);
         Box::pin(async move {
-            let body = receiving.await?;
+            let (body, turn) = receiving.await?;
             if body.trim_ascii().is_empty() {
-                return Ok(Self(None));
+                return Ok(Self(None, turn));
             }
             if has_type && !is_json {
                 return Err(ApiError::not_json());
             }
-            parse::<StrictJson>(&body)?;
-            Ok(Self(Some(parse(&body)?)))
+            let check = move || {
+                parse::<StrictJson>(&body)?;
+                parse(&body)
+            };
+            let (value, turn) = in_turn(turn, check).await?;
+            Ok(Self(Some(value), turn))
         })
     }
 }
@@ -122,7 +139,30 @@ fn is_json(request: &HttpRequest) -> bool {
     })
 }
 
-fn read<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> Reading<web::Bytes> {
+/// Runs work that takes long with a large body, on a blocking thread if the body is large. The turn
+/// lasts until the work has ended, also when the client disconnects.
+///
+/// # Errors
+/// The work's error; [`WorkError::OutcomeUnknown`] if it panicked.
+pub async fn in_turn<T: Send + 'static>(
+    turn: Turn,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<(T, Turn), ApiError> {
+    if turn.is_none() {
+        return Ok((work()?, turn));
+    }
+    let (call, span) = (Call::current(), tracing::Span::current());
+    let working = web::block(move || {
+        let done = span.in_scope(|| call.during(work));
+        done.map(|done| (done, turn))
+    });
+    working.await.map_err(|_panic| ApiError::from(WorkError::OutcomeUnknown))?
+}
+
+fn read<const LIMIT: usize>(
+    request: &HttpRequest,
+    payload: &mut Payload,
+) -> Reading<(web::Bytes, Turn)> {
     if !is_json(request) {
         return Box::pin(ready(Err(ApiError::not_json())));
     }
@@ -132,31 +172,95 @@ fn read<const LIMIT: usize>(request: &HttpRequest, payload: &mut Payload) -> Rea
 fn receive<const LIMIT: usize>(
     request: &HttpRequest,
     payload: &mut Payload,
-) -> Reading<web::Bytes> {
+) -> Reading<(web::Bytes, Turn)> {
     let length = length_beside_upgrade(request);
     if length.is_some_and(|length| length > LIMIT) {
         return Box::pin(ready(Err(ApiError::too_large(LIMIT))));
     }
     let payload = web::Payload::from_request(request, payload);
+    let request = request.clone();
     Box::pin(async move {
         let payload = payload.await.map_err(|error| ApiError::internal(&error.to_string()))?;
+        let bytes = web::BytesMut::new();
+        let mut body = ReceivedPart { payload, length, bytes, time_left: BODY_TIMEOUT };
+        if LIMIT <= LARGE_BODY_BYTES {
+            let is_whole = body.read(LIMIT).await?;
+            return is_whole.then(|| body.finish(None)).ok_or(ApiError::too_large(LIMIT));
+        }
+        // A body sent in chunks does not say its length in advance.
+        if !is_declared_large(&request) && body.read(LARGE_BODY_BYTES).await? {
+            return Ok(body.finish(None));
+        }
+        let turn = turn_of(&request).await?;
+        if !body.read(LIMIT).await? {
+            return Err(ApiError::too_large(LIMIT));
+        }
+        Ok(body.finish(Some(turn.received().await?)))
+    })
+}
+
+/// A body that has been received in part.
+struct ReceivedPart {
+    payload: web::Payload,
+    /// See [`length_beside_upgrade`].
+    length: Option<usize>,
+    bytes: web::BytesMut,
+    /// How long the rest may take to arrive.
+    time_left: Duration,
+}
+
+impl ReceivedPart {
+    /// Reads until the body is whole or has more than `max` bytes. Returns whether it is whole.
+    async fn read(&mut self, max: usize) -> Result<bool, ApiError> {
+        let began = Instant::now();
+        let Self { payload, length, bytes, time_left } = self;
         let reading = async {
-            match length {
-                Some(length) => Ok(first_bytes(payload, length).await),
-                None => payload.to_bytes_limited(LIMIT).await,
+            while length.is_none_or(|length| bytes.len() < length) {
+                if bytes.len() > max {
+                    return Ok(false);
+                }
+                match payload.next().await {
+                    Some(more) => bytes.extend_from_slice(&more?),
+                    None if length.is_some() => return Err(PayloadError::Incomplete(None)),
+                    None => return Ok(true),
+                }
             }
+            bytes.truncate(length.unwrap_or(usize::MAX));
+            Ok(true)
         };
-        match tokio::time::timeout(BODY_TIMEOUT, reading).await {
-            Ok(Ok(Ok(body))) => Ok(body),
-            Ok(Ok(Err(_broken))) => {
+        let read = tokio::time::timeout(*time_left, reading).await;
+        *time_left = time_left.saturating_sub(began.elapsed());
+        match read {
+            Ok(Ok(is_whole)) => Ok(is_whole),
+            Ok(Err(_broken)) => {
                 Err(malformed("body", "did not arrive whole", "본문이 완전하지 않습니다"))
             }
-            Ok(Err(_over)) => Err(ApiError::too_large(LIMIT)),
             Err(_elapsed) => {
                 Err(malformed("body", "did not arrive in time", "제시간에 도착하지 않았습니다"))
             }
         }
-    })
+    }
+
+    fn finish(self, turn: Turn) -> (web::Bytes, Turn) {
+        (self.bytes.freeze(), turn)
+    }
+}
+
+/// Whether `Content-Length` says that the body is large.
+fn is_declared_large(request: &HttpRequest) -> bool {
+    let length = request.headers().get(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.trim().parse().ok());
+    length.is_some_and(|length: usize| length > LARGE_BODY_BYTES)
+}
+
+/// Waits for the turn of the caller's large body.
+async fn turn_of(request: &HttpRequest) -> Result<LargeBodyTurn, ApiError> {
+    // actix polls a handler's arguments in their order, and the caller is the first.
+    let caller = request.extensions().get::<Caller>().cloned();
+    let (Some(app), Some(caller)) = (request.app_data::<web::Data<AppState>>(), caller) else {
+        return Err(ApiError::internal("a body is read before its caller is known"));
+    };
+    Ok(app.large_bodies.wait(&caller).await?)
 }
 
 /// The length of the body of a call with an `Upgrade` header. The service ignores that header (RFC
@@ -169,22 +273,6 @@ fn length_beside_upgrade(request: &HttpRequest) -> Option<usize> {
     }
     let Some(length) = headers.get(CONTENT_LENGTH) else { return Some(0) };
     length.to_str().ok()?.trim().parse().ok()
-}
-
-/// The first `count` bytes of a body.
-async fn first_bytes(
-    mut payload: web::Payload,
-    count: usize,
-) -> Result<web::Bytes, actix_web::Error> {
-    let mut body = web::BytesMut::new();
-    while body.len() < count {
-        let Some(bytes) = payload.next().await else {
-            return Err(PayloadError::Incomplete(None).into());
-        };
-        body.extend_from_slice(&bytes?);
-    }
-    body.truncate(count);
-    Ok(body.freeze())
 }
 
 fn malformed(field: &str, en: &'static str, ko: &'static str) -> ApiError {

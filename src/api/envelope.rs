@@ -39,6 +39,11 @@ impl Call {
         CALL.try_with(Clone::clone).unwrap_or_default()
     }
 
+    /// Makes the call known to what is done for it on another thread.
+    pub fn during<T>(self, work: impl FnOnce() -> T) -> T {
+        CALL.sync_scope(self, work)
+    }
+
     fn of(request: &ServiceRequest) -> Self {
         let via = via(request.headers());
         let preferred = AcceptLanguage::parse(request).map(|languages| languages.ranked());

@@ -19,7 +19,7 @@ use crate::domain::rules::{ExistingDecision, Refusal};
 use crate::domain::task::TaskRefusal;
 use crate::identity::TokenProblem;
 use crate::ledger::LedgerError;
-use crate::limits::{Limit, TooMany};
+use crate::limits::{LARGE_BODY_BYTES, Limit, TooMany};
 use crate::requests::RequestError;
 use crate::state::WorkError;
 use crate::tasks::TaskError;
@@ -629,6 +629,22 @@ impl From<TooMany> for ApiError {
                 ),
                 format!(
                     "대기 연결 초과: 열려 있는 대기 연결이 서비스 한도인 {most}개에 도달했습니다 (max_connections의 4분의 3)."
+                ),
+            ),
+            Limit::LargeBodiesOfPerson(most) => (
+                format!(
+                    "Too many large bodies: those of one person over {LARGE_BODY_BYTES} bytes are taken one at a time, and at most {most} wait for a few seconds. Nothing was done."
+                ),
+                format!(
+                    "큰 본문 초과: {LARGE_BODY_BYTES}바이트를 넘는 본문은 한 사람당 하나씩 처리하고 최대 {most}개까지만 잠시 대기할 수 있어 아무 작업도 하지 않았습니다."
+                ),
+            ),
+            Limit::LargeBodies => (
+                format!(
+                    "Too many large bodies: this service takes only a few of more than {LARGE_BODY_BYTES} bytes at once. Nothing was done. Please try again in a moment."
+                ),
+                format!(
+                    "큰 본문 초과: {LARGE_BODY_BYTES}바이트를 넘는 본문은 서비스가 한 번에 몇 개만 처리하므로 아무 작업도 하지 않았습니다. 잠시 후 다시 시도해 주세요."
                 ),
             ),
             Limit::PendingOfPerson(most) => (

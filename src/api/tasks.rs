@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 use validator::{Validate, ValidationErrors};
 
-use super::body::{AnyJson, Checked, MAX_TASK_BYTES, Query, whole_number};
+use super::body::{AnyJson, Checked, MAX_TASK_BYTES, Query, Turn, in_turn, whole_number};
 use super::envelope::{Answer, Envelope, created, ok, wire_time};
 use super::error::ApiError;
 use super::examples::{TASK, plan_step, success, task};
@@ -222,7 +222,7 @@ pub async fn create(
     app: web::Data<AppState>,
     body: Checked<TaskBody, MAX_TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
-    let body = body.0;
+    let Checked(body, turn) = body;
     if body.user_id.as_deref() != Some(caller.user.as_str()) {
         return Err(ApiError::wrong_user());
     }
@@ -231,13 +231,19 @@ pub async fn create(
     }
     let id = task_id(TaskId::generate().as_str())?;
     let task_type = body.task_type.unwrap_or_default();
+    let storable = move || Ok(body.input_data.map(|data| json::storable(data.get())));
+    let (input_data, turn) = in_turn(turn, storable).await?;
     let task = Task {
         description: body.description,
-        input_data: body.input_data.map(|data| json::storable(data.get())),
+        input_data,
         ..Task::requested(id, caller.user, caller.tenant, task_type, app.clock.now())
     };
     let (work, new) = (app.get_ref().clone(), task.clone());
-    app.run_to_end(async move { tasks::create::create(&work, &new).await }).await??;
+    let creating = async move {
+        let _turn = turn;
+        tasks::create::create(&work, &new).await
+    };
+    app.run_to_end(creating).await??;
     Ok(created("Task created", task.into()))
 }
 
@@ -350,7 +356,7 @@ pub async fn start(
     app: web::Data<AppState>,
     id: web::Path<String>,
 ) -> Result<Answer<TaskView>, ApiError> {
-    change(&app, caller, &id, TaskStep::Start, "Task started").await
+    change(&app, caller, &id, TaskStep::Start, None, "Task started").await
 }
 
 /// Start a task, under the name that the platform's own clients call.
@@ -369,7 +375,7 @@ pub async fn execute(
     app: web::Data<AppState>,
     id: web::Path<String>,
 ) -> Result<Answer<String>, ApiError> {
-    change(&app, caller, &id, TaskStep::Start, "Task execution started").await?;
+    change(&app, caller, &id, TaskStep::Start, None, "Task execution started").await?;
     Ok(ok("Task execution started", id.into_inner()))
 }
 
@@ -394,9 +400,9 @@ pub async fn progress(
     id: web::Path<String>,
     body: Checked<ProgressBody, MAX_TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
-    let ProgressBody { progress, description } = body.0;
+    let Checked(ProgressBody { progress, description }, turn) = body;
     let step = TaskStep::Progress { percent: progress.unwrap_or(0), description };
-    change(&app, caller, &id, step, "Task progress updated").await
+    change(&app, caller, &id, step, turn, "Task progress updated").await
 }
 
 /// Complete a task. The body, any JSON or none, is its result.
@@ -420,8 +426,9 @@ pub async fn complete(
     id: web::Path<String>,
     body: AnyJson<MAX_TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
-    let step = TaskStep::Complete { result: body.0.map(|result| result.get().to_owned()) };
-    change(&app, caller, &id, step, "Task completed").await
+    let AnyJson(result, turn) = body;
+    let step = TaskStep::Complete { result: result.map(|result| result.get().to_owned()) };
+    change(&app, caller, &id, step, turn, "Task completed").await
 }
 
 /// Fail a task. The reason is in the query or in the body.
@@ -447,7 +454,8 @@ pub async fn fail(
     Query(query): Query<FailQuery>,
     body: AnyJson<MAX_TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
-    let body = body.0.filter(|body| body.get() != "null");
+    let AnyJson(body, turn) = body;
+    let body = body.filter(|body| body.get() != "null");
     let body: Option<FailBody> =
         body.map(|body| super::body::parse_object(body.get().as_bytes())).transpose()?;
     let invalid = |errors: ValidationErrors| ApiError::invalid(super::body::field_errors(&errors));
@@ -460,7 +468,7 @@ pub async fn fail(
         let text = Text::new("holds a NUL character", "NUL 문자를 포함할 수 없습니다");
         return Err(ApiError::invalid_field("errorMessage", text));
     }
-    change(&app, caller, &id, TaskStep::Fail { error }, "Task failed").await
+    change(&app, caller, &id, TaskStep::Fail { error }, turn, "Task failed").await
 }
 
 /// Replace the plan.
@@ -482,9 +490,10 @@ pub async fn replace_plan(
     id: web::Path<String>,
     body: AnyJson<MAX_TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
-    let steps = body.0.filter(|steps| steps.get().starts_with('['));
-    let steps = plan_steps(steps.as_deref())?;
-    change(&app, caller, &id, TaskStep::ReplacePlan(steps), "Plan replaced").await
+    let AnyJson(steps, turn) = body;
+    let steps = steps.filter(|steps| steps.get().starts_with('['));
+    let (steps, turn) = in_turn(turn, move || plan_steps(steps.as_deref())).await?;
+    change(&app, caller, &id, TaskStep::ReplacePlan(steps), turn, "Plan replaced").await
 }
 
 /// Add steps to the plan, or update them: one step, or several.
@@ -509,8 +518,9 @@ pub async fn merge_plan(
     id: web::Path<String>,
     body: AnyJson<MAX_TASK_BYTES>,
 ) -> Result<Answer<TaskView>, ApiError> {
-    let steps = plan_steps(body.0.as_deref())?;
-    change(&app, caller, &id, TaskStep::MergePlan(steps), "Plan updated").await
+    let AnyJson(steps, turn) = body;
+    let (steps, turn) = in_turn(turn, move || plan_steps(steps.as_deref())).await?;
+    change(&app, caller, &id, TaskStep::MergePlan(steps), turn, "Plan updated").await
 }
 
 /// One step or an array of steps, each checked.
@@ -541,10 +551,14 @@ async fn change(
     caller: Caller,
     id: &str,
     step: TaskStep,
+    turn: Turn,
     message: &'static str,
 ) -> Result<Answer<TaskView>, ApiError> {
     let id = task_id(id)?;
     let work = app.clone();
-    let changing = async move { tasks::change::change(&work, &caller, &id, &step).await };
+    let changing = async move {
+        let _turn = turn;
+        tasks::change::change(&work, &caller, &id, &step).await
+    };
     Ok(ok(message, app.run_to_end(changing).await??.into()))
 }

@@ -13,6 +13,10 @@ pub enum Limit {
     WaitsOfTenant(usize),
     /// Concurrent long-polls and streams of all callers.
     Waits(usize),
+    /// Large bodies of a person that wait for their turn.
+    LargeBodiesOfPerson(usize),
+    /// Large bodies of all callers.
+    LargeBodies,
     /// Pending requests of a person.
     PendingOfPerson(u64),
     /// Pending requests of a tenant.

@@ -43,8 +43,8 @@ use crate::forgery::watcher::{self, Unchecked, Watcher};
 use crate::identity::TokenVerifier;
 use crate::ledger::known_decisions::KnownDecisions;
 use crate::ledger::patience::patiently;
-use crate::limits::Limits;
 use crate::limits::quotas::Quotas;
+use crate::limits::{LargeBodies, Limits};
 use crate::observe::metrics::{self, Deployment};
 use crate::requests::expire::ExpiryWorker;
 use crate::state::AppState;
@@ -107,6 +107,7 @@ impl Replica {
         let app = AppState {
             tokens: TokenVerifier::new(&config.jwt),
             limits: Limits::new(config.rate_limit, &courier, &runtime),
+            large_bodies: LargeBodies::default(),
             call_permits: Arc::new(Semaphore::new(config.max_calls_under_way)),
             max_calls: config.max_calls_under_way,
             wait_permits: Arc::new(Semaphore::new(config.max_calls_under_way.div_ceil(4))),

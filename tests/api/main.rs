@@ -22,6 +22,7 @@ mod framing;
 mod history;
 mod hostile;
 mod infrastructure;
+mod large_bodies;
 mod lifecycle;
 mod limits;
 mod losses;

@@ -35,6 +35,11 @@ impl Report {
         self.counts.push(format!("{amount} {what}"));
     }
 
+    /// Figures in a form of their own.
+    pub fn figure(&mut self, figure: String) {
+        self.counts.push(figure);
+    }
+
     /// A figure that must be zero.
     pub fn none(&mut self, amount: usize, what: &str) {
         self.count(amount, what);

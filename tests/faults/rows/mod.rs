@@ -9,6 +9,7 @@ mod canaries;
 mod crash_points;
 mod crashes;
 mod document;
+mod fairness;
 mod forgeries;
 mod infrastructure;
 mod inputs;
@@ -81,6 +82,7 @@ rows! {
     "36" "rolling restarts behind nginx and HAProxy" infrastructure::rolling_restarts;
     "37" "decided before an agent subscribes that takes any message and reads no key" agents::deaf_agents;
     "44" "forged keys and messages" forgeries::forged;
+    "45" "four floods by one account or two: idle sockets, streams, pending requests, documents of 1 MiB" fairness::floods;
     "46" "a primary that is lost behind HAProxy, and its synchronous standby promoted" infrastructure::promoted_behind_haproxy;
     "fuzz" "tokens, paths, bodies, plan steps and agents' JSON, fuzzed for a fixed time" document::fuzz;
 }
