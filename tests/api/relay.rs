@@ -367,10 +367,11 @@ async fn while_postgres_is_away_nothing_is_decided() {
             assert_eq!(app.signal(&one.session).await, None);
         }
     };
-    // A connection that has just served is not asked again first: what is sent over it now would be
-    // recorded after the thaw, and is answered so.
-    tokio::time::sleep(Duration::from_millis(200)).await;
     postgres.freeze();
+    // A connection that was used less than 100 ms ago is not pinged before its next use. A decision
+    // that is sent over it is recorded after the thaw, and is answered so. The workers use connections
+    // at any time, so all of them have to rest after the freeze.
+    tokio::time::sleep(Duration::from_millis(200)).await;
     turned_away().await;
     postgres.thaw();
     becomes_ready(&app).await;
