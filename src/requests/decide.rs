@@ -2,7 +2,7 @@
 //!
 //! Four steps. **Load** the request, from Redis or the ledger. **Judge** whether this person may decide
 //! it now. **Record** the decision; the ledger accepts exactly one. **Send** its signal. If one of the
-//! steps finds the request closed, [`Attempt::repeat`] answers: the same decision again is a success,
+//! steps finds the request closed, `Attempt::repeat` answers: the same decision again is a success,
 //! another decision is refused.
 
 use std::time::Duration;
@@ -304,7 +304,7 @@ impl Attempt<'_> {
         Ok(Decided { session: record.session, decision, etag })
     }
 
-    /// [`Attempt::repeat`] for a request that is closed in the ledger and pending in Redis: if its
+    /// `Attempt::repeat` for a request that is closed in the ledger and pending in Redis: if its
     /// agent has asked again, the signal is sent again.
     async fn repeat_and_resend(&self, closed: Closed) -> Result<Decided> {
         let record = closed.record.clone();

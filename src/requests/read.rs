@@ -13,7 +13,7 @@ use crate::state::AppState;
 /// again through Redis since the decision was sent, the pending document from Redis is returned.
 ///
 /// # Errors
-/// [`RequestError::Refused`] with [`Refusal::NotFound`] for strangers and unknown ids alike.
+/// `RequestError::Refused` with `Refusal::NotFound` for strangers and unknown ids alike.
 pub async fn read_request(
     app: &AppState,
     caller: &Caller,
@@ -61,7 +61,7 @@ pub enum Found {
 /// Finds one request in the ledger or, while it is pending, in Redis.
 ///
 /// # Errors
-/// [`RequestError`]; [`Refusal::NotFound`] for strangers and unknown ids alike.
+/// `RequestError`; `Refusal::NotFound` for strangers and unknown ids alike.
 pub async fn find(app: &AppState, caller: &Caller, id: &RequestId) -> Result<Found> {
     let record = app.ledger.find_request(&caller.tenant, id).await?;
     if let Some(record) = record {

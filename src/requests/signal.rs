@@ -72,8 +72,8 @@ pub fn cached_signal_of_poll(
 /// the session.
 ///
 /// # Errors
-/// [`RequestError::Courier`] when Redis does not answer and only Redis knows what the session waits
-/// for; [`RequestError::Ledger`] when the ledger does not answer.
+/// `RequestError::Courier` when Redis does not answer and only Redis knows what the session waits
+/// for; `RequestError::Ledger` when the ledger does not answer.
 pub async fn find_signal(
     app: &AppState,
     caller: &Caller,

@@ -43,7 +43,7 @@ pub struct Scrape {
 
 impl Scrape {
     /// All metrics in Prometheus' text format. Reads the ledger's figures at most once in
-    /// [`MAX_BACKLOG_AGE`], however many clients scrape.
+    /// `MAX_BACKLOG_AGE`, however many clients scrape.
     ///
     /// # Errors
     /// When the process has no metrics recorder.

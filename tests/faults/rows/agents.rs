@@ -96,7 +96,7 @@ pub async fn late_subscribers(scale: Scale, report: &mut Report) {
         // As many before as after, most of them close to it.
         let aside = around.mul_f64(spread(place).abs().powi(2));
         let late = spread(place) > 0.0;
-        let subscribes =
+        let connects =
             if late { published + aside } else { published.checked_sub(aside).unwrap() };
         let decided = AtomicBool::new(false);
         let deciding = async {
@@ -105,7 +105,7 @@ pub async fn late_subscribers(scale: Scale, report: &mut Report) {
             decided.store(true, Ordering::SeqCst);
         };
         let waiting = async {
-            tokio::time::sleep_until(subscribes.into()).await;
+            tokio::time::sleep_until(connects.into()).await;
             subscribers.subscribe(&asked.session).await;
             let key = format!("hitl:signal:{}", asked.session);
             let kept: Option<String> =
