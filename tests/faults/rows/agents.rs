@@ -96,8 +96,7 @@ pub async fn late_subscribers(scale: Scale, report: &mut Report) {
         // As many before as after, most of them close to it.
         let aside = around.mul_f64(spread(place).abs().powi(2));
         let late = spread(place) > 0.0;
-        let connects =
-            if late { published + aside } else { published.checked_sub(aside).unwrap() };
+        let connects = if late { published + aside } else { published.checked_sub(aside).unwrap() };
         let decided = AtomicBool::new(false);
         let deciding = async {
             tokio::time::sleep_until(published.into()).await;
