@@ -134,7 +134,7 @@ def of_pods(objects):
 
 def of_names(objects):
     """Every variable of ours is one that the service knows."""
-    settings, code = Path("config/default.toml").read_text(), Path("src/config/mod.rs").read_text()
+    settings, code = Path("config/default.toml").read_text(), Path("src/config/names.rs").read_text()
     [container] = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
     for name in (e["name"] for e in container["env"]):
         key = name.removeprefix("AURA_HITL_")
