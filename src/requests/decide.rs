@@ -66,11 +66,11 @@ pub async fn decide(
             Loaded::Open(subject) => subject,
             Loaded::Closed(closed) => return attempt.repeat(closed).await,
         };
-        let decision = match attempt.judge(&subject).await? {
-            Judged::MayDecide(decision) => decision,
+        let (decision, if_match) = match attempt.judge(&subject).await? {
+            Judged::MayDecide { decision, if_match } => (decision, if_match),
             Judged::Closed(closed) => return attempt.repeat(*closed).await,
         };
-        match attempt.record(&subject, &decision).await? {
+        match attempt.record(&subject, &decision, if_match).await? {
             Written::Won(record) => return Ok(attempt.send(&subject, &record, decision).await),
             Written::Lost(closed) => return attempt.repeat_and_resend(closed).await,
             // An older release registered the request, which also wrote it to Redis.
@@ -105,13 +105,24 @@ struct Closed {
     is_altered: bool,
 }
 
+impl Closed {
+    /// The row that was found in place of this candidate.
+    fn of(record: Record, candidate: &Candidate) -> Self {
+        Self { is_altered: !is_same(&record, candidate), record }
+    }
+}
+
 enum Loaded {
     Open(Subject),
     Closed(Closed),
 }
 
-enum Judged {
-    MayDecide(Decision),
+enum Judged<'a> {
+    MayDecide {
+        decision: Decision,
+        /// The entity tag by which the caller named the content.
+        if_match: Option<&'a str>,
+    },
     Closed(Box<Closed>),
 }
 
@@ -167,14 +178,13 @@ impl Attempt<'_> {
     }
 
     /// Whether this person may decide the request now, and whether they saw its current content.
-    async fn judge(&self, subject: &Subject) -> Result<Judged> {
+    async fn judge<'a>(&self, subject: &'a Subject) -> Result<Judged<'a>> {
         let Subject { candidate, pointer } = subject;
         let decision = match self.may_decide(candidate, &pointer.clone().unwrap_or_default()) {
             // Only the ledger knows whether the request was decided before it expired.
             Err(Refusal::Expired) => match self.recorded().await? {
                 Some(record) => {
-                    let is_altered = !is_same(&record, candidate);
-                    return Ok(Judged::Closed(Box::new(Closed { record, is_altered })));
+                    return Ok(Judged::Closed(Box::new(Closed::of(record, candidate))));
                 }
                 None => return Err(Refusal::Expired.into()),
             },
@@ -183,16 +193,15 @@ impl Attempt<'_> {
                 self.report(candidate);
                 return match self.recorded().await? {
                     Some(record) if record.state != State::Pending => {
-                        let is_altered = !is_same(&record, candidate);
-                        Ok(Judged::Closed(Box::new(Closed { record, is_altered })))
+                        Ok(Judged::Closed(Box::new(Closed::of(record, candidate))))
                     }
                     _ => Err(Refusal::AnothersSession.into()),
                 };
             }
             judged => judged?,
         };
-        self.expected.check(&candidate.request.etag)?;
-        Ok(Judged::MayDecide(decision))
+        let if_match = self.expected.check(&candidate.request.etag)?;
+        Ok(Judged::MayDecide { decision, if_match })
     }
 
     fn may_decide(
@@ -205,12 +214,17 @@ impl Attempt<'_> {
     }
 
     /// Records the decision, unless there is one already.
-    async fn record(&self, subject: &Subject, decision: &Decision) -> Result<Written> {
+    async fn record(
+        &self,
+        subject: &Subject,
+        decision: &Decision,
+        if_match: Option<&str>,
+    ) -> Result<Written> {
         let (candidate, pointer) = (&subject.candidate, subject.pointer.as_ref());
         let state = State::Decided(decision.clone());
         let writing = Writing {
             held_for: LEASE,
-            if_match: self.expected.check(&candidate.request.etag)?,
+            if_match,
             only_newest: pointer.is_some_and(|pointer| pointer.request.is_none()),
             alone_since: pointer.map(|_pointer| self.now - SESSION_LIFETIME),
             audit: self.app.audit_entry(candidate, &state, self.caller, self.now),
@@ -224,13 +238,14 @@ impl Attempt<'_> {
         match recorded {
             Recorded::Won(record) => Ok(Written::Won(record)),
             Recorded::Lost(record) => {
-                let is_altered = !is_same(&record, candidate);
-                if is_altered {
+                let closed = Closed::of(record, candidate);
+                let Closed { record, is_altered } = &closed;
+                if *is_altered {
                     self.report(candidate);
                 } else if record.state == State::Pending && record.origin == Origin::Http {
-                    return Ok(Written::IsRegistered(Box::new(record)));
+                    return Ok(Written::IsRegistered(Box::new(closed.record)));
                 }
-                Ok(Written::Lost(Closed { record, is_altered }))
+                Ok(Written::Lost(closed))
             }
             Recorded::MovedOn => Err(Refusal::MovedOn.into()),
             Recorded::AnothersSession => {
