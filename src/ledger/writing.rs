@@ -523,24 +523,22 @@ const WRITTEN: &str = formatcp!(
 const THEN_WRITE: &[&str] =
     &[formatcp!("WITH {WRITTEN} {WRITE_TASK}"), formatcp!("WITH {WRITTEN} {WRITE_AUDIT}")];
 
+/// The rest of a statement of Postgres that has `written` a request, and the row that it returns.
+const AND_THE_REST: &str = formatcp!(
+    "touched AS ({WRITE_TASK} RETURNING status), audited AS ({WRITE_AUDIT})
+     SELECT written.*, touched.status AS task_status FROM written, touched"
+);
+
 const RECORD_OUTCOME: Statement = Statement::new(
     "ledger.record_outcome",
-    formatcp!(
-        "WITH {KEPT_TASK}, written AS ({DECIDE_REQUEST}),
-         touched AS ({WRITE_TASK} RETURNING status), audited AS ({WRITE_AUDIT})
-         SELECT written.*, touched.status AS task_status FROM written, touched"
-    ),
+    formatcp!("WITH {KEPT_TASK}, written AS ({DECIDE_REQUEST}), {AND_THE_REST}"),
 )
 .on_sqlite(formatcp!("WITH {KEPT_TASK} {DECIDE_REQUEST}"))
 .then(THEN_WRITE);
 
 const REGISTER: Statement = Statement::new(
     "ledger.register",
-    formatcp!(
-        "WITH {KEPT_TASK}, written AS ({REGISTER_REQUEST}),
-         touched AS ({WRITE_TASK} RETURNING status), audited AS ({WRITE_AUDIT})
-         SELECT written.*, touched.status AS task_status FROM written, touched"
-    ),
+    formatcp!("WITH {KEPT_TASK}, written AS ({REGISTER_REQUEST}), {AND_THE_REST}"),
 )
 .on_sqlite(formatcp!("WITH {KEPT_TASK} {REGISTER_REQUEST}"))
 .then(THEN_WRITE);
