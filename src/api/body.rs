@@ -1,6 +1,7 @@
 //! Request bodies: read within a time-out and a size limit, parsed once, and checked before a handler
 //! gets them. A large body waits for its turn before it is read, and is checked on a blocking thread, so
-//! that it does not delay the calls of others. Query strings are parsed here, too, so that an error names the parameter.
+//! that it does not delay the calls of others. Query strings are parsed here, too, so that an error names
+//! the parameter.
 
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;

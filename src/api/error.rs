@@ -633,10 +633,10 @@ impl From<TooMany> for ApiError {
             ),
             Limit::LargeBodiesOfPerson(most) => (
                 format!(
-                    "Too many large bodies: those of one person over {LARGE_BODY_BYTES} bytes are taken one at a time, and at most {most} wait for a few seconds. Nothing was done."
+                    "Too many large bodies: bodies of more than {LARGE_BODY_BYTES} bytes are taken one at a time from each person, and at most {most} may wait for a few seconds. Nothing was done."
                 ),
                 format!(
-                    "큰 본문 초과: {LARGE_BODY_BYTES}바이트를 넘는 본문은 한 사람당 하나씩 처리하고 최대 {most}개까지만 잠시 대기할 수 있어 아무 작업도 하지 않았습니다."
+                    "큰 본문이 너무 많음: {LARGE_BODY_BYTES}바이트를 넘는 본문은 한 사람당 한 번에 하나씩 처리하며, 최대 {most}개까지 잠시 대기할 수 있습니다. 아무 작업도 하지 않았습니다."
                 ),
             ),
             Limit::LargeBodies => (
@@ -644,7 +644,7 @@ impl From<TooMany> for ApiError {
                     "Too many large bodies: this service takes only a few of more than {LARGE_BODY_BYTES} bytes at once. Nothing was done. Please try again in a moment."
                 ),
                 format!(
-                    "큰 본문 초과: {LARGE_BODY_BYTES}바이트를 넘는 본문은 서비스가 한 번에 몇 개만 처리하므로 아무 작업도 하지 않았습니다. 잠시 후 다시 시도해 주세요."
+                    "큰 본문이 너무 많음: {LARGE_BODY_BYTES}바이트를 넘는 본문은 서비스 전체에서 한 번에 몇 개만 처리합니다. 아무 작업도 하지 않았습니다. 잠시 후 다시 시도해 주세요."
                 ),
             ),
             Limit::PendingOfPerson(most) => (
