@@ -81,17 +81,23 @@ async fn a_tenant_has_so_many_pending_requests() {
     }
 }
 
+/// A service whose tenants may send 100,000 bytes an hour, at the beginning of an hour.
+async fn limited_to_100_000_bytes_an_hour(mode: Mode) -> (TestApp, Clock) {
+    let clock = Clock::manual();
+    let app = TestApp::spawn_with(mode, clock.clone(), |config| {
+        config.quotas.bytes_per_tenant_hour = 100_000;
+    })
+    .await;
+    // Not in the last moments of an hour.
+    let hour = clock.now().duration_trunc(TimeDelta::hours(1)).unwrap();
+    clock.advance(hour + TimeDelta::minutes(60) - clock.now());
+    (app, clock)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_registers_so_many_bytes_an_hour() {
     for mode in MODES {
-        let clock = Clock::manual();
-        let app = TestApp::spawn_with(mode, clock.clone(), |config| {
-            config.quotas.bytes_per_tenant_hour = 100_000;
-        })
-        .await;
-        // Not in the last moments of an hour.
-        let hour = clock.now().duration_trunc(TimeDelta::hours(1)).unwrap();
-        clock.advance(hour + TimeDelta::minutes(60) - clock.now());
+        let (app, clock) = limited_to_100_000_bytes_an_hour(mode).await;
         let big = |id: &str| {
             json!({
                 "requestId": id, "sessionId": unique("session"), "actionType": "send_email",
@@ -114,13 +120,7 @@ async fn a_tenant_registers_so_many_bytes_an_hour() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_writes_so_many_bytes_of_tasks_an_hour() {
     for mode in MODES {
-        let clock = Clock::manual();
-        let app = TestApp::spawn_with(mode, clock.clone(), |config| {
-            config.quotas.bytes_per_tenant_hour = 100_000;
-        })
-        .await;
-        let hour = clock.now().duration_trunc(TimeDelta::hours(1)).unwrap();
-        clock.advance(hour + TimeDelta::minutes(60) - clock.now());
+        let (app, clock) = limited_to_100_000_bytes_an_hour(mode).await;
         let tasks = "/main/agent/tasks";
         let task = |who: Who<'_>, input: usize| {
             json!({

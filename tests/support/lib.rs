@@ -46,7 +46,7 @@ pub use names::{test_variable, unique};
 pub use operations::{Operation, PREFIXES, careful_operations, document, operations};
 pub use people::{ADMIN, ALICE, BOB, MALLORY, Who};
 pub use program::{Program, Running};
-pub use rows::{SqlRow, request_row, task_row};
+pub use rows::{SqlRow, insert_task_of_mallory, request_row, task_row};
 pub use servers::{
     FAILOVER_TIMEOUT, PgBouncer, PrivateCluster, PrivatePostgres, PrivateRedis, PrivateSentinels,
     Server, Tmpfs, free_port, kill, slot_of,

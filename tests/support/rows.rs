@@ -45,6 +45,16 @@ pub fn request_row() -> SqlRow {
 const REQUEST_TIMES: [&str; 7] =
     ["created_at", "expires_at", "decided_at", "owed_since", "due_at", "sent_at", "settled_at"];
 
+/// Adds a task of Mallory's, who is of another tenant, under this id.
+pub async fn insert_task_of_mallory(connection: &mut sqlx::PgConnection, id: &str) {
+    let task = task_row()
+        .with("task_id", "$1")
+        .with("user_id", "'mallory'")
+        .with("tenant_id", "'tenant2'")
+        .insert();
+    sqlx::query(sqlx::AssertSqlSafe(task)).bind(id).execute(connection).await.unwrap();
+}
+
 impl SqlRow {
     /// The same with another expression in a column.
     pub fn with(mut self, column: &'static str, sql: impl Into<String>) -> Self {

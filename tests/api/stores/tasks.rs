@@ -13,7 +13,9 @@ use aura_hitl::tasks::change::take_step;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use support::{ALICE, Asked, BOB, MALLORY, Mode, eventually, find_record, task_row, unique};
+use support::{
+    ALICE, Asked, BOB, MALLORY, Mode, eventually, find_record, insert_task_of_mallory, unique,
+};
 
 use super::{Stores, new_task, no, now, owner, seconds, step, won};
 
@@ -255,16 +257,7 @@ async fn a_task_that_another_tenant_takes_at_this_moment_leaves_a_decision_whole
     let foreign = new_task(&unique("task"), MALLORY, now());
     let asked = Asked::new().with("taskId", json!(foreign.id.as_str()));
     let mut taking = pool.begin().await.unwrap();
-    let theirs = task_row()
-        .with("task_id", "$1")
-        .with("user_id", "'mallory'")
-        .with("tenant_id", "'tenant2'")
-        .insert();
-    sqlx::query(sqlx::AssertSqlSafe(theirs))
-        .bind(foreign.id.as_str())
-        .execute(&mut *taking)
-        .await
-        .unwrap();
+    insert_task_of_mallory(&mut taking, foreign.id.as_str()).await;
     let taken = async {
         eventually(async || {
             let waiting = "SELECT count(*) FROM pg_stat_activity

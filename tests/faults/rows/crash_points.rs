@@ -6,7 +6,7 @@ use futures_util::future::{join, join_all};
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
 use support::history::{Choice, Delivered, Ended};
-use support::{Asked, kill, task_row, unique};
+use support::{Asked, insert_task_of_mallory, kill, unique};
 
 use crate::report::{Report, Scale};
 use crate::world::{Replica, World, ask};
@@ -181,16 +181,7 @@ async fn bring(world: &World, crasher: &str, by: By) -> (Asked, Instant) {
             ask(&mut agents, &asked).await;
             let mut other = world.database().await;
             let mut taking = other.begin().await.unwrap();
-            let theirs = task_row()
-                .with("task_id", "$1")
-                .with("user_id", "'mallory'")
-                .with("tenant_id", "'tenant2'")
-                .insert();
-            sqlx::query(sqlx::AssertSqlSafe(theirs))
-                .bind(asked.document["taskId"].as_str().unwrap())
-                .execute(&mut *taking)
-                .await
-                .unwrap();
+            insert_task_of_mallory(&mut taking, asked.document["taskId"].as_str().unwrap()).await;
             let waited_for = backend(&mut taking).await;
             join(people.decide(crasher, &asked.id, &choice), async {
                 waiting_for(world, waited_for, 1).await;

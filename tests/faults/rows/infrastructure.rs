@@ -1,6 +1,7 @@
 //! What real infrastructure does: switchovers, poolers, full disks, slow networks, logs that nobody
 //! reads, and restarts behind a load balancer.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
@@ -19,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::report::{Report, Scale};
-use crate::world::{Replica, SECRET, World, at_once};
+use crate::world::{People, Replica, SECRET, World, at_once};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -64,7 +65,6 @@ pub async fn switchover(scale: Scale, report: &mut Report) {
         sql(&world.postgres.url(), "ALTER SYSTEM SET synchronous_standby_names = '*'").await;
         sql(&world.postgres.url(), "SELECT pg_reload_conf()").await;
         let asked = world.ask_many(200).await;
-        let (before, after) = asked.split_at(150);
         let switching = async {
             tokio::time::sleep(Duration::from_millis(300)).await;
             // The primary is gone, and what its address leads to is not one yet.
@@ -72,30 +72,11 @@ pub async fn switchover(scale: Scale, report: &mut Report) {
             proxy.cut();
             world.postgres.freeze();
             proxy.reopen();
-            let began = Instant::now();
-            while began.elapsed() < SECOND {
-                for base in &bases {
-                    ready_meanwhile += usize::from(people.is_ready(base).await);
-                }
-            }
-            sql(&standby.url(), "ALTER SYSTEM RESET synchronous_standby_names").await;
-            sql(&standby.url(), "SELECT pg_promote()").await;
+            ready_meanwhile += times_ready(&people, &bases).await;
+            promote(&standby).await;
             Instant::now()
         };
-        let deciding = at_once(before.to_vec(), 8, async |place, asked| {
-            people.decide_surely(&bases[place % 2], &asked.id, &approve()).await;
-            tokio::time::sleep(Duration::from_millis(30)).await;
-        });
-        let probing = async {
-            let promoted = switching.await;
-            for (place, asked) in after.iter().enumerate() {
-                people.decide_surely(&bases[place % 2], &asked.id, &approve()).await;
-                if place < 2 {
-                    slowest = slowest.max(promoted.elapsed());
-                }
-            }
-        };
-        join(deciding, probing).await;
+        slowest = slowest.max(decide_through(&people, &bases, asked, switching).await);
         world.postgres.thaw();
         world.postgres = standby;
     }
@@ -103,6 +84,50 @@ pub async fn switchover(scale: Scale, report: &mut Report) {
     report.none(ready_meanwhile, "ready while the address led to a standby");
     report.at_most(slowest, 2 * SECOND, "both replicas decide again after");
     world.check(report, 10 * SECOND, Delivered::Published).await;
+}
+
+/// How often a replica says within a second that it is ready.
+async fn times_ready(people: &People, bases: &[String]) -> usize {
+    let (began, mut times) = (Instant::now(), 0);
+    while began.elapsed() < SECOND {
+        for base in bases {
+            times += usize::from(people.is_ready(base).await);
+        }
+    }
+    times
+}
+
+/// Makes a standby the primary, which waits for no standby of its own.
+async fn promote(standby: &PrivatePostgres) {
+    sql(&standby.url(), "ALTER SYSTEM RESET synchronous_standby_names").await;
+    sql(&standby.url(), "SELECT pg_promote()").await;
+}
+
+/// Decides requests while the primary changes, and 50 more from the moment when the new one can be
+/// reached. Returns how long it took from then until both replicas had decided.
+async fn decide_through(
+    people: &People,
+    bases: &[String],
+    asked: Vec<Asked>,
+    changing: impl Future<Output = Instant>,
+) -> Duration {
+    let (before, after) = asked.split_at(asked.len() - 50);
+    let deciding = at_once(before.to_vec(), 8, async |place, asked| {
+        people.decide_surely(&bases[place % 2], &asked.id, &approve()).await;
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    });
+    let mut slowest = Duration::ZERO;
+    let probing = async {
+        let reachable = changing.await;
+        for (place, asked) in after.iter().enumerate() {
+            people.decide_surely(&bases[place % 2], &asked.id, &approve()).await;
+            if place < 2 {
+                slowest = slowest.max(reachable.elapsed());
+            }
+        }
+    };
+    join(deciding, probing).await;
+    slowest
 }
 
 /// Answers `HAProxy`'s checks as Patroni does at `/primary`: 200 if this Postgres takes writes.
@@ -167,7 +192,6 @@ pub async fn promoted_behind_haproxy(scale: Scale, report: &mut Report) {
         sql(&world.postgres.url(), synchronous).await;
         sql(&world.postgres.url(), "SELECT pg_reload_conf()").await;
         let asked = world.ask_many(200).await;
-        let (before, after) = asked.split_at(150);
         let primary = &mut world.postgres;
         let promoting = async {
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -177,31 +201,12 @@ pub async fn promoted_behind_haproxy(scale: Scale, report: &mut Report) {
             } else {
                 primary.freeze();
             }
-            let began = Instant::now();
-            while began.elapsed() < SECOND {
-                for base in &bases {
-                    ready_meanwhile += usize::from(people.is_ready(base).await);
-                }
-            }
-            sql(&standby.url(), "ALTER SYSTEM RESET synchronous_standby_names").await;
-            sql(&standby.url(), "SELECT pg_promote()").await;
+            ready_meanwhile += times_ready(&people, &bases).await;
+            promote(&standby).await;
             eventually(async || takes_writes(entrance).await.then_some(())).await;
             Instant::now()
         };
-        let deciding = at_once(before.to_vec(), 8, async |place, asked| {
-            people.decide_surely(&bases[place % 2], &asked.id, &approve()).await;
-            tokio::time::sleep(Duration::from_millis(30)).await;
-        });
-        let probing = async {
-            let reachable = promoting.await;
-            for (place, asked) in after.iter().enumerate() {
-                people.decide_surely(&bases[place % 2], &asked.id, &approve()).await;
-                if place < 2 {
-                    slowest = slowest.max(reachable.elapsed());
-                }
-            }
-        };
-        join(deciding, probing).await;
+        slowest = slowest.max(decide_through(&people, &bases, asked, promoting).await);
         world.postgres = standby;
         (place, other) = (other, place);
     }
