@@ -1,4 +1,5 @@
-//! Deliveries: which signals are owed, who holds them, and what became of them.
+//! Deliveries: which signals are owed, which process holds their leases, and the results. A
+//! signal's lease is the column `due_at`: until that time no other process sends the signal.
 
 use std::time::Instant;
 
@@ -14,15 +15,18 @@ use crate::domain::ids::{RequestId, TenantId, UserId};
 use crate::domain::record::{Delivery, DeliveryReceipt, Record};
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
 
-/// How long whoever decides or claims a row has to send its signal before a relay may try. Longer
-/// than any call to Redis, short enough that a killed replica's work is picked up at once.
+/// How long a process that decides a request, or claims its row, has to send the signal. After that
+/// a relay may claim the row. Longer than any call to Redis. Short, so that the signals of a killed
+/// replica are soon sent by another.
 pub const LEASE: TimeDelta = TimeDelta::milliseconds(3000);
 
-/// Most lost signals to owe again in one statement, which has to end in time.
+/// The most lost signals that one statement marks as owed again, so that it ends before its
+/// time-out.
 pub const LOST_AT_ONCE: u32 = 1000;
 
 impl Ledger {
-    /// Takes the lease of up to `limit` rows whose delivery is due, for [`LEASE`]; the earliest first.
+    /// Takes the leases of up to `limit` owed signals that are due, for [`LEASE`]; the earliest
+    /// first.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -39,7 +43,7 @@ impl Ledger {
             .on_sqlite(str_replace!(CLAIM, "FOR UPDATE SKIP LOCKED", ""));
         let began = Instant::now();
         let rows = self.engine.fetch_all(CLAIM_OWED, &values![now, now + LEASE, limit]).await?;
-        // One odd row must not keep the others from being sent.
+        // A row that cannot be read is skipped, so that the other signals are still sent.
         let readable = |row| {
             self.record(row, began)
                 .inspect_err(|error| tracing::error!(%error, "a row cannot be sent"))
@@ -48,10 +52,10 @@ impl Ledger {
         Ok(rows.into_iter().filter_map(readable).collect())
     }
 
-    /// Gives a lease back: the delivery is due again at `due_at`.
+    /// Gives a lease back: the signal is due again at `due_at`.
     ///
     /// # Errors
-    /// [`LedgerError`]; the lease then runs out by itself.
+    /// [`LedgerError`] when the ledger does not answer. The lease then expires by itself.
     pub async fn postpone(&self, record: &Record, due_at: DateTime<Utc>) -> Result<()> {
         const POSTPONE: Statement = Statement::new(
             "ledger.postpone",
@@ -62,7 +66,8 @@ impl Ledger {
         self.engine.execute(POSTPONE, &values).await.map(drop)
     }
 
-    /// Owes a settled decision's signal once more. `None` when somebody else was faster.
+    /// Marks a signal as owed again, and takes its lease for [`LEASE`]. `None` when the signal has
+    /// been marked as owed since `seen` was read, or is owed and was never sent.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -82,14 +87,15 @@ impl Ledger {
         self.request(OWE_AGAIN, &values).await
     }
 
-    /// Owes again up to [`LOST_AT_ONCE`] signals that Redis may have lost, the newest first: those
-    /// that went into a history of its data that is none of `replication_ids`, and that would be under
-    /// their keys still. Answers how many there were.
+    /// Marks as owed again up to [`LOST_AT_ONCE`] signals that Redis may have lost, the newest
+    /// first. These are the signals whose replication id is not among `replication_ids`, and whose
+    /// keys in Redis would not have expired yet. Returns the number of signals.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn owe_lost(&self, replication_ids: &[String], now: DateTime<Utc>) -> Result<u64> {
-        // Not `origin = 'redis'`: that would fit the index of all ids of Redis.
+        // `origin <> 'http'`, because `origin = 'redis'` would match the index
+        // `hitl_request_of_redis`, and Postgres might read all requests of Redis.
         const OWE_LOST: Statement = Statement::new(
             "ledger.owe_lost",
             "UPDATE hitl_request SET delivery = 'owed', due_at = $1
@@ -106,18 +112,19 @@ impl Ledger {
         self.engine.execute(OWE_LOST, &values).await
     }
 
-    /// Up to `limit` signals of Redis that went out since then and that nobody heard, of requests made
-    /// since `patient`; the latest first.
+    /// Up to `limit` requests of Redis whose signals no agent has received: published to no
+    /// subscriber after `sent_after`, and not read over HTTP. Only requests that were made after
+    /// `created_after`; the latest signal first.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn unheard(
         &self,
-        since: DateTime<Utc>,
-        patient: DateTime<Utc>,
+        sent_after: DateTime<Utc>,
+        created_after: DateTime<Utc>,
         limit: i64,
     ) -> Result<Vec<Record>> {
-        // As in `owe_lost`.
+        // `origin <> 'http'` for the reason given in `owe_lost`.
         const UNHEARD: Statement = Statement::new(
             "ledger.unheard",
             formatcp!(
@@ -128,16 +135,17 @@ impl Ledger {
                   ORDER BY sent_at DESC LIMIT $3"
             ),
         );
-        self.requests(UNHEARD, &values![since, patient, limit]).await
+        self.requests(UNHEARD, &values![sent_after, created_after, limit]).await
     }
 
-    /// Owes a signal once more that was sent and that nobody heard, and takes its lease, for
-    /// [`LEASE`]. `None` when somebody has heard it, or somebody else was faster.
+    /// Marks a signal that no agent has received as owed again, and takes its lease for [`LEASE`].
+    /// `None` when an agent has received it, or when it has been marked as owed since `seen` was
+    /// read.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn claim_unheard(&self, seen: &Record, now: DateTime<Utc>) -> Result<Option<Record>> {
-        // `listeners` stays 0: it tells the relay that this signal was sent before.
+        // `listeners` stays 0, which tells the relay that this signal was published before.
         const CLAIM_UNHEARD: Statement = Statement::new(
             "ledger.claim_unheard",
             formatcp!(
@@ -152,8 +160,9 @@ impl Ledger {
         self.request(CLAIM_UNHEARD, &values).await
     }
 
-    /// Notes that the agent of this user was answered the signal of a request of Redis over HTTP.
-    /// Answers whether the request names that user: else nothing is noted.
+    /// Stores in `heard_at` that an agent of this user has read the signal of a request of Redis
+    /// over HTTP. The first time is kept. Returns `false`, and stores nothing, when this tenant and
+    /// user have no request of Redis with this id.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -172,26 +181,28 @@ impl Ledger {
         Ok(self.engine.execute(HEARD, &values![id, now, tenant, user]).await? > 0)
     }
 
-    /// Keeps what became of a delivery, to be written soon. Rows are read with it from now on.
+    /// Keeps the receipt of a delivery in memory until it is written. From now on every read of the
+    /// row includes the receipt.
     pub fn keep_receipt(&self, receipt: DeliveryReceipt) {
-        self.receipts.keep(receipt);
+        self.receipts.add(receipt);
     }
 
-    /// Waits until a receipt is kept.
+    /// Waits until a receipt is added by [`Self::keep_receipt`].
     pub async fn receipt_kept(&self) {
-        self.receipts.news.notified().await;
+        self.receipts.added.notified().await;
     }
 
-    /// Whether what became of this row's delivery is kept and not written yet.
+    /// Whether this row's signal was sent, and its receipt is not written yet.
     #[must_use]
     pub fn has_unwritten_receipt(&self, record: &Record) -> bool {
         self.receipts.unwritten(record).is_some()
     }
 
-    /// Writes the receipts that are kept; whether all of them could be.
+    /// Writes all receipts that are kept in memory. Returns `false` when a receipt could not be
+    /// written.
     pub async fn write_receipts(&self) -> bool {
         loop {
-            let receipts = self.receipts.some();
+            let receipts = self.receipts.next_batch();
             if receipts.is_empty() {
                 return true;
             }
@@ -204,24 +215,24 @@ impl Ledger {
         }
     }
 
-    /// Writes one by one, so that a row that somebody holds locked costs only itself. A ledger that
-    /// does not answer ends it.
+    /// Writes receipts one by one, so that a locked row delays only its own receipt. Stops when the
+    /// ledger does not answer. Returns whether all were written.
     async fn write_each(&self, receipts: Vec<DeliveryReceipt>) -> bool {
-        let mut all = true;
+        let mut all_written = true;
         for receipt in receipts {
             match self.record_receipts(&[receipt]).await {
                 Ok(()) => {}
-                Err(LedgerError::Locked(_) | LedgerError::Inconsistent(_)) => all = false,
+                Err(LedgerError::Locked(_) | LedgerError::Inconsistent(_)) => all_written = false,
                 Err(LedgerError::NotExecuted(_) | LedgerError::OutcomeUnknown(_)) => return false,
             }
         }
-        all
+        all_written
     }
 
-    /// Writes the receipt of a row now, if one is kept: for a caller that changes the row next.
+    /// Writes the receipt of this row now, if there is one: for a caller that changes the row next.
     ///
     /// # Errors
-    /// [`LedgerError`]; it is tried again.
+    /// [`LedgerError`] when the receipt was not written. It stays in memory and is written later.
     pub async fn write_receipt_of(&self, record: &Record) -> Result<()> {
         match self.receipts.unwritten(record) {
             Some(receipt) => self.record_receipts(&[receipt]).await,
@@ -229,10 +240,11 @@ impl Ledger {
         }
     }
 
-    /// Notes what became of deliveries, but for those of rows that have been owed anew since.
+    /// Writes the results of deliveries to their rows. A row that is no longer owed, or that has
+    /// been marked as owed again since (another `owed_since`), is not changed.
     ///
     /// # Errors
-    /// [`LedgerError`]; noting it again is safe.
+    /// [`LedgerError`] when the ledger does not answer. Writing the receipts again is safe.
     pub async fn record_receipts(&self, receipts: &[DeliveryReceipt]) -> Result<()> {
         const RECORD_RECEIPTS: Statement = Statement::new(
             "ledger.record_receipts",
@@ -251,7 +263,7 @@ impl Ledger {
               WHERE tenant_id = $7 AND request_id = $1 AND owed_since = $2
                 AND delivery = 'owed'",
         );
-        // In one order everywhere, so that two batches cannot wait for each other.
+        // Every replica locks the rows in the same order, so that two batches cannot deadlock.
         let mut sorted = receipts.iter().collect::<Vec<_>>();
         sorted.sort_unstable_by_key(|receipt| (receipt.tenant.as_str(), receipt.request.as_str()));
         let values = |receipt: &DeliveryReceipt| {
@@ -262,7 +274,7 @@ impl Ledger {
         };
         let rows = sorted.into_iter().map(values).collect::<Vec<_>>();
         self.engine.execute_many(RECORD_RECEIPTS, &rows).await?;
-        self.receipts.written(receipts);
+        self.receipts.mark_written(receipts);
         Ok(())
     }
 }
