@@ -1,4 +1,4 @@
-//! The ledger of this process: how it is reached, whether it can write, and its end.
+//! Opens the ledger of this process, checks whether it can write, and closes it.
 
 use std::future::Future;
 use std::path::Path;
@@ -18,9 +18,9 @@ use super::error::Result;
 use super::login::LoginError;
 use super::receipts::Receipts;
 
-/// Longest to wait for Postgres at start.
+/// The longest wait for Postgres at start and when a login is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest to wait for SQLite's only connection, for which everybody queues.
+/// The longest wait for the only connection to `SQLite`, which all callers share.
 const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The ledger of this process; cheap to clone.
@@ -38,51 +38,51 @@ impl Ledger {
     /// Connects to Postgres.
     ///
     /// # Errors
-    /// [`LoginError`] when it cannot be reached or does not let us in.
+    /// [`LoginError`] when Postgres cannot be reached, refuses the login, or cannot be used.
     pub async fn connect_postgres(
         url: &SecretString,
         pooler: Pooler,
         max_connections: u32,
     ) -> std::result::Result<Self, LoginError> {
-        // On the heap, here and below: what connecting needs is large, and would be part of whatever
-        // waits for it.
+        // Boxed, here and below: the future is large, and would enlarge the futures that await it.
         let connecting = Box::pin(async {
-            let options = reach(url.expose_secret(), pooler).await?;
+            let options = check_login(url.expose_secret(), pooler).await?;
             Connections::new(options, pooler, max_connections)
         });
-        Ok(Self::new(Database::Postgres(logging_in(url, connecting).await?)))
+        Ok(Self::new(Database::Postgres(within_connect_timeout(url, connecting).await?)))
     }
 
-    /// Logs in to the same Postgres database by other means: another user, password or certificate.
-    /// Nothing changes until [`Self::adopt`].
+    /// Tries another login to the same Postgres database: another user, password or certificate.
+    /// The ledger uses the new login only after [`Self::adopt`].
     ///
     /// # Errors
-    /// [`LoginError`] when that database does not let us in, or it is another one.
+    /// [`LoginError`] when Postgres refuses the login, when `url` names another server or database,
+    /// or when the ledger is `SQLite`.
     pub async fn try_login(
         &self,
         url: &SecretString,
     ) -> std::result::Result<PgConnectOptions, LoginError> {
         fn place(options: &PgConnectOptions) -> impl PartialEq {
-            // Without a name it is the one of the user.
+            // A URL without a database name means the database named after the user.
             let database = options.get_database().unwrap_or(options.get_username());
             (options.get_host(), options.get_port(), options.get_socket(), database)
         }
         let Database::Postgres(connections) = &self.engine.database else {
             return Err(LoginError::final_word("Postgres needs a restart"));
         };
-        let trying = Box::pin(async {
-            let new = PgConnectOptions::from_str(url.expose_secret())?;
+        let attempt = Box::pin(async {
+            let offered = PgConnectOptions::from_str(url.expose_secret())?;
             let current = connections.options();
-            if place(&new) != place(&current) {
+            if place(&offered) != place(&current) {
                 let reason = "it is another server or database, which needs a restart";
                 return Err(sqlx::Error::Configuration(reason.into()));
             }
-            reach(url.expose_secret(), connections.pooler()).await
+            check_login(url.expose_secret(), connections.pooler()).await
         });
-        logging_in(url, trying).await
+        within_connect_timeout(url, attempt).await
     }
 
-    /// Every connection from now on is made this way. Those that are open live on, at most half an
+    /// Uses this login for every new connection. Open connections stay open, for at most half an
     /// hour.
     pub fn adopt(&self, login: PgConnectOptions) {
         if let Database::Postgres(connections) = &self.engine.database {
@@ -90,12 +90,12 @@ impl Ledger {
         }
     }
 
-    /// Opens or makes a `SQLite` file, in WAL mode with full synchronisation: an acknowledged decision
-    /// survives a power cut. One connection, so writers queue in order instead of meeting
+    /// Opens a `SQLite` file, or creates it. WAL mode with full synchronisation, so an acknowledged
+    /// decision survives a power cut. One connection, so that writers queue in order and do not get
     /// `SQLITE_BUSY`.
     ///
     /// # Errors
-    /// [`LedgerError`](super::LedgerError) when the file cannot be opened.
+    /// [`LedgerError`](super::LedgerError) when the file cannot be opened or written.
     pub async fn open_sqlite(file: &Path) -> Result<Self> {
         let options = SqliteConnectOptions::new()
             .filename(file)
@@ -109,22 +109,22 @@ impl Ledger {
             .max_lifetime(None)
             .acquire_timeout(SQLITE_ACQUIRE_TIMEOUT)
             // SQLite rolls back by itself when the disk is full. sqlx does not notice, and could
-            // begin no transaction on this connection again.
+            // not begin another transaction on this connection. Such a connection is closed.
             .after_release(|connection, _| {
                 Box::pin(async move {
-                    // What is queued before it, a rollback too, has run when this is answered.
+                    // The answer to the ping comes after every queued command, also a rollback.
                     connection.ping().await?;
                     Ok(!connection.is_in_transaction())
                 })
             })
             .connect_with(options);
         let pool = Box::pin(connecting).await?;
-        // SQLite opens a file that it may not write, for reading.
+        // SQLite opens a write-protected file for reading only, without an error. A write shows it.
         write_header(&pool).await?;
         Ok(Self::new(Database::Sqlite(pool)))
     }
 
-    /// The database file's pool, when there is one.
+    /// The pool of the `SQLite` file; `None` with Postgres.
     #[must_use]
     pub fn sqlite_pool(&self) -> Option<SqlitePool> {
         match &self.engine.database {
@@ -133,7 +133,7 @@ impl Ledger {
         }
     }
 
-    /// `postgres` or `sqlite`.
+    /// The name of the engine: `postgres` or `sqlite`.
     #[must_use]
     pub fn engine(&self) -> &'static str {
         match self.engine.database {
@@ -142,23 +142,24 @@ impl Ledger {
         }
     }
 
-    /// Whether rows can be written. Asking costs no write, unless a write failed since the last one
-    /// that is known to have succeeded.
+    /// Checks that rows can be written. Writes only after a write has failed, until a check
+    /// succeeds.
     ///
     /// # Errors
-    /// [`LedgerError`](super::LedgerError) when they cannot.
+    /// [`LedgerError`](super::LedgerError) when rows cannot be written.
     pub async fn check_writable(&self) -> Result<()> {
         let checking = async {
             match &self.engine.database {
                 Database::Postgres(connections) => connections.check_writable().await?,
-                // Taking the write lock tells whether the file may be written, and writes nothing.
+                // The write lock is granted only if the file may be written. Taking it writes
+                // nothing.
                 Database::Sqlite(pool) => {
                     pool.begin_with("BEGIN IMMEDIATE").await?.rollback().await?;
                 }
             }
             if self.engine.has_write_failed() {
                 match &self.engine.database {
-                    // As many bytes as a full disk has no room for.
+                    // Enough bytes to fail on a full disk.
                     Database::Postgres(connections) => connections.run_raw(WRITE_AND_UNDO).await?,
                     Database::Sqlite(pool) => write_header(pool).await?,
                 }
@@ -169,7 +170,7 @@ impl Ledger {
         self.engine.call("ledger.check_writable", checking).await
     }
 
-    /// Connections in use, idle ones, and how many there may be.
+    /// The number of connections in use, of idle connections, and the maximum of both together.
     #[must_use]
     pub fn connections(&self) -> (u32, u32, u32) {
         let (size, idle, most) = match &self.engine.database {
@@ -189,19 +190,21 @@ impl Ledger {
     }
 }
 
+/// Writes 16 rows of about 1 KB and rolls back.
 const WRITE_AND_UNDO: &str = "BEGIN;
      INSERT INTO owned_task (tenant_id, task_id)
      SELECT '', n || repeat(md5(random()::text), 32) FROM generate_series(1, 16) AS n;
      ROLLBACK";
 
-/// Writes the header's page as it was: the smallest write that reaches the disk. The page has a field
-/// for applications, which nobody reads here.
+/// Sets `user_version`, a field of the file's header that applications may use and this service
+/// does not. Its value stays 0, but `SQLite` writes the page: the smallest write that reaches the
+/// disk.
 async fn write_header(pool: &SqlitePool) -> sqlx::Result<()> {
     sqlx::query("PRAGMA user_version = 0").execute(pool).await.map(drop)
 }
 
-/// In time, or a sentence for whoever operates the service.
-async fn logging_in<T>(
+/// Runs `work` within [`CONNECT_TIMEOUT`]. Turns every error into a sentence for the operator.
+async fn within_connect_timeout<T>(
     url: &SecretString,
     work: impl Future<Output = sqlx::Result<T>>,
 ) -> std::result::Result<T, LoginError> {
@@ -212,9 +215,9 @@ async fn logging_in<T>(
         .map_err(|error| LoginError::new(error, options.as_ref()))
 }
 
-/// How connections are made, after one has been: it says what is wrong.
-async fn reach(url: &str, pooler: Pooler) -> sqlx::Result<PgConnectOptions> {
-    // Without the start-up parameters that PgBouncer refuses: `options` and `extra_float_digits`.
+/// Makes a connection, checks the database and the pooler, and returns the options for connections.
+async fn check_login(url: &str, pooler: Pooler) -> sqlx::Result<PgConnectOptions> {
+    // PgBouncer refuses the start-up parameters `options` and `extra_float_digits`.
     let options = PgConnectOptions::from_str(url)?;
     let options = options.application_name("aura-hitl").extra_float_digits(None);
     let mut connection = log_in(&options, pooler).await?;

@@ -1,22 +1,25 @@
-//! The ledger: the one place that knows what was decided.
+//! The ledger: the database of requests and decisions, and the only authority on what was decided.
 //!
-//! Postgres or SQLite, chosen at start. Methods are the size of a use case, and no transaction
-//! crosses this boundary. A decision is won by exactly one caller because the request's row is
-//! unique and only changes while it is pending. Must not know HTTP or Redis.
+//! The database is Postgres or `SQLite`, chosen at start. Each method is one use case, and no
+//! transaction spans two methods. Exactly one caller decides a request: the request has one row,
+//! and the row's `status` changes only while it is `pending`. The ledger must not know HTTP or
+//! Redis.
 //!
-//! Each file has a noun's statements, beside the values that are bound to them; `engine` runs them.
-//! A new column is named in a migration of each engine, in the noun's columns and row, and in the
-//! values that are written.
+//! Each file holds the statements of one noun, next to the values that are bound to them. `engine`
+//! runs the statements. A new column needs a migration for each engine, a name in the noun's column
+//! list, a field in the noun's row type, and a value in the statements that write the row.
 //!
-//! A time that has an index is compared twice, as in `due_at >= '-infinity' AND due_at <= $1`. The
-//! other bound excludes no row. Without statistics Postgres takes one bound for a third of the table,
-//! which it would rather read whole, and two bounds for a two-hundredth. `SQLite` compares text, which
-//! begins with a digit.
+//! Query plans, bounds: an indexed time is compared with two bounds, as in
+//! `due_at >= '-infinity' AND due_at <= $1`. The bound with `infinity` excludes no row. Without
+//! statistics Postgres estimates that one bound selects a third of the table, and reads the whole
+//! table. With two bounds it estimates one row in two hundred, and uses the index. `SQLite`
+//! compares the times as text: they begin with a digit, which sorts after `-` and before `i`.
 //!
-//! Postgres believes of a table what it was when it was last analysed: empty, or a trial with one
-//! session and one task, as which it would read thousands of rows to find one. So whether there is a
-//! row is asked as MAX of a column that only the right index has in order (`IS NULL`: there is none):
-//! to read one row from its end is cheaper than anything else, whatever Postgres believes.
+//! Query plans, existence: Postgres estimates with the statistics of the last ANALYZE. If the table
+//! was empty or tiny then, Postgres may choose a wrong index and read thousands of rows to find
+//! one. So the question whether a row exists is written as `(SELECT MAX(column) …) IS NOT NULL`,
+//! where only the right index sorts by `column`. Reading one entry from the end of that index is
+//! the cheapest plan with any statistics.
 
 mod connect;
 mod connections;
