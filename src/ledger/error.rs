@@ -1,32 +1,34 @@
-//! Why the ledger did not do what it was asked.
+//! The error of the ledger's methods.
 
 use sqlx::postgres::PgDatabaseError;
 
 use super::connections::{NotSent, ends_session};
 
-/// Why the ledger did not do what it was asked, by what the caller can conclude.
+/// Why a call to the ledger failed. Each variant says what the caller can conclude.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// Nothing was executed: no connection was to be had, or the database refused.
+    /// Nothing was executed: no connection was available, or the database refused the statement.
     #[error("the ledger executed nothing: {0}")]
     NotExecuted(String),
-    /// Nothing was executed: somebody else holds this row, for too long. Other rows may be free.
+    /// Nothing was executed: Postgres gave up the statement because of a lock, a conflict with
+    /// another transaction, or the statement's time-out. The same statement may succeed for other
+    /// rows.
     #[error("the ledger executed nothing: {0}")]
     Locked(String),
-    /// The connection was lost, or was silent for too long, after the statement had been sent. A
-    /// write may or may not have happened.
+    /// The connection was lost, or the answer took too long, after the statement may have been
+    /// sent. A write may or may not have happened.
     #[error("the ledger did not answer: {0}")]
     OutcomeUnknown(String),
-    /// It answered something that cannot be: a bug of ours or a hand-edited row.
+    /// The database's answer is not valid: a bug of this service, or a row that was edited by hand.
     #[error("the ledger is inconsistent: {0}")]
     Inconsistent(String),
 }
 
-/// What the ledger answers.
+/// The result of a call to the ledger.
 pub type Result<T> = std::result::Result<T, LedgerError>;
 
 impl LedgerError {
-    /// The same of a question: one that was not answered has changed nothing.
+    /// The error of a statement that only reads: without an answer, nothing was changed either.
     #[must_use]
     pub(super) fn of_a_read(self) -> Self {
         match self {
@@ -57,30 +59,32 @@ impl From<sqlx::Error> for LedgerError {
     }
 }
 
-/// An ERROR undoes its statement; after a FATAL the statement may have been done. The codes:
+/// After severity ERROR the statement was undone. After FATAL it may have been executed. The codes:
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
 fn from_postgres(said: &PgDatabaseError, text: String) -> LedgerError {
     let code = said.code();
     if ends_session(said) {
         return LedgerError::OutcomeUnknown(text);
     }
-    // Waiting for a lock (55P03), out of time (57014), conflicts (40001) and deadlocks (40P01).
+    // Lock time-out (55P03), statement time-out (57014), conflict (40001), deadlock (40P01).
     if ["55P03", "57014", "40001", "40P01"].contains(&code) {
         return LedgerError::Locked(text);
     }
-    // Connection trouble (08), read-only (25006), rolled back (40), resources (53), objects in use
-    // (55), operators (57), the system (58).
+    // Connection error (08), read-only transaction (25006), transaction rolled back (40),
+    // insufficient resources (53), object not in the required state (55), operator intervention
+    // (57), system error (58).
     let is_passing = code == "25006"
         || ["08", "40", "53", "55", "57", "58"].iter().any(|class| code.starts_with(class));
     if is_passing { LedgerError::NotExecuted(text) } else { LedgerError::Inconsistent(text) }
 }
 
-/// By the primary code, the lower byte: <https://www.sqlite.org/rescode.html>.
+/// Uses `SQLite`'s primary result code, which is the lower byte:
+/// <https://www.sqlite.org/rescode.html>.
 fn from_sqlite(code: Option<u32>, text: String) -> LedgerError {
     match code.map(|code| code & 0xff) {
         // PERM, BUSY, LOCKED, NOMEM, READONLY, FULL, CANTOPEN.
         Some(3 | 5 | 6 | 7 | 8 | 13 | 14) => LedgerError::NotExecuted(text),
-        // IOERR: perhaps what failed was only the last flush.
+        // IOERR: the transaction may be complete, and only its last flush have failed.
         Some(10) => LedgerError::OutcomeUnknown(text),
         _ => LedgerError::Inconsistent(text),
     }

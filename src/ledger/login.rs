@@ -1,4 +1,4 @@
-//! Why Postgres could not be used, in one sentence that says what to do. Never names a password.
+//! Why Postgres cannot be used, in one sentence that says what to do. Never contains a password.
 
 use std::io::ErrorKind;
 
@@ -6,12 +6,12 @@ use sqlx::postgres::PgConnectOptions;
 
 use super::connections::NotSent;
 
-/// Why Postgres could not be used.
+/// Why Postgres cannot be used: one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 #[error("{sentence}")]
 pub struct LoginError {
     sentence: String,
-    /// Another try may succeed although nobody has changed a setting.
+    /// Whether another try may succeed without a change of settings.
     pub may_pass: bool,
 }
 
@@ -27,7 +27,7 @@ impl LoginError {
                     Some("53300") => {
                         ("lower database_max_connections, or raise its max_connections", true)
                     }
-                    // It is starting or stopping.
+                    // Postgres is starting or stopping.
                     Some("57P03" | "57P01") => ("try again", true),
                     _ => ("check DATABASE_URL", false),
                 };

@@ -1,4 +1,4 @@
-//! Asking a database again that may answer in a moment: for commands, and when the service starts.
+//! Repeats a call to a database that does not answer: for commands, and when the service starts.
 
 use std::time::{Duration, Instant};
 
@@ -7,15 +7,15 @@ use tracing::warn;
 use super::error::LedgerError;
 use super::login::LoginError;
 
-/// Longest to go on asking a database that does not answer.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The pause between two questions.
+/// How long a call is repeated.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The pause between two calls.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// How often the log says what is waited for.
+/// How often the log says why the service waits.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Whether Postgres would not do something now, but may in a moment: somebody holds a lock, all
-/// connections are taken, or it is starting or stopping.
+/// Whether the same call may soon succeed: the connection failed, a lock is held or led to a
+/// deadlock, all connections are in use, or Postgres is starting or stopping.
 fn is_passing(cause: &(dyn std::error::Error + 'static)) -> bool {
     let code = match cause.downcast_ref() {
         Some(sqlx::Error::Database(said)) => said.code(),
@@ -25,11 +25,11 @@ fn is_passing(cause: &(dyn std::error::Error + 'static)) -> bool {
     matches!(code.as_deref(), Some("55P03" | "53300" | "57P01" | "57P03" | "40P01"))
 }
 
-/// Asks again, for up to `PATIENCE`, while the database does not answer: nobody else would. The log
-/// says so. Only for what may be asked twice.
+/// Calls `ask`, and repeats it for up to `RETRY_TIMEOUT` while it fails with an error that may
+/// pass. The log names the error. `ask` must be safe to repeat.
 ///
 /// # Errors
-/// The last answer's.
+/// The error of the last call.
 pub async fn patiently<T>(mut ask: impl AsyncFnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let may_pass = |error: &anyhow::Error| match error.downcast_ref() {
         Some(LoginError { may_pass, .. }) => *may_pass,
@@ -45,11 +45,11 @@ pub async fn patiently<T>(mut ask: impl AsyncFnMut() -> anyhow::Result<T>) -> an
     let mut next_notice = Duration::ZERO;
     loop {
         match ask().await {
-            Err(error) if may_pass(&error) && began.elapsed() < PATIENCE => {
+            Err(error) if may_pass(&error) && began.elapsed() < RETRY_TIMEOUT => {
                 let waited = began.elapsed();
                 if waited >= next_notice {
                     next_notice = waited + NOTICE_INTERVAL;
-                    let seconds_left = PATIENCE.saturating_sub(waited).as_secs();
+                    let seconds_left = RETRY_TIMEOUT.saturating_sub(waited).as_secs();
                     let error = format!("{error:#}");
                     warn!(error, seconds_left, "waiting for the database");
                 }
