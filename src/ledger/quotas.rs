@@ -1,4 +1,4 @@
-//! What registrations are counted against.
+//! Quotas: pending requests and registered bytes, the two quantities that limit registrations.
 
 use chrono::{DateTime, Utc};
 
@@ -8,8 +8,8 @@ use super::error::Result;
 use crate::domain::ids::{TenantId, UserId};
 
 impl Ledger {
-    /// How many requests of a tenant, or of one person, that were registered over HTTP are pending;
-    /// counts no further than `limit`.
+    /// The number of pending requests that were registered over HTTP: of a tenant, or of one user
+    /// of the tenant. Stops counting at `limit`.
     ///
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
@@ -43,8 +43,9 @@ impl Ledger {
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
-    /// Adds to the bytes that a tenant has registered in an hour; says how many there are then. Clocks
-    /// of replicas differ, so an hour that is over changes nothing.
+    /// Adds to the bytes that a tenant has registered in an hour, and returns the sum. A later
+    /// `hour` starts a new sum. An earlier `hour`, from a replica whose clock is behind, adds to
+    /// the sum of the stored hour.
     ///
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.

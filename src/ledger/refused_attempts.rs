@@ -1,4 +1,4 @@
-//! Refused attempts to decide.
+//! Refused attempts to decide a request: table `hitl_refused_attempt`.
 
 use chrono::{DateTime, Utc};
 use const_format::formatcp;
@@ -9,30 +9,31 @@ use super::error::Result;
 use crate::domain::approver::Caller;
 use crate::domain::ids::RequestId;
 
-/// Somebody's attempt to decide that was refused.
+/// One refused attempt to decide a request.
 #[derive(Clone, Debug)]
 pub struct RefusedAttempt {
-    /// When.
+    /// When the attempt was made, UTC.
     pub at: DateTime<Utc>,
-    /// Who, as the token says.
+    /// Who made the attempt, according to the token.
     pub caller: Caller,
-    /// What they wanted to decide.
+    /// The request that the caller tried to decide.
     pub request: RequestId,
-    /// `approved` or `rejected`: what they wanted it to be.
+    /// The decision that was refused: `approved` or `rejected`.
     pub verdict: &'static str,
-    /// The contract's error code.
+    /// The error code of the answer, as the API names it.
     pub error_code: &'static str,
-    /// Why it was refused, in English.
+    /// Why the attempt was refused, in English.
     pub reason: String,
-    /// The tag of the content that they had looked at.
+    /// The `If-Match` header: the entity tag of the content that the caller had seen.
     pub if_match: Option<String>,
 }
 
 impl Ledger {
-    /// Records refused attempts to decide.
+    /// Inserts refused attempts.
     ///
     /// # Errors
-    /// [`LedgerError`](super::LedgerError); recording them again may record them twice.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer. Inserting the same
+    /// attempts again may store them twice.
     pub async fn insert_refused_attempts(&self, attempts: &[RefusedAttempt]) -> Result<()> {
         const COLUMNS: &str = "\
             attempted_at, tenant_id, user_id, role, token_id, request_id, verdict, error_code,
