@@ -1,9 +1,10 @@
-//! The connections to Postgres. A connection leads to a server that can write, its session has our
-//! time-outs, and it is used again only while its state is known.
+//! The connections to Postgres. Each connection leads to a server that accepts writes, and every
+//! statement runs under our time-outs. A connection is used again only while its state is known.
 //!
-//! Making a connection is a task of its own: a caller that stops waiting does not cancel it, and
-//! the next caller finds it made. [`Connections`] is a sqlx executor, so a query reads the same as
-//! on sqlx's own pool. An error before the statement was sent is [`NotSent`]. Must not know tables.
+//! A connection is made in a task of its own: a caller that stops waiting does not cancel the task,
+//! and the next caller gets the connection. [`Connections`] is a sqlx executor, so queries run on
+//! it as on sqlx's own pool. An error before the statement was sent is [`NotSent`]. This module
+//! must not know tables.
 
 use std::fmt::{self, Debug, Display, Formatter};
 use std::future::Future;
@@ -32,65 +33,72 @@ use sqlx::{
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 
-/// Longest to make a connection, log in and check the server. The caller waits less.
+/// The longest time to make a connection, log in and check the server. The caller waits only for
+/// [`CALLER_TIMEOUT`].
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest that a caller waits for a connection, whether it is free or has to be made.
+/// The longest time that a caller waits for a connection, whether a free one or a new one.
 const CALLER_TIMEOUT: Duration = Duration::from_millis(1900);
-/// Longest to wait until one of the connections in use is free. With `lock_timeout` it makes the
-/// longest that a call takes in an overload: 1.9 s.
-const FREE_TIMEOUT: Duration = Duration::from_millis(900);
-/// Longest to wait for the server's answer to a statement. `statement_timeout` is shorter.
+/// The longest time to wait for a free connection while all are in use. Together with
+/// `lock_timeout` (1 s) this limits a call to 1.9 s under overload.
+const POOL_WAIT_TIMEOUT: Duration = Duration::from_millis(900);
+/// The longest time to wait for the server's answer to a statement. Longer than
+/// `statement_timeout`.
 const STATEMENT_TIMEOUT: Duration = Duration::from_millis(1900);
-/// A connection used within this time is not pinged before its next use: under load a decision is
-/// one round trip. Shorter than any restart of Postgres.
-const FRESH: Duration = Duration::from_millis(100);
-/// How long a session keeps its plans. A plan that Postgres made while a table was small reads the
-/// whole table, and only an ANALYZE would replace it. To plan a decision anew takes Postgres 15 about
-/// 4 ms of a core, where a decision takes 0.4 ms: ten busy connections cost it 8 ms in a second.
-const PLANS_MAX_AGE: Duration = Duration::from_secs(5);
-/// Longest to wait for the answer to a ping.
+/// A connection that was used within this time is not pinged before its next use, so that under
+/// load a decision is one round trip. Shorter than any restart of Postgres.
+const MAX_UNPINGED_IDLE: Duration = Duration::from_millis(100);
+/// How long a session keeps its cached plans. A plan that Postgres made while a table was small
+/// reads the whole table, and only an ANALYZE would replace the plan. Postgres 15 needs about 4 ms
+/// of a core to plan a decision anew, and 0.4 ms to run a decision. Ten busy connections then cost
+/// 8 ms of a core per second.
+const MAX_PLAN_AGE: Duration = Duration::from_secs(5);
+/// The longest time to wait for the answer to a ping, and for a connection to close.
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
-/// Longest to look at start whether connections share a session.
+/// The longest time of the check whether two connections share a session.
 const SHARING_TIMEOUT: Duration = Duration::from_millis(1500);
-/// Age at which a connection is replaced, so that a changed login takes effect.
+/// The age at which a connection is closed, so that a changed login takes effect on all
+/// connections.
 const MAX_AGE: Duration = Duration::from_mins(30);
-/// Rest after which a connection is closed.
-const MAX_REST: Duration = Duration::from_mins(10);
-/// How often resting connections are looked for.
-const REST_INTERVAL: Duration = Duration::from_mins(1);
+/// How long a connection may be idle before it is closed.
+const MAX_IDLE: Duration = Duration::from_mins(10);
+/// How often idle connections are checked against [`MAX_IDLE`].
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_mins(1);
 
-/// What stands between us and Postgres.
+/// The kind of connection pooler between this service and Postgres.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pooler {
-    /// Nothing, or a pooler in session mode: a session keeps its settings.
+    /// No pooler, or a pooler in session mode: a session keeps its settings.
     #[default]
     None,
-    /// A pooler that gives each transaction a server connection: nothing outlives a transaction, so
-    /// every statement runs in a transaction that sets its own time-outs.
+    /// A pooler in transaction mode: each transaction may run on another server connection, and
+    /// settings last only for a transaction. So every statement runs in a transaction that sets its
+    /// own time-outs.
     Transaction,
 }
 
-/// Whether the server accepts writes from this session.
+/// Asks the server whether this session is read-only.
 macro_rules! is_read_only {
     () => {
         "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean"
     };
 }
 
-/// What a session is set to, and an answer whether it is read-only. The time-outs are just under what
-/// callers wait, so that Postgres gives up first and no statement outlives its caller.
+/// Sets the time-outs of a session, and asks whether the session is read-only. The time-outs are
+/// shorter than [`STATEMENT_TIMEOUT`], so that Postgres gives up first and no statement runs on
+/// after its caller has given up.
 const SESSION: &str = concat!(
     "SET statement_timeout = 1500; SET lock_timeout = 1000; \
      SET idle_in_transaction_session_timeout = 5000; \
      SET default_transaction_isolation = 'read committed'; ",
     is_read_only!()
 );
-/// The same for one transaction.
+/// Begins a transaction with the same time-outs.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 1500; \
                      SET LOCAL lock_timeout = 1000; \
                      SET LOCAL idle_in_transaction_session_timeout = 5000";
 
-/// Nothing was executed: no connection was to be had, or it was lost before a commit was sent.
+/// Nothing was executed: no connection was available, or the connection was lost before the commit
+/// was sent.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct NotSent(String);
@@ -99,7 +107,7 @@ fn not_sent(why: impl Display) -> sqlx::Error {
     sqlx::Error::AnyDriverError(Box::new(NotSent(why.to_string())))
 }
 
-/// Makes connections, and judges them before each use.
+/// Makes connections, and checks each before it is used again.
 #[derive(Debug)]
 struct Maker {
     options: ArcSwap<PgConnectOptions>,
@@ -123,11 +131,11 @@ impl Manager for Maker {
             return Err(RecycleError::message("it is too old"));
         }
         if self.pooler == Pooler::None && are_plans_old(metrics) {
-            // The answer says as much as that to a ping.
+            // The answer also shows that the server answers, so no ping is needed.
             let discarded = raw_sql("DISCARD PLANS").execute(connection);
             let discarded = timeout(PING_TIMEOUT, discarded).await;
             discarded.map_err(|_elapsed| RecycleError::message("it does not answer"))??;
-        } else if metrics.last_used() > FRESH {
+        } else if metrics.last_used() > MAX_UNPINGED_IDLE {
             let pinged = timeout(PING_TIMEOUT, connection.ping()).await;
             pinged.map_err(|_elapsed| RecycleError::message("it does not answer"))??;
         }
@@ -135,15 +143,16 @@ impl Manager for Maker {
     }
 }
 
-/// Whether one of the spans of [`PLANS_MAX_AGE`] since the connection was made has ended since its
-/// last use.
+/// Whether cached plans have to be discarded. The age of a connection is divided into spans of
+/// [`MAX_PLAN_AGE`]: plans are discarded at the first use in each span.
 fn are_plans_old(metrics: &Metrics) -> bool {
-    let spans = |age: Duration| age.as_nanos() / PLANS_MAX_AGE.as_nanos();
+    let spans = |age: Duration| age.as_nanos() / MAX_PLAN_AGE.as_nanos();
     let age = metrics.age();
     spans(age) > spans(age.saturating_sub(metrics.last_used()))
 }
 
-/// Connects, and refuses a server that is read-only: the address may lead to a standby for a while.
+/// Connects, and refuses a read-only server: after a failover the address may lead to a standby for
+/// a while.
 pub async fn log_in(options: &PgConnectOptions, pooler: Pooler) -> sqlx::Result<PgConnection> {
     let mut connection = PgConnection::connect_with(options).await?;
     let statement = match pooler {
@@ -154,15 +163,16 @@ pub async fn log_in(options: &PgConnectOptions, pooler: Pooler) -> sqlx::Result<
     Ok(connection)
 }
 
-/// Whether two connections at once share one server process: then a pooler in transaction mode stands
-/// between us and Postgres. One that is busy with others may give them two, and is not recognised.
+/// Whether two open connections share one server process. If so, a pooler in transaction mode
+/// stands between this service and Postgres. A pooler that serves other clients at the same time
+/// may use two server processes, and is then not recognised.
 pub async fn share_a_session(options: &PgConnectOptions) -> bool {
     let asking = async {
         let (mut one, mut two) = tokio::try_join!(
             PgConnection::connect_with(options),
             PgConnection::connect_with(options)
         )?;
-        // One after the other: at once, each would have a server process.
+        // One after the other: two queries at the same time would get two server processes.
         let mut pids = [0; 2];
         for (pid, connection) in pids.iter_mut().zip([&mut one, &mut two]) {
             let answer = raw_sql("SELECT pg_backend_pid()").fetch_one(&mut *connection).await?;
@@ -172,7 +182,7 @@ pub async fn share_a_session(options: &PgConnectOptions) -> bool {
         let [one, two] = pids;
         Ok::<_, sqlx::Error>(one == two)
     };
-    // No second connection, or none in time: not known.
+    // Without two connections in time the answer is not known. Then no pooler is assumed.
     timeout(SHARING_TIMEOUT, asking).await.is_ok_and(|shared| shared.unwrap_or(false))
 }
 
@@ -187,7 +197,7 @@ fn check_writable(is_read_only: &PgRow) -> sqlx::Result<()> {
 #[derive(Clone)]
 pub struct Connections {
     pool: Pool<Maker>,
-    /// Where connections are made and live: it outlives the HTTP workers.
+    /// The runtime in which connections are made and polled. It outlives the HTTP workers.
     runtime: Handle,
 }
 
@@ -197,8 +207,8 @@ impl Debug for Connections {
     }
 }
 
-/// A connection in use. It goes back to the pool only by [`Lease::give_back`]: a caller that is
-/// dropped half-way leaves a connection of unknown state, which is closed.
+/// A connection in use. Only [`Lease::give_back`] returns the connection to the pool. If the lease
+/// is dropped before, the state of the connection is unknown, and the connection is closed.
 struct Lease(Option<Object<Maker>>);
 
 impl Lease {
@@ -218,13 +228,13 @@ impl Drop for Lease {
 }
 
 impl Connections {
-    /// Connections are made when first needed.
+    /// Makes the pool. Connections are made when they are first needed.
     pub fn new(options: PgConnectOptions, pooler: Pooler, max: u32) -> sqlx::Result<Self> {
         let maker = Maker { options: ArcSwap::from_pointee(options), pooler };
         let config = PoolConfig {
             max_size: usize::try_from(max).unwrap_or(usize::MAX),
             timeouts: Timeouts {
-                wait: Some(FREE_TIMEOUT),
+                wait: Some(POOL_WAIT_TIMEOUT),
                 create: Some(CONNECT_TIMEOUT),
                 recycle: None,
             },
@@ -233,48 +243,50 @@ impl Connections {
         let pool = Pool::builder(maker).config(config).runtime(Runtime::Tokio1).build();
         let pool = pool.map_err(not_sent)?;
         let runtime = Handle::current();
-        let resting = pool.weak();
+        let weak_pool = pool.weak();
         runtime.spawn(async move {
             loop {
-                sleep(REST_INTERVAL).await;
-                let Some(pool) = resting.upgrade().filter(|pool| !pool.is_closed()) else { break };
-                close(pool.retain(|_, metrics| metrics.last_used() < MAX_REST).removed).await;
+                sleep(IDLE_CHECK_INTERVAL).await;
+                let Some(pool) = weak_pool.upgrade().filter(|pool| !pool.is_closed()) else {
+                    break;
+                };
+                close(pool.retain(|_, metrics| metrics.last_used() < MAX_IDLE).removed).await;
             }
         });
         Ok(Self { pool, runtime })
     }
 
-    /// How connections are made.
+    /// The options of new connections.
     pub fn options(&self) -> Arc<PgConnectOptions> {
         self.pool.manager().options.load_full()
     }
 
-    /// What stands between us and the server.
+    /// The pooler between this service and the server.
     pub fn pooler(&self) -> Pooler {
         self.pool.manager().pooler
     }
 
-    /// Every connection from now on is made this way. Open ones live on, at most [`MAX_AGE`].
+    /// Sets the options of new connections. Open connections stay open, for at most [`MAX_AGE`].
     pub fn set_options(&self, options: PgConnectOptions) {
         self.pool.manager().options.store(Arc::new(options));
     }
 
-    /// Open connections, idle ones, and most.
+    /// The number of open connections, of idle connections, and the maximum of open connections.
     pub fn count(&self) -> (u32, usize, u32) {
         let status = self.pool.status();
         let number = |count| u32::try_from(count).unwrap_or(u32::MAX);
         (number(status.size), status.available, number(status.max_size))
     }
 
-    /// Closes idle connections; those in use are closed when they are given back.
+    /// Closes idle connections. Connections in use are closed when they are given back.
     pub async fn close(&self) {
         let idle = self.pool.retain(|_, _| false).removed;
         self.pool.close();
         close(idle).await;
     }
 
-    /// Whether a server that can write is reached. Asks on a pooled connection, and closes one that
-    /// leads to a read-only server.
+    /// Checks on a pooled connection that the server accepts writes. Closes the connection if the
+    /// server is read-only.
     pub async fn check_writable(&self) -> sqlx::Result<()> {
         let mut lease = self.lease().await?;
         let asking = raw_sql(is_read_only!()).fetch_one(lease.connection()?);
@@ -283,7 +295,8 @@ impl Connections {
         Ok(())
     }
 
-    /// Runs statements without parameters as one message; for more than one, a transaction.
+    /// Runs statements without parameters, as one message. If there are several statements, they
+    /// begin and end a transaction themselves.
     pub async fn run_raw(&self, statements: &'static str) -> sqlx::Result<()> {
         let mut lease = self.lease().await?;
         in_time(raw_sql(statements).execute(lease.connection()?)).await?;
@@ -306,7 +319,8 @@ impl Connections {
         }
     }
 
-    /// Runs one statement and takes all that it answers; no statement here answers much.
+    /// Runs one statement and collects its whole answer: no statement of the ledger answers many
+    /// rows.
     async fn run<'q>(&self, query: impl Execute<'q, Postgres> + 'q) -> sqlx::Result<Vec<Answer>> {
         let mut lease = self.lease().await?;
         let connection = lease.connection()?;
@@ -329,7 +343,8 @@ async fn in_time<T>(work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result
     timeout(STATEMENT_TIMEOUT, work).await.unwrap_or_else(|_elapsed| Err(too_late().into()))
 }
 
-/// Nothing is written before the commit, so only a failed commit leaves the outcome open.
+/// Runs a query in a transaction of its own. Nothing is written before the commit, so the outcome
+/// is unknown only after a failed commit.
 async fn run_in_transaction<'q>(
     connection: &mut PgConnection,
     query: impl Execute<'q, Postgres> + 'q,
@@ -350,18 +365,19 @@ async fn run_in_transaction<'q>(
     Ok(answer)
 }
 
-/// Whether a connection that answered this is as good as before: only where the server says that it
-/// gave up this one statement. A server that has become read-only, one that no longer knows a
-/// prepared statement, or a lost connection are all left.
+/// Whether the connection can be used again after this error: only if the server says that it gave
+/// up this one statement. After any other error the connection is closed, for example when the
+/// server has become read-only, no longer knows a prepared statement, or the connection was lost.
 fn leaves_connection_usable(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(DatabaseError::code);
-    // Integrity (23), a value that cannot be (22), rolled back (40), locked (55), cancelled (57014).
+    // Constraint violation (23), invalid value (22), transaction rolled back (40), lock not
+    // available (55), statement cancelled (57014).
     code.is_some_and(|code| {
         code == "57014" || ["22", "23", "40", "55"].iter().any(|class| code.starts_with(class))
     })
 }
 
-/// Whether the server ended the session with this error: what it was doing may have been done.
+/// Whether the server ended the session with this error. The statement may have been executed.
 pub fn ends_session(error: &PgDatabaseError) -> bool {
     matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic)
 }
@@ -412,8 +428,9 @@ impl<'c> Executor<'c> for &'c Connections {
     }
 }
 
-/// A connection behind which every transaction may meet another server connection: statements are
-/// not prepared under a name that the next one would not know.
+/// A connection outside the pool. A pooler in transaction mode may give each transaction another
+/// server connection, which would not know a named prepared statement. So statements are prepared
+/// without a name.
 #[derive(Debug)]
 pub struct Unpooled<'c>(pub &'c mut PgConnection);
 
