@@ -1,8 +1,8 @@
-//! Runs a statement with its values on whichever engine there is. Must not know tables.
+//! Runs a statement with its values on Postgres or SQLite. Must not know tables.
 //!
-//! On Postgres every change is one statement that commits by itself, so that a client that vanishes
-//! leaves no transaction behind. What Postgres does in one statement, SQLite may do in several, in
-//! one transaction: see [`Statement::then`].
+//! On Postgres every change is one statement that commits by itself, so that a process that dies
+//! leaves no open transaction. Where Postgres needs one statement, SQLite may run several in one
+//! transaction: see [`Statement::then`].
 
 use std::future::Future;
 use std::sync::Arc;
@@ -23,27 +23,27 @@ use super::error::{LedgerError, Result};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::observe::traces;
 
-/// Longest any call to the ledger takes: up to 1.9 s for a connection that has to be made, and what
-/// is left for its statements.
+/// The longest time of a call to the ledger: up to 1.9 s for a new connection, and the rest for the
+/// statements.
 pub const TIMEOUT: Duration = Duration::from_millis(2900);
 
-/// A value that is bound to a parameter. Each kind is typed even where there is no value: Postgres is
-/// told the type of every parameter.
+/// A value that is bound to a parameter. A missing value (`None`, SQL `NULL`) also has a type,
+/// because Postgres is told the type of every parameter.
 #[derive(Clone, Debug)]
 pub enum Value {
-    /// True or false.
+    /// A boolean.
     Bool(bool),
-    /// A number of a column of 32 bits.
+    /// An integer for a column of 32 bits.
     Small(i32),
-    /// A number.
+    /// An integer of 64 bits.
     Int(Option<i64>),
-    /// A text.
+    /// Text.
     Text(Option<String>),
-    /// A moment.
+    /// A time, UTC.
     Time(Option<DateTime<Utc>>),
-    /// Numbers: an array on Postgres, a JSON array on `SQLite`.
+    /// Integers: an array on Postgres, a JSON array on `SQLite`.
     Ints(Vec<i64>),
-    /// Texts: an array on Postgres, a JSON array on `SQLite`.
+    /// Several texts: an array on Postgres, a JSON array on `SQLite`.
     Texts(Vec<String>),
 }
 
@@ -89,7 +89,7 @@ value_from! {
     &[RequestId] => value: Self::Texts(value.iter().map(|id| id.as_str().to_owned()).collect());
 }
 
-/// A statement as each engine reads it.
+/// A statement: its name, and its text for each engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Statement {
     name: &'static str,
@@ -99,34 +99,35 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// One that reads the same on both. Traces call it by this name.
+    /// A statement with the same text for both engines. `name` is its name in traces.
     pub const fn new(name: &'static str, sql: &'static str) -> Self {
         Self { name, postgres: sql, sqlite: sql, then: &[] }
     }
 
-    /// What `SQLite` reads instead.
+    /// Sets another text for `SQLite`.
     pub const fn on_sqlite(self, sqlite: &'static str) -> Self {
         Self { sqlite, ..self }
     }
 
-    /// What `SQLite` does after it, with the same values and in the same transaction, if it answered
-    /// a row.
+    /// Sets the statements that `SQLite` runs afterwards if the first one returned a row: with the
+    /// same values and in the same transaction.
     pub const fn then(self, then: &'static [&'static str]) -> Self {
         Self { then, ..self }
     }
 
-    /// What traces call it.
+    /// The statement's name in traces.
     pub const fn name(self) -> &'static str {
         self.name
     }
 
-    fn judge<T>(self, answer: Result<T>) -> Result<T> {
+    /// Turns [`LedgerError::OutcomeUnknown`] of a `SELECT` into [`LedgerError::NotExecuted`].
+    fn classify_error<T>(self, answer: Result<T>) -> Result<T> {
         let is_read = self.postgres.starts_with("SELECT");
         answer.map_err(|error| if is_read { error.of_a_read() } else { error })
     }
 }
 
-/// What a row is read as, on either engine.
+/// A type that a row of either engine can be read into.
 pub trait Row:
     for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin + 'static
 {
@@ -137,9 +138,9 @@ impl<T> Row for T where
 {
 }
 
-/// A database that values can be bound for.
+/// A database to whose statements [`Value`]s can be bound.
 pub trait Binds: sqlx::Database {
-    /// Binds them.
+    /// Converts the values to the arguments of a statement.
     fn bind(values: &[Value]) -> sqlx::Result<Self::Arguments>;
 }
 
@@ -173,7 +174,7 @@ fn as_json<T: Clone + Into<serde_json::Value>>(values: &[T]) -> String {
 binds!(Postgres, PgArguments, <[_]>::to_vec);
 binds!(Sqlite, SqliteArguments, as_json);
 
-/// A statement with its values, for whatever runs it.
+/// A query of this statement with its values bound.
 pub fn query<DB: Binds, R>(
     sql: impl SqlSafeStr,
     values: &[Value],
@@ -185,57 +186,58 @@ where
     Ok(query_as_with(sql, DB::bind(values)?))
 }
 
-/// The database, and how to reach it.
+/// The database and its connections.
 #[derive(Clone, Debug)]
 pub enum Database {
-    /// Shared by all replicas.
+    /// Postgres, shared by all replicas.
     Postgres(Connections),
-    /// This process's own.
+    /// A `SQLite` file, used by this process only.
     Sqlite(SqlitePool),
 }
 
 /// Runs statements; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    /// Where.
+    /// The database that runs the statements.
     pub database: Database,
-    /// Whether writing has failed since it was last known to work. A full disk and a read-only file
-    /// answer every question, so whether rows can be written is asked of the last failure too.
+    /// Whether a write has failed because nothing can be written, and no check has succeeded since.
+    /// A database with a full disk or a read-only file still answers reads, so only a failed write
+    /// shows the state.
     write_failed: Arc<AtomicBool>,
 }
 
 impl Engine {
-    /// Runs statements there.
+    /// An engine that runs statements on `database`.
     pub fn new(database: Database) -> Self {
         Self { database, write_failed: Arc::default() }
     }
 
-    /// Whether the last write that is known of failed because nothing can be written.
+    /// Whether a write has failed because nothing can be written, since [`Self::write_succeeded`].
     pub fn has_write_failed(&self) -> bool {
         self.write_failed.load(Ordering::Relaxed)
     }
 
-    /// A write succeeded.
+    /// Notes that a write has succeeded.
     pub fn write_succeeded(&self) {
         self.write_failed.store(false, Ordering::Relaxed);
     }
 
-    /// Does some work within [`TIMEOUT`], as a step of the call under way; notes what its answer says
-    /// about whether rows can be written.
+    /// Runs `work` within [`TIMEOUT`], as the trace step `name`. Remembers an error that shows that
+    /// nothing can be written.
     pub async fn call<T>(
         &self,
         name: &'static str,
         work: impl Future<Output = sqlx::Result<T>>,
     ) -> Result<T> {
         match timeout(TIMEOUT, work).instrument(traces::step(name)).await {
-            Ok(answer) => Ok(answer.inspect_err(|error| self.note(error))?),
+            Ok(answer) => Ok(answer.inspect_err(|error| self.note_write_failure(error))?),
             Err(_elapsed) => Err(LedgerError::OutcomeUnknown("no answer in time".to_owned())),
         }
     }
 
-    fn note(&self, error: &sqlx::Error) {
+    fn note_write_failure(&self, error: &sqlx::Error) {
         let code = error.as_database_error().and_then(DatabaseError::code).unwrap_or_default();
-        let says_so = match self.database {
+        let cannot_write = match self.database {
             // Read-only (25006), and out of disk, memory or other resources (53).
             Database::Postgres(_) => code == "25006" || code.starts_with("53"),
             // READONLY, IOERR, FULL, CANTOPEN.
@@ -243,36 +245,36 @@ impl Engine {
                 code.parse::<u32>().is_ok_and(|code| [8, 10, 13, 14].contains(&(code & 0xff)))
             }
         };
-        if says_so {
+        if cannot_write {
             self.write_failed.store(true, Ordering::Relaxed);
         }
     }
 
-    /// The row that a statement answers, if it does.
+    /// Runs a statement that returns at most one row.
     pub async fn fetch_optional<R: Row>(
         &self,
         statement: Statement,
         values: &[Value],
     ) -> Result<Option<R>> {
-        statement.judge(self.call(statement.name, self.optional(statement, values)).await)
+        statement.classify_error(self.call(statement.name, self.optional(statement, values)).await)
     }
 
-    /// The row that a statement always answers.
+    /// Runs a statement that always returns a row.
     pub async fn fetch_one<R: Row>(&self, statement: Statement, values: &[Value]) -> Result<R> {
         let one = async { self.optional(statement, values).await?.ok_or(sqlx::Error::RowNotFound) };
-        statement.judge(self.call(statement.name, one).await)
+        statement.classify_error(self.call(statement.name, one).await)
     }
 
-    /// All rows that a statement answers.
+    /// Runs a statement and returns all its rows.
     pub async fn fetch_all<R: Row>(
         &self,
         statement: Statement,
         values: &[Value],
     ) -> Result<Vec<R>> {
-        statement.judge(self.call(statement.name, self.all(statement, values)).await)
+        statement.classify_error(self.call(statement.name, self.all(statement, values)).await)
     }
 
-    /// Runs a statement; says how many rows it wrote.
+    /// Runs a statement and returns the number of rows that it wrote.
     pub async fn execute(&self, statement: Statement, values: &[Value]) -> Result<u64> {
         let work = async {
             match &self.database {
@@ -287,11 +289,12 @@ impl Engine {
                 }
             }
         };
-        statement.judge(self.call(statement.name, work).await)
+        statement.classify_error(self.call(statement.name, work).await)
     }
 
-    /// Runs a statement for many rows of values: on Postgres once, with a column of them as an array
-    /// for each parameter; on `SQLite` for each row, in one transaction.
+    /// Runs a statement for many rows of values. On Postgres it runs once, and each parameter is an
+    /// array with one column of the values. On `SQLite` it runs once for each row, in one
+    /// transaction.
     pub async fn execute_many(&self, statement: Statement, rows: &[Vec<Value>]) -> Result<()> {
         let work = async {
             match &self.database {
@@ -312,7 +315,7 @@ impl Engine {
         self.call(statement.name, work).await
     }
 
-    /// As [`Self::fetch_optional`], within a call.
+    /// Like [`Self::fetch_optional`], for use inside [`Self::call`].
     pub async fn optional<R: Row>(
         &self,
         statement: Statement,
@@ -341,7 +344,7 @@ impl Engine {
         }
     }
 
-    /// As [`Self::fetch_all`], within a call.
+    /// Like [`Self::fetch_all`], for use inside [`Self::call`].
     pub async fn all<R: Row>(
         &self,
         statement: Statement,
@@ -354,7 +357,7 @@ impl Engine {
         self.all_of(sql.into_sql_str(), values).await
     }
 
-    /// As [`Self::all`], of a statement that was put together for this call.
+    /// Like [`Self::all`], for a statement whose text was built at run time.
     pub async fn all_of<R: Row>(&self, sql: SqlStr, values: &[Value]) -> sqlx::Result<Vec<R>> {
         match &self.database {
             Database::Postgres(connections) => query(sql, values)?.fetch_all(connections).await,
@@ -363,7 +366,7 @@ impl Engine {
     }
 }
 
-/// The columns of these rows, each as an array.
+/// The columns of these rows, each as one array argument.
 fn columns(rows: &[Vec<Value>]) -> sqlx::Result<PgArguments> {
     let mut arguments = PgArguments::default();
     for number in 0..rows.first().map_or(0, Vec::len) {
