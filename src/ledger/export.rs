@@ -1,5 +1,5 @@
-//! A row of the ledger as auditors get it: everything that is known of one outcome, under the names
-//! that the API uses. Nothing is read, checked or rounded on the way.
+//! The export for auditors: closed requests and refused attempts, under the names that the API
+//! uses. The values are exported as the rows hold them: not parsed, not validated, not rounded.
 
 use std::io;
 
@@ -12,25 +12,25 @@ use super::connect::Ledger;
 use super::connections::{Connections, Unpooled};
 use super::engine::{Database, Row, query, values};
 
-/// Which outcomes.
+/// Which rows to export.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
-    /// From then on.
+    /// The begin of the span, inclusive.
     pub from: DateTime<Utc>,
-    /// Before then.
+    /// The end of the span, exclusive.
     pub to: DateTime<Utc>,
-    /// Also what expired or was withdrawn undecided.
+    /// Whether to export also requests that expired or were withdrawn.
     pub undecided: bool,
 }
 
-/// One outcome; as JSON, every field is there, `null` when it does not apply. Times are RFC 3339 in
-/// UTC, with all six digits of their microseconds.
+/// One closed request. The JSON has every field; a field that does not apply is `null`. Times are
+/// RFC 3339 in UTC, with all six digits of their microseconds.
 ///
 /// Hashes are lower-case hex SHA-256 over UTF-8 text, with every JSON value in canonical form:
 /// members sorted by code point, no white space, no needless escapes, numbers as they were written.
-/// `fingerprint` is that of `{"actionType":…,"context":…}`. `content_hash` is that of all members of
-/// the document but `createdAt`, sorted by name, each as `"name":value,` with its comma, and without
-/// braces around them. Both can be made again from `document`.
+/// `fingerprint` is the hash of `{"actionType":…,"context":…}`. `content_hash` is the hash of all
+/// members of the document except `createdAt`, sorted by name, each as `"name":value,` with its
+/// comma, without braces around them. Both hashes can be computed again from `document`.
 #[derive(Debug, Serialize, sqlx::FromRow)]
 #[serde(rename_all = "camelCase")]
 pub struct Exported {
@@ -59,21 +59,23 @@ pub struct Exported {
     agent_id: Option<String>,
     trace_id: Option<String>,
     gateway_request_id: Option<String>,
-    /// The entity tag by which the decider named what they had looked at.
+    /// The `If-Match` header: the entity tag of the content that the decider had seen.
     if_match: Option<String>,
-    /// The role and the `jti` of the decider's token.
+    /// The role in the decider's token.
     decider_role: Option<String>,
+    /// The `jti` of the decider's token.
     token_id: Option<String>,
     delivery: String,
     #[serde(serialize_with = "instant_or_null")]
     sent_at: Option<DateTime<Utc>>,
     #[serde(serialize_with = "instant_or_null")]
     acted_at: Option<DateTime<Utc>>,
-    /// The request's text, to the letter, as it was decided on.
+    /// The request as it was when it was decided, byte for byte.
     document: String,
 }
 
-/// A row of `hitl_refused_attempt`; as JSON, every field is there, `null` when it does not apply.
+/// A row of `hitl_refused_attempt`. The JSON has every field; a field that does not apply is
+/// `null`.
 #[derive(Debug, Serialize, sqlx::FromRow)]
 #[serde(rename_all = "camelCase")]
 pub struct ExportedAttempt {
@@ -110,8 +112,9 @@ fn instant_or_null<S: Serializer>(
     }
 }
 
-/// What was decided from $1 on and before $2, the earliest first; with $3 what expired or was
-/// withdrawn as well, by when that was. All columns: its connection prepares nothing for later.
+/// The requests that were decided from $1 on and before $2, the earliest first. If $3 is true, also
+/// the requests that expired or were withdrawn in that time. `*` is safe here: the connection is
+/// new, and no prepared statement outlives the query.
 const OUTCOMES_BETWEEN: &str = "\
     SELECT * FROM hitl_request
      WHERE COALESCE(decided_at, settled_at) >= $1 AND COALESCE(decided_at, settled_at) < $2
@@ -124,34 +127,34 @@ const REFUSED_ATTEMPTS_BETWEEN: &str = "\
      ORDER BY attempted_at, attempt_id";
 
 impl Ledger {
-    /// Hands over what was decided in a span of time, row by row, in the order of the decisions; as
-    /// it was at one moment, however long the reader takes. Ends early with what `write` says when
-    /// it fails.
+    /// Calls `write` with each request that was closed in the span, in the order of the closing
+    /// times. All rows are read from one snapshot, however long the export takes. If `write` fails,
+    /// the export ends, and the inner result is the error of `write`.
     ///
     /// # Errors
-    /// [`sqlx::Error`], for whoever operates the service.
+    /// [`sqlx::Error`] when the ledger does not answer or a row cannot be read.
     pub async fn export(
         &self,
         span: &Span,
         write: impl FnMut(&Exported) -> io::Result<()>,
     ) -> sqlx::Result<io::Result<()>> {
-        self.hand_over(OUTCOMES_BETWEEN, span, write).await
+        self.stream_rows(OUTCOMES_BETWEEN, span, write).await
     }
 
-    /// Hands over the refused attempts of a span of time, as [`Self::export`] does decisions.
+    /// Calls `write` with each refused attempt in the span, like [`Self::export`] with requests.
     ///
     /// # Errors
-    /// [`sqlx::Error`], for whoever operates the service.
+    /// [`sqlx::Error`] when the ledger does not answer or a row cannot be read.
     pub async fn export_refused_attempts(
         &self,
         span: &Span,
         write: impl FnMut(&ExportedAttempt) -> io::Result<()>,
     ) -> sqlx::Result<io::Result<()>> {
-        self.hand_over(REFUSED_ATTEMPTS_BETWEEN, span, write).await
+        self.stream_rows(REFUSED_ATTEMPTS_BETWEEN, span, write).await
     }
 
-    /// Hands over row after row of one statement; none is kept.
-    async fn hand_over<R: Row + Sync>(
+    /// Calls `write` with each row of one statement. Rows are streamed, not collected.
+    async fn stream_rows<R: Row + Sync>(
         &self,
         sql: &'static str,
         span: &Span,
@@ -175,8 +178,8 @@ impl Ledger {
     }
 }
 
-/// A connection that may only read, and take its time: in a transaction, which a pooler keeps on one
-/// server.
+/// A new connection in a read-only transaction without time-outs. A pooler keeps a transaction on
+/// one server connection.
 pub(super) async fn reader(connections: &Connections) -> sqlx::Result<PgConnection> {
     let mut reader = PgConnection::connect_with(&connections.options()).await?;
     let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = 0; \

@@ -1,7 +1,7 @@
-//! Decisions that this process has seen in the ledger. A decision never changes, so whoever polls for
-//! one that is known here needs no query.
+//! A cache of decisions that this process has read from the ledger or written to it. A decision
+//! never changes, so an agent that polls for a cached decision needs no query.
 //!
-//! Only what was read from the ledger, or written to it, is remembered: never what Redis says.
+//! Only decisions of the ledger are cached, never data from Redis.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,14 @@ use crate::domain::record::Record;
 use crate::domain::request::Origin;
 use crate::domain::signal::{SIGNAL_TTL_SECONDS, signal_json};
 
-/// Most decisions to remember.
-const CAPACITY: u64 = 50_000;
-/// Older decisions are read from the ledger. Nothing younger than a day is purged; the rest is for
-/// the time that a decision is remembered, and for clocks that differ.
-const MAX_AGE: TimeDelta = TimeDelta::hours(23);
+/// The most decisions that are cached.
+const MAX_DECISIONS: u64 = 50_000;
+/// Older decisions are not cached. No request is purged on the day after it was closed. The margin
+/// of an hour covers the time that a decision stays in the cache, and clocks that differ.
+const MAX_DECISION_AGE: TimeDelta = TimeDelta::hours(23);
 
-/// Which request: an id of Redis is unique by itself, a registered one within its tenant.
+/// The key of a request: the id of a request of Redis is unique by itself, the id of a registered
+/// request is unique within its tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
     Redis(RequestId),
@@ -31,43 +32,44 @@ enum Key {
 /// A decided request.
 #[derive(Debug)]
 pub struct Known {
-    /// Its id.
+    /// The id of the request.
     pub id: RequestId,
-    /// Its tenant.
+    /// The tenant of the request.
     pub tenant: TenantId,
-    /// The session that waits.
+    /// The session of the request, whose agent waits.
     pub session: SessionId,
-    /// What was decided.
+    /// The decision.
     pub decision: Decision,
 }
 
 impl Known {
-    /// The signal that says so.
+    /// The signal of this decision, as JSON.
     #[must_use]
     pub fn signal(&self) -> String {
         signal_json(&self.id, &self.decision)
     }
 }
 
-/// Remembers decisions; cheap to clone.
+/// The cache of decisions; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct KnownDecisions(Cache<Key, Arc<Known>>);
 
 impl Default for KnownDecisions {
-    /// None yet. Each is remembered for as long as its signal lives, since that is how long agents
-    /// poll for it.
+    /// An empty cache. A decision stays in the cache as long as a signal stays in Redis, because
+    /// agents poll for that long.
     fn default() -> Self {
         let lifetime = Duration::from_secs(SIGNAL_TTL_SECONDS);
-        Self(Cache::builder().max_capacity(CAPACITY).time_to_live(lifetime).build())
+        Self(Cache::builder().max_capacity(MAX_DECISIONS).time_to_live(lifetime).build())
     }
 }
 
 impl KnownDecisions {
-    /// Remembers what the ledger says, if it says that somebody has decided: but not what can be
-    /// purged while it is remembered, since its id may stand for another request then.
+    /// Caches the decision of this row, if the request is decided. A decision older than
+    /// `MAX_DECISION_AGE` is not cached: its row could be purged while the decision is cached, and
+    /// the id could then belong to another request.
     pub fn remember(&self, record: &Record, now: DateTime<Utc>) {
         let State::Decided(decision) = &record.state else { return };
-        if now - decision.at >= MAX_AGE {
+        if now - decision.at >= MAX_DECISION_AGE {
             return;
         }
         let key = match record.origin {
@@ -83,13 +85,13 @@ impl KnownDecisions {
         self.0.insert(key, Arc::new(known));
     }
 
-    /// What was decided of a request of Redis.
+    /// The cached decision of a request of Redis.
     #[must_use]
     pub fn of_redis(&self, id: &RequestId) -> Option<Arc<Known>> {
         self.0.get(&Key::Redis(id.clone()))
     }
 
-    /// What was decided of a registered request.
+    /// The cached decision of a request that was registered over HTTP.
     #[must_use]
     pub fn registered(&self, tenant: &TenantId, id: &RequestId) -> Option<Arc<Known>> {
         self.0.get(&Key::Registered(tenant.clone(), id.clone()))
