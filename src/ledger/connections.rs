@@ -83,9 +83,9 @@ macro_rules! is_read_only {
     };
 }
 
-/// Sets the time-outs of a session, and asks whether the session is read-only. The time-outs are
-/// shorter than [`STATEMENT_TIMEOUT`], so that Postgres gives up first and no statement runs on
-/// after its caller has given up.
+/// Sets the time-outs of a session, and asks whether the session is read-only. `statement_timeout`
+/// and `lock_timeout` are shorter than [`STATEMENT_TIMEOUT`], so that Postgres gives up before the
+/// caller, and no statement runs on without a caller.
 const SESSION: &str = concat!(
     "SET statement_timeout = 1500; SET lock_timeout = 1000; \
      SET idle_in_transaction_session_timeout = 5000; \

@@ -17,8 +17,9 @@ use crate::domain::signal::{SIGNAL_TTL_SECONDS, signal_json};
 
 /// The most decisions that are cached.
 const MAX_DECISIONS: u64 = 50_000;
-/// Older decisions are not cached. No request is purged on the day after it was closed. The margin
-/// of an hour covers the time that a decision stays in the cache, and clocks that differ.
+/// Older decisions are not cached. A request stays in the ledger for at least a day after it was
+/// closed. The margin of an hour covers the time that a decision stays in the cache, and clocks
+/// that differ.
 const MAX_DECISION_AGE: TimeDelta = TimeDelta::hours(23);
 
 /// The key of a request: the id of a request of Redis is unique by itself, the id of a registered
