@@ -1,10 +1,10 @@
-//! Applies what a database lacks of the migrations: looks first, locks second, and waits for another
-//! process only so long.
+//! Applies the migrations that a database lacks. First reads which were applied. Takes a lock only
+//! if some are missing, and waits for the lock at most [`LOCK_TIMEOUT`].
 //!
-//! On Postgres the lock is held by a transaction of its own connection: a pooler cannot leave it
-//! behind on a server connection, and a migration that runs outside a transaction (`CREATE INDEX
-//! CONCURRENTLY`) does not wait for those who wait for the lock. Migrations never run on the pool,
-//! whose statements have time-outs.
+//! On Postgres the lock belongs to a transaction on a connection of its own, so that a pooler
+//! cannot leave the lock behind on a server connection. Processes that wait for the lock hold no
+//! snapshot between two tries, so `CREATE INDEX CONCURRENTLY` does not wait for them. Migrations
+//! never run on the pool, because its statements have time-outs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -26,16 +26,18 @@ use super::error::{LedgerError, Result};
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// Longest to wait for a connection, or for the other process that migrates.
+/// The longest wait for a connection, and for another process that migrates.
 const LOCK_TIMEOUT: Duration = Duration::from_mins(1);
-/// How often to ask whether that one has ended.
+/// The pause between two tries to take the lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(250);
-/// Longest that a migration waits for a table that somebody uses: everybody else would queue behind.
-const TABLE_TIMEOUT: &str = "10s";
-/// Names the lock: the first bytes of "aura-hitl".
-const LOCK: i64 = i64::from_be_bytes(*b"aura-hit");
+/// The longest wait of a migration for the lock on a table: later statements queue behind the
+/// migration. In the syntax of Postgres.
+const TABLE_LOCK_TIMEOUT: &str = "10s";
+/// The key of the advisory lock: the first eight bytes of "aura-hitl".
+const LOCK_KEY: i64 = i64::from_be_bytes(*b"aura-hit");
 
-/// The table that sqlx's migrator keeps too; releases before this one used it.
+/// The table of applied migrations, as sqlx's migrator creates it: older releases used that
+/// migrator.
 const CREATE_TABLE: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (
     version BIGINT PRIMARY KEY,
     description TEXT NOT NULL,
@@ -45,19 +47,19 @@ const CREATE_TABLE: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (
     execution_time BIGINT NOT NULL
 )";
 
-/// Says whose the tasks are of which an older release did not say it; ids are still unique without the
-/// tenant.
-macro_rules! name_owners {
+/// Fills `owned_task.tenant_id` in the rows of older releases, which wrote an empty tenant. The
+/// task id finds the tenant, because task ids are still unique across tenants.
+macro_rules! fill_owner_tenants {
     () => {
         "UPDATE owned_task o SET tenant_id = t.tenant_id FROM agent_task t
           WHERE o.tenant_id = '' AND t.task_id = o.task_id;"
     };
 }
 
-/// Puts the index with the tenant in the place of the key without it, which only replicas of an older
-/// release need. The table is locked for a moment only, and no other with it: two at once might wait
-/// for a statement that waits for them.
-macro_rules! take_key {
+/// Replaces the primary key without the tenant by the unique index with the tenant. Only replicas
+/// of an older release need the old key. The transaction locks one table, for a moment: with locks
+/// on two tables it could deadlock with another statement.
+macro_rules! replace_key {
     ($table:literal, $before:expr) => {
         concat!(
             "BEGIN;
@@ -92,12 +94,14 @@ macro_rules! take_key {
     };
 }
 
-/// The index for the key of `owned_task`; the other two tables have theirs by migrations.
+/// Creates the index for the new key of `owned_task`. Migrations create those of the other two
+/// tables.
 const OWNED_TASK_KEY: &str = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS owned_task_key ON \
                               owned_task (tenant_id, task_id)";
 
-/// Drops what only replicas of an older release need: the table of traces, indexes, and keys without
-/// the tenant. In this order: owners are found as long as task ids are unique without the tenant.
+/// Drops the schema parts that only replicas of an older release need: the table of traces,
+/// indexes, and keys without the tenant. The order matters: the tenants in `owned_task` are filled
+/// while task ids are still unique across tenants.
 const FINISH: [&str; 8] = [
     "SET lock_timeout = '5s'; DROP TABLE IF EXISTS hitl_trace; RESET lock_timeout",
     "SET lock_timeout = '5s';
@@ -106,28 +110,28 @@ const FINISH: [&str; 8] = [
                           hitl_request_pending_of;
      RESET lock_timeout",
     "SET lock_timeout = '5s'; DROP INDEX IF EXISTS hitl_outbox_due; RESET lock_timeout",
-    name_owners!(),
+    fill_owner_tenants!(),
     OWNED_TASK_KEY,
-    take_key!("hitl_request", ""),
-    take_key!(
+    replace_key!("hitl_request", ""),
+    replace_key!(
         "owned_task",
         concat!(
-            name_owners!(),
-            // Their tasks are gone.
+            fill_owner_tenants!(),
+            // The remaining rows belong to tasks that no longer exist.
             " DELETE FROM owned_task WHERE tenant_id = '';
               ALTER TABLE owned_task ALTER COLUMN tenant_id DROP DEFAULT;"
         )
     ),
-    take_key!("agent_task", ""),
+    replace_key!("agent_task", ""),
 ];
 
 impl Ledger {
-    /// Brings the schema up to date, one process at a time. With nothing to do it only reads.
-    /// Migrations that a newer release has applied are left alone, so that an old replica can still
-    /// start.
+    /// Brings the schema up to date, one process at a time. Only reads if the schema is up to date.
+    /// Ignores migrations of a newer release, so that a replica of this release can still start.
     ///
     /// # Errors
-    /// What the database says, as text for whoever operates the service.
+    /// An error for the operator when the ledger does not answer, another process holds the lock
+    /// for too long, or a migration fails or was applied with another text.
     pub async fn migrate(&self, postgres_url: Option<&SecretString>) -> anyhow::Result<()> {
         if self.is_migrated().await? {
             return Ok(());
@@ -141,10 +145,12 @@ impl Ledger {
         }
     }
 
-    /// Drops what only replicas of an older release need. None may be running, or start again.
+    /// Drops the schema parts that only replicas of an older release need. No such replica may be
+    /// running, or start again.
     ///
     /// # Errors
-    /// What the database says; finishing again is safe.
+    /// An error for the operator when Postgres cannot be reached, another process holds the lock
+    /// for too long, or a step fails. Finishing again is safe.
     pub async fn finish(&self, postgres_url: Option<&SecretString>) -> anyhow::Result<()> {
         match (&self.engine.database, postgres_url) {
             (Database::Postgres(_), Some(url)) => finish_postgres(url.expose_secret()).await,
@@ -168,42 +174,43 @@ impl Ledger {
             Database::Sqlite(_) => &SQLITE_MIGRATIONS,
         };
         match self.engine.all(APPLIED, &[]).await.map_err(LedgerError::from) {
-            Ok(applied) => Ok(ours.iter().all(|one| applied.contains(&(one.version,)))),
-            // A database that was never migrated has no such table, which is an answer too.
+            Ok(applied) => Ok(ours.iter().all(|migration| applied.contains(&(migration.version,)))),
+            // A database that was never migrated has no such table.
             Err(LedgerError::Inconsistent(_)) => Ok(false),
             Err(error) => Err(error),
         }
     }
 }
 
-/// SQLite's file has one process, and its migrator needs no lock.
+/// Only one process uses a SQLite file, so the migrator needs no lock.
 async fn run_sqlite(pool: &SqlitePool, migrations: &Migrator) -> anyhow::Result<()> {
     let mut migrator = Migrator { migrations: migrations.migrations.clone(), ..Migrator::DEFAULT };
     migrator.set_ignore_missing(true);
     Ok(migrator.run(pool).await?)
 }
 
-/// Connects twice: to hold the lock, and to migrate.
+/// Applies the missing migrations. Uses two connections: one holds the lock, the other migrates.
 async fn run_postgres(url: &str, migrations: &Migrator) -> anyhow::Result<()> {
     let options = options(url)?;
     let mut locking = connect(&options).await?;
     lock(&mut locking).await?;
     let mut connection = connect(&options).await?;
     let applied = applied(&mut connection).await?;
-    let is_new = applied.is_empty();
-    let missing = migrations.iter().filter(|one| !applied.contains_key(&one.version));
-    for one in missing {
-        info!(version = one.version, description = %one.description, "migrating");
-        apply(&mut connection, one)
-            .await
-            .with_context(|| format!("migration {} ({})", one.version, one.description))?;
+    let is_new_database = applied.is_empty();
+    let missing = migrations.iter().filter(|migration| !applied.contains_key(&migration.version));
+    for migration in missing {
+        info!(version = migration.version, description = %migration.description, "migrating");
+        apply(&mut connection, migration).await.with_context(|| {
+            format!("migration {} ({})", migration.version, migration.description)
+        })?;
     }
-    for one in migrations.iter() {
-        let is_ours = applied.get(&one.version).is_none_or(|sum| *sum == hex(&one.checksum));
-        ensure!(is_ours, "migration {} was applied in another wording", one.version);
+    for migration in migrations.iter() {
+        let is_ours =
+            applied.get(&migration.version).is_none_or(|sum| *sum == hex(&migration.checksum));
+        ensure!(is_ours, "migration {} was applied in another wording", migration.version);
     }
-    if is_new {
-        // No replica of an older release can be using it.
+    if is_new_database {
+        // No replica of an older release can be using a new database.
         finish(&mut connection).await?;
     }
     // The transaction that holds the lock ends with its connection.
@@ -212,7 +219,7 @@ async fn run_postgres(url: &str, migrations: &Migrator) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Drops what only replicas of an older release need. Does nothing the second time.
+/// Runs [`FINISH`] under the lock. The second time it changes nothing.
 async fn finish_postgres(url: &str) -> anyhow::Result<()> {
     let options = options(url)?;
     let mut locking = connect(&options).await?;
@@ -237,7 +244,8 @@ fn options(url: &str) -> anyhow::Result<PgConnectOptions> {
     Ok(options.application_name("aura-hitl migrate").extra_float_digits(None))
 }
 
-/// A pooler accepts a client before it has a server for it, so the first answer is waited for too.
+/// Connects and runs a first query, within [`LOCK_TIMEOUT`]. The query is needed because a pooler
+/// accepts a client before it has a server connection.
 async fn connect(options: &PgConnectOptions) -> anyhow::Result<PgConnection> {
     let connecting = async {
         let mut connection = PgConnection::connect_with(options).await?;
@@ -251,14 +259,15 @@ async fn connect(options: &PgConnectOptions) -> anyhow::Result<PgConnection> {
     Ok(connected?)
 }
 
-/// Asks until the lock is ours; between two questions no snapshot is held.
+/// Tries to take the lock until it succeeds or [`LOCK_TIMEOUT`] has passed. Holds no snapshot
+/// between two tries.
 async fn lock(connection: &mut PgConnection) -> anyhow::Result<()> {
     let begin = "BEGIN ISOLATION LEVEL READ COMMITTED; \
                  SET LOCAL idle_in_transaction_session_timeout = 0";
     raw_sql(begin).execute(&mut *connection).await?;
-    let ask = format!("SELECT pg_try_advisory_xact_lock({LOCK})");
+    let ask = format!("SELECT pg_try_advisory_xact_lock({LOCK_KEY})");
     let asked_at = Instant::now();
-    let mut is_told = false;
+    let mut is_logged = false;
     loop {
         let answer = raw_sql(AssertSqlSafe(ask.clone())).fetch_one(&mut *connection).await?;
         if answer.try_get(0)? {
@@ -271,14 +280,14 @@ async fn lock(connection: &mut PgConnection) -> anyhow::Result<()> {
                 LOCK_TIMEOUT.as_secs()
             );
         }
-        if !std::mem::replace(&mut is_told, true) {
-            warn!("another process migrates this database: waiting for it");
+        if !std::mem::replace(&mut is_logged, true) {
+            warn!("another process is migrating this database: waiting for it");
         }
         sleep(LOCK_INTERVAL).await;
     }
 }
 
-/// What was applied: each version with its checksum in hexadecimal digits.
+/// The applied migrations: each version with its checksum in hexadecimal digits.
 async fn applied(connection: &mut PgConnection) -> anyhow::Result<BTreeMap<i64, String>> {
     raw_sql(CREATE_TABLE).execute(&mut *connection).await?;
     let read = "SELECT version, encode(checksum, 'hex') FROM _sqlx_migrations WHERE success";
@@ -286,36 +295,38 @@ async fn applied(connection: &mut PgConnection) -> anyhow::Result<BTreeMap<i64, 
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// Applies one and notes it, in one transaction if it runs in one.
-async fn apply(connection: &mut PgConnection, one: &Migration) -> anyhow::Result<()> {
+/// Applies one migration and inserts its row into `_sqlx_migrations`. Both happen in one
+/// transaction, unless the migration must run outside a transaction (`no_tx`).
+async fn apply(connection: &mut PgConnection, migration: &Migration) -> anyhow::Result<()> {
     let note = format!(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
          VALUES ({}, '{}', TRUE, '\\x{}', -1)",
-        one.version,
-        one.description.replace('\'', "''"),
-        hex(&one.checksum)
+        migration.version,
+        migration.description.replace('\'', "''"),
+        hex(&migration.checksum)
     );
-    if one.no_tx {
-        drop_half_built(connection, one.sql.as_str()).await?;
-        // One by one: what is sent at once is one transaction.
-        let lines = one.sql.as_str().lines().filter(|line| !line.starts_with("--"));
+    if migration.no_tx {
+        drop_half_built(connection, migration.sql.as_str()).await?;
+        // Each statement is sent by itself: Postgres runs statements of one message in one
+        // transaction.
+        let lines = migration.sql.as_str().lines().filter(|line| !line.starts_with("--"));
         for statement in lines.collect::<Vec<_>>().join("\n").split_terminator(';') {
             raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *connection).await?;
         }
         raw_sql(AssertSqlSafe(note)).execute(connection).await?;
         return Ok(());
     }
-    let begin = format!("BEGIN; SET LOCAL lock_timeout = '{TABLE_TIMEOUT}'");
+    let begin = format!("BEGIN; SET LOCAL lock_timeout = '{TABLE_LOCK_TIMEOUT}'");
     raw_sql(AssertSqlSafe(begin)).execute(&mut *connection).await?;
-    raw_sql(one.sql.clone()).execute(&mut *connection).await?;
+    raw_sql(migration.sql.clone()).execute(&mut *connection).await?;
     raw_sql(AssertSqlSafe(note)).execute(&mut *connection).await?;
     raw_sql("COMMIT").execute(connection).await?;
     Ok(())
 }
 
-/// Drops an index of this statement that an earlier attempt left half-built (`indisvalid` is false):
-/// Postgres neither uses nor completes it, and `IF NOT EXISTS` would take it for done. Indexes of
-/// other names, which an operator may be building, are left alone.
+/// Drops an index that this statement creates and that an earlier attempt left half-built
+/// (`indisvalid` is false). Postgres neither uses nor completes such an index, and `IF NOT EXISTS`
+/// skips it. Indexes with other names are not dropped: an operator may be building them.
 async fn drop_half_built(connection: &mut PgConnection, statement: &str) -> anyhow::Result<()> {
     let read = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid";
     for row in raw_sql(read).fetch_all(&mut *connection).await? {
@@ -331,7 +342,7 @@ async fn drop_half_built(connection: &mut PgConnection, statement: &str) -> anyh
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut digits, byte| {
-        // Writing to a string does not fail.
+        // Writing to a `String` never fails.
         let _ = write!(digits, "{byte:02x}");
         digits
     })
