@@ -1,5 +1,6 @@
-//! The outbox: what other services still have to be told, written in the statement that makes it
-//! true, and claimed by a worker under a lease.
+//! The outbox: messages to other services, table `hitl_outbox`. The statement that changes a
+//! request also inserts its message, and a worker claims the row under a lease, sends it and
+//! deletes it.
 
 use chrono::{DateTime, Utc};
 use const_format::str_replace;
@@ -8,7 +9,7 @@ use super::connect::Ledger;
 use super::engine::{Statement, values};
 use super::error::Result;
 
-/// What kind of message a row holds; each kind has a worker of its own.
+/// The kind of a message. Each kind has its own worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutboxKind {
     /// An entry of the Auth server's audit log.
@@ -16,7 +17,7 @@ pub enum OutboxKind {
 }
 
 impl OutboxKind {
-    /// Its name in `hitl_outbox.kind`.
+    /// The value of the column `kind`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -25,20 +26,21 @@ impl OutboxKind {
     }
 }
 
-/// A row of `hitl_outbox` that this process holds.
+/// A row of `hitl_outbox` whose lease this process holds.
 #[derive(Clone, Debug, sqlx::FromRow)]
 pub struct OutboxRow {
-    /// Its number.
+    /// Column `outbox_id`.
     pub id: i64,
-    /// What to send.
+    /// The message to send.
     pub payload: String,
-    /// How often it was claimed, this time included.
+    /// How often the row was claimed, this time included.
     pub attempts: i32,
 }
 
 impl Ledger {
-    /// Takes the lease of up to `limit` rows of the outbox that are due, until then: first what was
-    /// never tried, so that nothing new waits behind what its receiver refuses, then the earliest.
+    /// Takes the leases of up to `limit` due rows until `until`. Rows that were never tried come
+    /// first, so that a new message does not wait behind messages that the receiver refuses.
+    /// Otherwise the earliest `due_at` comes first.
     ///
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
@@ -49,7 +51,7 @@ impl Ledger {
         until: DateTime<Utc>,
         limit: i64,
     ) -> Result<Vec<OutboxRow>> {
-        // What is due and was never tried, and then what was.
+        // First the due rows that were never tried, then those that were.
         const CLAIM: &str = "\
             UPDATE hitl_outbox SET due_at = $3, attempts = attempts + 1
               WHERE outbox_id IN (
@@ -71,10 +73,11 @@ impl Ledger {
         self.engine.fetch_all(CLAIM_OUTBOX, &values![kind.as_str(), now, until, limit]).await
     }
 
-    /// Gives a lease back: the row of the outbox is due again at `due_at`.
+    /// Gives a lease back: the row is due again at `due_at`.
     ///
     /// # Errors
-    /// [`LedgerError`](super::LedgerError); the lease then runs out by itself.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer. The lease then expires
+    /// by itself.
     pub async fn postpone_outbox(&self, id: i64, due_at: DateTime<Utc>) -> Result<()> {
         const POSTPONE: Statement = Statement::new(
             "ledger.postpone_outbox",
@@ -83,10 +86,11 @@ impl Ledger {
         self.engine.execute(POSTPONE, &values![id, due_at]).await.map(drop)
     }
 
-    /// Deletes rows of the outbox whose receivers have taken them.
+    /// Deletes rows whose messages the receiver has accepted.
     ///
     /// # Errors
-    /// [`LedgerError`](super::LedgerError); the rows are then sent again once their leases are over.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer. The messages are then
+    /// sent again when their leases have expired.
     pub async fn delete_outbox(&self, ids: &[i64]) -> Result<()> {
         const DELETE: Statement = Statement::new(
             "ledger.delete_outbox",
@@ -96,7 +100,7 @@ impl Ledger {
         self.engine.execute(DELETE, &values![ids]).await.map(drop)
     }
 
-    /// When the oldest row of a kind in the outbox was written.
+    /// When the oldest row of this kind was written, UTC; `None` if there is none.
     ///
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.

@@ -1,4 +1,5 @@
-//! Requests: the row as it is read, and every question about it. Each row is read with its receipt.
+//! Requests: the row type of `hitl_request`, and the statements that read requests. Every row is
+//! completed from its delivery receipt. Decisions and registrations are in `writing`.
 
 use std::time::Instant;
 
@@ -14,14 +15,14 @@ use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::record::{Delivery, Record};
 use crate::domain::request::Origin;
 
-/// The columns of a request that are read back, and those that its task follows. Never `*`: that
-/// fails in statements that are prepared while a later release adds a column.
+/// The columns of a request that [`RequestRow`] reads, and those from which its task is written.
+/// Never `*`: a prepared statement with `*` fails after a migration adds a column.
 pub(super) const REQUEST_COLUMNS: &str = "\
     request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint, content_hash,
     document, task_id, owns_task, created_at, expires_at, status, decided_by, decided_at, reason,
     delivery, owed_since, listeners, sent_to, sent_at, outcome, settled_at, acted_at";
 
-/// A row of `hitl_request`, as far as it is read back.
+/// The columns of a row of `hitl_request` that the ledger reads.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct RequestRow {
     request_id: String,
@@ -47,7 +48,7 @@ pub(super) struct RequestRow {
     outcome: Option<i64>,
     settled_at: Option<DateTime<Utc>>,
     acted_at: Option<DateTime<Utc>>,
-    /// Only a write answers it.
+    /// The status of the request's task. Only statements that write a request return it.
     #[sqlx(default)]
     pub(super) task_status: Option<String>,
 }
@@ -102,29 +103,29 @@ impl RequestRow {
     }
 }
 
-/// What is still to do.
+/// The work that is still to do, of all tenants. Counts stop at 10,000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct Backlog {
-    /// Deliveries owed.
+    /// The number of owed deliveries.
     pub owed: i64,
-    /// Since when the first of them is.
+    /// The earliest `owed_since` of the counted deliveries.
     pub owed_since: Option<DateTime<Utc>>,
-    /// Pending requests.
+    /// The number of pending requests.
     pub pending: i64,
-    /// When the first of them was made.
+    /// The earliest `created_at` of the counted requests.
     pub pending_since: Option<DateTime<Utc>>,
 }
 
 impl Ledger {
-    /// A row as the rest of the service knows it, up to what is known of its delivery. Reading it
-    /// began then.
+    /// Turns a row into a [`Record`], and completes it from its delivery receipt. `began` is when
+    /// the read of the row began.
     pub(super) fn record(&self, row: RequestRow, began: Instant) -> Result<Record> {
         let mut record = row.into_record()?;
         self.receipts.apply(&mut record, began);
         Ok(record)
     }
 
-    /// The request that a statement answers, if it does.
+    /// Runs a statement that returns at most one request.
     pub(super) async fn request(
         &self,
         statement: Statement,
@@ -135,7 +136,7 @@ impl Ledger {
         row.map(|row| self.record(row, began)).transpose()
     }
 
-    /// The requests that a statement answers.
+    /// Runs a statement that returns requests.
     pub(super) async fn requests(
         &self,
         statement: Statement,
@@ -146,7 +147,7 @@ impl Ledger {
         rows.into_iter().map(|row| self.record(row, began)).collect()
     }
 
-    /// The tenant's request of this id.
+    /// The request with this id in this tenant.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -154,7 +155,8 @@ impl Ledger {
         self.request(FIND, &values![tenant, id]).await
     }
 
-    /// The request of Redis with this id, whosever it is: its key belongs to one tenant only.
+    /// The request of Redis with this id, of any tenant: ids of requests of Redis are unique across
+    /// tenants.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -169,8 +171,8 @@ impl Ledger {
         self.request(FIND_OF_REDIS, &values![id]).await
     }
 
-    /// The newest request of Redis that is known in a session, whichever tenant's it is: Redis has
-    /// one key for a session.
+    /// The newest request of Redis in this session that the ledger knows, of any tenant: tenants
+    /// share the session's key in Redis.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -186,8 +188,7 @@ impl Ledger {
         self.request(NEWEST, &values![session]).await
     }
 
-    /// Whether the ledger knows a request of Redis in this session that is another tenant's and was
-    /// made since then.
+    /// Whether another tenant has a request of Redis in this session that was made after `since`.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -209,8 +210,8 @@ impl Ledger {
         Ok(is_shared)
     }
 
-    /// What was decided of these requests of Redis, each with its session; those that nobody has
-    /// decided are left out.
+    /// The decisions of these requests of Redis, each with its session. Undecided requests, and
+    /// rows that cannot be read, are left out.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -249,7 +250,7 @@ impl Ledger {
         Ok(rows.into_iter().filter_map(readable).collect())
     }
 
-    /// Where in a trace a request was written or decided last, if that was traced.
+    /// The trace context in which the request was last written; `None` if that was not traced.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -262,7 +263,7 @@ impl Ledger {
         Ok(trace_parent)
     }
 
-    /// Up to `limit` pending requests whose time is over, the longest first.
+    /// Up to `limit` pending requests that have expired by `now`, the earliest `expires_at` first.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -285,11 +286,13 @@ impl Ledger {
         Ok(rows.into_iter().filter_map(readable).collect())
     }
 
-    /// Notes that the agent has acted on an outcome; the first time counts. `None` when the tenant
-    /// has no such request, it is pending, or it is another's and the caller no admin.
+    /// Stores in `acted_at` that the agent has acted on the outcome, and completes the request's
+    /// task if the request was approved. The first time is kept. `None` when the caller's tenant
+    /// has no such request, the request is pending, or the request is another user's and the caller
+    /// is no admin.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer; noting it again is safe.
+    /// [`LedgerError`] when the ledger does not answer. Acknowledging again is safe.
     pub async fn acknowledge(
         &self,
         caller: &Caller,
@@ -310,14 +313,14 @@ impl Ledger {
         let record =
             self.request(ACKNOWLEDGE, &values![id, tenant, now, &caller.user, is_admin]).await?;
         if record.as_ref().is_some_and(Record::is_approved) {
-            // Acknowledging again does this again.
+            // If this fails, the agent acknowledges again, and the task is completed then.
             self.complete_acted_task(tenant, id, now).await?;
         }
         Ok(record)
     }
 
-    /// Notes that the agent of an approved registered request asked for the decision. The first time
-    /// counts.
+    /// Stores in `heard_at` that the agent of an approved registered request has asked for the
+    /// decision. The first time is kept.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -337,9 +340,10 @@ impl Ledger {
         self.engine.execute(NOTE_ASKED, &values![id, tenant, now, user]).await.map(drop)
     }
 
-    /// Up to `limit` outcomes of a session with numbers above `after`, in their order, but for those
-    /// of agents on Redis that had moved on. With `open_since`, only those settled since then on which
-    /// no agent says to have acted.
+    /// Up to `limit` closed requests of a session with sequence numbers above `after`, in the order
+    /// of their numbers. Leaves out requests of Redis whose signal was superseded. With
+    /// `open_since`, only requests that were closed after that time and that no agent has
+    /// acknowledged.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -364,7 +368,7 @@ impl Ledger {
         self.requests(OUTCOMES, &values![tenant, session, after, open_since, limit]).await
     }
 
-    /// The number of a session's last outcome; 0 without any.
+    /// The highest sequence number in a session; 0 if no request is closed.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -378,7 +382,8 @@ impl Ledger {
         Ok(last)
     }
 
-    /// What was settled since then, of all tenants, each with its session.
+    /// The requests of all tenants that were closed after `since`, the latest first: the session,
+    /// and `tenant/request`. At most 10,000.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -395,7 +400,7 @@ impl Ledger {
         Ok(rows.into_iter().filter_map(readable).collect())
     }
 
-    /// What is still to do, of all tenants.
+    /// Counts the work that is still to do, of all tenants.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -417,7 +422,7 @@ impl Ledger {
     }
 }
 
-/// The tenant's request of an id.
+/// Reads the request with an id in a tenant.
 pub(super) const FIND: Statement = Statement::new(
     "ledger.find_request",
     formatcp!(

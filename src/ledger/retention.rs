@@ -1,5 +1,5 @@
-//! What is old is deleted, in batches, under a policy. Replicas that purge at once take other rows
-//! each.
+//! Deletes old rows in batches: closed requests, finished tasks and refused attempts. Replicas that
+//! purge at the same time skip each other's rows.
 
 use chrono::{DateTime, Utc};
 use const_format::formatcp;
@@ -11,41 +11,44 @@ use super::error::Result;
 use super::export::reader;
 
 impl Ledger {
-    /// Deletes up to `limit` requests that were settled before then, and whose signals went out
-    /// before then; says how many. Of what is gone the ledger remembers the highest number of an
-    /// outcome, and which tasks were ours.
+    /// Deletes up to `limit` requests that were closed, and whose signals were sent, before
+    /// `before`. Returns the number of deleted requests. The ledger keeps their highest sequence
+    /// number in `purged_outcome`, and the tasks that this service made for them in `owned_task`.
     ///
     /// # Errors
-    /// [`LedgerError`](super::LedgerError) when the ledger does not answer; purging again is safe.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer. Purging again is safe.
     pub async fn purge_requests(&self, before: DateTime<Utc>, limit: i64) -> Result<u64> {
         let (purged,): (i64,) =
             self.engine.fetch_one(PURGE_REQUESTS, &values![before, limit]).await?;
         Ok(u64::try_from(purged).unwrap_or(0))
     }
 
-    /// Deletes up to `limit` completed and failed tasks that nobody has touched since then and whose
-    /// requests are neither pending nor owed; says how many.
+    /// Deletes up to `limit` completed or failed tasks that were last changed before `before`.
+    /// Keeps tasks with a request that is pending or whose signal is owed. Returns the number of
+    /// deleted tasks.
     ///
     /// # Errors
-    /// [`LedgerError`](super::LedgerError) when the ledger does not answer; purging again is safe.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer. Purging again is safe.
     pub async fn purge_tasks(&self, before: DateTime<Utc>, limit: i64) -> Result<u64> {
         let (purged,): (i64,) = self.engine.fetch_one(PURGE_TASKS, &values![before, limit]).await?;
         Ok(u64::try_from(purged).unwrap_or(0))
     }
 
-    /// Deletes up to `limit` refused attempts from before then; says how many.
+    /// Deletes up to `limit` refused attempts that were made before `before`. Returns the number of
+    /// deleted attempts.
     ///
     /// # Errors
-    /// [`LedgerError`](super::LedgerError) when the ledger does not answer; purging again is safe.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer. Purging again is safe.
     pub async fn purge_refused_attempts(&self, before: DateTime<Utc>, limit: i64) -> Result<u64> {
         self.engine.execute(PURGE_REFUSED_ATTEMPTS, &values![before, limit]).await
     }
 
-    /// How many requests, refused attempts and tasks the purges would delete in all, without a limit;
-    /// none without an age.
+    /// The number of requests, refused attempts and tasks that the purges would delete in all
+    /// batches. `requests` is the time before which requests and refused attempts are old, `tasks`
+    /// the same for tasks. Without such a time the number is 0.
     ///
     /// # Errors
-    /// [`sqlx::Error`], for whoever operates the service.
+    /// [`sqlx::Error`] when the ledger does not answer.
     pub async fn count_old(
         &self,
         requests: Option<DateTime<Utc>>,
@@ -71,22 +74,23 @@ impl Ledger {
     }
 }
 
-/// Closed requests whose end lies before $1, a batch of $2: neither pending, nor owed, nor signalled
-/// since then.
+/// Selects up to $2 requests that were closed before $1 and whose signal is not owed and was not
+/// sent since $1.
 const OLD_REQUESTS: &str = "\
     SELECT tenant_id, request_id, task_id, owns_task, outcome FROM hitl_request
      WHERE settled_at >= '-infinity' AND settled_at < $1
        AND COALESCE(sent_at, settled_at) < $1 AND status <> 'pending' AND delivery <> 'owed'
      ORDER BY settled_at, tenant_id, request_id LIMIT $2";
 
-/// Refused attempts from before $1, a batch of $2.
+/// Selects up to $2 refused attempts that were made before $1.
 const OLD_REFUSED_ATTEMPTS: &str = "\
     SELECT attempt_id FROM hitl_refused_attempt
      WHERE attempted_at >= '-infinity' AND attempted_at < $1
      ORDER BY attempted_at, attempt_id LIMIT $2";
 
-/// Completed and failed tasks that nobody has touched since $1, a batch of $2; but for those whose
-/// requests are still under way. NOT EXISTS would become a join with all of them, too.
+/// Selects up to $2 completed or failed tasks that were not changed since $1 and have no request
+/// that is pending or owed. The subquery is not `NOT EXISTS`: Postgres might turn that into a join
+/// that reads all requests.
 const OLD_TASKS: &str = "\
     SELECT t.tenant_id, t.task_id FROM agent_task t
      WHERE t.status IN ('COMPLETED', 'FAILED')
@@ -103,13 +107,14 @@ const COUNT_REFUSED_ATTEMPTS: &str =
     formatcp!("SELECT COUNT(*) FROM ({OLD_REFUSED_ATTEMPTS}) AS old");
 const COUNT_TASKS: &str = formatcp!("SELECT COUNT(*) FROM ({OLD_TASKS}) AS old");
 
-/// Remembers the highest number among the outcomes that go.
+/// Stores the highest sequence number of the deleted requests in `purged_outcome`.
 const REMEMBER_OUTCOMES: &str = "\
     UPDATE purged_outcome SET highest = (SELECT MAX(outcome) FROM gone)
      WHERE highest < (SELECT MAX(outcome) FROM gone)";
 
-/// Remembers which tasks were ours, in one order for all, so that no two purges wait for each other.
-/// Each task is looked up by itself: `IN` would become a join with all tasks.
+/// Stores in `owned_task` which tasks this service made for the deleted requests. The rows are
+/// sorted, so that two purges cannot deadlock. The subquery looks up each task by itself: Postgres
+/// might turn `IN` into a join that reads all tasks.
 const REMEMBER_OWNED: &str = "\
     INSERT INTO owned_task (tenant_id, task_id)
      SELECT DISTINCT tenant_id, task_id FROM gone
@@ -140,8 +145,9 @@ const PURGE_REQUESTS: Statement = Statement::new(
     ),
 ]);
 
-/// A row of `owned_task` without a tenant is an older release's. Each row is looked up by itself: a
-/// join would read the whole table.
+/// Deletes the selected tasks and their rows in `owned_task`. An older release wrote those rows
+/// with an empty tenant. The subquery looks up each row by itself: a join would read the whole
+/// table.
 const PURGE_TASKS: Statement = Statement::new(
     "ledger.purge_tasks",
     formatcp!(
