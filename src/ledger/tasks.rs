@@ -1,4 +1,5 @@
-//! Tasks: those that agents keep, and those that we make for requests.
+//! Tasks, table `agent_task`: tasks that agents create and update, and tasks that this service
+//! makes for requests.
 
 use chrono::{DateTime, Utc};
 use const_format::formatcp;
@@ -10,10 +11,10 @@ use super::error::{LedgerError, Result};
 use crate::domain::ids::{RequestId, TaskId, TenantId, UserId};
 use crate::domain::task::{Task, TaskFilter, TaskStatus};
 
-/// Most tasks that a list counts one by one; see [`Ledger::list_tasks`].
+/// The most tasks that a list counts exactly; see [`Ledger::list_tasks`].
 pub const COUNTED_TASKS: i64 = 10_000;
 
-/// The columns of a task.
+/// The columns that [`TaskRow`] reads.
 const TASK_COLUMNS: &str = "\
     task_id, user_id, tenant_id, task_type, status, progress, description, input_data,
     result_data, plan_steps, hitl_request_id, error_message, started_at, completed_at,
@@ -65,7 +66,7 @@ impl TaskRow {
 }
 
 impl Ledger {
-    /// Adds a task.
+    /// Inserts a task.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -93,7 +94,7 @@ impl Ledger {
         self.engine.execute(INSERT_TASK, &values).await.map(drop)
     }
 
-    /// A tenant's task.
+    /// The task with this id in this tenant.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -108,7 +109,8 @@ impl Ledger {
         row.map(TaskRow::into_task).transpose()
     }
 
-    /// Writes a task over what it was; `false` when it is not that any more.
+    /// Replaces the task `before` by `after`. Returns `false`, and writes nothing, when the row's
+    /// `updated_at`, `status` or `plan_steps` differ from `before`.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -141,10 +143,12 @@ impl Ledger {
         Ok(self.engine.execute(REPLACE_TASK, &values).await? == 1)
     }
 
-    /// Lets a task go on that waits for nothing any more.
+    /// Sets a task from `WAITING_APPROVAL` to `IN_PROGRESS` if no request of the task is pending
+    /// and unexpired. Returns whether the status changed.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer; the task's next step lets it go on, too.
+    /// [`LedgerError`] when the ledger does not answer. The task's next step also releases the
+    /// task.
     pub async fn release_task(
         &self,
         tenant: &TenantId,
@@ -165,7 +169,7 @@ impl Ledger {
         Ok(self.engine.execute(RELEASE_TASK, &values![task, now, tenant]).await? == 1)
     }
 
-    /// Completes the task that we made for an approved request whose agent has acted.
+    /// Completes the task that this service made for an approved request whose agent has acted.
     pub(super) async fn complete_acted_task(
         &self,
         tenant: &TenantId,
@@ -186,11 +190,12 @@ impl Ledger {
         self.engine.execute(COMPLETE_TASK, &values![id, tenant, now]).await.map(drop)
     }
 
-    /// Closes up to `limit` tasks that we made for requests that were approved and signalled before
-    /// then, and that nobody has reported on; says how many requests that were.
+    /// Closes tasks that this service made for approved requests whose agents have not updated
+    /// them. Takes up to `limit` requests whose signals were sent before `before`, or that were
+    /// closed before `before` if they have no signal. Returns the number of requests.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer; doing it again is safe.
+    /// [`LedgerError`] when the ledger does not answer. Closing again is safe.
     pub async fn close_open_tasks(
         &self,
         before: DateTime<Utc>,
@@ -202,15 +207,15 @@ impl Ledger {
         Ok(u64::try_from(closed).unwrap_or(0))
     }
 
-    /// One page of tasks, newest first, and how many there are in all: exact up to
-    /// [`COUNTED_TASKS`], else the least that there can be, so that listing takes no longer with a
+    /// One page of tasks, newest first, and the total number of tasks. The total is exact up to
+    /// [`COUNTED_TASKS`]. Above that it is a lower bound, so that listing takes no longer with a
     /// million tasks than with ten.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn list_tasks(&self, filter: &TaskFilter) -> Result<(Vec<Task>, u64)> {
-        // Put together for each call, so that each combination has a plan of its own.
-        let mut which = vec!["tenant_id = $1".to_owned()];
+        // The text is built for each call, so that each combination of filters has its own plan.
+        let mut conditions = vec!["tenant_id = $1".to_owned()];
         let mut values = values![&filter.tenant].to_vec();
         let filters = [
             ("user_id", filter.user.as_ref().map(UserId::as_str)),
@@ -219,19 +224,19 @@ impl Ledger {
         for (column, value) in filters {
             if let Some(value) = value {
                 values.push(value.into());
-                which.push(format!("{column} = ${}", values.len()));
+                conditions.push(format!("{column} = ${}", values.len()));
             }
         }
-        let which = which.join(" AND ");
+        let conditions = conditions.join(" AND ");
         let order = "ORDER BY created_at DESC, task_id DESC";
         let (size, offset) = (values.len() + 1, values.len() + 2);
         let page = format!(
-            "SELECT {TASK_COLUMNS} FROM agent_task WHERE {which} {order}
+            "SELECT {TASK_COLUMNS} FROM agent_task WHERE {conditions} {order}
               LIMIT ${size} OFFSET ${offset}"
         );
         let count = format!(
             "SELECT COUNT(*) FROM (
-                SELECT 1 FROM agent_task WHERE {which} {order} LIMIT ${size}
+                SELECT 1 FROM agent_task WHERE {conditions} {order} LIMIT ${size}
              ) AS counted"
         );
         let read = async {
@@ -249,16 +254,17 @@ impl Ledger {
         let tasks = rows.into_iter().map(TaskRow::into_task).collect::<Result<Vec<_>>>()?;
         let counted = u64::try_from(counted).unwrap_or(0);
         let (before, here) = (u64::from(filter.page) * u64::from(filter.size), tasks.len() as u64);
-        let is_counted = counted <= COUNTED_TASKS.unsigned_abs();
-        // A full page may be followed by another one.
+        let is_exact = counted <= COUNTED_TASKS.unsigned_abs();
+        // After a full page there may be another page, so at least one more task is assumed.
         let seen = before + here + u64::from(here == u64::from(filter.size));
-        let total = if is_counted || here == 0 { counted } else { counted.max(seen) };
+        let total = if is_exact || here == 0 { counted } else { counted.max(seen) };
         Ok((tasks, total))
     }
 }
 
-/// Approved requests whose tasks we made and may have to close: their agents' patience was over
-/// at $1. A batch of $2, the earliest first.
+/// Selects up to $2 approved requests whose tasks this service made and has not closed: the signal
+/// was sent, or without a signal the request was closed, by $1. The earliest first. `heard` says
+/// whether the agent is known to have received the approval.
 const OPEN_TASKS: &str = "\
     SELECT tenant_id, request_id, task_id, settled_at, acted_at IS NOT NULL AS acted,
            COALESCE(listeners, 0) > 0 OR heard_at IS NOT NULL OR acted_at IS NOT NULL AS heard
@@ -267,10 +273,12 @@ const OPEN_TASKS: &str = "\
        AND COALESCE(sent_at, settled_at) >= '-infinity' AND COALESCE(sent_at, settled_at) <= $1
      ORDER BY COALESCE(sent_at, settled_at) LIMIT $2";
 
-/// Closes the tasks that are `due` at $3, as completed if the agent heard the approval. A task that has
-/// changed since the approval is left alone: its agent keeps it, or it goes on under a later approval.
-/// The last condition excludes no row, but Postgres takes it for one in two hundred: for a whole batch
-/// it would rather read all tasks once than look each of them up, even if the batch is empty.
+/// Closes the tasks of the requests in `due` at the time $3: `COMPLETED` if the agent received the
+/// approval, else `FAILED`. A task that was changed after the approval is not closed: its agent
+/// updates the task, or the task goes on under a later approval. The last condition excludes no
+/// row, but Postgres estimates that it selects one row in two hundred. Without the condition
+/// Postgres would read all tasks for a batch, even for an empty one, instead of looking up each
+/// task.
 const CLOSE_TASKS: &str = "\
     UPDATE agent_task
        SET status = CASE WHEN due.heard THEN 'COMPLETED' ELSE 'FAILED' END,
@@ -287,7 +295,7 @@ const CLOSE_TASKS: &str = "\
        AND agent_task.progress = 0 AND agent_task.updated_at <= due.settled_at
        AND due.heard IS NOT DISTINCT FROM due.heard";
 
-/// Remembers that nothing is left to do for them.
+/// Sets `task_closed` in the requests of `due`, so that they are not selected again.
 const NOTE_CLOSED: &str = "\
     UPDATE hitl_request SET task_closed = TRUE
      WHERE (tenant_id, request_id) IN (SELECT tenant_id, request_id FROM due)";
