@@ -286,10 +286,10 @@ impl Ledger {
         Ok(rows.into_iter().filter_map(readable).collect())
     }
 
-    /// Stores in `acted_at` that the agent has acted on the outcome, and completes the request's
-    /// task if the request was approved. The first time is kept. `None` when the caller's tenant
-    /// has no such request, the request is pending, or the request is another user's and the caller
-    /// is no admin.
+    /// Stores in `acted_at` that the agent has acted on the outcome. The first time is kept. If the
+    /// request was approved, also completes the task that this service made for the request. `None`
+    /// when the caller's tenant has no such request, the request is pending, or the request is
+    /// another user's and the caller is no admin.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer. Acknowledging again is safe.

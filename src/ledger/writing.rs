@@ -1,8 +1,8 @@
-//! Writing a request: registering it, deciding it, withdrawing it, and closing it when its time is
-//! over. Its task changes with it, all or nothing.
+//! Writes requests: registers, decides, withdraws and expires them. The request and its task change
+//! together or not at all.
 //!
-//! Postgres writes both in one statement, so that there is no transaction that a vanished client could
-//! leave open; `SQLite` runs the same parts one after the other in one transaction.
+//! Postgres writes both in one statement, so that a process that dies leaves no open transaction.
+//! SQLite runs the same parts one after the other in one transaction.
 
 use std::time::Instant;
 
@@ -25,37 +25,38 @@ use crate::domain::task::TaskStatus;
 use crate::observe::metrics::{self, AuditResult};
 use crate::observe::traces;
 
-/// Everything that one write of a request needs.
+/// The input of one write of a request.
 #[derive(Debug)]
 pub struct Writing<'a> {
-    /// The request.
+    /// The request to write.
     pub candidate: &'a Candidate,
-    /// Where it stands from then on: [`State::Pending`] to register it, else decided or cancelled.
+    /// The new state of the request: [`State::Pending`] registers it, the others decide or withdraw
+    /// it.
     pub state: &'a State,
-    /// Who does it.
+    /// Who registers, decides or withdraws the request.
     pub caller: &'a Caller,
-    /// When.
+    /// The time of the write, UTC.
     pub now: DateTime<Utc>,
-    /// How long the writer holds the delivery: [`LEASE`](super::LEASE), or nothing to leave it to the
-    /// relay.
+    /// How long this process holds the lease of the signal: [`LEASE`](super::LEASE), or zero to
+    /// leave the signal to the relay.
     pub held_for: TimeDelta,
-    /// The entity tag by which the decider named what they had looked at.
+    /// The `If-Match` header: the entity tag of the content that the decider had seen.
     pub if_match: Option<&'a str>,
-    /// Whether to write nothing if the ledger knows a newer request of Redis in the session: for a
-    /// request of Redis whose session names nothing.
+    /// If true, nothing is written when the ledger knows a newer request of Redis in the session.
+    /// Used when the session's pointer in Redis names no request.
     pub only_newest: bool,
-    /// Since when there may be no other tenant's request of Redis in the session, for anything to be
-    /// written: for a decision that a signal in the session tells of.
+    /// If set, nothing is written when another tenant has a request of Redis in the session that
+    /// was made after this time. Used for decisions whose signal goes to the session in Redis.
     pub alone_since: Option<DateTime<Utc>>,
-    /// Where in a trace it happens; see [`traces::current_trace_parent`].
+    /// The trace context of the write; see [`traces::current_trace_parent`].
     pub trace_parent: Option<String>,
-    /// What the Auth server's audit log is to be told of it.
+    /// The entry for the Auth server's audit log.
     pub audit: AuditEntry,
 }
 
 impl<'a> Writing<'a> {
-    /// A write by this caller that nothing else stands in the way of, whose delivery nobody holds and
-    /// of which the audit log is not told.
+    /// A write by this caller, without further conditions, without a lease of the signal, and
+    /// without an entry for the audit log.
     #[must_use]
     pub fn new(
         candidate: &'a Candidate,
@@ -77,35 +78,35 @@ impl<'a> Writing<'a> {
         }
     }
 
-    /// Whose task the request may go on with; `None` is anybody's of its tenant: for requests that name
-    /// nobody, and those that an admin registers.
+    /// The user whose tasks the request may use. `None` allows every task of the tenant: for a
+    /// request without a user, and for a request that an admin registers.
     fn task_owner(&self) -> Option<&UserId> {
-        let may_choose = *self.state == State::Pending && self.caller.role == Role::Admin;
-        self.candidate.user.as_ref().filter(|_| !may_choose)
+        let may_use_any_task = *self.state == State::Pending && self.caller.role == Role::Admin;
+        self.candidate.user.as_ref().filter(|_| !may_use_any_task)
     }
 
-    /// What `error_message` says of a rejection.
-    fn refusal(&self) -> Option<String> {
+    /// The task's `error_message` after a rejection; `None` if the request is not rejected.
+    fn rejection_message(&self) -> Option<String> {
         let decision = self.state.decision()?;
         let reason = decision.verdict.reason()?;
         let by = decision.by.as_str();
         Some(format!("Rejected by {}: {}", printable(by), printable(reason)))
     }
 
-    /// A request that belongs to no tenant belongs to the decider's from then on.
+    /// The tenant of the row: the request's tenant, else the tenant of the caller.
     fn tenant(&self) -> &TenantId {
         self.candidate.tenant.as_ref().unwrap_or(&self.caller.tenant)
     }
 
-    /// Counts an audit entry that cannot be sent, once the write is known to have won.
+    /// Counts an audit entry that cannot be sent. Called only after the write has succeeded.
     fn count_unsendable(&self) {
         if self.audit == AuditEntry::Unsendable {
             metrics::audited(AuditResult::Unsendable);
         }
     }
 
-    /// The parameters of a write. `is_task_taken` is whether another tenant has the id of the task
-    /// that the request names, in a database whose upgrade is not finished.
+    /// The parameters of a write. `is_task_taken` says that the task id that the request names must
+    /// not be used for a new task: an earlier try failed because a task with this id exists.
     fn values(&self, is_task_taken: bool) -> [Value; 38] {
         let Candidate { request, .. } = self.candidate;
         let Caller { user, role, token_id, via, .. } = self.caller;
@@ -120,7 +121,7 @@ impl<'a> Writing<'a> {
             /* $7 */ &request.fingerprint,
             /* $8 */ &request.document,
             /* $9 */ request.task.as_ref(),
-            /* $10: for a task of ours */ &TaskId::generate(),
+            /* $10: the id of a task that this service makes */ &TaskId::generate(),
             /* $11 */ self.candidate.created_at,
             /* $12 */ self.candidate.expires_at,
             /* $13 */ self.state.as_str(),
@@ -142,74 +143,80 @@ impl<'a> Writing<'a> {
             /* $29 */ self.trace_parent.as_ref(),
             /* $30 */ self.audit.body(),
             /* $31 */ self.if_match,
-            /* $32: what a rejected task says */ self.refusal(),
-            /* $33: whose task it may be, if not anybody's */ self.task_owner(),
+            /* $32: the error_message of a rejected task */ self.rejection_message(),
+            /* $33: the owner of the task; NULL allows any */ self.task_owner(),
             /* $34: the decider's role */ decision.and(Some(role.as_str())),
-            /* $35: and their token's id */ decision.and(token_id.as_ref()),
-            /* $36: no newer request of Redis in the session */ self.only_newest,
-            /* $37: no other tenant's request of Redis there since */ self.alone_since,
+            /* $35: the id of the decider's token */ decision.and(token_id.as_ref()),
+            /* $36: only the newest request of Redis in the session */ self.only_newest,
+            /* $37: no other tenant's request of Redis in the session since */
+            self.alone_since,
             /* $38 */ is_task_taken,
         ]
     }
 }
 
-/// What came of an attempt to decide.
+/// The result of an attempt to decide or withdraw a request.
 #[derive(Debug)]
 pub enum Recorded {
-    /// This caller's decision stands.
+    /// This caller's decision or withdrawal was written.
     Won(Record),
-    /// Something else stands: the row as it is.
+    /// Nothing was written: the row as it is in the ledger.
     Lost(Record),
-    /// The ledger knows a newer request of Redis in the session; see [`Writing::only_newest`].
+    /// Nothing was written: there is a newer request of Redis in the session; see
+    /// [`Writing::only_newest`].
     MovedOn,
-    /// The ledger knows a request of another tenant in the session; see [`Writing::alone_since`].
+    /// Nothing was written: there is a request of another tenant in the session; see
+    /// [`Writing::alone_since`].
     AnothersSession,
-    /// The id is another tenant's.
+    /// Nothing was written: another tenant has a request with this id.
     IdTaken,
 }
 
-/// What came of an attempt to register.
+/// The result of an attempt to register a request.
 #[derive(Debug)]
 pub enum Registered {
-    /// The request is pending now.
+    /// The request was inserted and is pending.
     New(Record),
-    /// The id was known already: the row as it is.
+    /// The tenant already has a request with this id: the row as it is in the ledger.
     Known(Record),
-    /// The task it names is completed or failed.
+    /// Nothing was written: the task that the request would use is completed or failed.
     TaskIsOver,
-    /// The id is another tenant's, in a database that older replicas may still use.
+    /// Nothing was written: another tenant has a request with this id. Happens only in a database
+    /// whose upgrade is not finished.
     IdTaken,
 }
 
-/// What one write of a request did.
+/// The result of one write of a request.
 enum Written {
-    /// It wrote this row.
+    /// This row was written.
     Row(Box<RequestRow>),
-    /// What is there, or the task, did not allow it.
+    /// The conditions of the statement were not met: nothing was written.
     Nothing,
-    /// Another tenant has the id.
+    /// Another tenant has a request with this id: nothing was written.
     IdTaken,
 }
 
 impl Ledger {
-    /// Records a decision or a withdrawal if the request is undecided, makes its task follow, and
-    /// notes that a decision's signal is owed; all or nothing. The caller holds the signal's lease
-    /// for [`LEASE`](super::LEASE).
+    /// Writes a decision or a withdrawal if the request is pending or not yet in the ledger. Also
+    /// changes the task, and marks the signal of a decision as owed: all of these or none. The
+    /// caller then holds the lease of the signal for [`Writing::held_for`].
     ///
     /// # Errors
-    /// [`LedgerError::OutcomeUnknown`] leaves open whether it was recorded; ask again by reading.
+    /// [`LedgerError`] when the ledger does not answer. After [`LedgerError::OutcomeUnknown`] the
+    /// decision may have been written: read the request to find out.
     pub async fn record_outcome(&self, writing: &Writing<'_>) -> Result<Recorded> {
         let began = Instant::now();
         match self.write(RECORD_OUTCOME, writing).await? {
             Written::Row(row) => {
                 writing.count_unsendable();
-                let waits =
+                let is_waiting =
                     row.task_status.as_deref() == Some(TaskStatus::WaitingApproval.as_str());
                 let record = self.record(*row, began)?;
-                if waits {
+                if is_waiting {
                     crash_point!("task-waits");
-                    // The task has other requests. If one of them was decided at this very moment,
-                    // neither decision saw the other's; looking again after both does.
+                    // The task has another request that looked pending. If that one was decided at
+                    // the same time, neither statement saw the other's decision. A second look,
+                    // after both, sees them.
                     let _released =
                         self.release_task(&record.tenant, &record.task, writing.now).await;
                 }
@@ -219,7 +226,7 @@ impl Ledger {
                 let id = &writing.candidate.request.id;
                 match self.find_request(writing.tenant(), id).await? {
                     Some(standing) => Ok(Recorded::Lost(standing)),
-                    None if writing.only_newest && self.is_overtaken(writing).await? => {
+                    None if writing.only_newest && self.has_newer_request(writing).await? => {
                         Ok(Recorded::MovedOn)
                     }
                     None if writing.alone_since.is_some() => Ok(Recorded::AnothersSession),
@@ -235,15 +242,15 @@ impl Ledger {
     }
 
     /// Whether the ledger knows a newer request of Redis in the session.
-    async fn is_overtaken(&self, writing: &Writing<'_>) -> Result<bool> {
+    async fn has_newer_request(&self, writing: &Writing<'_>) -> Result<bool> {
         let newest = self.newest_of_redis(&writing.candidate.request.session).await?;
         Ok(newest.is_some_and(|newest| newest.created_at > writing.candidate.created_at))
     }
 
-    /// Registers a pending request and makes its task wait; all or nothing.
+    /// Inserts a pending request and sets its task to `WAITING_APPROVAL`: both or neither.
     ///
     /// # Errors
-    /// [`LedgerError`]; registering the same request again is safe.
+    /// [`LedgerError`] when the ledger does not answer. Registering the same request again is safe.
     pub async fn register(&self, writing: &Writing<'_>) -> Result<Registered> {
         let began = Instant::now();
         let known = match self.write(REGISTER, writing).await? {
@@ -259,19 +266,22 @@ impl Ledger {
         Ok(known.map_or(Registered::TaskIsOver, Registered::Known))
     }
 
+    /// Runs a write. Repeats it when a concurrent write took the same task id, sequence number or
+    /// request id.
     async fn write(&self, statement: Statement, writing: &Writing<'_>) -> Result<Written> {
         let writes = async {
             let mut is_task_taken = false;
             loop {
                 let written = self.engine.optional(statement, &writing.values(is_task_taken)).await;
                 match written {
-                    // Nothing was written. If this tenant made it at the same moment, it can be seen
-                    // now.
+                    // Nothing was written. If a concurrent write of this tenant made the task, the
+                    // next try sees it. If the task is another tenant's, the next try uses a new
+                    // id.
                     Err(error) if is_task_id_taken(&error) => {
                         is_task_taken = true;
                         crash_point!("task-taken");
                     }
-                    // Nor then: the session's next outcome has the number after it.
+                    // Nothing was written. The next try takes the next sequence number.
                     Err(error) if is_number_taken(&error) => {}
                     Err(error) if is_anothers_id(&error) => return Ok(Written::IdTaken),
                     Err(error) if is_id_taken(&error) => {
@@ -279,7 +289,7 @@ impl Ledger {
                         if self.engine.optional::<RequestRow>(FIND, &id).await?.is_none() {
                             return Ok(Written::IdTaken);
                         }
-                        // The same tenant wrote it at the same moment; now it can be seen.
+                        // A concurrent write of this tenant inserted the row. The next try sees it.
                     }
                     Err(error) => return Err(error),
                     Ok(Some(row)) => return Ok(Written::Row(Box::new(row))),
@@ -290,8 +300,9 @@ impl Ledger {
         self.engine.call(statement.name(), writes).await
     }
 
-    /// Closes a pending request whose time is over and fails its task: no decision that is still
-    /// under way can be recorded from then on. `None` when it was not pending, or not over.
+    /// Sets a pending request whose `expires_at` has passed to `expired`, and fails its task. From
+    /// then on no decision on the request can be written. `None` when the request is not pending or
+    /// has not expired by `now`.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -301,7 +312,7 @@ impl Ledger {
         id: &RequestId,
         now: DateTime<Utc>,
     ) -> Result<Option<Record>> {
-        let expires = async {
+        let expiring = async {
             loop {
                 match self.engine.optional(EXPIRE, &values![id, now, tenant]).await {
                     Err(error) if is_number_taken(&error) => {}
@@ -310,7 +321,7 @@ impl Ledger {
             }
         };
         let began = Instant::now();
-        let row = self.engine.call(EXPIRE.name(), expires).await?;
+        let row = self.engine.call(EXPIRE.name(), expiring).await?;
         row.map(|row| self.record(row, began)).transpose()
     }
 }
@@ -322,40 +333,40 @@ fn origin_str(origin: Origin) -> &'static str {
     }
 }
 
-/// The index of Postgres that a row already fills.
+/// The constraint or unique index of Postgres that the error names.
 fn filled_index(error: &sqlx::Error) -> Option<&str> {
     error.as_database_error().and_then(DatabaseError::constraint)
 }
 
-/// Whether another outcome of the session took its number at the same moment.
+/// Whether a concurrent write took the same sequence number in the session.
 fn is_number_taken(error: &sqlx::Error) -> bool {
     filled_index(error) == Some("hitl_request_outcome")
 }
 
-/// Whether a row has the id of this request: another tenant's, or one of this tenant's that was
-/// written at the same moment.
+/// Whether a row with the id of this request exists: of another tenant, or of this tenant by a
+/// concurrent write.
 fn is_id_taken(error: &sqlx::Error) -> bool {
     filled_index(error)
         .is_some_and(|name| ["hitl_request_pkey", "hitl_request_of_redis"].contains(&name))
 }
 
-/// Whether a task has the id that the request names: another tenant's, in a database whose upgrade is
-/// not finished, or one of this tenant's that was made at the same moment.
+/// Whether a task with the id that the request names exists: of another tenant, in a database whose
+/// upgrade is not finished, or of this tenant by a concurrent write.
 fn is_task_id_taken(error: &sqlx::Error) -> bool {
     filled_index(error) == Some("agent_task_pkey")
 }
 
-/// Whether a request of Redis has this id already, of another tenant: as `SQLite` says it.
+/// Whether another tenant has a request of Redis with this id. Recognises the error of SQLite only.
 fn is_anothers_id(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| {
         error.is_unique_violation() && error.message().ends_with(": hitl_request.request_id")
     })
 }
 
-/// Finds the task that a request goes on with: the one it names, else one that already carries its
-/// id; always of the same tenant, and of the request's user. A row that we made and that a rejection
-/// ended is over for good. The tenant's second condition is written so that it fits no index: on tables
-/// that were never analysed, Postgres would rather read all tasks of the tenant than those of this
+/// Finds the existing task that a request uses: the task that the request names, else the oldest
+/// task whose `hitl_request_id` is the request. Both must meet [`IS_USABLE`]. The second
+/// `tenant_id` condition is `IS NOT DISTINCT FROM`, which matches no index: otherwise Postgres, on
+/// a table that was never analysed, would read all tasks of the tenant instead of those of this
 /// request.
 const KEPT_TASK: &str = formatcp!(
     "task AS (
@@ -369,15 +380,18 @@ const KEPT_TASK: &str = formatcp!(
     )"
 );
 
-/// Whether a request of user $33 may go on with the task `t` of its tenant.
+/// Whether the request may use the task `t` of its tenant: the task is of user $33, if $33 is set,
+/// and is not a task that this service made and that is completed or failed.
 const IS_USABLE: &str = formatcp!(
     "(t.user_id = $33 OR $33 IS NULL)
      AND NOT (t.status IN ('COMPLETED', 'FAILED') AND {IS_T_OWNED})"
 );
+/// [`IS_KEPT_OWNED`] for the task `t`.
 const IS_T_OWNED: &str = str_replace!(IS_KEPT_OWNED, "task.kept", "t.task_id");
 
-/// Whether we made the task of tenant $3 that goes on, and no agent keeps it. An older release wrote
-/// no tenant; until the upgrade is finished, task ids are unique without it.
+/// Whether this service, and not an agent, made the task `task.kept` of tenant $3. An older release
+/// wrote `owned_task` rows with an empty tenant. Such a row is still unambiguous, because task ids
+/// are unique across tenants until the upgrade is finished.
 const IS_KEPT_OWNED: &str = "(
     (SELECT MAX(r.created_at) FROM hitl_request r
       WHERE r.task_id = task.kept AND r.owns_task
@@ -385,8 +399,8 @@ const IS_KEPT_OWNED: &str = "(
     OR EXISTS (SELECT 1 FROM owned_task o
                 WHERE o.task_id = task.kept AND o.tenant_id IN ($3, '')))";
 
-/// The number of a session's next outcome, above all that were ever purged. Another replica may take
-/// it at the same moment: then the statement fails, and is run again.
+/// The next sequence number in a session, above every number that was ever purged. If a concurrent
+/// write takes the same number, the statement fails and is run again.
 const NEXT_OUTCOME: &str = "(
     SELECT COALESCE(MAX(taken.outcome), 0) + 1 FROM (
         SELECT MAX(n.outcome) AS outcome FROM hitl_request n
@@ -400,9 +414,10 @@ const NEXT_OUTCOME_OF_A_ROW: &str = str_replace!(
     "d.session_id"
 );
 
-/// Inserts the request's row. `kept` is the task that goes on; it is ours if no agent made it. A
-/// registered request has no signal, but while its task has other pending requests its row is owed
-/// until somebody has looked whether the task may go on.
+/// Inserts the request's row. `task.kept` is the existing task that the request uses, or `NULL`.
+/// `owns_task` says whether this service, and not an agent, made the task. A registered request has
+/// no signal. But if its task has another pending request, `delivery` of a decided one is `owed`,
+/// until the relay has checked whether the task may go on.
 const INSERT_REQUEST: &str = formatcp!(
     "INSERT INTO hitl_request (
         request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint, content_hash,
@@ -431,8 +446,8 @@ const INSERT_REQUEST: &str = formatcp!(
      FROM task"
 );
 
-/// A decision or a withdrawal: a new row, or a pending one that is still the same request and not
-/// expired.
+/// Writes a decision or a withdrawal. Inserts a new row, or updates a row that is pending, has not
+/// expired, and has the same origin and content.
 const DECIDE_REQUEST: &str = formatcp!(
     "{INSERT_REQUEST}
      WHERE (NOT $36 OR COALESCE(
@@ -462,7 +477,7 @@ const DECIDE_REQUEST: &str = formatcp!(
      RETURNING {REQUEST_COLUMNS}"
 );
 
-/// A registration: a new row, unless the task it names is over.
+/// Registers a request: inserts a row, unless the request's task is completed or failed.
 const REGISTER_REQUEST: &str = formatcp!(
     "{INSERT_REQUEST}
      WHERE NOT EXISTS (SELECT 1 FROM agent_task
@@ -472,8 +487,9 @@ const REGISTER_REQUEST: &str = formatcp!(
      RETURNING {REQUEST_COLUMNS}"
 );
 
-/// Makes the task of the request that was `written` follow it. Final states stay; a task with another
-/// pending request goes on waiting; a rejected task fails only if no agent keeps it.
+/// Inserts or updates the task of the request in `written`. A completed or failed task keeps its
+/// status. A task with another pending request waits on. A rejection or a withdrawal fails the task
+/// only if this service made it.
 const WRITE_TASK: &str = "\
     INSERT INTO agent_task (
         task_id, user_id, tenant_id, task_type, status, progress, description, input_data,
@@ -509,21 +525,23 @@ const WRITE_TASK: &str = "\
         updated_at = CASE WHEN agent_task.updated_at > excluded.updated_at
                           THEN agent_task.updated_at ELSE excluded.updated_at END";
 
-/// Leaves the entry for the Auth server's audit log in the outbox, if there is one.
+/// Inserts the entry for the Auth server's audit log, if there is one, into the outbox.
 const WRITE_AUDIT: &str = "\
     INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at)
      SELECT 'audit', 'auth', d.tenant_id, d.request_id, $30, $22, $22
        FROM written AS d WHERE $30 IS NOT NULL";
 
-/// What was written, where it is read in a statement of its own.
+/// Reads the row that the statement before has written, for the later statements of SQLite.
 const WRITTEN: &str = formatcp!(
     "written AS (SELECT {REQUEST_COLUMNS} FROM hitl_request
                   WHERE tenant_id = $3 AND request_id = $1)"
 );
+/// The statements of SQLite after the request was written.
 const THEN_WRITE: &[&str] =
     &[formatcp!("WITH {WRITTEN} {WRITE_TASK}"), formatcp!("WITH {WRITTEN} {WRITE_AUDIT}")];
 
-/// The rest of a statement of Postgres that has `written` a request, and the row that it returns.
+/// The end of a statement of Postgres, after `written`: writes the task and the audit entry, and
+/// returns the row.
 const AND_THE_REST: &str = formatcp!(
     "touched AS ({WRITE_TASK} RETURNING status), audited AS ({WRITE_AUDIT})
      SELECT written.*, touched.status AS task_status FROM written, touched"
@@ -543,7 +561,7 @@ const REGISTER: Statement = Statement::new(
 .on_sqlite(formatcp!("WITH {KEPT_TASK} {REGISTER_REQUEST}"))
 .then(THEN_WRITE);
 
-/// Closes a pending request whose time is over. $1 its id · $2 now · $3 its tenant.
+/// Expires a pending request. $1 is its id, $2 the current time, $3 its tenant.
 const EXPIRE_REQUEST: &str = formatcp!(
     "UPDATE hitl_request AS d
         SET status = 'expired', settled_at = $2, delivery = 'sent', outcome = {NEXT_OUTCOME_OF_A_ROW}
@@ -551,7 +569,7 @@ const EXPIRE_REQUEST: &str = formatcp!(
      RETURNING {REQUEST_COLUMNS}"
 );
 
-/// Fails the task of a request that has just expired, unless it waits for another one as well.
+/// Fails the task of the expired request, unless the task waits for another pending request.
 const EXPIRE_TASK: &str = "\
     UPDATE agent_task
         SET status = 'FAILED', updated_at = CASE WHEN updated_at > $2 THEN updated_at ELSE $2 END,
