@@ -20,7 +20,7 @@ use super::receipts::Receipts;
 
 /// The longest wait for Postgres at start and when a login is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest wait for the only connection to `SQLite`, which all callers share.
+/// The longest wait for the only connection to SQLite, which all callers share.
 const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The ledger of this process; cheap to clone.
@@ -57,7 +57,7 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LoginError`] when Postgres refuses the login, when `url` names another server or database,
-    /// or when the ledger is `SQLite`.
+    /// or when the ledger is SQLite.
     pub async fn try_login(
         &self,
         url: &SecretString,
@@ -90,7 +90,7 @@ impl Ledger {
         }
     }
 
-    /// Opens a `SQLite` file, or creates it. WAL mode with full synchronisation, so an acknowledged
+    /// Opens a SQLite file, or creates it. WAL mode with full synchronisation, so an acknowledged
     /// decision survives a power cut. One connection, so that writers queue in order and do not get
     /// `SQLITE_BUSY`.
     ///
@@ -124,7 +124,7 @@ impl Ledger {
         Ok(Self::new(Database::Sqlite(pool)))
     }
 
-    /// The pool of the `SQLite` file; `None` with Postgres.
+    /// The pool of the SQLite file; `None` with Postgres.
     #[must_use]
     pub fn sqlite_pool(&self) -> Option<SqlitePool> {
         match &self.engine.database {
@@ -197,7 +197,7 @@ const WRITE_AND_UNDO: &str = "BEGIN;
      ROLLBACK";
 
 /// Sets `user_version`, a field of the file's header that applications may use and this service
-/// does not. Its value stays 0, but `SQLite` writes the page: the smallest write that reaches the
+/// does not. Its value stays 0, but SQLite writes the page: the smallest write that reaches the
 /// disk.
 async fn write_header(pool: &SqlitePool) -> sqlx::Result<()> {
     sqlx::query("PRAGMA user_version = 0").execute(pool).await.map(drop)

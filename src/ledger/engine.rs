@@ -41,9 +41,9 @@ pub enum Value {
     Text(Option<String>),
     /// A time, UTC.
     Time(Option<DateTime<Utc>>),
-    /// Integers: an array on Postgres, a JSON array on `SQLite`.
+    /// Integers: an array on Postgres, a JSON array on SQLite.
     Ints(Vec<i64>),
-    /// Several texts: an array on Postgres, a JSON array on `SQLite`.
+    /// Several texts: an array on Postgres, a JSON array on SQLite.
     Texts(Vec<String>),
 }
 
@@ -104,12 +104,12 @@ impl Statement {
         Self { name, postgres: sql, sqlite: sql, then: &[] }
     }
 
-    /// Sets another text for `SQLite`.
+    /// Sets another text for SQLite.
     pub const fn on_sqlite(self, sqlite: &'static str) -> Self {
         Self { sqlite, ..self }
     }
 
-    /// Sets the statements that `SQLite` runs afterwards if the first one returned a row: with the
+    /// Sets the statements that SQLite runs afterwards if the first one returned a row: with the
     /// same values and in the same transaction.
     pub const fn then(self, then: &'static [&'static str]) -> Self {
         Self { then, ..self }
@@ -191,7 +191,7 @@ where
 pub enum Database {
     /// Postgres, shared by all replicas.
     Postgres(Connections),
-    /// A `SQLite` file, used by this process only.
+    /// A SQLite file, used by this process only.
     Sqlite(SqlitePool),
 }
 
@@ -293,7 +293,7 @@ impl Engine {
     }
 
     /// Runs a statement for many rows of values. On Postgres it runs once, and each parameter is an
-    /// array with one column of the values. On `SQLite` it runs once for each row, in one
+    /// array with one column of the values. On SQLite it runs once for each row, in one
     /// transaction.
     pub async fn execute_many(&self, statement: Statement, rows: &[Vec<Value>]) -> Result<()> {
         let work = async {

@@ -78,7 +78,7 @@ fn from_postgres(said: &PgDatabaseError, text: String) -> LedgerError {
     if is_passing { LedgerError::NotExecuted(text) } else { LedgerError::Inconsistent(text) }
 }
 
-/// Uses `SQLite`'s primary result code, which is the lower byte:
+/// Uses SQLite's primary result code, which is the lower byte:
 /// <https://www.sqlite.org/rescode.html>.
 fn from_sqlite(code: Option<u32>, text: String) -> LedgerError {
     match code.map(|code| code & 0xff) {

@@ -1,6 +1,6 @@
 //! The ledger: the database of requests and decisions, and the only authority on what was decided.
 //!
-//! The database is Postgres or `SQLite`, chosen at start. Each method is one use case, and no
+//! The database is Postgres or SQLite, chosen at start. Each method is one use case, and no
 //! transaction spans two methods. Exactly one caller decides a request: the request has one row,
 //! and the row's `status` changes only while it is `pending`. The ledger must not know HTTP or
 //! Redis.
@@ -12,7 +12,7 @@
 //! Query plans, bounds: an indexed time is compared with two bounds, as in
 //! `due_at >= '-infinity' AND due_at <= $1`. The bound with `infinity` excludes no row. Without
 //! statistics Postgres estimates that one bound selects a third of the table, and reads the whole
-//! table. With two bounds it estimates one row in two hundred, and uses the index. `SQLite`
+//! table. With two bounds it estimates one row in two hundred, and uses the index. SQLite
 //! compares the times as text: they begin with a digit, which sorts after `-` and before `i`.
 //!
 //! Query plans, existence: Postgres estimates with the statistics of the last ANALYZE. If the table
