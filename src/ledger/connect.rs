@@ -68,7 +68,7 @@ impl Ledger {
             (options.get_host(), options.get_port(), options.get_socket(), database)
         }
         let Database::Postgres(connections) = &self.engine.database else {
-            return Err(LoginError::final_word("Postgres needs a restart"));
+            return Err(LoginError::permanent("Postgres needs a restart"));
         };
         let attempt = Box::pin(async {
             let offered = PgConnectOptions::from_str(url.expose_secret())?;

@@ -109,12 +109,12 @@ fn not_sent(why: impl Display) -> sqlx::Error {
 
 /// Makes connections, and checks each before it is used again.
 #[derive(Debug)]
-struct Maker {
+struct ConnectionManager {
     options: ArcSwap<PgConnectOptions>,
     pooler: Pooler,
 }
 
-impl Manager for Maker {
+impl Manager for ConnectionManager {
     type Type = PgConnection;
     type Error = sqlx::Error;
 
@@ -196,7 +196,7 @@ fn check_writable(is_read_only: &PgRow) -> sqlx::Result<()> {
 /// The connections of this process; cheap to clone.
 #[derive(Clone)]
 pub struct Connections {
-    pool: Pool<Maker>,
+    pool: Pool<ConnectionManager>,
     /// The runtime in which connections are made and polled. It outlives the HTTP workers.
     runtime: Handle,
 }
@@ -207,11 +207,12 @@ impl Debug for Connections {
     }
 }
 
-/// A connection in use. Only [`Lease::give_back`] returns the connection to the pool. If the lease
-/// is dropped before, the state of the connection is unknown, and the connection is closed.
-struct Lease(Option<Object<Maker>>);
+/// A connection in use. Only [`PooledConnection::give_back`] returns the connection to the pool. If
+/// the value is dropped before, the state of the connection is unknown, and the connection is
+/// closed.
+struct PooledConnection(Option<Object<ConnectionManager>>);
 
-impl Lease {
+impl PooledConnection {
     fn connection(&mut self) -> sqlx::Result<&mut PgConnection> {
         self.0.as_deref_mut().ok_or_else(|| not_sent("the connection is gone"))
     }
@@ -221,7 +222,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         drop(self.0.take().map(Object::take));
     }
@@ -230,7 +231,7 @@ impl Drop for Lease {
 impl Connections {
     /// Makes the pool. Connections are made when they are first needed.
     pub fn new(options: PgConnectOptions, pooler: Pooler, max: u32) -> sqlx::Result<Self> {
-        let maker = Maker { options: ArcSwap::from_pointee(options), pooler };
+        let manager = ConnectionManager { options: ArcSwap::from_pointee(options), pooler };
         let config = PoolConfig {
             max_size: usize::try_from(max).unwrap_or(usize::MAX),
             timeouts: Timeouts {
@@ -240,7 +241,7 @@ impl Connections {
             },
             queue_mode: QueueMode::Lifo,
         };
-        let pool = Pool::builder(maker).config(config).runtime(Runtime::Tokio1).build();
+        let pool = Pool::builder(manager).config(config).runtime(Runtime::Tokio1).build();
         let pool = pool.map_err(not_sent)?;
         let runtime = Handle::current();
         let weak_pool = pool.weak();
@@ -288,27 +289,27 @@ impl Connections {
     /// Checks on a pooled connection that the server accepts writes. Closes the connection if the
     /// server is read-only.
     pub async fn check_writable(&self) -> sqlx::Result<()> {
-        let mut lease = self.lease().await?;
-        let asking = raw_sql(is_read_only!()).fetch_one(lease.connection()?);
-        check_writable(&in_time(asking).await?)?;
-        lease.give_back();
+        let mut pooled = self.check_out().await?;
+        let asking = raw_sql(is_read_only!()).fetch_one(pooled.connection()?);
+        check_writable(&within_statement_timeout(asking).await?)?;
+        pooled.give_back();
         Ok(())
     }
 
     /// Runs statements without parameters, as one message. If there are several statements, they
     /// begin and end a transaction themselves.
     pub async fn run_raw(&self, statements: &'static str) -> sqlx::Result<()> {
-        let mut lease = self.lease().await?;
-        in_time(raw_sql(statements).execute(lease.connection()?)).await?;
-        lease.give_back();
+        let mut pooled = self.check_out().await?;
+        within_statement_timeout(raw_sql(statements).execute(pooled.connection()?)).await?;
+        pooled.give_back();
         Ok(())
     }
 
-    async fn lease(&self) -> sqlx::Result<Lease> {
+    async fn check_out(&self) -> sqlx::Result<PooledConnection> {
         let pool = self.pool.clone();
         let getting = self.runtime.spawn(async move { pool.get().await });
         match timeout(CALLER_TIMEOUT, getting).await {
-            Ok(Ok(Ok(connection))) => Ok(Lease(Some(connection))),
+            Ok(Ok(Ok(connection))) => Ok(PooledConnection(Some(connection))),
             Ok(Ok(Err(PoolError::Timeout(TimeoutType::Wait)))) => {
                 Err(not_sent("every connection to Postgres is in use"))
             }
@@ -322,23 +323,27 @@ impl Connections {
     /// Runs one statement and collects its whole answer: no statement of the ledger answers many
     /// rows.
     async fn run<'q>(&self, query: impl Execute<'q, Postgres> + 'q) -> sqlx::Result<Vec<Answer>> {
-        let mut lease = self.lease().await?;
-        let connection = lease.connection()?;
+        let mut pooled = self.check_out().await?;
+        let connection = pooled.connection()?;
         let answer = match self.pooler() {
-            Pooler::None => in_time(connection.fetch_many(query).try_collect()).await,
+            Pooler::None => {
+                within_statement_timeout(connection.fetch_many(query).try_collect()).await
+            }
             Pooler::Transaction => run_in_transaction(connection, query).await,
         };
         if answer.as_ref().err().is_none_or(leaves_connection_usable) {
-            lease.give_back();
+            pooled.give_back();
         }
         answer
     }
 }
 
-/// A row, or the end of a statement.
+/// One item of the answer to a statement: a row, or the summary at the end.
 type Answer = Either<PgQueryResult, PgRow>;
 
-async fn in_time<T>(work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+async fn within_statement_timeout<T>(
+    work: impl Future<Output = sqlx::Result<T>>,
+) -> sqlx::Result<T> {
     let too_late = || io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
     timeout(STATEMENT_TIMEOUT, work).await.unwrap_or_else(|_elapsed| Err(too_late().into()))
 }
@@ -357,11 +362,11 @@ async fn run_in_transaction<'q>(
         }
         answer
     };
-    let answer = in_time(uncommitted).await.map_err(|error| match error {
+    let answer = within_statement_timeout(uncommitted).await.map_err(|error| match error {
         error @ sqlx::Error::Database(_) => error,
         error => not_sent(error),
     })?;
-    in_time(raw_sql("COMMIT").execute(connection)).await?;
+    within_statement_timeout(raw_sql("COMMIT").execute(connection)).await?;
     Ok(answer)
 }
 
@@ -417,14 +422,15 @@ impl<'c> Executor<'c> for &'c Connections {
     where
         'c: 'e,
     {
-        async move { self.lease().await?.connection()?.prepare_with(sql, parameters).await }.boxed()
+        async move { self.check_out().await?.connection()?.prepare_with(sql, parameters).await }
+            .boxed()
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, sqlx::Result<Describe<Postgres>>>
     where
         'c: 'e,
     {
-        async move { self.lease().await?.connection()?.describe(sql).await }.boxed()
+        async move { self.check_out().await?.connection()?.describe(sql).await }.boxed()
     }
 }
 

@@ -50,9 +50,9 @@ impl From<sqlx::Error> for LedgerError {
             | sqlx::Error::Tls(_)
             | sqlx::Error::Protocol(_)
             | sqlx::Error::WorkerCrashed => Self::OutcomeUnknown(text),
-            sqlx::Error::Database(said) => match said.try_downcast_ref::<PgDatabaseError>() {
-                Some(said) => from_postgres(said, text),
-                None => from_sqlite(said.code().and_then(|code| code.parse().ok()), text),
+            sqlx::Error::Database(cause) => match cause.try_downcast_ref::<PgDatabaseError>() {
+                Some(cause) => from_postgres(cause, text),
+                None => from_sqlite(cause.code().and_then(|code| code.parse().ok()), text),
             },
             _ => Self::Inconsistent(text),
         }
@@ -61,9 +61,9 @@ impl From<sqlx::Error> for LedgerError {
 
 /// After severity ERROR the statement was undone. After FATAL it may have been executed. The codes:
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
-fn from_postgres(said: &PgDatabaseError, text: String) -> LedgerError {
-    let code = said.code();
-    if ends_session(said) {
+fn from_postgres(cause: &PgDatabaseError, text: String) -> LedgerError {
+    let code = cause.code();
+    if ends_session(cause) {
         return LedgerError::OutcomeUnknown(text);
     }
     // Lock time-out (55P03), statement time-out (57014), conflict (40001), deadlock (40P01).

@@ -20,8 +20,8 @@ impl LoginError {
         let host = options.map_or("its host", PgConnectOptions::get_host);
         let at = place(options);
         let (sentence, may_pass) = match error {
-            sqlx::Error::Database(said) => {
-                let (advice, may_pass) = match said.code().as_deref() {
+            sqlx::Error::Database(refusal) => {
+                let (advice, may_pass) = match refusal.code().as_deref() {
                     Some("28P01" | "28000") => ("correct user and password in DATABASE_URL", false),
                     Some("3D000") => ("create it, or correct DATABASE_URL", false),
                     Some("53300") => {
@@ -31,7 +31,7 @@ impl LoginError {
                     Some("57P03" | "57P01") => ("try again", true),
                     _ => ("check DATABASE_URL", false),
                 };
-                (format!("Postgres refuses the login: {}; {advice}", said.message()), may_pass)
+                (format!("Postgres refuses the login: {}; {advice}", refusal.message()), may_pass)
             }
             sqlx::Error::Io(error) if error.to_string().contains("lookup address") => (
                 format!("Postgres cannot be found: there is no host {host}; correct DATABASE_URL"),
@@ -67,7 +67,7 @@ impl LoginError {
         Self { sentence, may_pass: true }
     }
 
-    pub(super) fn final_word(sentence: &str) -> Self {
+    pub(super) fn permanent(sentence: &str) -> Self {
         Self { sentence: sentence.to_owned(), may_pass: false }
     }
 }
