@@ -15,11 +15,11 @@ use super::engine::{Database, Row, query, values};
 /// Which rows to export.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
-    /// The begin of the span, inclusive.
+    /// The start of the span, inclusive.
     pub from: DateTime<Utc>,
     /// The end of the span, exclusive.
     pub to: DateTime<Utc>,
-    /// Whether to export also requests that expired or were withdrawn.
+    /// Whether to export also requests that expired or were withdrawn, not only decided ones.
     pub undecided: bool,
 }
 
@@ -127,9 +127,10 @@ const REFUSED_ATTEMPTS_BETWEEN: &str = "\
      ORDER BY attempted_at, attempt_id";
 
 impl Ledger {
-    /// Calls `write` with each request that was closed in the span, in the order of the closing
-    /// times. All rows are read from one snapshot, however long the export takes. If `write` fails,
-    /// the export ends, and the inner result is the error of `write`.
+    /// Calls `write` with each request that was decided in the span, in the order of the decisions.
+    /// With [`Span::undecided`], also with requests that expired or were withdrawn in the span, in
+    /// the order of the closing times. All rows are read from one snapshot, however long the export
+    /// takes. If `write` fails, the export ends, and the inner result is the error of `write`.
     ///
     /// # Errors
     /// [`sqlx::Error`] when the ledger does not answer or a row cannot be read.

@@ -253,7 +253,7 @@ impl Ledger {
     /// The trace context in which the request was last written; `None` if that was not traced.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`] when the ledger does not answer, or has no such request.
     pub async fn trace_parent(&self, tenant: &TenantId, id: &RequestId) -> Result<Option<String>> {
         const TRACE_PARENT: Statement = Statement::new(
             "ledger.trace_parent",
@@ -313,7 +313,7 @@ impl Ledger {
         let record =
             self.request(ACKNOWLEDGE, &values![id, tenant, now, &caller.user, is_admin]).await?;
         if record.as_ref().is_some_and(Record::is_approved) {
-            // If this fails, the agent acknowledges again, and the task is completed then.
+            // If this fails, another acknowledgement completes the task.
             self.complete_acted_task(tenant, id, now).await?;
         }
         Ok(record)

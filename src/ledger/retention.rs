@@ -89,7 +89,7 @@ const OLD_REFUSED_ATTEMPTS: &str = "\
      ORDER BY attempted_at, attempt_id LIMIT $2";
 
 /// Selects up to $2 completed or failed tasks that were not changed since $1 and have no request
-/// that is pending or owed. The subquery is not `NOT EXISTS`: Postgres might turn that into a join
+/// that is pending or owed. The subquery is not `NOT EXISTS`: Postgres would turn that into a join
 /// that reads all requests.
 const OLD_TASKS: &str = "\
     SELECT t.tenant_id, t.task_id FROM agent_task t
@@ -114,7 +114,7 @@ const REMEMBER_OUTCOMES: &str = "\
 
 /// Stores in `owned_task` which tasks this service made for the deleted requests. The rows are
 /// sorted, so that two purges cannot deadlock. The subquery looks up each task by itself: Postgres
-/// might turn `IN` into a join that reads all tasks.
+/// would turn `IN` into a join that reads all tasks.
 const REMEMBER_OWNED: &str = "\
     INSERT INTO owned_task (tenant_id, task_id)
      SELECT DISTINCT tenant_id, task_id FROM gone
