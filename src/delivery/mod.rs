@@ -1,4 +1,5 @@
-//! Signals on their way to agents on Redis: sending, sending again, and noting what was sent.
+//! Delivers signals to agents on Redis: sends them, sends them again if they are lost or unheard,
+//! and records the result of each delivery in the ledger.
 
 pub mod receipts;
 pub mod relay;

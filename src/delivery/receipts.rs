@@ -1,22 +1,24 @@
-//! Writes the receipts of deliveries that the ledger keeps in memory; see [`Ledger::keep_receipt`].
+//! Writes delivery receipts to the database. [`Ledger::keep_receipt`] keeps them in memory until
+//! then.
 
 use std::time::Duration;
 
 use crate::ledger::Ledger;
 use crate::workers::{Failed, Progress, Worker};
 
-/// Writes receipts.
+/// The worker that writes delivery receipts.
 #[derive(Debug)]
 pub struct ReceiptWriter {
-    /// Where they are kept and written.
+    /// Keeps the receipts in memory and writes them.
     pub ledger: Ledger,
 }
 
 impl Worker for ReceiptWriter {
     const NAME: &'static str = "receipts";
-    /// Longest between two rounds while nothing is sent, so that the last success is a fresh one.
+    /// Longest time between two rounds. Rounds go on while no signal is sent, so that the metric of
+    /// the last success stays recent.
     const INTERVAL: Duration = Duration::from_secs(5);
-    /// Pause before receipts that could not be written are tried again.
+    /// Pause after a failed write, before the same receipts are written again.
     const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
     async fn run_once(&mut self) -> Result<Progress, Failed> {

@@ -1,7 +1,9 @@
-//! The relay: sends what is owed and was not sent by whoever decided it, because Redis was away or
-//! the process died. One runs in every replica; leases keep two from sending the same at once.
+//! The relay: sends the signals that are still owed. The call that decided a request sends its
+//! signal at once; the signal stays owed if Redis was out of reach or the process died.
 //!
-//! A signal may go out twice (sent, then killed before that was noted), never not at all.
+//! One relay runs in every replica. A lease on the row keeps two relays from sending the same
+//! signal at once. Delivery is at least once: a signal goes out twice if the process is killed
+//! after sending it and before recording that.
 
 use std::time::Duration;
 
@@ -17,39 +19,39 @@ use crate::observe::metrics::{self, By};
 use crate::observe::traces;
 use crate::workers::{Failed, Progress, Worker};
 
-/// Rows to claim at once: as many as can be sent within one lease even if each call times out
-/// once.
+/// Rows to claim at once: as many as can be sent within one lease, even if each call to Redis times
+/// out once.
 const BATCH_SIZE: usize = 32;
-/// Rows to send at the same time.
+/// Signals to send at the same time.
 const CONCURRENCY: usize = 16;
-/// How long to look for lost signals after Redis has changed: longer than what was on its way then
-/// takes to be noted.
+/// How long to look for lost signals after the replication ids of Redis have changed: longer than
+/// it takes to record a delivery that was under way at the change.
 const LOSS_WATCH_TIMEOUT: TimeDelta = TimeDelta::seconds(10);
-/// Longest pause before a row is tried again; short, so that signals go out soon after Redis is
-/// back.
+/// Longest pause before a failed delivery is tried again. It is short, so that signals go out soon
+/// after Redis is back.
 const LONGEST_RETRY_DELAY: TimeDelta = TimeDelta::milliseconds(2000);
 
-/// What one round did.
+/// The number of signals in one round, by their result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Round {
-    /// Delivered.
+    /// Signals that were delivered.
     pub sent: usize,
-    /// Not delivered and never to be: the session has moved on.
+    /// Signals that will never be delivered, because their session has moved on.
     pub superseded: usize,
-    /// Still owed.
+    /// Signals that are still owed.
     pub failed: usize,
 }
 
-/// Sends what is owed; cheap to clone.
+/// Sends owed signals; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Relay {
-    /// Sends.
+    /// Sends one signal.
     pub sender: Sender,
-    /// The tasks that could not be let go on yet.
+    /// The tasks that could not be released after their signals were sent.
     pub tasks: WaitingTasks,
 }
 
-/// The relay as a worker, which also watches Redis.
+/// The worker that runs the relay and watches Redis for data loss.
 #[derive(Debug)]
 pub struct RelayWorker {
     relay: Relay,
@@ -71,7 +73,7 @@ impl Worker for RelayWorker {
         let (looked, round) =
             tokio::join!(self.watch.look(&self.relay.sender), self.relay.run_once());
         let looked = looked
-            .inspect_err(|error| warn!(%error, "the relay cannot owe again what Redis has lost"));
+            .inspect_err(|error| warn!(%error, "the relay cannot mark lost signals as owed again"));
         let round = round.inspect_err(|error| warn!(%error, "the relay cannot read what is owed"));
         match (looked, round) {
             (Ok(()), Ok(round)) => Ok(Progress::of(round.sent + round.superseded, BATCH_SIZE)),
@@ -80,12 +82,15 @@ impl Worker for RelayWorker {
     }
 }
 
-/// Watches for a Redis that is not the one it was: wiped, restarted, or a replica in its master's
-/// place. It may have lost what was sent, which is owed again then. Every replica watches, and what
-/// one owes again, the others find owed.
+/// Watches the replication ids of Redis. They change when Redis is wiped or restarted, or when a
+/// replica takes its master's place. Redis may have lost signals then, so the watch marks them as
+/// owed again. Every replica of the service watches; a signal that one of them has marked is not
+/// marked again by the others.
 #[derive(Debug, Default)]
 struct Watch {
+    /// The replication ids that the last call found, sorted.
     replication_ids: Vec<String>,
+    /// When to stop looking for lost signals after the last change.
     until: DateTime<Utc>,
 }
 
@@ -116,8 +121,8 @@ impl Watch {
 }
 
 impl Relay {
-    /// Claims what is due and sends it. Does nothing while the courier is out of reach, so that no
-    /// leases are burnt.
+    /// Claims the rows whose delivery is due, and sends their signals. Claims no rows while the
+    /// courier is out of reach, because a lease on them would only delay their delivery.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -130,7 +135,7 @@ impl Relay {
         if !due.is_empty() {
             crash_point!("relay-claimed");
         }
-        // What this process has sent and not noted yet needs no more than the note.
+        // This process has sent these signals already. Only their receipts are still unwritten.
         let (noted_later, due): (Vec<_>, Vec<_>) =
             due.into_iter().partition(|record| record.delivery != Delivery::Owed);
         let claimed = due.len();
@@ -155,7 +160,7 @@ impl Relay {
     async fn send_one(&self, record: Record) -> Option<Delivery> {
         let now = self.sender.clock.now();
         let span = if traces::is_enabled() {
-            // Without it, it is still a trace.
+            // If the ledger does not answer, the span starts a trace of its own.
             let cause =
                 self.sender.ledger.trace_parent(&record.tenant, &record.id).await.ok().flatten();
             traces::linked("relay.send", cause)
@@ -168,10 +173,11 @@ impl Relay {
             Ok(settled) => {
                 crash_point!("relay-signalled");
                 let delivery = settled.delivery;
-                info!(request_id = %record.id, ?delivery, "the relay delivered what was owed");
-                // The receipt first: without it the signal would go out once more.
+                info!(request_id = %record.id, ?delivery, "the relay delivered an owed signal");
+                // Keep the receipt before releasing the task: without it the signal would go out
+                // again.
                 self.sender.ledger.keep_receipt(DeliveryReceipt::of(&record, settled, now));
-                // Whoever decided may have died before looking at the task again.
+                // The process that decided the request may have died before it released the task.
                 let Sender { ledger, clock, .. } = &self.sender;
                 self.tasks.release(ledger, clock, &record.tenant, &record.task).await;
                 Some(delivery)
@@ -180,7 +186,7 @@ impl Relay {
                 warn!(request_id = %record.id, %error, "a signal is still owed");
                 let age = now - record.owed_since;
                 let pause = (age / 2).clamp(TimeDelta::milliseconds(100), LONGEST_RETRY_DELAY);
-                // If this fails too, the lease runs out by itself.
+                // If this fails too, the row is due again when its lease runs out.
                 let _given_back =
                     self.sender.ledger.postpone(&record, now + pause.min(LEASE)).await;
                 None

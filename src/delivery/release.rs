@@ -1,7 +1,9 @@
-//! Tasks that the relay could not let go on after it had sent their signals: their rows were locked, or
-//! the ledger was away. Kept in memory and tried again until it succeeds; the receipt does not wait for
-//! it, so that no signal goes out twice for it. A process that is killed forgets them: such a task goes
-//! on with its agent's next step.
+//! Releases tasks that the relay could not release after it had sent their signals, because the row
+//! was locked or the ledger was out of reach.
+//!
+//! The tasks are kept in memory, and each is tried again until it is released. The delivery receipt
+//! is written without waiting for that, so that the signal does not go out again. A process that is
+//! killed forgets its tasks; the agent's next step then releases the task.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,12 +16,12 @@ use crate::domain::ids::{TaskId, TenantId};
 use crate::ledger::Ledger;
 use crate::workers::{Failed, Progress, Worker};
 
-/// The tasks that still wait; cheap to clone.
+/// The tasks that are still to be released; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct WaitingTasks(Arc<Mutex<HashSet<(TenantId, TaskId)>>>);
 
 impl WaitingTasks {
-    /// Lets a task go on, now or later.
+    /// Releases a task from `WAITING_APPROVAL`. If that fails, keeps the task for [`TaskReleaser`].
     pub async fn release(&self, ledger: &Ledger, clock: &Clock, tenant: &TenantId, task: &TaskId) {
         if let Err(error) = ledger.release_task(tenant, task, clock.now()).await {
             warn!(task_id = %task, %error, "sent, but its task still waits");
@@ -32,20 +34,20 @@ impl WaitingTasks {
     }
 }
 
-/// Lets the tasks go on.
+/// The worker that releases the waiting tasks.
 #[derive(Debug)]
 pub struct TaskReleaser {
-    /// Those that still wait.
+    /// The tasks to release.
     pub waiting: WaitingTasks,
-    /// Where they wait.
+    /// The ledger that holds the tasks.
     pub ledger: Ledger,
-    /// What time it is.
+    /// The source of the current time.
     pub clock: Clock,
 }
 
 impl Worker for TaskReleaser {
     const NAME: &'static str = "task_release";
-    /// How often to try.
+    /// How often to try to release the tasks.
     const INTERVAL: Duration = Duration::from_millis(500);
 
     async fn run_once(&mut self) -> Result<Progress, Failed> {

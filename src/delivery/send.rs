@@ -1,5 +1,6 @@
-//! Sends the signal of a decided request of Redis, under the contract's rules on sessions that have
-//! moved on. Used at once by whoever decided, and later by the relay for what was left owing.
+//! Sends the signal of a decided request of Redis, under the wire contract's rules for sessions
+//! that have moved on. The call that decides a request uses it at once. The relay uses it for
+//! signals that are still owed, and `republish` for signals that nobody heard.
 
 use chrono::TimeDelta;
 
@@ -13,14 +14,14 @@ use crate::domain::session::SessionPointer;
 use crate::domain::signal::signal_json;
 use crate::ledger::{Ledger, LedgerError};
 
-/// How often to look again at a session that keeps changing while we send.
-const LOOKS: usize = 3;
+/// How many times to read a session and send, if the session changes between the two.
+const MAX_ATTEMPTS: usize = 3;
 
-/// How long a request of another tenant keeps a session from being signalled in: for as long as a
-/// request lives in Redis, so that its agent may wait there.
+/// How long another tenant's request in the same session keeps signals from being sent there. A
+/// request lives this long in Redis, and meanwhile its agent may wait in the session.
 pub const SESSION_LIFETIME: TimeDelta = TimeDelta::seconds(1800);
 
-/// Why a row is still owed.
+/// Why a signal was not sent. It is still owed.
 #[derive(Debug, thiserror::Error)]
 pub enum Undelivered {
     /// Redis did not answer.
@@ -29,7 +30,7 @@ pub enum Undelivered {
     /// The ledger did not answer.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The session's pointer changed each time we looked.
+    /// The session changed between reading and sending in every attempt.
     #[error("the session keeps changing")]
     Restless,
 }
@@ -37,21 +38,23 @@ pub enum Undelivered {
 /// Sends signals; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Sender {
-    /// What was decided.
+    /// The ledger that holds the requests and their decisions.
     pub ledger: Ledger,
-    /// How it travels.
+    /// The courier that carries the signals.
     pub courier: Courier,
-    /// What time it is.
+    /// The source of the current time.
     pub clock: Clock,
-    /// Signals that nobody heard.
+    /// The unheard signals that this replica watches.
     pub unheard: Unheard,
 }
 
 impl Sender {
-    /// Sends what a row owes. `seen` is what the caller has just judged, if it has.
+    /// Sends the signal of a row. `seen` is the session as the caller has just read it, if the
+    /// caller has.
     ///
     /// # Errors
-    /// [`Undelivered`]: the row stays owed and may be sent again.
+    /// [`Undelivered`] when a store does not answer or the session keeps changing. The signal is
+    /// still owed, and sending it again is safe.
     pub async fn deliver(
         &self,
         record: &Record,
@@ -61,9 +64,10 @@ impl Sender {
         (State::Decided(decision), Origin::Redis) => {
             self.send_signal(record, decision, seen).await
         }
-        // Registered requests have no keys in Redis. An older release may have left one owed.
+        // Requests that were registered over HTTP have no keys in Redis. An older release may have
+        // left such a row owed.
         (State::Decided(_), Origin::Http)
-        // Not a word on the channel about these: agents take anything for an approval.
+        // Nothing is published for these states, because agents take any message for an approval.
         | (State::Pending | State::Expired | State::Cancelled, _) => Ok(DeliveryResult::SENT),
     }
     }
@@ -78,13 +82,13 @@ impl Sender {
         let document = decided_document(&record.document, decision);
         let was_sent = record.replication_id.is_some() || record.listeners.is_some();
         let is_unheard = record.is_missed_within_agent_timeout(self.clock.now());
-        // The decision's own write has just looked.
+        // A caller that passes `seen` has just made this check when it wrote the decision.
         let is_shared = (seen.is_none() || was_sent)
             && self
                 .ledger
                 .is_shared(&record.session, &record.tenant, self.clock.now() - SESSION_LIFETIME)
                 .await?;
-        for _look in 0..LOOKS {
+        for _attempt in 0..MAX_ATTEMPTS {
             let seen = match seen.take() {
                 Some(seen) => seen,
                 None => self.courier.snapshot(&record.id, &record.session).await?,
@@ -97,7 +101,8 @@ impl Sender {
                 && self.is_waited_for(record, &seen.pointer).await?;
             let publish = may_reach
                 && (!was_sent
-                    || (is_unheard && self.may_be_said_again(record, decision, &seen).await?));
+                    || (is_unheard
+                        && self.may_be_published_again(record, decision, &seen).await?));
             let is_left_alone = !publish
                 && was_sent
                 && if may_reach {
@@ -137,8 +142,8 @@ impl Sender {
         Err(Undelivered::Restless)
     }
 
-    /// Whether a session names this request, or names nothing and the ledger knows no newer request of
-    /// Redis in it.
+    /// Whether the session waits for this request: its pointer names the request, or it has no
+    /// pointer and the ledger knows no newer request of Redis in it.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -154,9 +159,10 @@ impl Sender {
         Ok(newest.is_none_or(|newest| newest.created_at <= record.created_at))
     }
 
-    /// Whether a signal that was sent and that nobody heard is published again. A session that names
-    /// nothing is waited in only if Redis has lost what it named, and then for its newest request.
-    async fn may_be_said_again(
+    /// Whether a signal that was sent and that nobody heard is published again. If the session has
+    /// no pointer, its agent waits only if Redis has lost the pointer, and then for the newest
+    /// request.
+    async fn may_be_published_again(
         &self,
         record: &Record,
         decision: &Decision,
@@ -166,16 +172,18 @@ impl Sender {
             return Ok(true);
         }
         let Some(replication_id) = &record.replication_id else { return Ok(false) };
-        // Of a session that names nothing, `is_waited_for` has found this to be the newest request.
+        // If the session has no pointer, `is_waited_for` has checked that this request is its
+        // newest.
         Ok(seen.pointer.request.is_none()
             && record.is_missed_within_lookup_timeout(self.clock.now())
             && !self.courier.replication_ids().await?.contains(replication_id))
     }
 
-    /// Whether a signal that was sent, and that Redis may have lost since, is put back under its key,
-    /// without a word: its agent may have got it and wait for its next question, to which a message
-    /// would be the answer. The key is harmless there, as it would be had it not been lost, unless Redis
-    /// no longer knows what the session waits for.
+    /// Whether a signal that was sent, and that Redis may have lost since, is written to its key
+    /// again without being published. The agent may have received the signal and wait for the
+    /// answer to its next request; it would take a published message for that answer. Writing the
+    /// key is safe while the session names this request: the key would be there if Redis had not
+    /// lost it.
     async fn may_be_put_back(
         &self,
         record: &Record,
@@ -189,16 +197,17 @@ impl Sender {
         if copy != CourierCopy::Pending {
             return Ok(true);
         }
-        // Pending again: forgotten along with its signal, or asked again since, and then somebody has
-        // to decide again. Its age is as exact as a call to Redis is long.
+        // Redis holds the request as pending. Either Redis has lost the decision, or the agent has
+        // made the request again since, and then an approver has to decide it again. The request's
+        // age tells which; it is exact to within the duration of a call to Redis.
         let stored = self.courier.find_request(&record.id).await?;
         let asked = stored.map(|stored| self.clock.now() - age(stored.ttl) - courier::TIMEOUT);
         Ok(asked.is_some_and(|asked| asked < decision.at))
     }
 }
 
-/// Whether a session names this request and Redis holds what was decided, so that its agent still
-/// waits if it has not heard the signal.
+/// Whether the session names this request, and Redis holds it as pending or with this decision. If
+/// so, an agent that has not heard the signal still waits for it.
 #[must_use]
 pub fn still_names(record: &Record, decision: &Decision, seen: &SessionSnapshot) -> bool {
     let Some(document) = seen.document.as_deref() else { return false };

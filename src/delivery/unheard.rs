@@ -1,5 +1,5 @@
-//! The signals that nobody heard and that this replica watches: in memory, for as long as their agents
-//! are patient. `republish` publishes them again.
+//! The unheard signals that this replica watches. They are kept in memory until their agents give
+//! up. `republish` publishes them again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,20 +14,21 @@ use crate::domain::ids::{RequestId, SessionId, UserId};
 use crate::domain::record::{Delivery, DeliveryResult, Record};
 use crate::domain::request::{AGENT_TIMEOUT, Origin};
 
-/// How soon to look whether somebody listens, after a signal was sent to nobody.
+/// Time from the start of watching a signal to the first check for subscribers.
 const FIRST_INTERVAL: Duration = Duration::from_millis(100);
-/// How often at most for one signal. Each interval is a tenth longer than the one before.
+/// Longest time between two checks of one signal. Each interval is a tenth longer than the one
+/// before.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
 /// Most signals to watch at once; each takes about 300 bytes.
 const CAPACITY: usize = 20_000;
-/// Most answered requests to remember, so that the ledger is not told again at each poll.
+/// Most answered requests to remember, so that the ledger is not updated again at each poll.
 const ANSWERED_CAPACITY: u64 = 20_000;
 
 /// The unheard signals that this replica watches; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Unheard {
     signals: Arc<Mutex<HashMap<RequestId, Watched>>>,
-    /// Requests whose agents were answered over HTTP, and the ledger told of it.
+    /// Requests whose agents have received the answer over HTTP, and whose rows say so.
     answered: Cache<(RequestId, UserId), ()>,
 }
 
@@ -42,12 +43,14 @@ struct Watched {
     session: SessionId,
     /// When its agent gives up.
     until: DateTime<Utc>,
+    /// When to check for subscribers next.
     due: Instant,
+    /// Time from the previous check to `due`.
     interval: Duration,
 }
 
 impl Unheard {
-    /// A signal was sent. Begins to watch it if nobody heard it, else ceases to.
+    /// Takes the result of a delivery: watches the signal if nobody heard it, otherwise forgets it.
     pub fn sent(&self, record: &Record, settled: &DeliveryResult) {
         if record.origin != Origin::Redis || !matches!(record.state, State::Decided(_)) {
             return;
@@ -59,41 +62,42 @@ impl Unheard {
         }
     }
 
-    /// Ceases to watch a signal: its agent has heard it, or waits for it no longer.
+    /// Stops watching a signal, which its agent has heard or no longer waits for.
     pub fn forget(&self, request: &RequestId) {
         self.signals().remove(request);
     }
 
-    /// Whether this person's agent was not yet known to have been answered; it is from now on.
+    /// Records that this user's agent has received the answer. `true` if that was not recorded
+    /// before.
     #[must_use]
     pub fn is_first_answer(&self, request: &RequestId, user: &UserId) -> bool {
         self.answered.entry((request.clone(), user.clone())).or_insert(()).is_fresh()
     }
 
-    /// The ledger was not told of that answer.
+    /// Undoes [`Self::is_first_answer`], because the ledger could not be updated.
     pub fn unanswered(&self, request: &RequestId, user: &UserId) {
         self.answered.invalidate(&(request.clone(), user.clone()));
     }
 
-    /// How many more can be watched.
+    /// The number of signals that can be watched in addition.
     #[must_use]
     pub fn room(&self) -> usize {
         CAPACITY.saturating_sub(self.len())
     }
 
-    /// How many are watched.
+    /// The number of signals that are watched.
     #[must_use]
     pub fn len(&self) -> usize {
         self.signals().len()
     }
 
-    /// Whether none is watched.
+    /// Whether no signal is watched.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.signals().is_empty()
     }
 
-    /// Begins to watch a signal that nobody heard.
+    /// Watches a signal that nobody heard, unless `CAPACITY` signals are watched already.
     pub fn watch(&self, record: &Record) {
         let mut signals = self.signals();
         if signals.len() < CAPACITY && !signals.contains_key(&record.id) {
@@ -107,8 +111,8 @@ impl Unheard {
         }
     }
 
-    /// Those whose time to be looked at has come; each is due again after its next interval. Forgets
-    /// those whose agents have given up.
+    /// The signals whose subscribers are to be checked now. Each is due again after its next
+    /// interval. Forgets the signals whose agents have given up.
     #[must_use]
     pub fn due(&self, now: DateTime<Utc>) -> Vec<(RequestId, SessionId)> {
         let (mut signals, instant) = (self.signals(), Instant::now());
