@@ -1,6 +1,6 @@
-//! The export for auditors: JSON Lines on standard output, one row at a time, so that memory does not
-//! grow with their number. What each line says is [`crate::ledger::Exported`]'s for decisions, and
-//! [`crate::ledger::ExportedAttempt`]'s for attempts that were refused.
+//! The export for auditors: JSON Lines on standard output. Rows are written one at a time, so that
+//! memory use does not grow with their number. A line is a [`crate::ledger::Exported`] for a
+//! decision and a [`crate::ledger::ExportedAttempt`] for a refused attempt.
 
 use std::io::{self, BufWriter, ErrorKind, Write};
 
@@ -10,11 +10,11 @@ use serde::Serialize;
 
 use crate::ledger::{Ledger, Span};
 
-/// A span as operators write it, `from` inclusive and `to` exclusive: dates, which are their
-/// midnight in UTC, or RFC 3339 instants.
+/// Reads a span that an operator wrote; `from` is inclusive, `to` is exclusive and `now` by
+/// default. Each is an RFC 3339 instant or a date, which means its midnight in UTC.
 ///
 /// # Errors
-/// One sentence: what cannot be read, or that the span is empty.
+/// One sentence, when `from` or `to` cannot be parsed or the span is empty.
 pub fn span(
     from: &str,
     to: Option<&str>,
@@ -36,7 +36,7 @@ fn instant(name: &str, text: &str) -> anyhow::Result<DateTime<Utc>> {
     })
 }
 
-/// Writes what was decided in a span of time. Whoever reads may stop reading: that ends it, too.
+/// Writes the decisions of a span. If the reader closes the pipe, the export ends without an error.
 ///
 /// # Errors
 /// One sentence, when the ledger cannot be read or the lines cannot be written.
@@ -46,10 +46,11 @@ pub async fn decisions(ledger: &Ledger, span: &Span, output: impl Write) -> anyh
     lines.end(exported)
 }
 
-/// Writes which attempts to decide were refused in a span of time, likewise.
+/// Writes the attempts to decide that were refused in a span. A closed pipe ends the export, as in
+/// [`decisions`].
 ///
 /// # Errors
-/// Those of [`decisions`].
+/// One sentence, when the ledger cannot be read or the lines cannot be written.
 pub async fn refused_attempts(
     ledger: &Ledger,
     span: &Span,
@@ -60,7 +61,7 @@ pub async fn refused_attempts(
     lines.end(exported)
 }
 
-/// JSON Lines on their way out.
+/// A buffered writer of JSON Lines.
 struct Lines<W: Write>(BufWriter<W>);
 
 impl<W: Write> Lines<W> {

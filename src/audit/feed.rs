@@ -1,9 +1,9 @@
-//! Feeds the Auth server's audit log: sends the entries that decisions and registrations have left
-//! in the outbox, and deletes each once the server has answered 204.
+//! Feeds the Auth server's audit log. Decisions and registrations write entries to the outbox
+//! table; the feed sends each entry and deletes it once the server has answered 204.
 //!
-//! One worker runs in every replica; a lease on the row keeps two from sending the same at once. An
-//! entry may arrive twice (sent, then the replica was killed before the row was deleted). No
-//! decision ever waits for this.
+//! One worker runs in every replica; a lease on the row keeps two workers from sending the same
+//! entry at once. Delivery is at least once: an entry arrives twice if the replica is killed after
+//! sending it and before deleting its row. Decisions do not wait for the feed.
 
 use std::time::Duration;
 
@@ -20,38 +20,38 @@ use crate::ledger::{Ledger, LedgerError, OutboxKind, OutboxRow};
 use crate::observe::metrics::{self, AuditResult};
 use crate::workers::{Failed, Progress, Worker};
 
-/// Longest to wait for the Auth server's answer.
+/// Longest time to wait for the Auth server's answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a replica holds the entries that it has claimed: longer than sending takes, since all of
-/// them are sent at the same time.
+/// How long a replica holds the entries that it has claimed. All of them are sent at the same time,
+/// so the lease is longer than `SEND_TIMEOUT`.
 pub const LEASE: TimeDelta = TimeDelta::seconds(20);
 /// Entries to claim and send at the same time.
 const BATCH_SIZE: usize = 16;
-/// Pause before the first retry; each further one is twice as long.
+/// Pause before the first retry. Each further pause is twice as long.
 const FIRST_RETRY_DELAY: TimeDelta = TimeDelta::seconds(1);
 /// Longest pause between two retries.
-const LONGEST_RETRY_DELAY: TimeDelta = TimeDelta::seconds(60);
-/// The same of an entry that the server refuses: it will hardly be taken before somebody mends
-/// something.
-const LONGEST_REFUSED_DELAY: TimeDelta = TimeDelta::hours(1);
+const MAX_RETRY_DELAY: TimeDelta = TimeDelta::seconds(60);
+/// Longest pause between two retries of an entry that the server refuses with a 4xx status. The
+/// server will hardly accept it before an operator has corrected something.
+const MAX_REFUSED_RETRY_DELAY: TimeDelta = TimeDelta::hours(1);
 
-/// Sends to one Auth server.
+/// Sends audit entries to one Auth server.
 #[derive(Clone, Debug)]
 pub struct AuditSender {
     client: Client,
     address: Url,
 }
 
-/// What one round did.
+/// The number of entries in one round, by their result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Round {
-    /// Entries that the server took.
+    /// Entries that the server accepted.
     pub sent: usize,
-    /// Entries that are tried again later.
+    /// Entries that failed and are sent again later.
     pub failed: usize,
 }
 
-/// Why an entry was not taken.
+/// Why the server did not accept an entry.
 #[derive(Debug, thiserror::Error)]
 enum SendError {
     #[error("{0}")]
@@ -62,12 +62,12 @@ enum SendError {
 
 impl SendError {
     /// Longest pause until the entry is sent again.
-    fn longest_delay(&self) -> TimeDelta {
+    fn max_retry_delay(&self) -> TimeDelta {
         match self {
             Self::NotTaken(StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
-            | Self::NoAnswer(_) => LONGEST_RETRY_DELAY,
-            Self::NotTaken(status) if status.is_client_error() => LONGEST_REFUSED_DELAY,
-            Self::NotTaken(_) => LONGEST_RETRY_DELAY,
+            | Self::NoAnswer(_) => MAX_RETRY_DELAY,
+            Self::NotTaken(status) if status.is_client_error() => MAX_REFUSED_RETRY_DELAY,
+            Self::NotTaken(_) => MAX_RETRY_DELAY,
         }
     }
 }
@@ -76,7 +76,7 @@ impl AuditSender {
     /// A sender to the server behind this address, `audit_url`.
     ///
     /// # Errors
-    /// When there is no TLS to be had.
+    /// When the HTTP client cannot set up TLS, or the address with its path is not a valid URL.
     pub fn new(audit_url: &Url) -> anyhow::Result<Self> {
         let client = Client::builder().redirect(Policy::none()).timeout(SEND_TIMEOUT).build()?;
         let base = audit_url.as_str().trim_end_matches('/');
@@ -92,7 +92,7 @@ impl AuditSender {
         }
     }
 
-    /// Claims what is due, sends it, and deletes what was taken.
+    /// Claims the entries that are due, sends them, and deletes those that the server accepted.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -111,10 +111,10 @@ impl AuditSender {
                 }
                 Err(error) => {
                     metrics::audited(AuditResult::Failed);
-                    let longest = error.longest_delay();
+                    let longest = error.max_retry_delay();
                     let due_at = retry_at(clock.now(), row.attempts, longest);
                     failure = Some(error);
-                    // If this fails too, the lease runs out by itself.
+                    // If this fails too, the entry is due again when its lease runs out.
                     let _given_back = ledger.postpone_outbox(row.id, due_at).await;
                 }
             }
@@ -131,14 +131,14 @@ impl AuditSender {
     }
 }
 
-/// Feeds the audit log of one Auth server.
+/// The worker that feeds the audit log of one Auth server.
 #[derive(Debug)]
 pub struct AuditFeed {
-    /// Sends.
+    /// Sends the entries.
     pub sender: AuditSender,
-    /// Where the entries are.
+    /// The ledger whose outbox holds the entries.
     pub ledger: Ledger,
-    /// What time it is.
+    /// The source of the current time.
     pub clock: Clock,
 }
 
@@ -153,12 +153,12 @@ impl Worker for AuditFeed {
                 warn!(%error, "the audit entries to send cannot be read");
                 Failed
             })?;
-        // A server that takes nothing is not asked again at once.
+        // If the server accepted no entry, the next round waits, even after a full batch.
         Ok(if sent > 0 { Progress::of(sent + failed, BATCH_SIZE) } else { Progress::Done })
     }
 }
 
-/// When to try again after so many attempts.
+/// When to send an entry again after this many attempts.
 fn retry_at(now: DateTime<Utc>, attempts: i32, longest: TimeDelta) -> DateTime<Utc> {
     let doublings = attempts.saturating_sub(1).clamp(0, 12);
     now + (FIRST_RETRY_DELAY * (1 << doublings)).min(longest)
@@ -174,10 +174,10 @@ mod tests {
         for (attempts, seconds) in
             [(0, 1), (1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (i32::MAX, 60)]
         {
-            let at = retry_at(now, attempts, LONGEST_RETRY_DELAY);
+            let at = retry_at(now, attempts, MAX_RETRY_DELAY);
             assert_eq!((at - now).num_seconds(), seconds, "{attempts}");
         }
-        let at = retry_at(now, i32::MAX, LONGEST_REFUSED_DELAY);
+        let at = retry_at(now, i32::MAX, MAX_REFUSED_RETRY_DELAY);
         assert_eq!((at - now).num_seconds(), 3600);
     }
 }

@@ -1,4 +1,5 @@
-//! What auditors and the platform's audit log are told, and how long rows are kept.
+//! Exports decisions and refused attempts for auditors, feeds the platform's audit log, and deletes
+//! old rows.
 
 pub mod export;
 pub mod feed;

@@ -1,9 +1,10 @@
-//! Evidence of attempts to decide that were refused: each is a row that auditors export.
+//! Records the attempts to decide that were refused, one row each, for auditors to export.
 //!
-//! An answer never waits for its row. Attempts are handed to a worker, which writes them in batches;
-//! those of the last moment are lost if the process is killed. Two things bound the rows: a person
-//! leaves at most `BURST` at once and then one every `PAUSE`, per process, and retention deletes
-//! them with the requests. What is dropped is counted, and every refusal is in the log.
+//! The answer to an attempt does not wait for its row: a queue passes the attempt to a worker,
+//! which writes rows in batches. If the process is killed, the attempts in the queue are lost. Two
+//! limits bound the number of rows. Each process records at most `BURST` attempts of one person at
+//! once and then one every `ATTEMPT_INTERVAL`; retention deletes the rows with the requests. A
+//! metric counts the dropped attempts, and the log has a line for every refusal.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -17,38 +18,39 @@ use crate::ledger::{Ledger, LedgerError, RefusedAttempt};
 use crate::observe::metrics;
 use crate::workers::{Failed, Progress, Worker};
 
-/// Attempts of one person that are written at once, after a pause.
+/// Attempts of one person that are recorded without a pause between them.
 const BURST: NonZeroU32 = NonZeroU32::new(100).unwrap();
-/// In the long run, one attempt of a person is written in this time.
-const PAUSE: Duration = Duration::from_secs(10);
-/// Attempts that may wait to be written.
+/// After the burst, one attempt of a person is recorded per this interval.
+const ATTEMPT_INTERVAL: Duration = Duration::from_secs(10);
+/// Attempts that may wait in the queue.
 const QUEUE_SIZE: usize = 1024;
 /// Attempts to write in one statement.
 const BATCH_SIZE: usize = 100;
 
-/// Takes attempts; cheap to clone.
+/// Queues refused attempts for the [`AttemptWriter`]; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct RefusedAttempts {
     queue: Sender<RefusedAttempt>,
     people: Arc<DefaultKeyedRateLimiter<(String, String)>>,
 }
 
-/// What an [`AttemptWriter`] has to write.
+/// The receiving end of the queue, for the [`AttemptWriter`].
 #[derive(Debug)]
 pub struct Queue(Receiver<RefusedAttempt>);
 
 impl RefusedAttempts {
-    /// A queue with nothing in it.
+    /// Makes an empty queue, and returns both of its ends.
     #[must_use]
     pub fn new() -> (Self, Queue) {
         let (queue, attempts) = mpsc::channel(QUEUE_SIZE);
-        let quota = Quota::with_period(PAUSE).map(|quota| quota.allow_burst(BURST));
+        let quota = Quota::with_period(ATTEMPT_INTERVAL).map(|quota| quota.allow_burst(BURST));
         let quota = quota.unwrap_or_else(|| Quota::per_minute(BURST));
         let people = Arc::new(RateLimiter::keyed(quota));
         (Self { queue, people }, Queue(attempts))
     }
 
-    /// Hands an attempt to the worker, or drops and counts it.
+    /// Queues an attempt. Drops and counts it if the person has used up the limit or the queue is
+    /// full.
     pub fn record(&self, attempt: RefusedAttempt) {
         if self.people.len() > QUEUE_SIZE {
             self.people.retain_recent();
@@ -60,7 +62,7 @@ impl RefusedAttempts {
     }
 }
 
-/// Writes attempts.
+/// The worker that writes refused attempts to the ledger.
 #[derive(Debug)]
 pub struct AttemptWriter {
     ledger: Ledger,
@@ -69,7 +71,7 @@ pub struct AttemptWriter {
 }
 
 impl AttemptWriter {
-    /// What writes the attempts of a queue into a ledger.
+    /// Makes the worker that writes the attempts of a queue to a ledger.
     #[must_use]
     pub fn new(ledger: Ledger, Queue(attempts): Queue) -> Self {
         Self { ledger, attempts, batch: Vec::new() }
@@ -88,9 +90,10 @@ impl AttemptWriter {
 
 impl Worker for AttemptWriter {
     const NAME: &'static str = "refused_attempts";
-    /// Longest between two rounds while no attempt is refused, so that the last success is a fresh one.
+    /// Longest time between two rounds. Rounds go on while no attempt is refused, so that the
+    /// metric of the last success stays recent.
     const INTERVAL: Duration = Duration::from_secs(5);
-    /// Pause before what could not be written is tried again.
+    /// Pause after a failed write, before the same attempts are written again.
     const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
     async fn run_once(&mut self) -> Result<Progress, Failed> {

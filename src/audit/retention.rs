@@ -1,7 +1,8 @@
-//! Retention: deletes what was settled long ago, a batch at a time, so that nobody has to wait for
-//! it. What is pending or owed stays, however old it is; each table has an age of its own.
+//! Retention: deletes old rows in small batches, so that no other statement has to wait long.
+//! Pending requests and requests whose signal is owed are kept, however old they are. Requests and
+//! tasks have separate retention ages.
 //!
-//! One runs in every replica that has a setting for it; which of them deletes a row does not matter.
+//! One worker runs in every replica, and any of them may delete a row.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,39 +17,39 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::observe::metrics;
 use crate::workers::{Failed, Progress, Worker};
 
-/// Rows to delete in one statement, which has to end in time even if each is as large as may be; if
-/// there were as many, the next one follows after a pause.
+/// Rows to delete in one statement, which must end within its timeout even if each row has the
+/// largest size. After a full batch the next one follows after `BATCH_INTERVAL`.
 const BATCH_SIZE: u64 = 100;
-/// Leaves the ledger to the others between two batches.
+/// Pause between two batches, for the other users of the ledger.
 const BATCH_INTERVAL: Duration = Duration::from_millis(10);
-/// Youngest that may be deleted. No request, and no signal of one, lives longer than this: whatever
-/// is older, nobody waits for.
-const YOUNGEST: TimeDelta = TimeDelta::days(1);
-/// Oldest that may be kept, to be deleted then.
+/// The smallest retention age. No request or signal lives longer than this, so no agent waits for
+/// an older row.
+const MIN_AGE: TimeDelta = TimeDelta::days(1);
+/// The largest retention age, in days.
 const MAX_DAYS: u32 = 36_500;
 
-/// How long what is over is kept; `None` is for ever.
+/// How long rows are kept; `None` means for ever.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Retention {
-    /// Closed requests, from their end on, and refused attempts to decide.
+    /// The age of closed requests, counted from their end, and of refused attempts to decide.
     pub requests: Option<TimeDelta>,
-    /// Completed and failed tasks, from their last change on.
+    /// The age of completed and failed tasks, counted from their last change.
     pub tasks: Option<TimeDelta>,
 }
 
-/// How many rows are gone.
+/// The number of deleted rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Purged {
-    /// Of `hitl_request`.
+    /// Rows of `hitl_request`.
     pub requests: u64,
-    /// Of `agent_task`.
+    /// Rows of `agent_task`.
     pub tasks: u64,
-    /// Of `hitl_refused_attempt`.
+    /// Rows of `hitl_refused_attempt`.
     pub attempts: u64,
 }
 
 impl Purged {
-    /// Whether there may be more to delete.
+    /// Whether the batch of a table was full, so that there may be more to delete.
     #[must_use]
     pub fn is_full(self) -> bool {
         [self.requests, self.tasks, self.attempts].contains(&BATCH_SIZE)
@@ -66,17 +67,17 @@ impl fmt::Display for Purged {
     }
 }
 
-/// An age as operators write it, like `90d`; `name` is what they call it.
+/// Reads a retention age that an operator wrote, like `90d`. `name` is the option, for the error.
 ///
 /// # Errors
-/// One sentence: that it is none, or that it is not one to delete by.
+/// One sentence, when `text` is not a duration, or the age is under one day or over `MAX_DAYS`.
 pub fn age(name: &str, text: &str) -> anyhow::Result<TimeDelta> {
     let Ok(age) = humantime::parse_duration(text) else {
         bail!("{name} is {text:?}, which is no duration; write it like 90d, 12weeks or 1y")
     };
     let age = TimeDelta::from_std(age).unwrap_or(TimeDelta::MAX);
     ensure!(
-        age >= YOUNGEST,
+        age >= MIN_AGE,
         "{name} is {text}; it must be at least 1d, since agents may wait for what is younger"
     );
     ensure!(
@@ -86,10 +87,10 @@ pub fn age(name: &str, text: &str) -> anyhow::Result<TimeDelta> {
     Ok(age)
 }
 
-/// The setting `name`, in days; 0 is for ever.
+/// Reads the setting `name`, a retention age in days; 0 means for ever.
 ///
 /// # Errors
-/// One sentence, when it is too large.
+/// One sentence, when `days` is more than `MAX_DAYS`.
 pub fn days(name: &str, days: u32) -> anyhow::Result<Option<TimeDelta>> {
     ensure!(
         days <= MAX_DAYS,
@@ -98,20 +99,20 @@ pub fn days(name: &str, days: u32) -> anyhow::Result<Option<TimeDelta>> {
     Ok((days > 0).then(|| TimeDelta::days(days.into())))
 }
 
-/// Deletes what is old enough.
+/// The worker that deletes old rows.
 #[derive(Debug)]
 pub struct RetentionWorker {
-    /// From where.
+    /// The ledger that holds the rows.
     pub ledger: Ledger,
-    /// What time it is.
+    /// The source of the current time.
     pub clock: Clock,
-    /// What is old enough.
+    /// How long rows are kept.
     pub retention: Retention,
 }
 
 impl Worker for RetentionWorker {
     const NAME: &'static str = "retention";
-    /// How often to look for what is old enough.
+    /// How often to look for old rows.
     const INTERVAL: Duration = Duration::from_hours(1);
     const BATCH_INTERVAL: Duration = BATCH_INTERVAL;
 
@@ -129,7 +130,7 @@ impl Worker for RetentionWorker {
     }
 }
 
-/// Deletes one batch of each table.
+/// Deletes one batch of old rows of each table.
 ///
 /// # Errors
 /// [`LedgerError`] when the ledger does not answer; trying again is safe.
@@ -153,17 +154,18 @@ pub async fn run_once(
     Ok(purged)
 }
 
-/// Deletes all that is old enough.
+/// Deletes all old rows, batch by batch.
 ///
 /// # Errors
-/// One sentence that says how far it came.
+/// One sentence with the number of rows deleted so far, when the ledger does not answer.
 pub async fn purge(
     ledger: &Ledger,
     retention: Retention,
     now: DateTime<Utc>,
 ) -> anyhow::Result<Purged> {
     let mut all = Purged::default();
-    // One table after the other, so that asking again counts nothing twice.
+    // Requests first, then tasks: if a round on tasks fails and is repeated, the number of deleted
+    // requests has been added already and is not lost.
     let parts = [
         Retention { requests: retention.requests, tasks: None },
         Retention { requests: None, tasks: retention.tasks },
@@ -184,7 +186,7 @@ pub async fn purge(
     Ok(all)
 }
 
-/// What [`purge`] would delete now.
+/// Counts the rows that [`purge`] would delete now.
 ///
 /// # Errors
 /// One sentence, when the ledger does not answer.

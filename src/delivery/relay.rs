@@ -29,7 +29,7 @@ const CONCURRENCY: usize = 16;
 const LOSS_WATCH_TIMEOUT: TimeDelta = TimeDelta::seconds(10);
 /// Longest pause before a failed delivery is tried again. It is short, so that signals go out soon
 /// after Redis is back.
-const LONGEST_RETRY_DELAY: TimeDelta = TimeDelta::milliseconds(2000);
+const MAX_RETRY_DELAY: TimeDelta = TimeDelta::milliseconds(2000);
 
 /// The number of signals in one round, by their result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -185,7 +185,7 @@ impl Relay {
             Err(error) => {
                 warn!(request_id = %record.id, %error, "a signal is still owed");
                 let age = now - record.owed_since;
-                let pause = (age / 2).clamp(TimeDelta::milliseconds(100), LONGEST_RETRY_DELAY);
+                let pause = (age / 2).clamp(TimeDelta::milliseconds(100), MAX_RETRY_DELAY);
                 // If this fails too, the row is due again when its lease runs out.
                 let _given_back =
                     self.sender.ledger.postpone(&record, now + pause.min(LEASE)).await;

@@ -1,4 +1,5 @@
-//! Changing a task: who may, and how two changes at once both land.
+//! Changes a task: checks that the caller may write it, and lets two concurrent changes both
+//! succeed.
 
 use std::time::Duration;
 
@@ -13,13 +14,13 @@ use crate::domain::task::{Task, TaskRefusal, TaskStatus, TaskStep};
 use crate::ledger::{self, Ledger, LedgerError};
 use crate::state::AppState;
 
-/// Longest pause before a change that lost against another one is tried again.
-const LONGEST_RETRY_DELAY: Duration = Duration::from_millis(20);
+/// Longest pause before a step is tried again, after another change of the task was faster.
+const MAX_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// Takes a task one step further, within its tenant's quota of bytes.
 ///
 /// # Errors
-/// [`TaskError`].
+/// [`TaskError::TooMany`] when the tenant's quota is used up; else those of [`take_step`].
 pub async fn change(app: &AppState, caller: &Caller, id: &TaskId, step: &TaskStep) -> Result<Task> {
     let bytes = step.size();
     if bytes > 0 {
@@ -32,11 +33,14 @@ pub async fn change(app: &AppState, caller: &Caller, id: &TaskId, step: &TaskSte
     Ok(task)
 }
 
-/// Takes a task one step further. Two callers at once both succeed, one after the other: a write goes
-/// through only if the task is still what was read, else the step is tried on what the task has become.
+/// Takes a task one step further. Two concurrent callers both succeed, one after the other: the
+/// write succeeds only if the task is unchanged since it was read. Otherwise the task is read again
+/// and the step is tried on its new state.
 ///
 /// # Errors
-/// [`TaskError`]; [`LedgerError::Locked`] when others keep being faster for [`ledger::TIMEOUT`].
+/// [`TaskError::NotFound`], [`TaskError::NotTheOwner`], [`TaskError::Refused`] when the task does
+/// not allow the step, [`TaskError::Ledger`] when the ledger does not answer, or with
+/// [`LedgerError::Locked`] when other changes are faster for [`ledger::TIMEOUT`].
 pub async fn take_step(
     ledger: &Ledger,
     caller: &Caller,
@@ -50,8 +54,8 @@ pub async fn take_step(
             if let Some(task) = attempt(ledger, caller, id, step, clock).await? {
                 return Ok(task);
             }
-            // Let others finish first, each a little longer than before.
-            delay = (delay + Duration::from_millis(1)).min(LONGEST_RETRY_DELAY);
+            // Give the other changes time to finish; each pause is longer than the one before.
+            delay = (delay + Duration::from_millis(1)).min(MAX_RETRY_DELAY);
             sleep(delay).await;
         }
     };
@@ -60,7 +64,7 @@ pub async fn take_step(
     })
 }
 
-/// Takes the step on the task as it is now; `None` when the task has changed meanwhile.
+/// Reads the task and takes the step. `None` if the task changed between reading and writing.
 async fn attempt(
     ledger: &Ledger,
     caller: &Caller,
@@ -75,7 +79,8 @@ async fn attempt(
     let now = clock.now();
     let after = match before.after(step.clone(), now) {
         Ok(after) => after,
-        // What it waited for may have expired, which nobody reports.
+        // The request that the task waits for may have expired without any call that released the
+        // task.
         Err(TaskRefusal::State(TaskStatus::WaitingApproval))
             if ledger.release_task(&caller.tenant, id, now).await? =>
         {

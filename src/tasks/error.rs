@@ -1,27 +1,27 @@
-//! Why a use case on tasks has no answer, by what the caller can conclude.
+//! The errors of the task use cases. Each variant is a case that callers handle in its own way.
 
 use crate::domain::task::TaskRefusal;
 use crate::ledger::LedgerError;
 use crate::limits::TooMany;
 use crate::limits::quotas::QuotaError;
 
-/// Why a use case on tasks has no answer. Except after [`LedgerError::OutcomeUnknown`], the task is as
-/// it was.
+/// Why a task use case failed. The task is unchanged, except perhaps after
+/// [`LedgerError::OutcomeUnknown`].
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
     /// The caller's tenant has no such task.
     #[error("no such task")]
     NotFound,
-    /// It is another user's, and the caller is no admin.
+    /// The task belongs to another user, and the caller is not an admin.
     #[error("the task is another user's")]
     NotTheOwner,
     /// The task does not allow the step.
     #[error(transparent)]
     Refused(#[from] TaskRefusal),
-    /// The tenant has written too much.
+    /// The tenant has used up a quota.
     #[error(transparent)]
     TooMany(#[from] TooMany),
-    /// The ledger is out of reach or wrong.
+    /// The ledger did not answer, or refused the statement.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }
@@ -35,5 +35,5 @@ impl From<QuotaError> for TaskError {
     }
 }
 
-/// What a use case on tasks answers.
+/// The result of a task use case.
 pub type Result<T> = std::result::Result<T, TaskError>;

@@ -1,5 +1,5 @@
-//! The use cases on agent tasks, a file each. The rules themselves are in `domain`, the guarantees in
-//! `ledger`.
+//! The use cases on agent tasks, one in each file. Their rules are in `domain`; their guarantees
+//! are in `ledger`.
 
 pub mod change;
 pub mod create;

@@ -1,10 +1,11 @@
-//! Closes the tasks that we made for approved requests and that no agent reports on. Without this
-//! they would stay `IN_PROGRESS` for ever.
+//! Closes open tasks: tasks that this service made for approved requests and that no agent reports
+//! on. Without this worker they would stay `IN_PROGRESS` for ever.
 //!
-//! An agent that acknowledges has its task completed at once. Once the agent's patience has passed
-//! after the approval reached it, a task is `COMPLETED` with `{"reportedByAgent":false}` if the
-//! approval was heard, else `FAILED`. Tasks that agents keep are left alone. One worker runs in every
-//! replica; which of them closes a task does not matter.
+//! When an agent acknowledges the approval, its task is completed at once. Otherwise the task is
+//! closed one agent timeout after the approval was sent: as `COMPLETED` with
+//! `{"reportedByAgent":false}` if the approval was heard, else as `FAILED`. Tasks that agents
+//! create themselves are not closed. One worker runs in every replica, and any of them may close a
+//! task.
 
 use std::time::Duration;
 
@@ -15,21 +16,22 @@ use crate::domain::request::AGENT_TIMEOUT;
 use crate::ledger::{Ledger, LedgerError};
 use crate::workers::{Failed, Progress, Worker};
 
-/// Tasks to close in one statement; if there were as many, the next one follows at once.
+/// Requests whose tasks are closed in one statement. After a full batch the next one follows at
+/// once.
 const BATCH_SIZE: u64 = 100;
 
-/// Closes such tasks.
+/// The worker that closes open tasks.
 #[derive(Debug)]
 pub struct OpenTasks {
-    /// Where they are.
+    /// The ledger that holds the tasks.
     pub ledger: Ledger,
-    /// What time it is.
+    /// The source of the current time.
     pub clock: Clock,
 }
 
 impl Worker for OpenTasks {
     const NAME: &'static str = "open_tasks";
-    /// How often to look for such tasks.
+    /// How often to look for open tasks.
     const INTERVAL: Duration = Duration::from_secs(10);
 
     async fn run_once(&mut self) -> Result<Progress, Failed> {
@@ -44,7 +46,7 @@ impl Worker for OpenTasks {
     }
 }
 
-/// Closes a batch; says of how many requests.
+/// Closes the tasks of one batch of requests, and returns the number of requests.
 ///
 /// # Errors
 /// [`LedgerError`] when the ledger does not answer.

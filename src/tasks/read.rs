@@ -1,4 +1,4 @@
-//! Reading tasks: one, or a page of them.
+//! Reads one task or a page of tasks.
 
 use super::error::{Result, TaskError};
 use crate::domain::approver::Caller;
@@ -6,7 +6,7 @@ use crate::domain::ids::TaskId;
 use crate::domain::task::{Task, TaskFilter};
 use crate::state::AppState;
 
-/// A task of the caller's tenant.
+/// Returns a task of the caller's tenant.
 ///
 /// # Errors
 /// [`TaskError::NotFound`]; [`TaskError::Ledger`] when the ledger does not answer.
@@ -14,7 +14,7 @@ pub async fn read(app: &AppState, caller: &Caller, id: &TaskId) -> Result<Task> 
     app.ledger.find_task(&caller.tenant, id).await?.ok_or(TaskError::NotFound)
 }
 
-/// A page of tasks, newest first, and how many there are in all; see
+/// Returns a page of tasks, newest first, and the total number of tasks that match; see
 /// [`Ledger::list_tasks`](crate::ledger::Ledger::list_tasks).
 ///
 /// # Errors
