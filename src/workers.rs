@@ -1,8 +1,9 @@
-//! Drives everything that is done again and again beside the calls: one loop for all workers.
+//! Drives the background workers: one loop for all of them.
 //!
-//! A worker says what one round does ([`Worker::run_once`]), how long it rests and what wakes it; the
-//! driver repeats it, counts failures and notes the last success. A failed round waits for its retry,
-//! whatever wakes the worker meanwhile. A worker that panics ends its task, which ends the process.
+//! A worker defines what one round does ([`Worker::run_once`]), its pauses and what wakes it. The
+//! driver repeats the round, and the metrics count failures and keep the time of the last success.
+//! After a failed round, [`Worker::wake_up`] does not shorten the pause. A worker that panics ends
+//! its task, which ends the process.
 
 use std::future::{Future, pending, ready};
 use std::pin::pin;
@@ -14,50 +15,52 @@ use tokio_util::task::TaskTracker;
 
 use crate::observe::metrics;
 
-/// What a round that succeeded leaves to do.
+/// Whether a round that succeeded has left work to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Its batch was full: the next round follows at once.
+    /// The batch was full: the next round follows after [`Worker::BATCH_INTERVAL`].
     More,
-    /// Nothing until the interval is over, or something wakes the worker.
+    /// No work is left: the next round follows after [`Worker::INTERVAL`], or when the worker wakes
+    /// up.
     Done,
 }
 
 impl Progress {
-    /// That of a round which did so much of a batch of this size.
+    /// [`Self::More`] if the round has done a full batch, else [`Self::Done`].
     #[must_use]
     pub fn of<N: PartialEq + Copy>(done: N, batch_size: N) -> Self {
         if done == batch_size { Self::More } else { Self::Done }
     }
 }
 
-/// A round failed. Why is in the log already.
+/// The error of a failed round. The worker has logged the reason.
 #[derive(Clone, Copy, Debug)]
 pub struct Failed;
 
-/// What is done again and again.
+/// A job that is repeated in the background.
 pub trait Worker: Send {
-    /// Its name in the metrics.
+    /// The worker's name in the metrics.
     const NAME: &'static str;
-    /// How long it rests after a round that left nothing to do.
+    /// Pause after a round that left no work.
     const INTERVAL: Duration;
-    /// How long it rests after a round that failed.
+    /// Pause after a round that failed.
     const RETRY_INTERVAL: Duration = Self::INTERVAL;
-    /// How long it leaves the stores to the others after a full batch.
+    /// Pause after a full batch, for the other users of the stores.
     const BATCH_INTERVAL: Duration = Duration::ZERO;
 
-    /// Does what there is to do, up to one batch, and logs what failed.
+    /// Does up to one batch of work, and logs the reason of a failure.
     ///
     /// # Errors
-    /// [`Failed`]; the next round tries again.
+    /// [`Failed`] when the round did not succeed; the next round tries again.
     fn run_once(&mut self) -> impl Future<Output = Result<Progress, Failed>> + Send;
 
-    /// Returns when there is something to do before the interval is over. May be dropped at any time.
+    /// Returns when there is work before the interval is over. The future may be dropped at any
+    /// time.
     fn wake_up(&mut self) -> impl Future<Output = ()> + Send {
         pending()
     }
 
-    /// The last thing that it does, when it ends [`End::AfterCalls`].
+    /// Does the worker's last work, after its last round, if it ends by [`End::AfterCalls`].
     fn finish(&mut self) -> impl Future<Output = ()> + Send {
         ready(())
     }
@@ -66,11 +69,11 @@ pub trait Worker: Send {
 /// When a worker ends.
 #[derive(Clone, Debug)]
 pub enum End {
-    /// When this is set, even within a round: another replica does the rest.
+    /// When the token is cancelled, even within a round: another replica does the rest.
     AtOnce(CancellationToken),
-    /// When this is set, after the round that is under way.
+    /// When the token is cancelled, after the round that is under way.
     AfterRound(CancellationToken),
-    /// When none of these is under way any more, after [`Worker::finish`].
+    /// When the tracker is closed and its tasks have ended, after [`Worker::finish`].
     AfterCalls(TaskTracker),
 }
 

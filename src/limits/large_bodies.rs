@@ -1,5 +1,5 @@
-//! One large body per person at a time. To check and store one takes so long that a few at once would
-//! delay the calls of others.
+//! Limits large bodies to one per person at a time. Checking and storing a large body takes long: a
+//! few of them at once would delay the calls of other people.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -15,22 +15,24 @@ use crate::domain::ids::{TenantId, UserId};
 
 /// A body of more bytes is large.
 pub const LARGE_BODY_BYTES: usize = 64 * 1024;
-/// Large bodies of one person that may wait for the one before them.
-const MOST_WAITING: usize = 8;
-/// Longest that a large body waits: for those of the same person, and then for everybody's.
-const LARGE_BODY_WAIT: Duration = Duration::from_secs(5);
+/// Large bodies of one person that may wait for their turn.
+const MAX_WAITING: usize = 8;
+/// Longest time that a large body waits for the earlier ones of the same person. After it is
+/// received, it waits as long again for the bodies of all people.
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Gives large bodies their turns. One person's bodies are read and handled one after the other. Of all
-/// callers' bodies, fewer are handled at once than there are HTTP workers. Cheap to clone; clones share
-/// the state.
+/// Gives large bodies their turns. One person's bodies are read and handled one after the other. Of
+/// all callers' bodies, fewer are handled at once than there are HTTP workers. Cheap to clone;
+/// clones share the state.
 #[derive(Clone, Debug)]
 pub struct LargeBodies(Arc<Queues>);
 
 #[derive(Debug)]
 struct Queues {
-    /// The queues of the people who send a large body or wait to; a queue that is empty is removed.
+    /// The queues of the people who send a large body or wait to send one. An empty queue is
+    /// removed.
     people: Mutex<HashMap<Person, Queue>>,
-    /// One permit for each received body that may be handled at once.
+    /// One permit for each received body that may be handled at the same time.
     handled: Arc<Semaphore>,
 }
 
@@ -38,8 +40,9 @@ type Person = (TenantId, UserId);
 
 #[derive(Debug)]
 struct Queue {
-    /// One permit for the body whose turn it is, and for each one that may wait.
+    /// One permit for the body whose turn it is, and one for each body that may wait.
     places: Arc<Semaphore>,
+    /// The permit of the body whose turn it is.
     turn: Arc<Semaphore>,
 }
 
@@ -48,7 +51,7 @@ struct Queue {
 pub struct LargeBodyTurn {
     _turn: OwnedSemaphorePermit,
     _handled: Option<OwnedSemaphorePermit>,
-    // Dropped last, because it removes the queue.
+    // Fields are dropped in order. The place comes last, because dropping it may remove the queue.
     place: Place,
 }
 
@@ -72,25 +75,26 @@ impl LargeBodies {
     /// Waits until this person's large bodies before this one have been handled.
     ///
     /// # Errors
-    /// [`TooMany`] when too many wait already, or this one has waited too long.
+    /// [`TooMany`] when `MAX_WAITING` bodies of this person wait already, or this body has waited
+    /// for `TURN_TIMEOUT`.
     pub async fn wait(&self, caller: &Caller) -> Result<LargeBodyTurn, TooMany> {
         let (place, turn) = self.0.take_place(caller)?;
-        match timeout(LARGE_BODY_WAIT, turn.acquire_owned()).await {
+        match timeout(TURN_TIMEOUT, turn.acquire_owned()).await {
             Ok(Ok(turn)) => Ok(LargeBodyTurn { _turn: turn, _handled: None, place }),
-            _elapsed_or_closed => Err(too_many(Limit::LargeBodiesOfPerson(MOST_WAITING))),
+            _elapsed_or_closed => Err(too_many(Limit::LargeBodiesOfPerson(MAX_WAITING))),
         }
     }
 }
 
 impl LargeBodyTurn {
-    /// Waits until this body, which has been received, may be handled beside those of other people. A
-    /// client that sends slowly delays nobody else, because this limit does not apply to it yet.
+    /// Waits until this body, which has been received, may be handled. The limit counts only
+    /// received bodies, so that a client that sends slowly delays no other person.
     ///
     /// # Errors
-    /// [`TooMany`] when it has waited too long.
+    /// [`TooMany`] when this body has waited for `TURN_TIMEOUT`.
     pub async fn received(self) -> Result<Self, TooMany> {
         let handled = Arc::clone(&self.place.queues.handled);
-        match timeout(LARGE_BODY_WAIT, handled.acquire_owned()).await {
+        match timeout(TURN_TIMEOUT, handled.acquire_owned()).await {
             Ok(Ok(handled)) => Ok(Self { _handled: Some(handled), ..self }),
             _elapsed_or_closed => Err(too_many(Limit::LargeBodies)),
         }
@@ -102,11 +106,11 @@ impl Queues {
         let person = (caller.tenant.clone(), caller.user.clone());
         let mut people = self.people.lock().unwrap_or_else(PoisonError::into_inner);
         let queue = people.entry(person.clone()).or_insert_with(|| Queue {
-            places: Arc::new(Semaphore::new(1 + MOST_WAITING)),
+            places: Arc::new(Semaphore::new(1 + MAX_WAITING)),
             turn: Arc::new(Semaphore::new(1)),
         });
         let permit = Arc::clone(&queue.places).try_acquire_owned();
-        let permit = permit.map_err(|_full| too_many(Limit::LargeBodiesOfPerson(MOST_WAITING)))?;
+        let permit = permit.map_err(|_full| too_many(Limit::LargeBodiesOfPerson(MAX_WAITING)))?;
         let place = Place { queues: Arc::clone(self), person, permit: Some(permit) };
         Ok((place, Arc::clone(&queue.turn)))
     }
@@ -115,9 +119,10 @@ impl Queues {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut people = self.queues.people.lock().unwrap_or_else(PoisonError::into_inner);
-        // While the map is locked, so that nobody takes a place in between.
+        // The permit is returned while the map is locked, so that no caller takes a place in a
+        // queue that is about to be removed.
         self.permit = None;
-        let is_empty = |queue: &Queue| queue.places.available_permits() > MOST_WAITING;
+        let is_empty = |queue: &Queue| queue.places.available_permits() > MAX_WAITING;
         if people.get(&self.person).is_some_and(is_empty) {
             people.remove(&self.person);
         }
@@ -152,13 +157,12 @@ mod tests {
         let bodies = LargeBodies::default();
         let (alice, bob) = (person("alice"), person("bob"));
         let first = bodies.wait(&alice).await.unwrap();
-        let mut waiting: Vec<_> =
-            (0..MOST_WAITING).map(|_| Box::pin(bodies.wait(&alice))).collect();
+        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| Box::pin(bodies.wait(&alice))).collect();
         for turn in &mut waiting {
             assert!(turn.now_or_never().is_none());
         }
         let refused = bodies.wait(&alice).await.unwrap_err();
-        assert_eq!(refused.limit, Limit::LargeBodiesOfPerson(MOST_WAITING));
+        assert_eq!(refused.limit, Limit::LargeBodiesOfPerson(MAX_WAITING));
         drop(bodies.wait(&bob).await.unwrap());
         drop(first);
         for turn in waiting {

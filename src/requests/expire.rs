@@ -1,6 +1,6 @@
-//! The expiry worker: closes pending requests whose time is over, so that nobody can decide them any
-//! more, their tasks fail and their agents learn of it. One runs in every replica; which of them
-//! closes a request does not matter, since only one can.
+//! The expiry worker: closes pending requests whose time is over. They can no longer be decided,
+//! their tasks fail, and their agents are notified. One worker runs in every replica, and any of
+//! them may close a request; the ledger lets only one succeed.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use crate::observe::metrics;
 use crate::state::AppState;
 use crate::workers::{Failed, Progress, Worker};
 
-/// Requests to close in one round; if there were as many, the next one follows at once.
+/// Requests to close in one round. After a full batch the next round follows at once.
 const BATCH_SIZE: usize = 100;
 
-/// Closes requests whose time is over, with the state of its process.
+/// The worker that closes requests whose time is over.
 #[derive(Debug)]
 pub struct ExpiryWorker(pub AppState);
 
@@ -37,10 +37,11 @@ impl Worker for ExpiryWorker {
     }
 }
 
-/// Closes what is due, and says how many requests that were.
+/// Closes one batch of requests whose time is over, and returns how many were closed or found
+/// closed.
 ///
 /// # Errors
-/// [`LedgerError`] when the ledger does not answer.
+/// [`LedgerError`] when the ledger does not answer, or when requests failed and none was closed.
 pub async fn run_once(app: &AppState) -> Result<usize, LedgerError> {
     let now = app.clock.now();
     let limit = i64::try_from(BATCH_SIZE).unwrap_or(0);
@@ -55,7 +56,7 @@ pub async fn run_once(app: &AppState) -> Result<usize, LedgerError> {
             Err(error @ (LedgerError::NotExecuted(_) | LedgerError::OutcomeUnknown(_))) => {
                 return Err(error);
             }
-            // A row that is odd, or that somebody holds locked, must not keep the others open.
+            // A row that is locked or cannot be read must not keep the other requests open.
             Err(error) => {
                 warn!(request_id = %id, %error, "a request whose time is over cannot be closed");
                 failure = Some(error);
@@ -68,7 +69,7 @@ pub async fn run_once(app: &AppState) -> Result<usize, LedgerError> {
     Ok(closed)
 }
 
-/// Closes a request whose time is over, if it is still pending.
+/// Closes a request whose time is over. `None` if it is not pending any more.
 ///
 /// # Errors
 /// [`LedgerError`] when the ledger does not answer.

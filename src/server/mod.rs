@@ -1,5 +1,5 @@
-//! A running service: what it consists of, how it starts, and how it stops without losing
-//! anything.
+//! Starts, runs and stops one process of the service. Stopping completes the calls under way and
+//! writes the receipts that are still in memory.
 
 pub mod http;
 pub mod reload;
@@ -57,23 +57,26 @@ use crate::workers::{End, run};
 const SHUTDOWN_NOTICE_INTERVAL: Duration = Duration::from_millis(1500);
 /// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
-/// Files a process may have open beside its connections: listener, Redis, SQLite, workers, metrics.
+/// Files that a process may have open besides its connections to clients and to Postgres: listener,
+/// Redis, SQLite, workers, metrics.
 const OTHER_FILES: u64 = 100;
-/// How long each step after the last answer may take: writes under way, the relay's last round, and
-/// closing the pool.
+/// How long each step of stopping may take after the last answer: the writes under way, the relay's
+/// last round, and closing the ledger.
 const SHUTDOWN_STEP_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// One running process of the service; others may run beside it on the same stores.
+/// One running process of the service. Other replicas may use the same stores.
 #[derive(Debug)]
 pub struct Replica {
-    /// What it works with.
+    /// The state that its handlers and workers share.
     pub state: AppState,
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     server: ServerHandle,
     serving: JoinHandle<io::Result<()>>,
     workers: JoinSet<()>,
+    /// How long readiness is false before the listener is closed.
     notice: Duration,
+    /// Locks the SQLite file against a second process; `None` with Postgres.
     _lock: Option<File>,
 }
 
@@ -81,7 +84,7 @@ impl Replica {
     /// Starts everything: ledger, migrations, courier, relay, HTTP.
     ///
     /// # Errors
-    /// One sentence on what is wrong with the environment.
+    /// One sentence, when a store, the address or a setting cannot be used.
     pub async fn start(config: &Config, clock: Clock) -> anyhow::Result<Self> {
         make_room_for_connections(config)?;
         let (ledger, lock) = patiently(async || open_ledger(config, true).await).await?;
@@ -99,7 +102,7 @@ impl Replica {
         let hub = Hub::new(WaitLimits {
             per_person: config.max_waits_per_person,
             per_tenant: config.max_waits_per_tenant,
-            // The rest of the connections is for calls that are answered at once.
+            // The other quarter of the connections is for calls that do not wait.
             total: (config.max_connections / 4 * 3).max(1),
         });
         let (watcher, unchecked) = Watcher::new();
@@ -140,8 +143,8 @@ impl Replica {
             let address = format!("{}:{}", config.host, config.port);
             cannot_listen(&address, &error, ["HOST", "PORT"])
         })?;
-        // The standard library keeps 128 callers waiting at most; of the others, the system lets some
-        // believe that they are connected.
+        // The standard library's backlog is 128. If it is full, some clients believe that they are
+        // connected although the system has not queued their connection.
         rustix::net::listen(&listener, BACKLOG)?;
         let address = listener.local_addr()?;
         let server = serve(config, &app, listener)?;
@@ -166,7 +169,7 @@ impl Replica {
     /// Runs until `asked_to_stop`, then stops. A worker that dies ends the service too.
     ///
     /// # Errors
-    /// When the service ended by itself.
+    /// When the HTTP server or a worker ended without being asked to stop.
     pub async fn run(mut self, asked_to_stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let cause = tokio::select! {
             () = asked_to_stop => None,
@@ -188,7 +191,8 @@ impl Replica {
         }
     }
 
-    /// Stops: no new connections, finish what is under way, send what is owed, close.
+    /// Stops the service: refuses new connections, waits for the calls and writes under way, runs
+    /// the relay once more, and closes the ledger.
     pub async fn stop(mut self) {
         info!("stopping");
         self.state.stopping.cancel();
@@ -217,7 +221,7 @@ impl Replica {
     }
 }
 
-/// Starts everything that goes on beside the calls.
+/// Starts the background workers and, if configured, the metrics server.
 fn start_workers(
     config: &Config,
     app: &AppState,
@@ -273,14 +277,15 @@ fn start_workers(
     Ok(workers)
 }
 
-/// The relay of a process.
+/// Makes a relay that shares the state of this process.
 #[must_use]
 pub fn relay(app: &AppState) -> Relay {
     Relay { sender: app.sender(), tasks: app.waiting_tasks.clone() }
 }
 
-/// A process may open only so many files, and every connection is one: raises that limit as far as
-/// needed. Without this a flood of connections would leave none for the stores.
+/// Raises the limit on open files to what the connections need, since each connection is an open
+/// file. Without this, a flood of client connections would leave no files for connections to the
+/// stores.
 fn make_room_for_connections(config: &Config) -> anyhow::Result<()> {
     let stores = match config.ledger {
         LedgerConfig::Postgres { max_connections, .. } => u64::from(max_connections),
@@ -292,7 +297,7 @@ fn make_room_for_connections(config: &Config) -> anyhow::Result<()> {
     let limit = allowed();
     if !has_room(&limit) {
         let raised = Rlimit { current: Some(needed), maximum: limit.maximum };
-        // Whether it was raised is seen below.
+        // The check below fails if the limit was not raised.
         let _refused = rustix::process::setrlimit(Resource::Nofile, raised);
     }
     ensure!(

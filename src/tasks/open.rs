@@ -3,9 +3,9 @@
 //!
 //! When an agent acknowledges the approval, its task is completed at once. Otherwise the task is
 //! closed one agent timeout after the approval was sent: as `COMPLETED` with
-//! `{"reportedByAgent":false}` if the approval was heard, else as `FAILED`. Tasks that agents
-//! create themselves are not closed. One worker runs in every replica, and any of them may close a
-//! task.
+//! `{"reportedByAgent":false}` if the approval was heard, else as `FAILED`. The worker leaves a
+//! task alone if an agent created it or has changed it since the approval. One worker runs in every
+//! replica, and any of them may close a task.
 
 use std::time::Duration;
 
