@@ -1,4 +1,4 @@
-//! One person's large bodies are taken one at a time, and others do not wait for them.
+//! Large bodies of one person are handled one at a time, and other people do not wait for them.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -13,10 +13,10 @@ use support::{ALICE, Answer, Asked, BOB, MALLORY, Who, eventually, unique};
 
 const REQUESTS: &str = "/aura/hitl/requests";
 const TASKS: &str = "/main/agent/tasks";
-/// Bodies of one person that may wait.
+/// Large bodies of one person that may wait for their turn.
 const MOST_WAITING: usize = 8;
 
-/// A registration of so many bytes and a little.
+/// A registration that is slightly longer than `bytes`.
 fn registration(bytes: usize) -> Value {
     Asked::new().with("context", json!({ "text": "x".repeat(bytes) })).registration()
 }
@@ -49,7 +49,7 @@ both_modes! {
             "inputData": "x".repeat(64 * 1024),
         });
         assert_refused(&app.post(ALICE, TASKS, task).await);
-        // Of these only the end tells how long they are.
+        // A chunked body does not announce its length.
         let chunked = async |body: Value| {
             let (head, body) = (app.head(ALICE, &Method::POST, REQUESTS), body.to_string());
             app.raw(format!(
@@ -68,16 +68,17 @@ both_modes! {
         let message = korean.body["message"].as_str().unwrap();
         assert!(message.contains("65536바이트") && message.contains("최대 8개"), "{message}");
 
-        // What is small passes, and so do the decisions.
+        // Small bodies and decisions are not delayed.
         let small = Asked::new();
         app.register(ALICE, &small).await.assert(201, "");
         app.approve(ALICE, &small.id).await.assert(200, "");
         app.post(ALICE, REQUESTS, registration(60_000)).await.assert(201, "");
-        // Another user, another tenant, and the same name in another tenant.
+        // The limit does not apply to another user, another tenant, or the same name in another
+        // tenant.
         for who in [BOB, MALLORY, Who { user: ALICE.user, tenant: "tenant2", role: Role::User }] {
             app.post(who, REQUESTS, large()).await.assert(201, "");
         }
-        // One that goes away makes room, and so does the one whose turn it was.
+        // A waiting call that hangs up frees its place, and so does the call whose turn it was.
         drop(waiting.pop());
         drop(turn);
         drop(waiting);
@@ -116,7 +117,7 @@ both_modes! {
 }
 
 both_modes! {
-    /// Large ones are checked on a thread of their own, and answered like all others.
+    /// Large bodies are checked on a thread of their own, and answered like small ones.
     async fn large_bodies_are_checked_and_kept_like_small_ones(app: TestApp) {
         let padding = "x".repeat(100_000);
         let call = app.call(ALICE, Method::POST, REQUESTS).header("Accept-Language", "ko");

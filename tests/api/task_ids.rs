@@ -1,5 +1,5 @@
-//! A task's id is its tenant's own: under the same id two tenants have two tasks, and neither can
-//! tell that the other one's is there.
+//! Task ids are separate for each tenant: two tenants may each have a task with the same id, and
+//! neither can tell that the other tenant's task exists.
 
 use crate::retention::number;
 use aura_hitl::audit::retention::{self, Retention};
@@ -29,7 +29,7 @@ async fn register(app: &TestApp, who: Who<'_>, task: &str) -> Asked {
     asked
 }
 
-/// The task as this person sees it.
+/// The task as the service shows it to this person.
 async fn seen(app: &TestApp, who: Who<'_>, task: &str) -> Value {
     let answer = app.get(who, &format!("{TASKS}/{task}")).await;
     let data = answer.assert(200, "").data().clone();
@@ -41,7 +41,7 @@ async fn status(app: &TestApp, who: Who<'_>, task: &str) -> String {
     seen(app, who, task).await["status"].as_str().unwrap().to_owned()
 }
 
-/// A step of a task.
+/// Calls one step of a task.
 async fn step(
     app: &TestApp,
     who: Who<'_>,
@@ -76,7 +76,8 @@ both_modes! {
         step(&app, ALICE, (Method::POST, format!("{task}/plan-steps")), merged).await.assert(200, "");
         assert_eq!(seen(&app, ALICE, &task).await["planSteps"], json!(r#"[{"stepId":"ours","status":"pending"}]"#));
 
-        // A decision of one leaves the other's task waiting, and lets its own go on.
+        // A decision in one tenant releases that tenant's task; the other tenant's task still
+        // waits.
         app.approve(ALICE, &ours.id).await.assert(200, "");
         assert_eq!(status(&app, ALICE, &task).await, "IN_PROGRESS");
         let waits = seen(&app, MALLORY, &task).await;
@@ -94,7 +95,7 @@ both_modes! {
 
 both_modes! {
     async fn what_ends_one_tenants_task_leaves_the_others(app: TestApp) {
-        // Withdrawn.
+        // Their request is withdrawn.
         let task = unique("task");
         let (ours, theirs) = (register(&app, ALICE, &task).await, register(&app, MALLORY, &task).await);
         let before = seen(&app, ALICE, &task).await;
@@ -102,13 +103,13 @@ both_modes! {
         app.post(MALLORY, &cancel, json!({})).await.assert(200, "");
         assert_eq!(status(&app, MALLORY, &task).await, "FAILED");
         assert_eq!(seen(&app, ALICE, &task).await, before);
-        // Failed.
+        // Our task fails.
         let why = json!({ "errorMessage": "broken" });
         step(&app, ALICE, (Method::POST, format!("{task}/fail")), why).await.assert(200, "");
         app.approve(ALICE, &ours.id).await.assert(200, "");
         assert_eq!(seen(&app, MALLORY, &task).await["errorMessage"], "Withdrawn by its agent");
 
-        // Expired.
+        // Their request expires.
         let task = unique("task");
         register(&app, ALICE, &task).await;
         let theirs = register(&app, MALLORY, &task).await;
@@ -118,7 +119,7 @@ both_modes! {
         assert_eq!(status(&app, MALLORY, &task).await, "FAILED");
         assert_eq!(seen(&app, ALICE, &task).await, before);
 
-        // Acknowledged, and closed since nobody reported on it.
+        // Their approval is acknowledged. Our task is closed because no agent reported on it.
         let task = unique("task");
         let (ours, theirs) = (register(&app, ALICE, &task).await, register(&app, MALLORY, &task).await);
         app.approve(ALICE, &ours.id).await.assert(200, "");
@@ -137,7 +138,8 @@ both_modes! {
 }
 
 both_modes! {
-    /// Whoever guesses a task's id learns nothing: not by any status, not by any body.
+    /// Neither the status nor the body of an answer shows that another tenant has a task with this
+    /// id.
     async fn no_answer_tells_whether_another_tenant_has_the_id(app: TestApp) {
         let [waits, over, agents] = [unique("task"), unique("task"), unique("task")];
         register(&app, ALICE, &waits).await;
@@ -205,14 +207,14 @@ both_modes! {
         let purged = retention::run_once(&app.state.ledger, keeping(true, false), then).await.unwrap();
         assert_eq!(purged.requests, 2);
         assert_eq!(number(&app, "SELECT COUNT(*) FROM owned_task").await, 2);
-        // Only theirs is over; ours stays, and stays ours.
+        // Only the other tenant's task is purged. Ours stays, with its row in `owned_task`.
         let purged = retention::run_once(&app.state.ledger, keeping(false, true), then).await.unwrap();
         assert_eq!(purged.tasks, 1);
         assert_eq!(number(&app, "SELECT COUNT(*) FROM owned_task WHERE tenant_id = 'tenant1'").await, 1);
         assert_eq!(number(&app, "SELECT COUNT(*) FROM owned_task").await, 1);
         assert_eq!(seen(&app, ALICE, &task).await, before);
         app.get(MALLORY, &format!("{TASKS}/{task}")).await.assert(404, "E1004");
-        // Theirs of the same id is theirs again, from the beginning.
+        // The other tenant registers a request with the same id again, and gets a new task.
         let again = register(&app, MALLORY, &task).await;
         assert_eq!(status(&app, MALLORY, &task).await, "WAITING_APPROVAL");
         app.approve(MALLORY, &again.id).await.assert(200, "");
@@ -236,8 +238,8 @@ over_redis! {
     }
 }
 
-/// An upgraded database, until `migrate --finish`: who names a foreign task gets another one, as it
-/// was.
+/// Until `migrate --finish`, an upgraded database allows a task id only once. A request that names
+/// another tenant's task gets a task with another id, as in the older release.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn until_an_upgrade_is_finished_a_foreign_task_stands_in_the_way() {
     let app = TestApp::spawn(Mode::Production).await;
@@ -259,14 +261,14 @@ async fn until_an_upgrade_is_finished_a_foreign_task_stands_in_the_way() {
     assert_eq!(status(&app, MALLORY, other.as_str()).await, "WAITING_APPROVAL");
     app.get(MALLORY, &format!("{TASKS}/{task}")).await.assert(404, "E1004");
     assert_eq!(seen(&app, ALICE, &task).await, before);
-    // Many at once of one tenant go on with one task.
+    // Concurrent requests of one tenant that name the same task all get that task.
     let many = unique("task");
     let calls = (0..16).map(|_| register(&app, ALICE, &many));
     for asked in futures_util::future::join_all(calls).await {
         assert_eq!(app.record(&asked.id).await.task.as_str(), many);
     }
 
-    // What an older release's purge remembers is known, and counts for its own tenant alone.
+    // `finish` gives the `owned_task` rows that an older release's purge left to the right tenant.
     let approved = register(&app, ALICE, &ours).await;
     app.approve(ALICE, &approved.id).await.assert(200, "");
     for statement in [

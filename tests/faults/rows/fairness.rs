@@ -1,4 +1,5 @@
-//! One account takes all that its limits let it, and a neighbour goes on as before.
+//! A flood: one account uses its limits to the full. A neighbour's calls must stay nearly as fast
+//! as without the flood.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,31 +16,31 @@ use tokio::task::JoinSet;
 use crate::report::{Report, Scale};
 use crate::world::{World, percentile};
 
-/// How many times as slow the median of a neighbour's calls may be.
-const MOST: f64 = 4.0;
-/// The pause from one of the neighbour's rounds to the next.
-const PACE: Duration = Duration::from_millis(50);
-/// Calls a second that an account may make, the service's default; as many as it sends.
-const RATE: u32 = 50;
-/// Calls of the flood that wait for their answer.
-const IN_FLIGHT: usize = 16;
-/// How long a flood runs before the neighbour is measured, and how long after its end.
+/// The largest allowed ratio of the neighbour's median with a flood to that without.
+const MAX_RATIO: f64 = 4.0;
+/// Time from one of the neighbour's rounds to the next.
+const ROUND_INTERVAL: Duration = Duration::from_millis(50);
+/// Calls that the flood sends a second: as many as the service's default limit allows an account.
+const CALLS_PER_SECOND: u32 = 50;
+/// Most calls of the flood that wait for their answers at once.
+const MAX_IN_FLIGHT: usize = 16;
+/// Pause between the start of a flood and the measurement, and again after the end of the flood.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Somebody in a tenant of their own.
+/// The user of a flood, in a tenant of its own.
 fn flooder(number: usize) -> Who<'static> {
     let tenant = ["tenant2", "tenant3"][number];
     Who { user: "flooder", tenant, role: Role::User }
 }
 
-/// What runs until it is dropped, and how much of it there is at the moment.
+/// The tasks of a flood, which run until this is dropped, and the number of its open sockets.
 #[derive(Default)]
 struct Flood {
     running: JoinSet<()>,
     open: Arc<AtomicUsize>,
 }
 
-/// What a neighbour's calls took.
+/// The durations of the neighbour's calls.
 #[derive(Default)]
 struct Times {
     polls: Vec<Duration>,
@@ -80,8 +81,9 @@ pub async fn floods(scale: Scale, report: &mut Report) {
     .await;
 }
 
-/// Measures a neighbour's calls without and with a flood that has at least so many sockets open or
-/// requests registered. They take turns, so that what else the machine does hits both alike.
+/// Measures a neighbour's calls without and with a flood. The flood must have at least `least`
+/// sockets open or requests registered. The two measurements take turns, so that other load on the
+/// machine affects both alike.
 async fn flooded(
     scale: Scale,
     report: &mut Report,
@@ -92,7 +94,7 @@ async fn flooded(
     let mut world = World::start_with(1, settings).await;
     let (pairs, rounds) = scale.of((4, 40), (1, 40));
     let (mut calm, mut during, mut failed) = (Times::default(), Times::default(), Vec::new());
-    // The first calls of all, which are slower.
+    // Warms up: the very first calls are slower, so they are not measured.
     neighbour(&world, 10, &mut Times::default(), &mut failed).await;
     let mut size = 0;
     for _ in 0..pairs {
@@ -117,18 +119,18 @@ async fn flooded(
         let ratio = during / calm;
         let figures =
             format!("{size} {name}: {call} p50 {calm:.1} -> {during:.1} ms ({ratio:.2} times)");
-        report.demand(ratio <= MOST, || figures.clone());
+        report.demand(ratio <= MAX_RATIO, || figures.clone());
         report.figure(figures);
     }
     report.wrongs("neighbour's calls that failed", &failed);
     world.check_alive(report);
 }
 
-/// A neighbour polls and decides, one call after the other.
+/// Polls and decides as the neighbour, one call after the other, and measures each call.
 async fn neighbour(world: &World, rounds: usize, times: &mut Times, failed: &mut Vec<String>) {
     let (base, people) = (world.replicas[0].base(), &world.people);
     let choice = Choice::approved("user123");
-    let mut ticks = tokio::time::interval(PACE);
+    let mut ticks = tokio::time::interval(ROUND_INTERVAL);
     for asked in world.ask_many(rounds).await {
         ticks.tick().await;
         let began = Instant::now();
@@ -142,8 +144,8 @@ async fn neighbour(world: &World, rounds: usize, times: &mut Times, failed: &mut
     }
 }
 
-/// Opens so many sockets, sends the same on each and keeps it open; one that is closed comes back a
-/// second later.
+/// Opens this many sockets, sends the same bytes on each and keeps it open. A socket that the
+/// service closes is opened again a second later.
 async fn open(world: &World, flood: &mut Flood, sockets: usize, bytes: String) {
     let address = world.replicas[0].address();
     for _ in 0..sockets {
@@ -153,7 +155,7 @@ async fn open(world: &World, flood: &mut Flood, sockets: usize, bytes: String) {
                 if let Ok(mut socket) = TcpStream::connect(address).await
                     && socket.write_all(bytes.as_bytes()).await.is_ok()
                 {
-                    // The first bytes of an answer; nothing comes to those who say nothing.
+                    // Reads the start of the answer. A socket that sends nothing gets no answer.
                     let mut some = [0; 1024];
                     let is_silent = bytes.is_empty();
                     open.fetch_add(usize::from(is_silent), Ordering::SeqCst);
@@ -166,22 +168,22 @@ async fn open(world: &World, flood: &mut Flood, sockets: usize, bytes: String) {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         });
-        // Not all in the same moment: it is the open ones that are measured.
+        // Sockets are opened one by one: the test measures open sockets, not a burst of connects.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
-/// Registers requests with this context, as fast as one account may call.
+/// Registers requests with this context, as fast as the limit allows one account.
 fn register(world: &World, flood: &mut Flood, context: String) {
     let (base, people) = (world.replicas[0].base(), world.people.clone());
     let client = Client::builder().timeout(Duration::from_secs(30)).build().unwrap();
     flood.running.spawn(async move {
-        let mut ticks = tokio::time::interval(Duration::from_secs(1) / RATE);
+        let mut ticks = tokio::time::interval(Duration::from_secs(1) / CALLS_PER_SECOND);
         let mut calls = JoinSet::new();
         loop {
             ticks.tick().await;
             while calls.try_join_next().is_some() {}
-            if calls.len() >= IN_FLIGHT {
+            if calls.len() >= MAX_IN_FLIGHT {
                 continue;
             }
             let (id, session) = (Asked::new().id, unique("session_flooder"));
@@ -194,7 +196,7 @@ fn register(world: &World, flood: &mut Flood, context: String) {
             let call = call.header("X-Tenant-ID", who.tenant).body(body);
             let call = call.header("Content-Type", "application/json");
             calls.spawn(async move {
-                // Most are refused, and some find the connection closed before they are sent.
+                // The answer does not matter: most calls are refused, and some fail to be sent.
                 let _answer = call.send().await;
             });
         }

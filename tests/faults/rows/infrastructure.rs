@@ -1,5 +1,5 @@
-//! What real infrastructure does: switchovers, poolers, full disks, slow networks, logs that nobody
-//! reads, and restarts behind a load balancer.
+//! Faults of real infrastructure: switchovers, killed poolers, full disks, slow networks, a log
+//! pipe that nobody reads, and restarts behind a load balancer.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -37,7 +37,7 @@ async fn sql(url: &str, statement: &str) {
     connection.execute(AssertSqlSafe(statement.to_owned())).await.unwrap();
 }
 
-/// Replicas that reach Postgres at another address than the world does.
+/// Starts replicas that connect to Postgres at `url`, for example through a proxy.
 async fn replicas_on(world: &mut World, url: &str, count: usize, settings: &[(&str, &str)]) {
     for _ in 0..count {
         let replica = world.add_replica();
@@ -67,7 +67,7 @@ pub async fn switchover(scale: Scale, report: &mut Report) {
         let asked = world.ask_many(200).await;
         let switching = async {
             tokio::time::sleep(Duration::from_millis(300)).await;
-            // The primary is gone, and what its address leads to is not one yet.
+            // The primary is gone, and its address now leads to a standby that is not promoted yet.
             proxy.lead_to(local(standby.port()));
             proxy.cut();
             world.postgres.freeze();
@@ -86,7 +86,7 @@ pub async fn switchover(scale: Scale, report: &mut Report) {
     world.check(report, 10 * SECOND, Delivered::Published).await;
 }
 
-/// How often a replica says within a second that it is ready.
+/// Counts how often a replica answers within one second that it is ready.
 async fn times_ready(people: &People, bases: &[String]) -> usize {
     let (began, mut times) = (Instant::now(), 0);
     while began.elapsed() < SECOND {
@@ -97,14 +97,14 @@ async fn times_ready(people: &People, bases: &[String]) -> usize {
     times
 }
 
-/// Makes a standby the primary, which waits for no standby of its own.
+/// Promotes a standby to primary. The new primary commits without waiting for a standby.
 async fn promote(standby: &PrivatePostgres) {
     sql(&standby.url(), "ALTER SYSTEM RESET synchronous_standby_names").await;
     sql(&standby.url(), "SELECT pg_promote()").await;
 }
 
-/// Decides requests while the primary changes, and 50 more from the moment when the new one can be
-/// reached. Returns how long it took from then until both replicas had decided.
+/// Decides requests while the primary changes, and the last 50 once the new primary can be reached.
+/// Returns the time from that moment until both replicas had decided one.
 async fn decide_through(
     people: &People,
     bases: &[String],
@@ -161,7 +161,7 @@ async fn takes_writes(port: u16) -> bool {
 pub async fn promoted_behind_haproxy(scale: Scale, report: &mut Report) {
     let mut world = World::start(0).await;
     let folder = TempDir::new().unwrap();
-    // A server that is lost comes back as a standby where it was.
+    // In the next round, a new standby starts at the port of the lost server.
     let (mut place, mut other) = (world.postgres.port(), free_port());
     let (checks, answering) = answer_checks_of(place).await;
     let (other_checks, others_answering) = answer_checks_of(other).await;
@@ -195,7 +195,8 @@ pub async fn promoted_behind_haproxy(scale: Scale, report: &mut Report) {
         let primary = &mut world.postgres;
         let promoting = async {
             tokio::time::sleep(Duration::from_millis(300)).await;
-            // Dead, or silent: then only HAProxy ends the connections to it.
+            // The primary either dies or falls silent. If silent, only HAProxy ends its
+            // connections.
             if round % 2 == 0 {
                 primary.cut_power();
             } else {
@@ -225,7 +226,7 @@ pub async fn bouncer_killed(scale: Scale, report: &mut Report) {
         let mut world = World::start(0).await;
         let mut bouncer = PgBouncer::start(world.postgres.port(), mode).await;
         let settings = [("AURA_HITL_DATABASE_POOLER", setting)];
-        // Both find the database empty: they migrate it at once, through the pooler.
+        // Both replicas find the database empty and migrate it at the start, through the pooler.
         replicas_on(&mut world, &bouncer.url(), 2, &settings).await;
         let (bases, people) = (world.bases(), world.people.clone());
         for _ in 0..rounds {
@@ -257,7 +258,7 @@ pub async fn disk_full(scale: Scale, report: &mut Report) {
     let (mut recovery, mut ready, mut odd) = (Duration::ZERO, 0, Vec::new());
     for engine in ["sqlite", "postgres"] {
         let disk = Tmpfs::mount(if engine == "sqlite" { "4m" } else { "120m" });
-        // What Postgres logs ahead has a disk of its own: without room there it stops.
+        // The write-ahead log is on another disk, because Postgres stops if that disk is full.
         let wal = TempDir::new_in("/tmp").unwrap();
         let mut world = World::start(0).await;
         if engine == "postgres" {
@@ -302,7 +303,7 @@ pub async fn disk_full(scale: Scale, report: &mut Report) {
             }
             recovery = recovery.max(back.elapsed());
         }
-        // The disk outlives what is on it.
+        // The processes must end before the disk that holds their files is unmounted.
         world.replicas.clear();
         drop(world);
     }
@@ -336,10 +337,10 @@ pub async fn slow_connect(scale: Scale, report: &mut Report) {
     let mut world = World::start(0).await;
     let proxy = Proxy::start(local(world.postgres.port())).await;
     let url = format!("postgres://postgres@{}/postgres", proxy.address);
-    // The schema is there when the network is slow.
+    // Migrates the schema before the network becomes slow.
     replicas_on(&mut world, &url, 1, &[]).await;
     world.replicas.clear();
-    // There and back.
+    // The delay holds in both directions.
     proxy.delay(Duration::from_millis(150));
     let began = Instant::now();
     replicas_on(&mut world, &url, 1, &[]).await;
@@ -415,7 +416,7 @@ fn installed(name: &str) -> Command {
     Command::new(program.unwrap_or_else(|| panic!("{name} is not installed")))
 }
 
-/// A load balancer in front of the replicas, as Debian packages it.
+/// Starts a load balancer in front of the replicas, from Debian's package.
 fn load_balancer(kind: &str, folder: &Path, ports: &[u16]) -> (Server, u16) {
     let port = free_port();
     let file = folder.join(format!("{kind}.conf"));
@@ -476,7 +477,7 @@ pub async fn rolling_restarts(scale: Scale, report: &mut Report) {
                 if ended != Ended::Ok {
                     failed.lock().unwrap().push(format!("{kind}: {}: {ended:?}", asked.id));
                 }
-                // So that a restart has many calls before, in and after it.
+                // Slows the calls down, so that many come before, during and after each restart.
                 tokio::time::sleep(Duration::from_millis(20)).await;
             })
             .await;
@@ -492,7 +493,7 @@ pub async fn rolling_restarts(scale: Scale, report: &mut Report) {
                 replicas[place].kill();
                 replicas[place].start().await;
                 people.until_ready(&bases[place]).await;
-                // The balancer has to find it before the other one goes.
+                // The load balancer must notice this replica before the other one is restarted.
                 tokio::time::sleep(SECOND).await;
                 done += 1;
             }
