@@ -83,7 +83,7 @@ impl Worker for RelayWorker {
 }
 
 /// Watches the replication ids of Redis. They change when Redis is wiped or restarted, or when a
-/// replica takes its master's place. Redis may have lost signals then, so the watch marks them as
+/// replica takes its master's place. Then the watch marks the signals that Redis may have lost as
 /// owed again. Every replica of the service watches; a signal that one of them has marked is not
 /// marked again by the others.
 #[derive(Debug, Default)]

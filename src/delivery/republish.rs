@@ -121,8 +121,8 @@ impl Republisher {
         }
     }
 
-    /// Watches the unheard signals that any replica has sent since then. The replica that sent them
-    /// may have died.
+    /// Watches the unheard signals that any replica has sent since `since`. The replica that sent
+    /// them may have died.
     async fn scan(&self, since: DateTime<Utc>) -> Result<(), LedgerError> {
         let room = self.sender.unheard.room();
         let limit = i64::try_from(room.min(BATCH_SIZE)).unwrap_or(0);

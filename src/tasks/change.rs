@@ -64,7 +64,8 @@ pub async fn take_step(
     })
 }
 
-/// Reads the task and takes the step. `None` if the task changed between reading and writing.
+/// Reads the task and takes the step. `None` if another call changed the task between reading and
+/// writing, or if this call released it from `WAITING_APPROVAL`: the step has to be tried again.
 async fn attempt(
     ledger: &Ledger,
     caller: &Caller,

@@ -1,5 +1,5 @@
-//! A flood: one account uses its limits to the full. A neighbour's calls must stay nearly as fast
-//! as without the flood.
+//! A flood: one account uses its limits to the full. A neighbour's calls may take at most
+//! `MAX_RATIO` times as long as without the flood.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -258,7 +258,7 @@ pub async fn disk_full(scale: Scale, report: &mut Report) {
     let (mut recovery, mut ready, mut odd) = (Duration::ZERO, 0, Vec::new());
     for engine in ["sqlite", "postgres"] {
         let disk = Tmpfs::mount(if engine == "sqlite" { "4m" } else { "120m" });
-        // The write-ahead log is on another disk, because Postgres stops if that disk is full.
+        // The write-ahead log is on another disk, because Postgres stops if the log has no room.
         let wal = TempDir::new_in("/tmp").unwrap();
         let mut world = World::start(0).await;
         if engine == "postgres" {
@@ -340,7 +340,7 @@ pub async fn slow_connect(scale: Scale, report: &mut Report) {
     // Migrates the schema before the network becomes slow.
     replicas_on(&mut world, &url, 1, &[]).await;
     world.replicas.clear();
-    // The delay holds in both directions.
+    // The delay applies to each direction.
     proxy.delay(Duration::from_millis(150));
     let began = Instant::now();
     replicas_on(&mut world, &url, 1, &[]).await;
