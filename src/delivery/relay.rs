@@ -135,7 +135,7 @@ impl Relay {
         if !due.is_empty() {
             crash_point!("relay-claimed");
         }
-        // This process has sent these signals already. Only their receipts are still unwritten.
+        // This process has made these deliveries already. Only their receipts are still unwritten.
         let (noted_later, due): (Vec<_>, Vec<_>) =
             due.into_iter().partition(|record| record.delivery != Delivery::Owed);
         let claimed = due.len();
@@ -173,7 +173,7 @@ impl Relay {
             Ok(settled) => {
                 crash_point!("relay-signalled");
                 let delivery = settled.delivery;
-                info!(request_id = %record.id, ?delivery, "the relay delivered an owed signal");
+                info!(request_id = %record.id, ?delivery, "the relay delivered what was owed");
                 // Keep the receipt before releasing the task: without it the signal would go out
                 // again.
                 self.sender.ledger.keep_receipt(DeliveryReceipt::of(&record, settled, now));

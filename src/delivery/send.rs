@@ -82,7 +82,8 @@ impl Sender {
         let document = decided_document(&record.document, decision);
         let was_sent = record.replication_id.is_some() || record.listeners.is_some();
         let is_unheard = record.is_missed_within_agent_timeout(self.clock.now());
-        // A caller that passes `seen` has just made this check when it wrote the decision.
+        // The call that decides passes `seen`, and has just made this check in its write. All other
+        // callers make it now.
         let is_shared = (seen.is_none() || was_sent)
             && self
                 .ledger
@@ -142,8 +143,8 @@ impl Sender {
         Err(Undelivered::Restless)
     }
 
-    /// Whether the session waits for this request: its pointer names the request, or it has no
-    /// pointer and the ledger knows no newer request of Redis in it.
+    /// Whether the session waits for this request: it names the request, or it names none and the
+    /// ledger knows no newer request of Redis in it.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -159,8 +160,8 @@ impl Sender {
         Ok(newest.is_none_or(|newest| newest.created_at <= record.created_at))
     }
 
-    /// Whether a signal that was sent and that nobody heard is published again. If the session has
-    /// no pointer, its agent waits only if Redis has lost the pointer, and then for the newest
+    /// Whether a signal that was sent and that nobody heard is published again. If the session
+    /// names no request, its agent waits only if Redis has lost the pointer, and then for the newest
     /// request.
     async fn may_be_published_again(
         &self,
@@ -172,8 +173,7 @@ impl Sender {
             return Ok(true);
         }
         let Some(replication_id) = &record.replication_id else { return Ok(false) };
-        // If the session has no pointer, `is_waited_for` has checked that this request is its
-        // newest.
+        // If the session names no request, `is_waited_for` has checked that this one is its newest.
         Ok(seen.pointer.request.is_none()
             && record.is_missed_within_lookup_timeout(self.clock.now())
             && !self.courier.replication_ids().await?.contains(replication_id))

@@ -79,7 +79,7 @@ impl Unheard {
         self.answered.invalidate(&(request.clone(), user.clone()));
     }
 
-    /// The number of signals that can be watched in addition.
+    /// How many more signals can be watched.
     #[must_use]
     pub fn room(&self) -> usize {
         CAPACITY.saturating_sub(self.len())

@@ -197,7 +197,8 @@ fn check_writable(is_read_only: &PgRow) -> sqlx::Result<()> {
 #[derive(Clone)]
 pub struct Connections {
     pool: Pool<ConnectionManager>,
-    /// The runtime in which connections are made and polled. It outlives the HTTP workers.
+    /// The runtime in which connections are made and whose I/O they use. It outlives the HTTP
+    /// workers.
     runtime: Handle,
 }
 

@@ -25,7 +25,7 @@ pub const LEASE: TimeDelta = TimeDelta::milliseconds(3000);
 pub const LOST_AT_ONCE: u32 = 1000;
 
 impl Ledger {
-    /// Takes the leases of up to `limit` owed signals that are due, for [`LEASE`]; the earliest
+    /// Takes the leases of up to `limit` rows whose delivery is due, for [`LEASE`]; the earliest
     /// first.
     ///
     /// # Errors
@@ -192,7 +192,7 @@ impl Ledger {
         self.receipts.added.notified().await;
     }
 
-    /// Whether this row's signal was sent, and its receipt is not written yet.
+    /// Whether this row's delivery has a receipt that is not written yet.
     #[must_use]
     pub fn has_unwritten_receipt(&self, record: &Record) -> bool {
         self.receipts.unwritten(record).is_some()

@@ -46,7 +46,7 @@ impl Receipts {
         self.added.notify_one();
     }
 
-    /// The receipt of this row's signal, if the signal was sent and its receipt is not written yet.
+    /// The receipt of this row's delivery, if there is one that is not written yet.
     pub fn unwritten(&self, record: &Record) -> Option<DeliveryReceipt> {
         self.find(record, |entry| entry.written_at.is_none())
     }

@@ -250,7 +250,8 @@ impl Ledger {
         Ok(rows.into_iter().filter_map(readable).collect())
     }
 
-    /// The trace context in which the request was last written; `None` if that was not traced.
+    /// The trace context in which the request was registered, decided or withdrawn, whichever was
+    /// last; `None` if that was not traced.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer, or has no such request.

@@ -145,7 +145,7 @@ const PURGE_REQUESTS: Statement = Statement::new(
     ),
 ]);
 
-/// Deletes the selected tasks and their rows in `owned_task`. An older release wrote those rows
+/// Deletes the selected tasks and their rows in `owned_task`. An older release wrote its rows
 /// with an empty tenant. The subquery looks up each row by itself: a join would read the whole
 /// table.
 const PURGE_TASKS: Statement = Statement::new(

@@ -416,8 +416,8 @@ const NEXT_OUTCOME_OF_A_ROW: &str = str_replace!(
 
 /// Inserts the request's row. `task.kept` is the existing task that the request uses, or `NULL`.
 /// `owns_task` says whether this service, and not an agent, made the task. A registered request has
-/// no signal. But if its task has another pending request, `delivery` of a decided one is `owed`,
-/// until the relay has checked whether the task may go on.
+/// no signal. But if its task has another pending request when it is decided, its `delivery` is
+/// `owed` until the relay has checked whether the task may go on.
 const INSERT_REQUEST: &str = formatcp!(
     "INSERT INTO hitl_request (
         request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint, content_hash,

@@ -1,4 +1,4 @@
-//! The errors of the task use cases. Each variant is a case that callers handle in its own way.
+//! The errors of the task use cases: one variant for each case that callers tell apart.
 
 use crate::domain::task::TaskRefusal;
 use crate::ledger::LedgerError;

@@ -214,7 +214,7 @@ both_modes! {
         assert_eq!(number(&app, "SELECT COUNT(*) FROM owned_task").await, 1);
         assert_eq!(seen(&app, ALICE, &task).await, before);
         app.get(MALLORY, &format!("{TASKS}/{task}")).await.assert(404, "E1004");
-        // The other tenant registers a request with the same id again, and gets a new task.
+        // The other tenant names the same task id again, and gets a new task of its own.
         let again = register(&app, MALLORY, &task).await;
         assert_eq!(status(&app, MALLORY, &task).await, "WAITING_APPROVAL");
         app.approve(MALLORY, &again.id).await.assert(200, "");
