@@ -1,7 +1,6 @@
 //! The HTTP server: its middleware, its time-outs, and a second server for metrics.
 
 use std::future::Future;
-use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use tokio::net::TcpStream;
 use tracing::warn;
 use tracing_actix_web::TracingLogger;
 
+use super::listening::cannot_listen;
 use super::scrape::{self, Scrape};
 use crate::api::call_span::CallSpan;
 use crate::api::connection::{CLOSE_TIMEOUT, Connection, Connections, track_calls};
@@ -106,24 +106,6 @@ pub fn serve(config: &Config, app: &AppState, listener: TcpListener) -> anyhow::
         .and_then(http)
     };
     Ok(server.listen("http", listener, serve_connections).context("cannot listen")?.run())
-}
-
-/// The error of a listener, in one sentence that names the settings to change.
-#[must_use]
-pub fn cannot_listen(address: &str, error: &io::Error, [host, port]: [&str; 2]) -> anyhow::Error {
-    let advice = match error.kind() {
-        ErrorKind::AddrInUse => {
-            format!("another program uses this port; stop it, or set {port} to a free one")
-        }
-        ErrorKind::PermissionDenied => {
-            format!("this port is for privileged users; set {port} to 1024 or more")
-        }
-        _ => format!(
-            "this machine does not have this address; set {host} to 127.0.0.1 for this machine alone, \
-             or to 0.0.0.0 for other machines, too"
-        ),
-    };
-    anyhow::anyhow!("cannot listen on {address}: {advice}")
 }
 
 /// Serves the metrics on a separate address, until the service stops.

@@ -2,6 +2,7 @@
 //! writes the receipts that are still in memory.
 
 pub mod http;
+pub mod listening;
 pub mod reload;
 pub mod scrape;
 pub mod stores;
@@ -23,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use self::http::{cannot_listen, serve, serve_metrics};
+use self::http::{serve, serve_metrics};
+use self::listening::{listen, refuse_new_connections};
 use self::scrape::Upkeep;
 use self::stores::{ensure_migrated, migrate, open_ledger};
 use crate::api::error::ErrorCode;
@@ -55,8 +57,6 @@ use crate::workers::{End, run};
 /// How long answers carry `Connection: close` and readiness is false before the listener is closed.
 /// Meanwhile the Gateway stops using its connections to this process. Part of `shutdown_seconds`.
 const SHUTDOWN_NOTICE_INTERVAL: Duration = Duration::from_millis(1500);
-/// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
-const BACKLOG: i32 = 4096;
 /// Files that a process may have open besides its connections to clients and to Postgres: listener,
 /// Redis, SQLite, workers, metrics.
 const OTHER_FILES: u64 = 100;
@@ -71,6 +71,7 @@ pub struct Replica {
     pub state: AppState,
     /// The address that it listens on.
     pub address: SocketAddr,
+    listener: TcpListener,
     server: ServerHandle,
     serving: JoinHandle<io::Result<()>>,
     workers: JoinSet<()>,
@@ -139,15 +140,9 @@ impl Replica {
             },
             ErrorCode::ALL.iter().map(|code| code.reason()),
         )?;
-        let listener = TcpListener::bind((config.host.as_str(), config.port)).map_err(|error| {
-            let address = format!("{}:{}", config.host, config.port);
-            cannot_listen(&address, &error, ["HOST", "PORT"])
-        })?;
-        // The standard library's backlog is 128. If it is full, some clients believe that they are
-        // connected although the system has not queued their connection.
-        rustix::net::listen(&listener, BACKLOG)?;
+        let listener = listen(config)?;
         let address = listener.local_addr()?;
-        let server = serve(config, &app, listener)?;
+        let server = serve(config, &app, listener.try_clone()?)?;
         let handle = server.handle();
         info!(%address, ledger = app.ledger.engine(), courier = app.courier.engine(),
             version = env!("CARGO_PKG_VERSION"), "listening");
@@ -157,6 +152,7 @@ impl Replica {
         let workers = start_workers(config, &app, unchecked, attempts_to_write)?;
         Ok(Self {
             address,
+            listener,
             server: handle,
             serving: tokio::spawn(server),
             workers,
@@ -196,6 +192,7 @@ impl Replica {
     pub async fn stop(mut self) {
         info!("stopping");
         self.state.stopping.cancel();
+        refuse_new_connections(&self.listener, &self.server).await;
         self.server.stop(true).await;
         let in_time =
             |step: &'static str, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| async move {

@@ -2,12 +2,14 @@
 //! poolers, slow networks, databases of another kind.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::process::Command;
 use std::time::Duration;
 
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::courier::RedisSettings;
 use aura_hitl::domain::clock::Clock;
+use aura_hitl::domain::decision::State;
 use aura_hitl::domain::ids::{RequestId, SessionId};
 use aura_hitl::domain::record::{DeliveryReceipt, DeliveryResult};
 use aura_hitl::domain::task::TaskStep;
@@ -15,6 +17,7 @@ use aura_hitl::ledger::{Ledger, OutboxKind, Pooler};
 use aura_hitl::server::stores;
 use aura_hitl::tasks::change::take_step;
 use chrono::TimeDelta;
+use futures_util::future::{Either, select};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
@@ -22,6 +25,7 @@ use support::proxy::Proxy;
 use support::{
     ALICE, Asked, BOB, Mode, PgBouncer, PrivatePostgres, PrivateRedis, Program, TestApp, Tmpfs,
     eventually, eventually_within, free_port, fresh_database, task_row, test_variable, unique,
+    until_there_is_room,
 };
 use tempfile::TempDir;
 use tokio::sync::Mutex;
@@ -749,4 +753,41 @@ async fn an_index_that_a_killed_migration_left_half_built_is_built_anew() {
     let built = "SELECT COUNT(*) FROM pg_indexes
          WHERE indexname IN ('hitl_request_due', 'hitl_request_overdue')";
     assert_eq!(connection.fetch_one(built).await.unwrap().get::<i64, _>(0), 2);
+}
+
+/// Postgres ends a connection while it decides. The decision was not stored, but the service cannot
+/// know that, so the answer claims neither.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_decision_that_postgres_breaks_off_is_not_acknowledged() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let LedgerConfig::Postgres { url, .. } = &app.config.ledger else { panic!("no Postgres") };
+    let asked = Asked::new();
+    app.register(ALICE, &asked).await.assert(201, "");
+    let mut holding = PgConnection::connect(url.expose_secret()).await.unwrap();
+    let mut ending = PgConnection::connect(url.expose_secret()).await.unwrap();
+    holding.execute("BEGIN; SELECT 1 FROM hitl_request FOR UPDATE").await.unwrap();
+    // On a busy machine the decision may give up before its connection ends, and says so.
+    let answer = until_there_is_room(async || {
+        let ended = async {
+            eventually(async || {
+                let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                            WHERE datname = current_database() AND wait_event_type = 'Lock'";
+                let ended = ending.fetch_one(end).await.unwrap().get::<i64, _>(0);
+                (ended > 0).then_some(())
+            })
+            .await;
+        };
+        match select(pin!(app.approve(ALICE, &asked.id)), pin!(ended)).await {
+            Either::Left((gave_up, _ended)) => gave_up,
+            Either::Right(((), approving)) => approving.await,
+        }
+    })
+    .await;
+    let message = answer.assert(503, "E5000").body["message"].as_str().unwrap();
+    assert!(message.starts_with("Outcome unknown"), "{message}");
+    holding.execute("ROLLBACK").await.unwrap();
+    assert_eq!(app.record(&asked.id).await.state, State::Pending);
+    assert!(app.signal(&asked.session).await.is_none());
+    app.approve(ALICE, &asked.id).await.assert(200, "");
+    assert!(matches!(app.record(&asked.id).await.state, State::Decided(_)));
 }

@@ -185,6 +185,38 @@ async fn sigterm_amid_many_decisions_loses_none_that_was_acknowledged() {
     }
 }
 
+/// A proxy repeats no call whose connection broke after it was made. So whoever can still connect
+/// while the service stops gets an answer.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_breaks_no_new_connection() {
+    let folder = TempDir::new().unwrap();
+    let mut service = Program::new(&folder, &["serve"]).serve().await;
+    let address = service.base.strip_prefix("http://").unwrap().to_owned();
+    let callers = (0..32).map(async |_| {
+        let (mut answered, mut broken) = (0, 0);
+        while let Ok(mut call) = TcpStream::connect(&address).await {
+            let mut answer = String::new();
+            let head = b"GET /health/live HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n";
+            let _broken_too = call.write_all(head).await;
+            let read = call.read_to_string(&mut answer).await;
+            if read.is_ok() && answer.starts_with("HTTP/1.1 200 OK\r\n") {
+                answered += 1;
+            } else {
+                broken += 1;
+            }
+        }
+        (answered, broken)
+    });
+    service.terminate();
+    let calls = join_all(callers).await;
+    let answered = calls.iter().map(|(answered, _)| answered).sum::<u32>();
+    let broken = calls.iter().map(|(_, broken)| broken).sum::<u32>();
+    assert!(answered > 100, "only {answered} calls while the service stopped");
+    assert_eq!(broken, 0, "of {answered}");
+    assert_success(service.ended().await);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_embedded_mode_survives_a_power_cut() {
     let folder = TempDir::new().unwrap();
