@@ -443,6 +443,38 @@ async fn no_statement_reads_a_whole_table_that_was_analysed_after_a_trial() {
     .await;
 }
 
+/// Planning the statement that decides takes Postgres longer than running it. So it is planned once
+/// for any parameters, and not anew for every decision.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn decisions_are_not_planned_anew() {
+    let postgres = PrivatePostgres::start().await;
+    let url = postgres.url();
+    let settings = [
+        "LOAD 'auto_explain'",
+        "ALTER SYSTEM SET session_preload_libraries = 'auto_explain'",
+        "ALTER SYSTEM SET auto_explain.log_min_duration = 0",
+        "SELECT pg_reload_conf()",
+    ];
+    sql(&url, &settings).await;
+    let app = app_on(url).await;
+    let log = postgres.folder().join("log");
+    // Postgres plans a statement for its parameters five times on each connection.
+    eventually(async || {
+        let before = std::fs::read_to_string(&log).unwrap().len();
+        for _ in 0..5 {
+            let asked = registered(&app).await;
+            app.approve(ALICE, &asked.id).await.assert(200, "");
+        }
+        let text = std::fs::read_to_string(&log).unwrap();
+        let plans = text[before..].split("LOG:  duration:");
+        let plans = plans.filter(|plan| plan.contains("(tenant_id, request_id) DO UPDATE SET"));
+        let is_generic = plans.map(|plan| plan.split_once("(cost=").unwrap().1.contains("= $3)"));
+        let is_generic = is_generic.collect::<Vec<_>>();
+        (is_generic.len() == 5 && !is_generic.contains(&false)).then_some(())
+    })
+    .await;
+}
+
 /// Filling the tables takes all of the machine: the calls of another test would be out of time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
