@@ -320,6 +320,16 @@ impl ApiError {
         )
     }
 
+    /// The list of all requests of a tenant is for admins.
+    #[must_use]
+    pub fn admins_list_all() -> Self {
+        Self::new(
+            ErrorCode::Forbidden,
+            "Admins only: others cannot list all requests of their tenant. Use another scope.",
+            "관리자 전용: 테넌트의 모든 요청은 관리자만 볼 수 있습니다. 다른 scope를 사용해 주세요.",
+        )
+    }
+
     /// `If-Match` is required, and is missing or `*`.
     #[must_use]
     pub fn unconditional() -> Self {

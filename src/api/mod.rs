@@ -15,6 +15,7 @@ mod examples;
 mod headers;
 pub mod health;
 pub mod identity;
+pub mod lists;
 pub mod outcomes;
 mod parameters;
 mod refusals;

@@ -16,7 +16,7 @@ use crate::api::error::ApiError;
 use crate::api::error::ErrorCode::{
     AlreadyDecided, Changed, Conflict, Gone, NotFound, Unconditional, Unprocessable, WrongState,
 };
-use crate::api::{approvals, document, health, outcomes, signals, tasks};
+use crate::api::{approvals, document, health, lists, outcomes, signals, tasks};
 
 /// The prefixes under which every address is served.
 const PREFIXES: [&str; 2] = ["/api", ""];
@@ -39,6 +39,7 @@ pub fn table() -> Vec<Endpoint> {
     endpoints! {
         approver approvals::approve [NotFound, AlreadyDecided, Gone, Changed, Unprocessable, Unconditional]
         approver approvals::reject [NotFound, AlreadyDecided, Gone, Changed, Unprocessable, Unconditional]
+        caller lists::list []
         caller approvals::register [Conflict, WrongState]
         caller approvals::read [NotFound, Unprocessable]
         caller outcomes::read [NotFound, Unprocessable]

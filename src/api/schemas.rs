@@ -69,6 +69,10 @@ schema_type!(
     Id = id()
 );
 schema_type!(
+    /// A session's id.
+    SessionIdText = session_id()
+);
+schema_type!(
     /// Any JSON.
     AnyJson = any()
 );

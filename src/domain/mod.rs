@@ -9,6 +9,7 @@ pub mod clock;
 pub mod decision;
 pub mod ids;
 pub mod json;
+pub mod list;
 pub mod plan;
 pub mod printable;
 pub mod python_json;

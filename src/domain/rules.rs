@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use super::approver::{Caller, Role};
 use super::decision::{Decision, State, Verdict};
 use super::ids::{RequestId, SessionId, TenantId, UserId};
+use super::list::Owners;
 use super::record::{Candidate, Record};
 use super::request::Origin;
 use super::session::SessionPointer;
@@ -146,6 +147,16 @@ pub fn is_visible(
     }
 }
 
+/// Whose requests of their tenant a caller may decide. Deciding, the lists and the counts of the inbox
+/// all ask this function.
+#[must_use]
+pub fn decidable(caller: &Caller, policy: Policy) -> Owners {
+    match policy.approvers {
+        Approvers::Tenant => Owners::All,
+        Approvers::Requester => Owners::OrNobody(caller.user.clone()),
+    }
+}
+
 /// Whether a caller may acknowledge or withdraw a visible request, or change a visible task: as its owner
 /// or as an admin.
 #[must_use]
@@ -172,7 +183,7 @@ pub fn decide(
     if !is_visible(candidate.tenant.as_ref(), user, caller, policy) {
         return Err(Refusal::NotFound);
     }
-    if policy.approvers == Approvers::Requester && user.is_some_and(|user| *user != caller.user) {
+    if !decidable(caller, policy).include(user) {
         return Err(Refusal::NotTheRequester);
     }
     if candidate.origin == Origin::Redis && !pointer.allows(&candidate.request.id) {

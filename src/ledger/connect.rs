@@ -17,6 +17,7 @@ use super::engine::{Database, Engine};
 use super::error::Result;
 use super::login::LoginError;
 use super::receipts::Receipts;
+use super::totals::Totals;
 
 /// The longest wait for Postgres at start and when a login is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,11 +29,16 @@ const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Ledger {
     pub(super) engine: Engine,
     pub(super) receipts: Receipts,
+    pub(super) totals: Totals,
 }
 
 impl Ledger {
     fn new(database: Database) -> Self {
-        Self { engine: Engine::new(database), receipts: Receipts::default() }
+        Self {
+            engine: Engine::new(database),
+            receipts: Receipts::default(),
+            totals: Totals::default(),
+        }
     }
 
     /// Connects to Postgres.

@@ -107,7 +107,7 @@ impl<'a> Writing<'a> {
 
     /// The parameters of a write. `is_task_taken` says that the task id that the request names must
     /// not be used for a new task: an earlier try failed because a task with this id exists.
-    fn values(&self, is_task_taken: bool) -> [Value; 38] {
+    fn values(&self, is_task_taken: bool) -> [Value; 39] {
         let Candidate { request, .. } = self.candidate;
         let Caller { user, role, token_id, via, .. } = self.caller;
         let decision = self.state.decision();
@@ -151,6 +151,7 @@ impl<'a> Writing<'a> {
             /* $37: no other tenant's request of Redis in the session since */
             self.alone_since,
             /* $38 */ is_task_taken,
+            /* $39 */ &request.etag,
         ]
     }
 }
@@ -424,7 +425,8 @@ const INSERT_REQUEST: &str = formatcp!(
         request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint, content_hash,
         document, task_id, owns_task, created_at, expires_at, status, decided_by, decided_at,
         reason, caller_source, caller_type, agent_id, trace_id, gateway_request_id, delivery,
-        owed_since, due_at, if_match, decider_role, token_id, outcome, settled_at, trace_parent
+        owed_since, due_at, if_match, decider_role, token_id, outcome, settled_at, trace_parent,
+        message, etag
      )
      SELECT $1, $2, $3, $4, $5, $6, $7, $28, $8,
         COALESCE(
@@ -443,7 +445,8 @@ const INSERT_REQUEST: &str = formatcp!(
              ) IS NULL THEN 'sent'
              ELSE 'owed' END, $22, $23, $31, $34, $35,
         CASE WHEN $13 <> 'pending' THEN {NEXT_OUTCOME_OF_A_WRITE} END,
-        CASE WHEN $13 <> 'pending' THEN $22 END, $29
+        CASE WHEN $13 <> 'pending' THEN $22 END, $29,
+        SUBSTR($25, 1, 2000), $39
      FROM task"
 );
 

@@ -5,6 +5,7 @@ pub mod acknowledge;
 pub mod decide;
 pub mod error;
 pub mod expire;
+pub mod list;
 pub mod load;
 pub mod notify;
 pub mod read;

@@ -23,9 +23,9 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 use support::proxy::Proxy;
 use support::{
-    ALICE, Asked, BOB, Mode, PgBouncer, PrivatePostgres, PrivateRedis, Program, TestApp, Tmpfs,
-    eventually, eventually_within, free_port, fresh_database, task_row, test_variable, unique,
-    until_there_is_room,
+    ADMIN, ALICE, Asked, BOB, Mode, PgBouncer, PrivatePostgres, PrivateRedis, Program, TestApp,
+    Tmpfs, Who, eventually, eventually_within, free_port, fresh_database, task_row, test_variable,
+    unique, until_there_is_room,
 };
 use tempfile::TempDir;
 use tokio::sync::Mutex;
@@ -615,6 +615,7 @@ async fn run_every_statement(app: &TestApp) {
     let path = format!("/aura/hitl/requests/{}/acknowledgement", asked.id);
     app.post(ALICE, &path, json!({})).await;
     app.get(ALICE, "/api/main/agent/tasks?size=20").await.assert(200, "");
+    list_requests(app).await;
     app.get(ALICE, "/metrics").await;
 
     let late = registered(app).await;
@@ -669,6 +670,33 @@ async fn run_every_statement(app: &TestApp) {
         ledger.purge_requests(before, 10).await.unwrap();
         ledger.purge_refused_attempts(before, 10).await.unwrap();
         ledger.purge_tasks(before, 10).await.unwrap();
+    }
+}
+
+/// In each order, of each scope, the first page and the next one.
+async fn list_requests(app: &TestApp) {
+    let of_tenant2 = Who { tenant: "tenant2", ..ADMIN };
+    for who in [ADMIN, of_tenant2] {
+        for scope in ["decidable", "mine", "tenant"] {
+            for query in [
+                "",
+                "&sort=-createdAt&status=pending,approved,rejected,answered,expired,cancelled",
+                "&status=approved,rejected,answered,expired,cancelled",
+                "&status=pending,approved,rejected,answered,expired,cancelled",
+                "&userId=user1",
+            ] {
+                // Without an index of its own, a list reads up to 10,000 rows to find a few.
+                if scope == "mine" && query.contains("approved") {
+                    continue;
+                }
+                let path = format!("/api/aura/hitl/requests?scope={scope}&size=2{query}");
+                let first = app.get(who, &path).await;
+                first.assert(200, "");
+                if let Some(next) = first.data()["nextCursor"].as_str() {
+                    app.get(who, &format!("{path}&cursor={next}")).await.assert(200, "");
+                }
+            }
+        }
     }
 }
 

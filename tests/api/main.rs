@@ -25,6 +25,7 @@ mod infrastructure;
 mod large_bodies;
 mod lifecycle;
 mod limits;
+mod lists;
 mod losses;
 mod mistakes;
 mod open_tasks;

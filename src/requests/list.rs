@@ -1,0 +1,108 @@
+//! Lists requests for people, page by page.
+
+use chrono::{DateTime, Utc};
+
+use super::error::Result;
+use crate::domain::approver::Caller;
+use crate::domain::list::{Filter, Listed, Order, Owners, Position, Status};
+use crate::domain::request::Origin;
+use crate::domain::rules::{self, Policy};
+use crate::state::AppState;
+
+/// Which requests of the tenant to list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Those that the caller may decide now; of closed ones, those that the caller decided or could
+    /// have decided.
+    Decidable,
+    /// Those that name the caller.
+    Mine,
+    /// All. For admins.
+    Tenant,
+}
+
+impl Scope {
+    /// The scope on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Decidable => "decidable",
+            Self::Mine => "mine",
+            Self::Tenant => "tenant",
+        }
+    }
+
+    /// The scope of this name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Decidable, Self::Mine, Self::Tenant].into_iter().find(|scope| scope.as_str() == text)
+    }
+}
+
+/// What a caller asks for, besides a scope.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Whose requests.
+    pub scope: Scope,
+    /// The statuses, the order and the filters.
+    pub filter: Filter,
+    /// Whether no request can have the risk or the rule that the caller named.
+    pub is_empty: bool,
+}
+
+/// A page of a list.
+#[derive(Debug)]
+pub struct Listing {
+    /// The requests, and whether the caller may decide each of them now.
+    pub rows: Vec<(Listed, bool)>,
+    /// Where the next page begins.
+    pub next: Option<Position>,
+    /// See [`Ledger::count_listed`](crate::ledger::Ledger::count_listed).
+    pub total: u64,
+}
+
+/// The order of a list when the caller names none.
+#[must_use]
+pub fn default_order(statuses: &[Status]) -> Order {
+    if statuses == [Status::Pending] { Order::ExpiresAt } else { Order::SettledAt }
+}
+
+/// The page after a position, or the first page.
+///
+/// # Errors
+/// `RequestError::Ledger` when the ledger does not answer.
+pub async fn list(
+    app: &AppState,
+    caller: &Caller,
+    wanted: Wanted,
+    after: Option<&Position>,
+    size: usize,
+) -> Result<Listing> {
+    let now = app.clock.now();
+    let Wanted { scope, mut filter, is_empty } = wanted;
+    if is_empty {
+        return Ok(Listing { rows: Vec::new(), next: None, total: 0 });
+    }
+    (filter.owners, filter.unexpired_at) = match scope {
+        Scope::Decidable => (rules::decidable(caller, app.policy), Some(now)),
+        Scope::Mine => (Owners::Only(caller.user.clone()), None),
+        Scope::Tenant => (Owners::All, None),
+    };
+    let page = app.ledger.list_requests(&filter, after, size).await?;
+    let total = app.ledger.count_listed(&filter).await?;
+    let judged = |row: Listed| {
+        let may_decide = may_decide(&row, caller, now, app.policy);
+        (row, may_decide)
+    };
+    Ok(Listing { rows: page.rows.into_iter().map(judged).collect(), next: page.next, total })
+}
+
+/// Whether the caller may decide this request now. A request of Redis can be decided only while its
+/// session waits for it, which only deciding finds out for certain.
+#[must_use]
+pub fn may_decide(row: &Listed, caller: &Caller, now: DateTime<Utc>, policy: Policy) -> bool {
+    row.status == Status::Pending
+        && now < row.expires_at
+        && row.origin == Origin::Http
+        && rules::decidable(caller, policy).include(row.user.as_ref())
+}
