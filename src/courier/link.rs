@@ -84,6 +84,11 @@ impl Link {
         self.topology.load_full().listen().await
     }
 
+    /// A separate connection for subscriptions to one node of a Cluster; `None` for the only server.
+    pub async fn listen_on(&self, node: Option<(String, u16)>) -> RedisResult<PubSub> {
+        self.topology.load_full().listen_on(node).await
+    }
+
     /// Logs in to the same data with other credentials. Calls use the new login only after
     /// [`Self::adopt`]. Fails with [`Unavailable`] when the login fails or the settings name other data.
     pub async fn try_login(&self, topology: Topology) -> Result<Login> {

@@ -5,6 +5,7 @@
 //! `waiting::hub` wakes them. Key names, values and times to live follow the wire contract. The courier
 //! decides nothing. A request registered over HTTP has no keys in Redis, only a wake-up message.
 
+mod intake;
 mod keys;
 mod link;
 mod redis;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use tracing::Instrument as _;
 
+pub use self::intake::{Changed, Looked, RedisChanges, Scan};
 use self::keys::{
     ASK_MESSAGE, OUTCOMES_CHANNEL, SESSION_CHANNEL_PREFIX, decision_channel, request_key,
     session_key, signal_key,
@@ -241,6 +243,44 @@ impl Courier {
                 let channels = (&*format!("{SESSION_CHANNEL_PREFIX}*"), OUTCOMES_CHANNEL);
                 Ok(Some(Subscription(bounded(courier.listen(channels)).await?)))
             }
+            Self::InProcess => Ok(None),
+        }
+    }
+
+    /// The next ids of a pass over all requests in Redis, from about `count` keys of any kind. An id may
+    /// come twice. `None` when the pass is over.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when Redis, or any master of a Cluster, does not answer. Then begin a new pass.
+    pub async fn scan(&self, scan: &mut Scan, count: usize) -> Result<Option<Vec<RequestId>>> {
+        on_redis!(self, courier => courier.scan(scan, count))
+    }
+
+    /// Reads many requests with the pointers of their sessions. Requests that are too many bytes together
+    /// are left out; the first is always read.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when Redis does not answer.
+    pub async fn look(&self, ids: &[RequestId]) -> Result<Vec<Looked>> {
+        on_redis!(self, courier => courier.look(ids))
+    }
+
+    /// Whether Redis announces every change of a key that the intake needs to know. `false` also when the
+    /// service may not ask.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when Redis, or any master of a Cluster, does not answer or refuses the question.
+    pub async fn announces_changes(&self) -> Result<bool> {
+        on_redis!(self, courier => courier.announces_changes())
+    }
+
+    /// Subscribes to the changes of requests and sessions that Redis announces. `None` in-process.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when Redis, or any master of a Cluster, does not answer or refuses.
+    pub async fn listen_to_changes(&self) -> Result<Option<RedisChanges>> {
+        match self {
+            Self::Redis(courier) => Ok(Some(bounded(courier.listen_to_changes()).await?)),
             Self::InProcess => Ok(None),
         }
     }

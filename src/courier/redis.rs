@@ -30,7 +30,7 @@ const OLDEST_VERSION: u32 = 7;
 const NOT_TEXT: &str = "\u{fffd}";
 /// Longest time to wait for the number of subscribers on every node of a Cluster.
 const COUNT_TIMEOUT: Duration = Duration::from_millis(200);
-type Script = LazyLock<String>;
+pub(super) type Script = LazyLock<String>;
 static FIND_REQUEST: Script = LazyLock::new(|| without_comments(include_str!("find.lua")));
 static POLL: Script = LazyLock::new(|| without_comments(include_str!("poll.lua")));
 static SEND_SIGNAL: Script = LazyLock::new(|| without_comments(include_str!("signal.lua")));
@@ -55,6 +55,10 @@ impl RedisCourier {
 
     pub fn adopt(&self, login: Login) {
         self.link.adopt(login);
+    }
+
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.link
     }
 
     /// Whether Redis is a Cluster, whose keys are spread over several servers.
@@ -93,18 +97,10 @@ impl RedisCourier {
     }
 
     pub async fn find_request(&self, key: &str) -> Result<Option<StoredRequest>> {
-        let ttl = |millis: i64| u64::try_from(millis).ok().map(Duration::from_millis);
         if !self.link.is_cluster() {
-            type Found = (Vec<u8>, i64, Option<Vec<u8>>, Option<Vec<u8>>);
             let key = vec![key.to_owned()];
             let found: Option<Found> = self.script(&FIND_REQUEST, key, SESSION_KEY_PREFIX).await?;
-            return Ok(found.map(|(document, millis, session, pointer)| StoredRequest {
-                document: String::from_utf8(document).unwrap_or_default(),
-                ttl: ttl(millis),
-                guessed_session: session
-                    .and_then(|session| String::from_utf8(session).ok())
-                    .map(|session| (session, SessionPointer::read(pointer.map(text)))),
-            }));
+            return Ok(found.map(stored));
         }
         let answers = self
             .link
@@ -242,7 +238,7 @@ impl RedisCourier {
 
     /// Runs a script whose keys are all in one slot. Sends the script's text with each call, because
     /// `EVALSHA` would need the script to be loaded on every node of a Cluster first.
-    async fn script<T: FromRedisValue>(
+    pub(super) async fn script<T: FromRedisValue>(
         &self,
         script: &str,
         keys: Vec<String>,
@@ -305,10 +301,29 @@ fn check_version(info: &str) -> Result<()> {
 }
 
 /// A script without comments, blank lines and indentation, because its text is sent with each call.
-fn without_comments(script: &str) -> String {
+pub(super) fn without_comments(script: &str) -> String {
     let lines = script.lines().map(str::trim);
     let code = lines.filter(|line| !line.is_empty() && !line.starts_with("--"));
     code.collect::<Vec<_>>().join("\n")
+}
+
+/// What `find.lua` answers about a request: its text, its remaining time to live in milliseconds, and the
+/// guessed session with its pointer.
+type Found = (Vec<u8>, i64, Option<Vec<u8>>, Option<Vec<u8>>);
+
+pub(super) fn stored((document, millis, session, pointer): Found) -> StoredRequest {
+    StoredRequest {
+        document: String::from_utf8(document).unwrap_or_default(),
+        ttl: ttl(millis),
+        guessed_session: session
+            .and_then(|session| String::from_utf8(session).ok())
+            .map(|session| (session, SessionPointer::read(pointer.map(text)))),
+    }
+}
+
+/// A remaining time to live; negative if the key does not expire.
+fn ttl(millis: i64) -> Option<Duration> {
+    u64::try_from(millis).ok().map(Duration::from_millis)
 }
 
 fn text(value: Vec<u8>) -> String {
@@ -316,14 +331,14 @@ fn text(value: Vec<u8>) -> String {
 }
 
 /// Bounds a call that has no time limit in the library.
-async fn with_timeout<T>(work: impl Future<Output = RedisResult<T>>) -> Result<T> {
+pub(super) async fn with_timeout<T>(work: impl Future<Output = RedisResult<T>>) -> Result<T> {
     match tokio::time::timeout(TIMEOUT, work).await {
         Ok(done) => done.map_err(|error| unavailable(&error)),
         Err(_elapsed) => Err(Unavailable("no answer in time".to_owned())),
     }
 }
 
-fn unavailable(error: &RedisError) -> Unavailable {
+pub(super) fn unavailable(error: &RedisError) -> Unavailable {
     debug_assert_ne!(error.kind(), ErrorKind::Server(ServerErrorKind::CrossSlot));
     Unavailable(error.to_string())
 }

@@ -256,6 +256,28 @@ impl Topology {
         client.get_multiplexed_async_connection_with_config(&config).await.map(Connection::Single)
     }
 
+    /// A connection for subscriptions to one node of a Cluster, by its address; `None` for the server
+    /// that has all keys.
+    pub async fn listen_on(&self, node: Option<(String, u16)>) -> RedisResult<PubSub> {
+        match (self, node) {
+            (Self::Cluster { nodes, .. }, Some((host, port))) => {
+                let Some(known) = nodes.first() else { return self.listen().await };
+                let known = known.get_connection_info();
+                let address = match known.addr() {
+                    ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
+                        host,
+                        port,
+                        insecure: *insecure,
+                        tls_params: tls_params.clone(),
+                    },
+                    _ => ConnectionAddr::Tcp(host, port),
+                };
+                Client::open(known.clone().set_addr(address))?.get_async_pubsub().await
+            }
+            _ => self.listen().await,
+        }
+    }
+
     /// A connection for subscriptions.
     pub async fn listen(&self) -> RedisResult<PubSub> {
         match self {

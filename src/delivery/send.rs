@@ -157,7 +157,7 @@ impl Sender {
             return Ok(pointer.names(&record.id));
         }
         let newest = self.ledger.newest_of_redis(&record.session).await?;
-        Ok(newest.is_none_or(|newest| newest.created_at <= record.created_at))
+        Ok(newest.is_none_or(|newest| newest.asked_at <= record.asked_at))
     }
 
     /// Whether a signal that was sent and that nobody heard is published again. If the session

@@ -103,7 +103,7 @@ impl Unheard {
         if signals.len() < CAPACITY && !signals.contains_key(&record.id) {
             let watched = Watched {
                 session: record.session.clone(),
-                until: record.created_at + AGENT_TIMEOUT,
+                until: record.asked_at + AGENT_TIMEOUT,
                 due: Instant::now() + FIRST_INTERVAL,
                 interval: FIRST_INTERVAL,
             };

@@ -60,10 +60,21 @@ pub struct Record {
     pub document: String,
     /// The id of the request's row in `agent_task`.
     pub task: TaskId,
-    /// When the request was made, UTC.
+    /// When the service first knew of the request, UTC: when it was registered, seen in Redis, or
+    /// decided.
     pub created_at: DateTime<Utc>,
+    /// When its agent made the request, UTC. Differs from `created_at` only for requests of Redis: it is
+    /// computed from the remaining time to live of the key, and it orders the requests of a session.
+    pub asked_at: DateTime<Utc>,
     /// When the request expires, UTC. From then on nobody may decide it.
     pub expires_at: DateTime<Utc>,
+    /// Column `moved_on`: for a request that was only seen in Redis, whether its session waited for
+    /// something else when the service last looked. Then nobody may decide it. Decisions do not rely on
+    /// this; they read the session.
+    pub has_moved_on: bool,
+    /// The request was decided, and its agent has asked again: the same request is pending in Redis once
+    /// more, at most until then, UTC.
+    pub asked_again_until: Option<DateTime<Utc>>,
     /// The state of the request.
     pub state: State,
     /// Whether the signal still has to be sent.
@@ -89,6 +100,14 @@ pub struct Record {
 }
 
 impl Record {
+    /// Whether the ledger has this request only because it was seen in Redis: nobody has decided or
+    /// withdrawn it. Such a row is no proof of anything. Its content may be older than Redis', and only
+    /// Redis says whether the request may be decided, as if there were no row.
+    #[must_use]
+    pub fn is_only_seen(&self) -> bool {
+        self.origin == Origin::Redis && matches!(self.state, State::Pending | State::Expired)
+    }
+
     /// Whether the request was approved.
     #[must_use]
     pub fn is_approved(&self) -> bool {
@@ -112,7 +131,7 @@ impl Record {
     /// [`AGENT_TIMEOUT`]. Then the agent may still wait; its session pointer says whether it does.
     #[must_use]
     pub fn is_missed_within_agent_timeout(&self, now: DateTime<Utc>) -> bool {
-        self.listeners == Some(0) && now < self.created_at + AGENT_TIMEOUT
+        self.listeners == Some(0) && now < self.asked_at + AGENT_TIMEOUT
     }
 
     /// Whether the signal was published to no subscriber, and became owed less than `KEY_LOOKUP_TIMEOUT`

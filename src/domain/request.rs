@@ -39,7 +39,8 @@ pub fn age(ttl: Option<Duration>) -> TimeDelta {
 /// HTTP exist only in the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// An agent wrote the request to Redis. The ledger has it from its decision on.
+    /// An agent wrote the request to Redis. The ledger has it once it was seen there, and what counts
+    /// from its decision on: see [`Record::is_only_seen`](super::record::Record::is_only_seen).
     Redis,
     /// The request was registered over HTTP. The ledger has it from the start.
     Http,

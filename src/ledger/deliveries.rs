@@ -10,7 +10,7 @@ use tracing::warn;
 use super::connect::Ledger;
 use super::engine::{Statement, values};
 use super::error::{LedgerError, Result};
-use super::requests::REQUEST_COLUMNS;
+use super::requests::{ASKED_AT, REQUEST_COLUMNS};
 use crate::domain::ids::{RequestId, TenantId, UserId};
 use crate::domain::record::{Delivery, DeliveryReceipt, Record};
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
@@ -77,7 +77,8 @@ impl Ledger {
             formatcp!(
                 "UPDATE hitl_request
                     SET delivery = 'owed', owed_since = $3, due_at = $4, attempts = 0,
-                        sent_at = NULL, listeners = NULL, sent_to = NULL
+                        sent_at = NULL, listeners = NULL, sent_to = NULL,
+                        asked_again_until = NULL
                   WHERE tenant_id = $5 AND request_id = $1 AND owed_since = $2
                     AND (delivery <> 'owed' OR sent_to IS NOT NULL)
                   RETURNING {REQUEST_COLUMNS}"
@@ -114,14 +115,14 @@ impl Ledger {
 
     /// Up to `limit` requests of Redis whose signals no agent has received: published to no
     /// subscriber after `sent_after`, and not read over HTTP. Only requests that were made after
-    /// `created_after`; the latest signal first.
+    /// `asked_after`; the latest signal first.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn unheard(
         &self,
         sent_after: DateTime<Utc>,
-        created_after: DateTime<Utc>,
+        asked_after: DateTime<Utc>,
         limit: i64,
     ) -> Result<Vec<Record>> {
         // `origin <> 'http'` for the reason given in `owe_lost`.
@@ -130,12 +131,12 @@ impl Ledger {
             formatcp!(
                 "SELECT {REQUEST_COLUMNS} FROM hitl_request
                   WHERE delivery = 'sent' AND sent_at <= 'infinity' AND sent_at > $1
-                    AND listeners = 0 AND created_at > $2 AND origin <> 'http'
+                    AND listeners = 0 AND {ASKED_AT} > $2 AND origin <> 'http'
                     AND heard_at IS NULL AND decided_at IS NOT NULL
                   ORDER BY sent_at DESC LIMIT $3"
             ),
         );
-        self.requests(UNHEARD, &values![sent_after, created_after, limit]).await
+        self.requests(UNHEARD, &values![sent_after, asked_after, limit]).await
     }
 
     /// Marks a signal that no agent has received as owed again, and takes its lease for [`LEASE`].

@@ -296,6 +296,9 @@ impl Engine {
     /// array with one column of the values. On SQLite it runs once for each row, in one
     /// transaction.
     pub async fn execute_many(&self, statement: Statement, rows: &[Vec<Value>]) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
         let work = async {
             match &self.database {
                 Database::Postgres(connections) => {
@@ -309,6 +312,36 @@ impl Engine {
                         query.execute(&mut *transaction).await?;
                     }
                     transaction.commit().await
+                }
+            }
+        };
+        self.call(statement.name, work).await
+    }
+
+    /// Like [`Self::execute_many`], for a statement that returns rows.
+    pub async fn fetch_many<R: Row>(
+        &self,
+        statement: Statement,
+        rows: &[Vec<Value>],
+    ) -> Result<Vec<R>> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let work = async {
+            match &self.database {
+                Database::Postgres(connections) => {
+                    let query = query_as_with(statement.postgres, columns(rows)?);
+                    query.fetch_all(connections).await
+                }
+                Database::Sqlite(pool) => {
+                    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+                    let mut answers = Vec::new();
+                    for row in rows {
+                        let query = query::<Sqlite, R>(statement.sqlite, row)?;
+                        answers.extend(query.fetch_all(&mut *transaction).await?);
+                    }
+                    transaction.commit().await?;
+                    Ok(answers)
                 }
             }
         };

@@ -107,7 +107,7 @@ const FINISH: [&str; 8] = [
     "SET lock_timeout = '5s';
      DROP INDEX IF EXISTS hitl_request_session, hitl_request_task, hitl_request_task_open,
                           hitl_request_pending, hitl_request_owed, hitl_request_sent,
-                          hitl_request_pending_of;
+                          hitl_request_pending_of, hitl_request_newest;
      RESET lock_timeout",
     "SET lock_timeout = '5s'; DROP INDEX IF EXISTS hitl_outbox_due; RESET lock_timeout",
     fill_owner_tenants!(),

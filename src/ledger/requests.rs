@@ -20,7 +20,11 @@ use crate::domain::request::Origin;
 pub(super) const REQUEST_COLUMNS: &str = "\
     request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint, content_hash,
     document, task_id, owns_task, created_at, expires_at, status, decided_by, decided_at, reason,
-    delivery, owed_since, listeners, sent_to, sent_at, outcome, settled_at, acted_at";
+    delivery, owed_since, listeners, sent_to, sent_at, outcome, settled_at, acted_at, asked_at,
+    moved_on, asked_again_until";
+
+/// When the agent of a request of Redis made it. `created_at` is when the service first saw it.
+pub(super) const ASKED_AT: &str = "COALESCE(asked_at, created_at)";
 
 /// The columns of a row of `hitl_request` that the ledger reads.
 #[derive(Debug, sqlx::FromRow)]
@@ -48,6 +52,9 @@ pub(super) struct RequestRow {
     outcome: Option<i64>,
     settled_at: Option<DateTime<Utc>>,
     acted_at: Option<DateTime<Utc>>,
+    asked_at: Option<DateTime<Utc>>,
+    moved_on: bool,
+    asked_again_until: Option<DateTime<Utc>>,
     /// The status of the request's task. Only statements that write a request return it.
     #[sqlx(default)]
     pub(super) task_status: Option<String>,
@@ -99,6 +106,9 @@ impl RequestRow {
             sequence: self.outcome,
             closed_at: self.settled_at,
             acted_at: self.acted_at,
+            asked_at: self.asked_at.unwrap_or(self.created_at),
+            has_moved_on: self.moved_on,
+            asked_again_until: self.asked_again_until,
         })
     }
 }
@@ -172,7 +182,8 @@ impl Ledger {
     }
 
     /// The newest request of Redis in this session that the ledger knows, of any tenant: tenants
-    /// share the session's key in Redis.
+    /// share the session's key in Redis. Requests that were only seen count, too: an agent that has
+    /// made a newer request does not wait for an older one.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -182,13 +193,15 @@ impl Ledger {
             formatcp!(
                 "SELECT {REQUEST_COLUMNS} FROM hitl_request
                   WHERE session_id = $1 AND origin <> 'http'
-                  ORDER BY created_at DESC, owed_since DESC LIMIT 1"
+                  ORDER BY {ASKED_AT} DESC, owed_since DESC LIMIT 1"
             ),
         );
         self.request(NEWEST, &values![session]).await
     }
 
-    /// Whether another tenant has a request of Redis in this session that was made after `since`.
+    /// Whether another tenant has a request of Redis in this session that was made after `since`,
+    /// and that was decided or withdrawn. Requests that were only seen do not count: whoever can
+    /// write a key to Redis could otherwise refuse the decisions of another tenant.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
@@ -200,10 +213,13 @@ impl Ledger {
     ) -> Result<bool> {
         const IS_SHARED: Statement = Statement::new(
             "ledger.is_shared",
-            "SELECT (SELECT MAX(created_at) FROM hitl_request
-                      WHERE session_id = $1 AND origin <> 'http'
-                        AND created_at <= 'infinity' AND created_at > $3
-                        AND tenant_id <> $2) IS NOT NULL",
+            formatcp!(
+                "SELECT (SELECT MAX({ASKED_AT}) FROM hitl_request
+                          WHERE session_id = $1 AND origin <> 'http'
+                            AND {ASKED_AT} <= 'infinity' AND {ASKED_AT} > $3
+                            AND tenant_id <> $2 AND status NOT IN ('pending', 'expired')
+                        ) IS NOT NULL"
+            ),
         );
         let (is_shared,) =
             self.engine.fetch_one(IS_SHARED, &values![session, tenant, since]).await?;
@@ -361,6 +377,7 @@ impl Ledger {
             formatcp!(
                 "SELECT {REQUEST_COLUMNS} FROM hitl_request
                   WHERE tenant_id = $1 AND session_id = $2 AND outcome > $3
+                    AND status <> 'pending'
                     AND (delivery <> 'superseded' OR origin = 'http')
                     AND ($4 IS NULL OR (acted_at IS NULL AND settled_at > $4))
                   ORDER BY outcome LIMIT $5"

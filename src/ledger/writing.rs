@@ -226,13 +226,20 @@ impl Ledger {
             Written::Nothing => {
                 let id = &writing.candidate.request.id;
                 match self.find_request(writing.tenant(), id).await? {
-                    Some(standing) => Ok(Recorded::Lost(standing)),
-                    None if writing.only_newest && self.has_newer_request(writing).await? => {
+                    Some(standing) if !standing.is_only_seen() => Ok(Recorded::Lost(standing)),
+                    Some(standing)
+                        if standing.state == State::Expired
+                            && !self.is_refused(writing).await? =>
+                    {
+                        Ok(Recorded::Lost(standing))
+                    }
+                    // A row that was only seen stood in nobody's way.
+                    _ if writing.only_newest && self.has_newer_request(writing).await? => {
                         Ok(Recorded::MovedOn)
                     }
-                    None if writing.alone_since.is_some() => Ok(Recorded::AnothersSession),
-                    None if writing.only_newest => Ok(Recorded::MovedOn),
-                    None => {
+                    _ if writing.alone_since.is_some() => Ok(Recorded::AnothersSession),
+                    _ if writing.only_newest => Ok(Recorded::MovedOn),
+                    _ => {
                         let problem = "a request was neither decided nor found";
                         Err(LedgerError::Inconsistent(problem.to_owned()))
                     }
@@ -242,10 +249,22 @@ impl Ledger {
         }
     }
 
+    /// Whether the ledger knows a newer request of Redis, or another tenant's, in the session, if
+    /// the write depends on that.
+    async fn is_refused(&self, writing: &Writing<'_>) -> Result<bool> {
+        let session = &writing.candidate.request.session;
+        let is_shared = match writing.alone_since {
+            Some(since) => self.is_shared(session, writing.tenant(), since).await?,
+            None => false,
+        };
+        Ok(is_shared || (writing.only_newest && self.has_newer_request(writing).await?))
+    }
+
     /// Whether the ledger knows a newer request of Redis in the session.
     async fn has_newer_request(&self, writing: &Writing<'_>) -> Result<bool> {
         let newest = self.newest_of_redis(&writing.candidate.request.session).await?;
-        Ok(newest.is_some_and(|newest| newest.created_at > writing.candidate.created_at))
+        let Candidate { request, created_at, .. } = writing.candidate;
+        Ok(newest.is_some_and(|newest| newest.id != request.id && newest.asked_at > *created_at))
     }
 
     /// Inserts a pending request and sets its task to `WAITING_APPROVAL`: both or neither.
@@ -284,13 +303,15 @@ impl Ledger {
                     }
                     // Nothing was written. The next try takes the next sequence number.
                     Err(error) if is_number_taken(&error) => {}
-                    Err(error) if is_anothers_id(&error) => return Ok(Written::IdTaken),
-                    Err(error) if is_id_taken(&error) => {
+                    Err(error) if is_anothers_id(&error) || is_id_taken(&error) => {
                         let id = values![writing.tenant(), &writing.candidate.request.id];
-                        if self.engine.optional::<RequestRow>(FIND, &id).await?.is_none() {
+                        if self.engine.optional::<RequestRow>(FIND, &id).await?.is_none()
+                            && !self.take_over_seen(writing).await?
+                        {
                             return Ok(Written::IdTaken);
                         }
-                        // A concurrent write of this tenant inserted the row. The next try sees it.
+                        // A concurrent write of this tenant inserted the row, or the row of a
+                        // request that was only seen is this tenant's now. The next try sees it.
                     }
                     Err(error) => return Err(error),
                     Ok(Some(row)) => return Ok(Written::Row(Box::new(row))),
@@ -301,8 +322,27 @@ impl Ledger {
         self.engine.call(statement.name(), writes).await
     }
 
+    /// Moves a row that was only seen in Redis to the tenant of this request of Redis: the request
+    /// under the key was another tenant's when it was seen. Returns whether there was such a row.
+    async fn take_over_seen(&self, writing: &Writing<'_>) -> sqlx::Result<bool> {
+        const TAKE_OVER_SEEN: Statement = Statement::new(
+            "ledger.take_over_seen",
+            "UPDATE hitl_request SET tenant_id = $1
+              WHERE request_id = $2 AND tenant_id <> $1 AND origin = 'redis'
+                AND status IN ('pending', 'expired')
+              RETURNING 1",
+        );
+        if writing.candidate.origin != Origin::Redis {
+            return Ok(false);
+        }
+        let values = values![writing.tenant(), &writing.candidate.request.id];
+        let moved: Option<(i32,)> = self.engine.optional(TAKE_OVER_SEEN, &values).await?;
+        Ok(moved.is_some())
+    }
+
     /// Sets a pending request whose `expires_at` has passed to `expired`, and fails its task. From
-    /// then on no decision on the request can be written. `None` when the request is not pending or
+    /// then on no decision on a registered request can be written. A request that was only seen in
+    /// Redis gets no sequence number: no agent is told that it expired. `None` when the request is not pending or
     /// has not expired by `now`.
     ///
     /// # Errors
@@ -426,7 +466,7 @@ const INSERT_REQUEST: &str = formatcp!(
         document, task_id, owns_task, created_at, expires_at, status, decided_by, decided_at,
         reason, caller_source, caller_type, agent_id, trace_id, gateway_request_id, delivery,
         owed_since, due_at, if_match, decider_role, token_id, outcome, settled_at, trace_parent,
-        message, etag
+        message, etag, asked_at
      )
      SELECT $1, $2, $3, $4, $5, $6, $7, $28, $8,
         COALESCE(
@@ -446,22 +486,38 @@ const INSERT_REQUEST: &str = formatcp!(
              ELSE 'owed' END, $22, $23, $31, $34, $35,
         CASE WHEN $13 <> 'pending' THEN {NEXT_OUTCOME_OF_A_WRITE} END,
         CASE WHEN $13 <> 'pending' THEN $22 END, $29,
-        SUBSTR($25, 1, 2000), $39
+        SUBSTR($25, 1, 2000), $39, $11
      FROM task"
 );
 
-/// Writes a decision or a withdrawal. Inserts a new row, or updates a row that is pending, has not
-/// expired, and has the same origin and content.
+/// Takes a column from the decision if the row was only seen in Redis, which the decider has read
+/// anew. The row of a registered request keeps its own.
+macro_rules! of_seen {
+    ($($column:literal),+) => {
+        concat!($(
+            $column, " = CASE WHEN hitl_request.origin = 'redis' THEN excluded.", $column,
+            " ELSE hitl_request.", $column, " END, "
+        ),+)
+    };
+}
+
+/// Writes a decision or a withdrawal. Inserts a new row, or updates a row that nobody has decided or
+/// withdrawn: of a registered request if it is pending, has not expired and has the same content; of
+/// a request that was only seen in Redis, whatever its row says, because the decider has read Redis.
+/// If such a row has expired, then only if that was before this decision began: so its agent has
+/// asked again since.
 const DECIDE_REQUEST: &str = formatcp!(
     "{INSERT_REQUEST}
      WHERE (NOT $36 OR COALESCE(
-               (SELECT MAX(newer.created_at) FROM hitl_request newer
+               (SELECT MAX(COALESCE(newer.asked_at, newer.created_at)) FROM hitl_request newer
                  WHERE newer.session_id = $4 AND newer.origin <> 'http'
                    AND newer.request_id <> $1), $11) <= $11)
        AND ($37 IS NULL OR
-               (SELECT MAX(other.created_at) FROM hitl_request other
+               (SELECT MAX(COALESCE(other.asked_at, other.created_at)) FROM hitl_request other
                  WHERE other.session_id = $4 AND other.origin <> 'http'
-                   AND other.created_at <= 'infinity' AND other.created_at > $37
+                   AND COALESCE(other.asked_at, other.created_at) <= 'infinity'
+                   AND COALESCE(other.asked_at, other.created_at) > $37
+                   AND other.status NOT IN ('pending', 'expired')
                    AND other.tenant_id <> $3 AND other.request_id <> $1) IS NULL)
      ON CONFLICT (tenant_id, request_id) DO UPDATE SET
         status = excluded.status, decided_by = excluded.decided_by,
@@ -473,12 +529,29 @@ const DECIDE_REQUEST: &str = formatcp!(
         delivery = excluded.delivery, owed_since = excluded.owed_since,
         due_at = excluded.due_at, attempts = 0, sent_at = NULL, listeners = NULL,
         sent_to = NULL, outcome = excluded.outcome, settled_at = excluded.settled_at,
+        {CONTENT_OF_SEEN} asked_at = excluded.asked_at, moved_on = FALSE,
         trace_parent = excluded.trace_parent
-      WHERE hitl_request.status = 'pending'
-        AND hitl_request.expires_at > excluded.settled_at
-        AND hitl_request.origin = excluded.origin
-        AND hitl_request.content_hash = excluded.content_hash
+      WHERE hitl_request.origin = excluded.origin AND CASE WHEN hitl_request.origin = 'redis'
+        THEN hitl_request.status = 'pending'
+             OR (hitl_request.status = 'expired'
+                 AND hitl_request.settled_at < excluded.settled_at)
+        ELSE hitl_request.status = 'pending'
+             AND hitl_request.expires_at > excluded.settled_at
+             AND hitl_request.content_hash = excluded.content_hash END
      RETURNING {REQUEST_COLUMNS}"
+);
+const CONTENT_OF_SEEN: &str = of_seen!(
+    "session_id",
+    "user_id",
+    "action_type",
+    "fingerprint",
+    "content_hash",
+    "document",
+    "message",
+    "etag",
+    "task_id",
+    "owns_task",
+    "expires_at"
 );
 
 /// Registers a request: inserts a row, unless the request's task is completed or failed. Postgres
@@ -569,7 +642,8 @@ const REGISTER: Statement = Statement::new(
 /// Expires a pending request. $1 is its id, $2 the current time, $3 its tenant.
 const EXPIRE_REQUEST: &str = formatcp!(
     "UPDATE hitl_request AS d
-        SET status = 'expired', settled_at = $2, delivery = 'sent', outcome = {NEXT_OUTCOME_OF_A_ROW}
+        SET status = 'expired', settled_at = $2, delivery = 'sent',
+            outcome = CASE WHEN origin = 'http' THEN {NEXT_OUTCOME_OF_A_ROW} ELSE outcome END
       WHERE tenant_id = $3 AND request_id = $1 AND status = 'pending' AND expires_at <= $2
      RETURNING {REQUEST_COLUMNS}"
 );

@@ -229,7 +229,7 @@ pub fn decided(courier: &'static str, record: &Record) {
     let outcome = decision.verdict.status();
     let origin = if record.origin == Origin::Http { "http" } else { "redis" };
     decisions(courier, outcome, origin).increment(1);
-    let age = (decision.at - record.created_at).to_std().unwrap_or_default();
+    let age = (decision.at - record.asked_at).to_std().unwrap_or_default();
     histogram!(DECISION_AGE, "outcome" => outcome).record(age);
 }
 

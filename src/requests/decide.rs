@@ -146,11 +146,18 @@ impl Attempt<'_> {
             }
             found => found,
         };
-        if let Some(record) = self.recorded().await? {
-            return self.of_ledger(record, &found);
-        }
+        let seen = match self.find().await? {
+            Some(record) if !record.is_only_seen() => return self.of_ledger(record, &found),
+            seen => seen,
+        };
         match found {
-            InRedis::NotFound => Err(Refusal::NotFound.into()),
+            InRedis::NotFound => Err(match seen.map(|seen| seen.state) {
+                None => Refusal::NotFound,
+                Some(State::Expired) => Refusal::Expired,
+                // Redis has lost the request, or its key has just gone.
+                Some(_pending) => Refusal::MovedOn,
+            }
+            .into()),
             InRedis::Unreachable(unavailable) => Err(unavailable.into()),
             InRedis::Unreadable { problem, .. } => Err(unreadable(problem)),
             InRedis::Request(request) => {
@@ -330,8 +337,12 @@ impl Attempt<'_> {
         Ok(decided)
     }
 
-    /// The ledger's record of this id.
+    /// The ledger's record of this id, unless the request was only seen in Redis.
     async fn recorded(&self) -> Result<Option<Record>> {
+        Ok(self.find().await?.filter(|record| !record.is_only_seen()))
+    }
+
+    async fn find(&self) -> Result<Option<Record>> {
         Ok(self.app.ledger.find_request(&self.caller.tenant, self.id).await?)
     }
 

@@ -1,6 +1,7 @@
 //! Loads a request from Redis and compares it with the ledger's record. Redis is read first and the
 //! ledger second: a decision is committed to the ledger before Redis has it, so the ledger knows every
-//! genuine decision that was read from Redis.
+//! genuine decision that was read from Redis. A row that was only seen in Redis is compared with nothing:
+//! it is what Redis said before.
 
 use std::time::Duration;
 
@@ -140,12 +141,13 @@ pub(super) fn ledger_candidate(record: Record) -> Result<Candidate> {
         origin: record.origin,
         tenant: Some(record.tenant),
         user: record.user,
-        created_at: record.created_at,
+        created_at: record.asked_at,
         expires_at: record.expires_at,
     })
 }
 
-/// The pending request in Redis of an id that the ledger, read after Redis, does not know.
+/// The pending request in Redis of an id that the ledger, read after Redis, does not know, or has only
+/// seen.
 ///
 /// # Errors
 /// [`RequestError::UnrecordedDecision`] when the request in Redis is not pending: a genuine decision
@@ -171,7 +173,8 @@ pub(super) async fn unrecorded_decision(
     id: &RequestId,
     found: &Candidate,
 ) -> Result<RequestError> {
-    if app.ledger.find_request_of_redis(id).await?.is_some() {
+    let recorded = app.ledger.find_request_of_redis(id).await?;
+    if recorded.is_some_and(|record| !record.is_only_seen()) {
         // The request was another tenant's when it was decided.
         return Ok(Refusal::NotFound.into());
     }

@@ -20,7 +20,10 @@ pub async fn read_request(
     id: &RequestId,
 ) -> Result<(String, String)> {
     let found = find_in_redis(app, caller, id).await;
-    let Some(record) = app.ledger.find_request(&caller.tenant, id).await? else {
+    let record = app.ledger.find_request(&caller.tenant, id).await?;
+    let is_gone = matches!(found, InRedis::NotFound);
+    // Redis has the present content of a request that was only seen there.
+    let Some(record) = record.filter(|record| is_gone || !record.is_only_seen()) else {
         let Candidate { request, .. } = pending_in_redis(app, id, found).await?;
         return Ok((request.document, request.etag));
     };
@@ -63,18 +66,26 @@ pub enum Found {
 /// # Errors
 /// `RequestError`; `Refusal::NotFound` for strangers and unknown ids alike.
 pub async fn find(app: &AppState, caller: &Caller, id: &RequestId) -> Result<Found> {
-    let record = app.ledger.find_request(&caller.tenant, id).await?;
-    if let Some(record) = record {
-        return Ok(Found::InLedger(Box::new(record)));
-    }
+    let recorded = async || app.ledger.find_request(&caller.tenant, id).await;
+    let seen = match recorded().await? {
+        Some(record) if !record.is_only_seen() => return Ok(Found::InLedger(Box::new(record))),
+        seen => seen,
+    };
     let found = find_in_redis(app, caller, id).await;
-    if let InRedis::Request(request) = &found
-        && !request.0.request.is_pending()
-    {
+    match &found {
         // Either decided after the ledger was read, or forged: the ledger knows.
-        if let Some(record) = app.ledger.find_request(&caller.tenant, id).await? {
-            return Ok(Found::InLedger(Box::new(record)));
+        InRedis::Request(request) if !request.0.request.is_pending() => {
+            if let Some(record) = recorded().await?.filter(|record| !record.is_only_seen()) {
+                return Ok(Found::InLedger(Box::new(record)));
+            }
         }
+        // The key is gone, and was decided meanwhile, or expired.
+        InRedis::NotFound if seen.is_some() => {
+            if let Some(record) = recorded().await? {
+                return Ok(Found::InLedger(Box::new(record)));
+            }
+        }
+        _ => {}
     }
     let candidate = pending_in_redis(app, id, found).await?;
     Ok(Found::InRedis(Box::new(candidate)))

@@ -28,7 +28,7 @@ pub async fn register(
     // the registered one comes first from now on.
     let found = find_in_redis(app, caller, id).await;
     if matches!(found, InRedis::Request(_) | InRedis::Unreadable { .. })
-        && app.ledger.find_request(&caller.tenant, id).await?.is_none()
+        && app.ledger.find_request(&caller.tenant, id).await?.is_none_or(|it| it.is_only_seen())
     {
         // An agent of this tenant wrote the request to Redis.
         return Err(Refusal::Altered.into());

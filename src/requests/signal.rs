@@ -111,8 +111,10 @@ pub async fn find_signal(
         (None, Some(Err(_invalid))) => None,
         (None, None) => app.ledger.newest_of_redis(session).await?,
     };
-    let is_visible =
-        |record: &Record| record.origin == Origin::Redis && record.tenant == caller.tenant;
+    // A request that was only seen has no signal, and may be decided while Redis is read below.
+    let is_visible = |record: &Record| {
+        record.origin == Origin::Redis && record.tenant == caller.tenant && !record.is_only_seen()
+    };
     let Some(record) = record.filter(is_visible) else { return Ok(None) };
     app.decisions.remember(&record, app.clock.now());
     let names_nothing = named.is_none() && wanted.is_none();
@@ -196,7 +198,7 @@ fn answer_of(record: &Record, caller: &Caller, session: &SessionId) -> Option<St
 /// an agent waits at most, and a sent answer only for a moment and only if it had no subscriber.
 fn still_waits(record: &Record, now: DateTime<Utc>) -> bool {
     match record.delivery {
-        Delivery::Owed if record.is_unsent() => now < record.created_at + AGENT_TIMEOUT,
+        Delivery::Owed if record.is_unsent() => now < record.asked_at + AGENT_TIMEOUT,
         Delivery::Owed | Delivery::Sent => record.is_missed_within_lookup_timeout(now),
         Delivery::Superseded => false,
     }

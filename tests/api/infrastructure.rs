@@ -12,8 +12,9 @@ use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::State;
 use aura_hitl::domain::ids::{RequestId, SessionId};
 use aura_hitl::domain::record::{DeliveryReceipt, DeliveryResult};
+use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::task::TaskStep;
-use aura_hitl::ledger::{Ledger, OutboxKind, Pooler};
+use aura_hitl::ledger::{AskedAgain, GoneRequest, Ledger, OutboxKind, Pooler, SeenRequest};
 use aura_hitl::server::stores;
 use aura_hitl::tasks::change::take_step;
 use chrono::TimeDelta;
@@ -653,6 +654,43 @@ async fn run_every_statement(app: &TestApp) {
         .unwrap();
     ledger.owe_lost(&["another history".to_owned()], now).await.unwrap();
     ledger.claim_owed(soon, 100).await.unwrap();
+
+    let asked_again = AskedAgain {
+        id: of_redis.clone(),
+        tenant: tenant.clone(),
+        content_hash: sent.content_hash.clone(),
+        until: soon,
+        read_at: soon,
+    };
+    ledger.note_asked_again(&[asked_again]).await.unwrap();
+    ledger.forget_asked_again(std::slice::from_ref(&of_redis)).await.unwrap();
+    let candidate = Asked::new().candidate(Origin::Redis, now);
+    let found = SeenRequest {
+        tenant: tenant.clone(),
+        user: candidate.user.clone(),
+        request: candidate.request,
+        seen_at: now,
+        asked_at: now,
+        expires_at: later,
+        read_at: now,
+        has_moved_on: false,
+        replication_id: Some("x".to_owned()),
+    };
+    let found = [found];
+    ledger.write_seen(&found).await.unwrap();
+    let id = &found[0].request.id;
+    let rows = ledger.seen_after(&id.as_str()[..id.as_str().len() - 1], 10).await.unwrap();
+    let rows = rows.into_iter().filter(|row| row.id == *id).collect::<Vec<_>>();
+    ledger.refresh_seen(&rows).await.unwrap();
+    let gone = GoneRequest {
+        tenant: tenant.clone(),
+        id: id.clone(),
+        read_at: soon,
+        replication_id: "x".to_owned(),
+    };
+    assert_eq!(ledger.close_gone(&[gone], soon).await.unwrap().len(), 1);
+    ledger.hold_lease("test", "one", now, soon).await.unwrap();
+    ledger.give_lease_back("test", "one").await.unwrap();
 
     let task = app.task_of(&asked.id).await;
     ledger.release_task(tenant, &task.id, now).await.unwrap();

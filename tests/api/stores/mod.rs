@@ -72,6 +72,7 @@ macro_rules! over_redis {
 mod database;
 mod deliveries;
 mod requests;
+mod seen;
 mod signals;
 mod tasks;
 

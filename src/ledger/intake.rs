@@ -1,0 +1,439 @@
+//! Requests that were only seen in Redis: rows of `hitl_request` with the origin `redis` and the status
+//! `pending`, or `expired` once the key has gone. Nobody has decided them.
+//!
+//! Such a row owes nothing and makes no task. `task_id` is an id that no task has. A decision reads
+//! Redis and overwrites the row: see `writing`. All statements here write many rows, in the order of
+//! the key, and leave every row alone that somebody has decided, withdrawn or registered. Two replicas
+//! may run them at once.
+
+use chrono::{DateTime, Utc};
+use const_format::formatcp;
+
+use super::connect::Ledger;
+use super::engine::{Statement, Value, values};
+use super::error::{LedgerError, Result};
+use super::requests::{REQUEST_COLUMNS, RequestRow};
+use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
+use crate::domain::record::Record;
+use crate::domain::request::ApprovalRequest;
+
+/// A pending request as it was found in Redis.
+#[derive(Clone, Debug)]
+pub struct SeenRequest {
+    /// The request.
+    pub request: ApprovalRequest,
+    /// The tenant that the request names, else the one that its session names.
+    pub tenant: TenantId,
+    /// The user that the request names, else the one that its session names.
+    pub user: Option<UserId>,
+    /// When the request was first seen, UTC.
+    pub seen_at: DateTime<Utc>,
+    /// When its agent made it, UTC; see [`Record::asked_at`].
+    pub asked_at: DateTime<Utc>,
+    /// When the request expires, UTC.
+    pub expires_at: DateTime<Utc>,
+    /// A time before Redis was read, UTC.
+    pub read_at: DateTime<Utc>,
+    /// See [`Record::has_moved_on`].
+    pub has_moved_on: bool,
+    /// The replication id of the Redis that has the request.
+    pub replication_id: Option<String>,
+}
+
+/// What the ledger says of a pending request that was only seen in Redis, without its document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenRow {
+    /// The request.
+    pub id: RequestId,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its session.
+    pub session: SessionId,
+    /// See [`ApprovalRequest::content_hash`].
+    pub content_hash: String,
+    /// When its agent made it, UTC.
+    pub asked_at: DateTime<Utc>,
+    /// When the request expires, UTC.
+    pub expires_at: DateTime<Utc>,
+    /// See [`Record::has_moved_on`].
+    pub has_moved_on: bool,
+    /// The replication id of the Redis that had the request.
+    pub replication_id: Option<String>,
+}
+
+/// A key that has gone from Redis.
+#[derive(Clone, Debug)]
+pub struct GoneRequest {
+    /// The tenant of the row.
+    pub tenant: TenantId,
+    /// The request.
+    pub id: RequestId,
+    /// A time before Redis was read, UTC.
+    pub read_at: DateTime<Utc>,
+    /// The replication id of the Redis that has no such key.
+    pub replication_id: String,
+}
+
+/// A request that is pending in Redis, and that the ledger may have decided.
+#[derive(Clone, Debug)]
+pub struct AskedAgain {
+    /// The request.
+    pub id: RequestId,
+    /// The tenant that it names in Redis.
+    pub tenant: TenantId,
+    /// See [`ApprovalRequest::content_hash`].
+    pub content_hash: String,
+    /// When the pending request in Redis expires, UTC.
+    pub until: DateTime<Utc>,
+    /// A time before Redis was read, UTC.
+    pub read_at: DateTime<Utc>,
+}
+
+#[derive(sqlx::FromRow)]
+struct SeenColumns {
+    request_id: String,
+    tenant_id: String,
+    session_id: String,
+    content_hash: String,
+    asked_at: DateTime<Utc>,
+    expires_at: DateTime<Utc>,
+    moved_on: bool,
+    seen_on: Option<String>,
+}
+
+impl Ledger {
+    /// Writes rows for requests that were seen in Redis: inserts them, replaces the content of rows
+    /// that were only seen, and makes expired ones pending again whose keys were read after they
+    /// expired. Returns the ids of the rows that were written. The others are decided, withdrawn, or
+    /// registered over HTTP, or another tenant has decided the request under this key.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer. Writing again is safe.
+    pub async fn write_seen(&self, seen: &[SeenRequest]) -> Result<Vec<RequestId>> {
+        let mut sorted = seen.iter().collect::<Vec<_>>();
+        sorted.sort_unstable_by_key(|seen| (seen.tenant.as_str(), seen.request.id.as_str()));
+        let moved = sorted.iter().map(|seen| values![&seen.tenant, &seen.request.id].to_vec());
+        let moved = moved.collect::<Vec<_>>();
+        let rows = sorted.iter().map(|seen| seen_values(seen)).collect::<Vec<_>>();
+        self.engine.execute_many(MOVE_SEEN, &moved).await?;
+        let written = match self.engine.fetch_many::<(String,)>(WRITE_SEEN, &rows).await {
+            // A row of another tenant is in the way, of all rows of this statement.
+            Err(LedgerError::Inconsistent(_)) if rows.len() > 1 => {
+                let mut written = Vec::new();
+                for row in rows {
+                    let one = self.engine.fetch_many::<(String,)>(WRITE_SEEN, &[row]).await;
+                    match one {
+                        Err(LedgerError::Inconsistent(_)) => {}
+                        one => written.extend(one?),
+                    }
+                }
+                written
+            }
+            Err(LedgerError::Inconsistent(_)) => Vec::new(),
+            written => written?,
+        };
+        Ok(written.into_iter().filter_map(|(id,)| RequestId::parse(id).ok()).collect())
+    }
+
+    /// Stores what has changed of seen requests besides their content: whether the session has moved
+    /// on, the times, and the Redis that has them.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer. Writing again is safe.
+    pub async fn refresh_seen(&self, rows: &[SeenRow]) -> Result<()> {
+        let mut sorted = rows.iter().collect::<Vec<_>>();
+        sorted.sort_unstable_by_key(|row| (row.tenant.as_str(), row.id.as_str()));
+        let values = |row: &SeenRow| {
+            values![
+                &row.tenant,
+                &row.id,
+                i64::from(row.has_moved_on),
+                row.asked_at,
+                row.expires_at,
+                row.replication_id.as_ref(),
+            ]
+            .to_vec()
+        };
+        let rows = sorted.into_iter().map(values).collect::<Vec<_>>();
+        self.engine.execute_many(REFRESH_SEEN, &rows).await
+    }
+
+    /// Sets pending requests to `expired` whose keys have gone from the Redis that had them. Leaves
+    /// rows alone that were last seen on another Redis: it may have lost its data. Returns the
+    /// requests that were closed.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer. Closing again is safe.
+    pub async fn close_gone(
+        &self,
+        gone: &[GoneRequest],
+        now: DateTime<Utc>,
+    ) -> Result<Vec<Record>> {
+        let mut sorted = gone.iter().collect::<Vec<_>>();
+        sorted.sort_unstable_by_key(|gone| (gone.tenant.as_str(), gone.id.as_str()));
+        let values = |gone: &GoneRequest| {
+            values![&gone.tenant, &gone.id, gone.read_at, &gone.replication_id, now].to_vec()
+        };
+        let rows = sorted.into_iter().map(values).collect::<Vec<_>>();
+        let began = std::time::Instant::now();
+        let closed: Vec<RequestRow> = self.engine.fetch_many(CLOSE_GONE, &rows).await?;
+        closed.into_iter().map(|row| self.record(row, began)).collect()
+    }
+
+    /// Notes which decided requests are pending in Redis again, with the same content, although their
+    /// answers were sent before Redis was read: their agents have asked again. Returns their ids.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer. Noting again is safe.
+    pub async fn note_asked_again(&self, asked: &[AskedAgain]) -> Result<Vec<RequestId>> {
+        let mut sorted = asked.iter().collect::<Vec<_>>();
+        sorted.sort_unstable_by_key(|asked| (asked.tenant.as_str(), asked.id.as_str()));
+        let values = |asked: &AskedAgain| {
+            values![&asked.tenant, &asked.id, &asked.content_hash, asked.until, asked.read_at]
+                .to_vec()
+        };
+        let rows = sorted.into_iter().map(values).collect::<Vec<_>>();
+        let noted: Vec<(String,)> = self.engine.fetch_many(NOTE_ASKED_AGAIN, &rows).await?;
+        Ok(noted.into_iter().filter_map(|(id,)| RequestId::parse(id).ok()).collect())
+    }
+
+    /// Notes that these requests are no longer pending in Redis: [`Record::asked_again_until`] is
+    /// `None` from now on.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer. Noting again is safe.
+    pub async fn forget_asked_again(&self, ids: &[RequestId]) -> Result<()> {
+        const FORGET: Statement = Statement::new(
+            "ledger.forget_asked_again",
+            "UPDATE hitl_request SET asked_again_until = NULL
+              WHERE request_id = ANY($1) AND origin = 'redis' AND asked_again_until IS NOT NULL",
+        )
+        .on_sqlite(
+            "UPDATE hitl_request SET asked_again_until = NULL
+              WHERE request_id IN (SELECT value FROM json_each($1)) AND origin = 'redis'
+                AND asked_again_until IS NOT NULL",
+        );
+        self.engine.execute(FORGET, &values![ids]).await.map(drop)
+    }
+
+    /// Up to `limit` pending requests that were only seen in Redis, in the order of their ids, after
+    /// the id `after`.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn seen_after(&self, after: &str, limit: i64) -> Result<Vec<SeenRow>> {
+        // `origin <> 'http'`, because `origin = 'redis'` would match the index
+        // `hitl_request_of_redis`, and Postgres might read all requests of Redis.
+        const SEEN_AFTER: Statement = Statement::new(
+            "ledger.seen_after",
+            "SELECT request_id, tenant_id, session_id, content_hash,
+                    COALESCE(asked_at, created_at) AS asked_at, expires_at, moved_on, seen_on
+               FROM hitl_request
+              WHERE origin <> 'http' AND status = 'pending' AND request_id > $1
+              ORDER BY request_id LIMIT $2",
+        );
+        let rows: Vec<SeenColumns> =
+            self.engine.fetch_all(SEEN_AFTER, &values![after, limit]).await?;
+        let readable = |row: SeenColumns| {
+            Some(SeenRow {
+                id: RequestId::parse(row.request_id).ok()?,
+                tenant: TenantId::parse(row.tenant_id).ok()?,
+                session: SessionId::parse(row.session_id).ok()?,
+                content_hash: row.content_hash,
+                asked_at: row.asked_at,
+                expires_at: row.expires_at,
+                has_moved_on: row.moved_on,
+                replication_id: row.seen_on,
+            })
+        };
+        Ok(rows.into_iter().filter_map(readable).collect())
+    }
+
+    /// Takes or keeps the lease `name` for `holder` until `until`. Returns whether `holder` has it: no
+    /// other holder has it at `now`.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer. Then `holder` may have the lease.
+    pub async fn hold_lease(
+        &self,
+        name: &str,
+        holder: &str,
+        now: DateTime<Utc>,
+        until: DateTime<Utc>,
+    ) -> Result<bool> {
+        const HOLD_LEASE: Statement = Statement::new(
+            "ledger.hold_lease",
+            "INSERT INTO hitl_lease (name, holder, held_until) VALUES ($1, $2, $4)
+             ON CONFLICT (name) DO UPDATE
+                SET holder = excluded.holder, held_until = excluded.held_until
+              WHERE hitl_lease.holder = excluded.holder OR hitl_lease.held_until <= $3
+             RETURNING holder",
+        );
+        let held: Option<(String,)> =
+            self.engine.fetch_optional(HOLD_LEASE, &values![name, holder, now, until]).await?;
+        Ok(held.is_some())
+    }
+
+    /// Gives the lease `name` back if `holder` has it.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer. The lease then expires by itself.
+    pub async fn give_lease_back(&self, name: &str, holder: &str) -> Result<()> {
+        const GIVE_LEASE_BACK: Statement = Statement::new(
+            "ledger.give_lease_back",
+            "DELETE FROM hitl_lease WHERE name = $1 AND holder = $2",
+        );
+        self.engine.execute(GIVE_LEASE_BACK, &values![name, holder]).await.map(drop)
+    }
+}
+
+/// The values of a row for [`WRITE_SEEN`].
+fn seen_values(seen: &SeenRequest) -> Vec<Value> {
+    let SeenRequest { request, .. } = seen;
+    values![
+        /* $1 */ &request.id,
+        /* $2 */ &seen.tenant,
+        /* $3 */ &request.session,
+        /* $4 */ seen.user.as_ref(),
+        /* $5 */ &request.action_type,
+        /* $6 */ &request.fingerprint,
+        /* $7 */ &request.content_hash,
+        /* $8 */ &request.document,
+        /* $9 */ &TaskId::generate(),
+        /* $10 */ seen.seen_at,
+        /* $11 */ seen.asked_at,
+        /* $12 */ seen.expires_at,
+        /* $13 */ seen.read_at,
+        /* $14 */ i64::from(seen.has_moved_on),
+        /* $15 */ seen.replication_id.as_ref(),
+        /* $16 */ request.message.as_ref(),
+        /* $17 */ &request.etag,
+    ]
+    .to_vec()
+}
+
+/// Moves rows that were only seen to the tenant that the request in Redis names by now: a key belongs
+/// to one tenant at a time.
+const MOVE_SEEN: Statement = Statement::new(
+    "ledger.move_seen",
+    "UPDATE hitl_request AS r SET tenant_id = m.tenant_id
+       FROM UNNEST($1::text[], $2::text[]) AS m(tenant_id, request_id)
+      WHERE r.request_id = m.request_id AND r.origin = 'redis' AND r.tenant_id <> m.tenant_id
+        AND r.status IN ('pending', 'expired')",
+)
+.on_sqlite(
+    "UPDATE hitl_request SET tenant_id = $1
+      WHERE request_id = $2 AND origin = 'redis' AND tenant_id <> $1
+        AND status IN ('pending', 'expired')",
+);
+
+const COLUMNS: &str = "\
+    request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint, content_hash,
+    document, task_id, owns_task, created_at, expires_at, status, delivery, owed_since, due_at,
+    asked_at, moved_on, seen_on, message, etag";
+
+/// Replaces a row that was only seen. `due_at` is a time before Redis was read: a row that has expired
+/// since is not made pending. The row keeps its times while it asks the same question.
+const REPLACE_SEEN: &str = "\
+    ON CONFLICT (tenant_id, request_id) DO UPDATE SET
+        session_id = excluded.session_id, user_id = excluded.user_id,
+        action_type = excluded.action_type, fingerprint = excluded.fingerprint,
+        created_at = CASE WHEN hitl_request.status = 'pending'
+                           AND hitl_request.content_hash = excluded.content_hash
+                          THEN hitl_request.created_at ELSE excluded.created_at END,
+        content_hash = excluded.content_hash, document = excluded.document,
+        message = excluded.message, etag = excluded.etag,
+        expires_at = excluded.expires_at, status = 'pending', settled_at = NULL,
+        acted_at = NULL, heard_at = NULL, owed_since = excluded.owed_since,
+        due_at = excluded.due_at, asked_at = excluded.asked_at,
+        moved_on = excluded.moved_on, seen_on = excluded.seen_on
+      WHERE hitl_request.origin = 'redis'
+        AND (hitl_request.status = 'pending'
+             OR (hitl_request.status = 'expired' AND hitl_request.settled_at < excluded.due_at))
+     RETURNING request_id";
+
+const WRITE_SEEN: Statement = Statement::new(
+    "ledger.write_seen",
+    formatcp!(
+        "INSERT INTO hitl_request ({COLUMNS})
+         SELECT m.request_id, 'redis', m.tenant_id, m.session_id, m.user_id, m.action_type,
+                m.fingerprint, m.content_hash, m.document, m.task_id, TRUE, m.seen_at,
+                m.expires_at, 'pending', 'sent', m.read_at, m.read_at, m.asked_at,
+                m.moved_on <> 0, m.seen_on, SUBSTR(m.message, 1, 2000), m.etag
+           FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+                       $7::text[], $8::text[], $9::text[], $10::timestamptz[],
+                       $11::timestamptz[], $12::timestamptz[], $13::timestamptz[],
+                       $14::bigint[], $15::text[], $16::text[], $17::text[])
+                AS m(request_id, tenant_id, session_id, user_id, action_type, fingerprint,
+                     content_hash, document, task_id, seen_at, asked_at, expires_at, read_at,
+                     moved_on, seen_on, message, etag)
+          WHERE (SELECT MAX(o.tenant_id) FROM hitl_request o
+                  WHERE o.request_id = m.request_id AND o.origin = 'redis'
+                    AND o.tenant_id <> m.tenant_id) IS NULL
+          ORDER BY m.tenant_id, m.request_id
+         {REPLACE_SEEN}"
+    ),
+)
+.on_sqlite(formatcp!(
+    "INSERT INTO hitl_request ({COLUMNS})
+     SELECT $1, 'redis', $2, $3, $4, $5, $6, $7, $8, $9, TRUE, $10, $12, 'pending', 'sent', $13,
+            $13, $11, $14 <> 0, $15, SUBSTR($16, 1, 2000), $17
+      WHERE (SELECT MAX(o.tenant_id) FROM hitl_request o
+              WHERE o.request_id = $1 AND o.origin = 'redis' AND o.tenant_id <> $2) IS NULL
+     {REPLACE_SEEN}"
+));
+
+const REFRESH_SEEN: Statement = Statement::new(
+    "ledger.refresh_seen",
+    "UPDATE hitl_request AS r
+        SET moved_on = m.moved_on <> 0, asked_at = m.asked_at, expires_at = m.expires_at,
+            seen_on = m.seen_on
+       FROM UNNEST($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[],
+                   $6::text[])
+            AS m(tenant_id, request_id, moved_on, asked_at, expires_at, seen_on)
+      WHERE r.tenant_id = m.tenant_id AND r.request_id = m.request_id AND r.origin = 'redis'
+        AND r.status = 'pending'",
+)
+.on_sqlite(
+    "UPDATE hitl_request
+        SET moved_on = $3 <> 0, asked_at = $4, expires_at = $5, seen_on = $6
+      WHERE tenant_id = $1 AND request_id = $2 AND origin = 'redis' AND status = 'pending'",
+);
+
+const CLOSE_GONE: Statement = Statement::new(
+    "ledger.close_gone",
+    formatcp!(
+        "UPDATE hitl_request AS r
+            SET status = 'expired', settled_at = m.closed_at, moved_on = FALSE
+           FROM UNNEST($1::text[], $2::text[], $3::timestamptz[], $4::text[], $5::timestamptz[])
+                AS m(of_tenant, of_request, read_at, gone_from, closed_at)
+          WHERE r.tenant_id = m.of_tenant AND r.request_id = m.of_request AND r.origin = 'redis'
+            AND r.status = 'pending' AND r.seen_on = m.gone_from AND r.due_at <= m.read_at
+          RETURNING {REQUEST_COLUMNS}"
+    ),
+)
+.on_sqlite(formatcp!(
+    "UPDATE hitl_request SET status = 'expired', settled_at = $5, moved_on = FALSE
+      WHERE tenant_id = $1 AND request_id = $2 AND origin = 'redis' AND status = 'pending'
+        AND seen_on = $4 AND due_at <= $3
+      RETURNING {REQUEST_COLUMNS}"
+));
+
+/// A receipt may be written later than its signal was sent: a request whose signal is owed is left
+/// alone until then.
+const NOTE_ASKED_AGAIN: Statement = Statement::new(
+    "ledger.note_asked_again",
+    "UPDATE hitl_request AS r SET asked_again_until = m.asked_until
+       FROM UNNEST($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[])
+            AS m(of_tenant, of_request, content, asked_until, read_at)
+      WHERE r.tenant_id = m.of_tenant AND r.request_id = m.of_request AND r.origin = 'redis'
+        AND r.decided_at IS NOT NULL AND r.content_hash = m.content AND r.delivery <> 'owed'
+        AND COALESCE(r.sent_at, r.settled_at) < m.read_at
+      RETURNING r.request_id",
+)
+.on_sqlite(
+    "UPDATE hitl_request SET asked_again_until = $4
+      WHERE tenant_id = $1 AND request_id = $2 AND origin = 'redis' AND decided_at IS NOT NULL
+        AND content_hash = $3 AND delivery <> 'owed' AND COALESCE(sent_at, settled_at) < $5
+      RETURNING request_id",
+);
