@@ -486,7 +486,7 @@ impl ApiError {
 }
 
 /// An untrusted text within a sentence: one line, without direction characters, cut to 80 characters.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     const MAX_CHARS: usize = 80;
     let is_direction = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let line =

@@ -7,6 +7,7 @@ pub mod approvals;
 pub mod body;
 pub mod call_span;
 pub mod connection;
+pub mod detail;
 pub mod document;
 pub mod endpoint;
 pub mod envelope;

@@ -276,9 +276,12 @@ fn view(found: Found) -> OutcomeView {
     }
 }
 
-const NO_SIGNAL: SignalView = SignalView { state: "none", sent_at: None, listeners: None };
+/// The state of a signal that there is not.
+pub(super) const NO_SIGNAL: SignalView =
+    SignalView { state: "none", sent_at: None, listeners: None };
 
-fn signal(record: &Record) -> SignalView {
+/// The state of a request's signal.
+pub(super) fn signal(record: &Record) -> SignalView {
     if record.state.decision().is_none() || record.origin == Origin::Http {
         return NO_SIGNAL;
     }

@@ -48,6 +48,11 @@ pub fn any() -> Schema {
     ObjectBuilder::new().schema_type(SchemaType::AnyValue).into()
 }
 
+/// A list that is empty in this release.
+pub fn no_items() -> Schema {
+    of(json!({ "type": "array", "items": { "type": "object" } }))
+}
+
 /// Makes a type of a schema, because utoipa's attributes take types.
 macro_rules! schema_type {
     ($(#[$meaning:meta])* $name:ident = $schema:expr) => {

@@ -177,6 +177,16 @@ pub fn status_of(document: &str) -> Option<String> {
     Some(text(&object, "status").ok()?.unwrap_or_else(|| "pending".to_owned()))
 }
 
+/// The `context` of a request as people see it: as its agent wrote it, with Python's bare words as
+/// strings. An empty object when the request has no context.
+#[must_use]
+pub fn shown_context(document: &str) -> Box<serde_json::value::RawValue> {
+    let object = python_json::fields(document).unwrap_or_default();
+    let context = present(&object, "context").unwrap_or("{}");
+    serde_json::value::RawValue::from_string(python_json::quoted(context).into_owned())
+        .unwrap_or_else(|_invalid| json::raw(&RawObject::new()))
+}
+
 /// The value of a field; `None` when the field is absent or `null`.
 fn present<'a>(object: &Fields<'a>, name: &str) -> Option<&'a str> {
     object.get(name).copied().filter(|value| *value != "null")

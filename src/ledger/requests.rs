@@ -280,6 +280,25 @@ impl Ledger {
         Ok(trace_parent)
     }
 
+    /// When the agent of a request was answered over HTTP; `None` if it was not, or there is no such
+    /// request.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn heard_at(
+        &self,
+        tenant: &TenantId,
+        id: &RequestId,
+    ) -> Result<Option<DateTime<Utc>>> {
+        const HEARD_AT: Statement = Statement::new(
+            "ledger.heard_at",
+            "SELECT heard_at FROM hitl_request WHERE tenant_id = $1 AND request_id = $2",
+        );
+        let row: Option<(Option<DateTime<Utc>>,)> =
+            self.engine.fetch_optional(HEARD_AT, &values![tenant, id]).await?;
+        Ok(row.and_then(|(heard_at,)| heard_at))
+    }
+
     /// Up to `limit` pending requests that have expired by `now`, the earliest `expires_at` first.
     ///
     /// # Errors

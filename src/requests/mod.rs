@@ -3,6 +3,7 @@
 
 pub mod acknowledge;
 pub mod decide;
+pub mod detail;
 pub mod error;
 pub mod expire;
 pub mod list;

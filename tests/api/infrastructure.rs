@@ -610,7 +610,7 @@ async fn run_every_statement(app: &TestApp) {
     app.put(&unnamed.id, &unnamed.document.to_string()).await;
     app.approve(ALICE, &unnamed.id).await.assert(200, "");
     app.get(ALICE, &format!("/aura/hitl/signals/{}", unnamed.session)).await;
-    for path in ["", "/decision", "?waitSeconds=1"] {
+    for path in ["", "/detail", "/decision", "?waitSeconds=1"] {
         app.get(ALICE, &format!("/aura/hitl/requests/{}{path}", asked.id)).await;
     }
     let path = format!("/aura/hitl/requests/{}/acknowledgement", asked.id);

@@ -16,6 +16,7 @@ mod approvals;
 mod audit;
 mod auth;
 mod connections;
+mod detail;
 mod evidence;
 mod forgeries;
 mod framing;

@@ -1,0 +1,150 @@
+//! One approval request in full, for the person who decides it.
+
+use actix_web::web;
+use serde::Serialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::approvals::etag;
+use super::envelope::{Answer, Call, Envelope, ok, wire_time};
+use super::error::{ApiError, shown};
+use super::examples::{plan_step, success};
+use super::identity::CallerOf;
+use super::lists::{NoQuery, RequestView, request_example};
+use super::outcomes::{NO_SIGNAL, SignalView, signal};
+use super::request_id;
+use super::schemas;
+use super::text::Text;
+use crate::domain::ids::UserId;
+use crate::domain::list::Owners;
+use crate::domain::rules;
+use crate::requests::detail::{self, Detail, Happened};
+use crate::state::AppState;
+
+const RETRIEVED: &str = "Approval request retrieved";
+
+/// A request in full.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DetailView {
+    #[serde(flatten)]
+    request: RequestView,
+    /// As its agent wrote it, numbers unchanged; `{}` without one. `NaN` and `Infinity` are strings.
+    #[schema(schema_with = schemas::any)]
+    context: Box<RawValue>,
+    /// The plan, as plan steps.
+    #[schema(schema_with = schemas::any)]
+    plan_steps: Box<RawValue>,
+    /// Who voted how.
+    #[schema(schema_with = schemas::no_items)]
+    votes: [(); 0],
+    /// Questions and answers.
+    #[schema(schema_with = schemas::no_items)]
+    comments: [(); 0],
+    /// The state of the signal in Redis. `listeners` 0: no agent has heard it yet.
+    signal: SignalView,
+    /// What happened, the oldest first.
+    history: Vec<HappenedView>,
+    /// Who may decide it, and by which rule, in a sentence.
+    #[schema(example = "No policy: anybody of tenant1 may decide this request.")]
+    why: String,
+}
+
+/// Something that happened to a request.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct HappenedView {
+    #[schema(example = "2026-01-16T12:00:00")]
+    at: String,
+    /// `created`, `approved`, `rejected`, `expired`, `cancelled`, `sent`, `superseded`, `heard` or
+    /// `acted`.
+    #[schema(example = "created")]
+    event: &'static str,
+    /// The user who did it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
+}
+
+/// Read a request in full: its content, its history, who may decide it.
+///
+/// # Errors
+/// `E1004` when there is no such request; `E4000` for any query parameter; `E4220` when the request in
+/// Redis is not valid.
+#[utoipa::path(
+    get, path = "/aura/hitl/requests/{requestId}/detail",
+    responses((
+        status = 200, description = "The request in full", body = Envelope<DetailView>,
+        example = json!(success(RETRIEVED, example())),
+    ))
+)]
+pub async fn read(
+    CallerOf(caller): CallerOf,
+    app: web::Data<AppState>,
+    id: web::Path<String>,
+    _none: NoQuery,
+) -> Result<Answer<DetailView>, ApiError> {
+    let id = request_id(&id)?;
+    let (work, asking) = (app.get_ref().clone(), caller.clone());
+    let detail = app.run_to_end(async move { detail::detail(&work, &asking, &id).await }).await??;
+    let why = why(&rules::decidable(&caller, app.policy), detail.row.user.as_ref(), &detail);
+    let tag = etag(detail.row.etag.clone());
+    Ok(ok(RETRIEVED, view(detail, why)).with(tag))
+}
+
+fn view(detail: Detail, why: Text) -> DetailView {
+    let Detail { row, may_decide, context, plan_steps, record, history } = detail;
+    let happened = |Happened { at, event, by }: Happened| HappenedView {
+        at: wire_time(at),
+        event: event.as_str(),
+        by: by.map(|by| by.to_string()),
+    };
+    DetailView {
+        request: RequestView::of(row, may_decide),
+        context,
+        plan_steps: RawValue::from_string(plan_steps)
+            .unwrap_or_else(|_invalid| crate::domain::json::raw(&[(); 0])),
+        votes: [],
+        comments: [],
+        signal: record.as_ref().map_or(NO_SIGNAL, signal),
+        history: history.into_iter().map(happened).collect(),
+        why: why.in_language(Call::current().language),
+    }
+}
+
+/// Who may decide it, in a sentence.
+fn why(owners: &Owners, user: Option<&UserId>, detail: &Detail) -> Text {
+    match (owners, user) {
+        (Owners::All, _) => {
+            let tenant = shown(detail.row.tenant.as_str());
+            Text::new(
+                format!("No policy: anybody of {tenant} may decide this request."),
+                format!("정책 없음: {tenant}의 누구나 이 요청을 결정할 수 있습니다."),
+            )
+        }
+        (_, None) => Text::new(
+            "No policy: this request names nobody, so anybody of its tenant may decide it.",
+            "정책 없음: 지정된 사용자가 없어 테넌트의 누구나 이 요청을 결정할 수 있습니다.",
+        ),
+        (_, Some(user)) => {
+            let user = shown(user.as_str());
+            Text::new(
+                format!("No policy: only {user}, whom this request names, may decide it."),
+                format!("정책 없음: 요청에 지정된 사용자({user})만 이 요청을 결정할 수 있습니다."),
+            )
+        }
+    }
+}
+
+fn example() -> serde_json::Value {
+    let mut detail = request_example();
+    let more = json!({
+        "context": { "to": "a@b.c" }, "planSteps": [plan_step()], "votes": [], "comments": [],
+        "signal": { "state": "none" },
+        "history": [{ "at": "2026-01-16T12:00:00", "event": "created", "by": "user123" }],
+        "why": "No policy: anybody of tenant1 may decide this request.",
+    });
+    if let (Some(detail), serde_json::Value::Object(more)) = (detail.as_object_mut(), more) {
+        detail.extend(more);
+    }
+    detail
+}

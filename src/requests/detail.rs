@@ -1,0 +1,199 @@
+//! Everything that a person sees of one request before they decide it, and what happened to it since.
+
+use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
+
+use super::error::{RequestError, Result};
+use super::list::may_decide;
+use super::read::{Found, find};
+use crate::domain::approver::Caller;
+use crate::domain::decision::State;
+use crate::domain::ids::{RequestId, UserId};
+use crate::domain::list::{Listed, Status};
+use crate::domain::record::{Candidate, Delivery, Record};
+use crate::domain::request::{ApprovalRequest, Origin, shown_context};
+use crate::state::AppState;
+
+/// A request with its content and its history.
+#[derive(Debug)]
+pub struct Detail {
+    /// What lists show, with the whole message.
+    pub row: Listed,
+    /// Whether the caller may decide the request now.
+    pub may_decide: bool,
+    /// See [`shown_context`].
+    pub context: Box<RawValue>,
+    /// A JSON array.
+    pub plan_steps: String,
+    /// The ledger's row; `None` for a request that only Redis has.
+    pub record: Option<Record>,
+    /// What happened, the oldest first.
+    pub history: Vec<Happened>,
+}
+
+/// Something that happened to a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Happened {
+    /// When, UTC.
+    pub at: DateTime<Utc>,
+    /// What.
+    pub event: Event,
+    /// Who did it, if a person did.
+    pub by: Option<UserId>,
+}
+
+/// What happens to a request, in the usual order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Event {
+    /// The agent asked.
+    Created,
+    /// A person approved.
+    Approved,
+    /// A person rejected.
+    Rejected,
+    /// Nobody decided in time.
+    Expired,
+    /// The agent withdrew it.
+    Cancelled,
+    /// The signal went to Redis.
+    Sent,
+    /// The agent had moved on, so no signal was sent.
+    Superseded,
+    /// The agent was answered over HTTP.
+    Heard,
+    /// The agent said that it had acted.
+    Acted,
+}
+
+impl Event {
+    /// The event on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Approved => "approved",
+            Self::Rejected => "rejected",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+            Self::Sent => "sent",
+            Self::Superseded => "superseded",
+            Self::Heard => "heard",
+            Self::Acted => "acted",
+        }
+    }
+}
+
+/// One request of the caller's tenant, from the ledger or, while only Redis has it, from Redis.
+///
+/// # Errors
+/// Those of [`find`]; [`RequestError::Unreadable`] when somebody has edited the row by hand.
+pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<Detail> {
+    let (now, policy) = (app.clock.now(), app.policy);
+    match find(app, caller, id).await? {
+        Found::InRedis(candidate) => {
+            let Candidate { request, created_at, .. } = &*candidate;
+            let history = vec![Happened { at: *created_at, event: Event::Created, by: None }];
+            let row = of_candidate(&candidate, caller);
+            // Only deciding finds out whether the session still waits for it.
+            let may_decide = may_decide(&row, caller, now, policy);
+            Ok(Detail {
+                row,
+                may_decide,
+                context: shown_context(&request.document),
+                plan_steps: request.plan_steps.clone(),
+                record: None,
+                history,
+            })
+        }
+        Found::InLedger(record) => {
+            let request = ApprovalRequest::read(id, record.document.clone());
+            let request = request.map_err(RequestError::Unreadable)?;
+            let heard_at = app.ledger.heard_at(&record.tenant, id).await?;
+            let row = of_record(&record, &request);
+            Ok(Detail {
+                may_decide: may_decide(&row, caller, now, policy),
+                row,
+                context: shown_context(&record.document),
+                plan_steps: request.plan_steps,
+                history: history(&record, heard_at),
+                record: Some(*record),
+            })
+        }
+    }
+}
+
+fn of_candidate(candidate: &Candidate, caller: &Caller) -> Listed {
+    let Candidate { request, origin, tenant, user, created_at, expires_at } = candidate;
+    Listed {
+        id: request.id.clone(),
+        session: request.session.clone(),
+        tenant: tenant.clone().unwrap_or_else(|| caller.tenant.clone()),
+        user: user.clone(),
+        origin: *origin,
+        action_type: request.action_type.clone(),
+        message: request.message.clone(),
+        status: Status::Pending,
+        created_at: *created_at,
+        expires_at: *expires_at,
+        task: request.task.clone(),
+        fingerprint: request.fingerprint.clone(),
+        etag: request.etag.clone(),
+        decided_by: None,
+        decided_at: None,
+        reason: None,
+        closed_at: None,
+    }
+}
+
+fn of_record(record: &Record, request: &ApprovalRequest) -> Listed {
+    let decision = record.state.decision();
+    Listed {
+        id: record.id.clone(),
+        session: record.session.clone(),
+        tenant: record.tenant.clone(),
+        user: record.user.clone(),
+        origin: record.origin,
+        action_type: request.action_type.clone(),
+        message: request.message.clone(),
+        status: Status::parse(record.state.as_str()).unwrap_or(Status::Pending),
+        created_at: record.created_at,
+        expires_at: record.expires_at,
+        task: Some(record.task.clone()),
+        fingerprint: record.fingerprint.clone(),
+        etag: request.etag.clone(),
+        decided_by: decision.map(|decision| decision.by.clone()),
+        decided_at: decision.map(|decision| decision.at),
+        reason: decision.and_then(|decision| decision.verdict.reason()).map(ToOwned::to_owned),
+        closed_at: record.closed_at,
+    }
+}
+
+/// What the row knows of the past, the oldest first.
+fn history(record: &Record, heard_at: Option<DateTime<Utc>>) -> Vec<Happened> {
+    let mut history = Vec::new();
+    let mut add = |at: Option<DateTime<Utc>>, event, by: Option<&UserId>| {
+        history.extend(at.map(|at| Happened { at, event, by: by.cloned() }));
+    };
+    add(Some(record.created_at), Event::Created, record.user.as_ref());
+    match &record.state {
+        State::Pending => {}
+        State::Decided(decision) => {
+            let event = if record.is_approved() { Event::Approved } else { Event::Rejected };
+            add(Some(decision.at), event, Some(&decision.by));
+        }
+        State::Expired => add(record.closed_at, Event::Expired, None),
+        State::Cancelled => add(record.closed_at, Event::Cancelled, None),
+    }
+    // A registered request has no signal.
+    if record.origin == Origin::Redis {
+        let event = match record.delivery {
+            Delivery::Superseded => Event::Superseded,
+            Delivery::Sent | Delivery::Owed => Event::Sent,
+        };
+        add(record.sent_at, event, None);
+    }
+    add(heard_at, Event::Heard, None);
+    add(record.acted_at, Event::Acted, None);
+    history.sort_by_key(|happened| (happened.at, happened.event));
+    history
+}
