@@ -12,33 +12,40 @@ use sqlx::sqlite::{
 };
 use sqlx::{Connection as _, Row as _, raw_sql};
 
+use super::batches::Batches;
 use super::connections::{Connections, Pooler, log_in, share_a_session};
 use super::engine::{Database, Engine};
 use super::error::Result;
 use super::login::LoginError;
 use super::receipts::Receipts;
+use super::request_row::RequestRow;
 use super::totals::Totals;
 
 /// The longest wait for Postgres at start and when a login is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest wait for the only connection to SQLite, which all callers share.
-const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The longest wait for the only connection to SQLite, which all callers share: longer than a disk
+/// stalls that is soon well again.
+const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_millis(1900);
 
 /// The ledger of this process; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     pub(super) engine: Engine,
+    pub(super) batches: Batches<RequestRow>,
     pub(super) receipts: Receipts,
     pub(super) totals: Totals,
 }
 
 impl Ledger {
     fn new(database: Database) -> Self {
-        Self {
-            engine: Engine::new(database),
-            receipts: Receipts::default(),
-            totals: Totals::default(),
-        }
+        // Writes that wait for a locked row leave half of the connections to others.
+        let max_alone = match &database {
+            Database::Postgres(connections) => connections.count().2 / 2,
+            Database::Sqlite(_) => 1,
+        };
+        let engine = Engine::new(database);
+        let batches = Batches::new(engine.clone(), usize::try_from(max_alone).unwrap_or(1));
+        Self { engine, batches, receipts: Receipts::default(), totals: Totals::default() }
     }
 
     /// Connects to Postgres.

@@ -87,13 +87,13 @@ macro_rules! is_read_only {
 /// and `lock_timeout` are shorter than [`STATEMENT_TIMEOUT`], so that Postgres gives up before the
 /// caller, and no statement runs on without a caller.
 const SESSION: &str = concat!(
-    "SET statement_timeout = 1500; SET lock_timeout = 1000; \
+    "SET statement_timeout = 1800; SET lock_timeout = 1000; \
      SET idle_in_transaction_session_timeout = 5000; \
      SET default_transaction_isolation = 'read committed'; ",
     is_read_only!()
 );
 /// Begins a transaction with the same time-outs.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 1500; \
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 1800; \
                      SET LOCAL lock_timeout = 1000; \
                      SET LOCAL idle_in_transaction_session_timeout = 5000";
 

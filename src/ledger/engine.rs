@@ -5,6 +5,7 @@
 //! transaction: see [`Statement::then`].
 
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,13 +14,16 @@ use chrono::{DateTime, Utc};
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::QueryAs;
-use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
-use sqlx::{Arguments as _, FromRow, Postgres, SqlSafeStr, SqlStr, Sqlite, query_as_with};
+use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqlitePool, SqliteRow};
+use sqlx::{
+    Arguments as _, Connection as _, FromRow, Postgres, Row as _, SqlSafeStr, SqlStr, Sqlite,
+    query_as_with,
+};
 use tokio::time::timeout;
 use tracing::Instrument as _;
 
 use super::connections::Connections;
-use super::error::{LedgerError, Result};
+use super::error::Result;
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::observe::traces;
 
@@ -120,7 +124,7 @@ impl Statement {
         self.name
     }
 
-    /// Turns [`LedgerError::OutcomeUnknown`] of a `SELECT` into [`LedgerError::NotExecuted`].
+    /// Turns an unknown outcome of a `SELECT` into [`NotExecuted`](super::error::LedgerError::NotExecuted).
     fn classify_error<T>(self, answer: Result<T>) -> Result<T> {
         let is_read = self.postgres.starts_with("SELECT");
         answer.map_err(|error| if is_read { error.of_a_read() } else { error })
@@ -229,10 +233,18 @@ impl Engine {
         name: &'static str,
         work: impl Future<Output = sqlx::Result<T>>,
     ) -> Result<T> {
-        match timeout(TIMEOUT, work).instrument(traces::step(name)).await {
-            Ok(answer) => Ok(answer.inspect_err(|error| self.note_write_failure(error))?),
-            Err(_elapsed) => Err(LedgerError::OutcomeUnknown("no answer in time".to_owned())),
-        }
+        Ok(self.within_timeout(work).instrument(traces::step(name)).await?)
+    }
+
+    /// Like [`Self::call`], without a step in a trace. An answer that does not come in time is an
+    /// I/O error, after which the outcome is unknown.
+    pub async fn within_timeout<T>(
+        &self,
+        work: impl Future<Output = sqlx::Result<T>>,
+    ) -> sqlx::Result<T> {
+        let too_late = || io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
+        let answer = timeout(TIMEOUT, work).await.unwrap_or_else(|_elapsed| Err(too_late().into()));
+        answer.inspect_err(|error| self.note_write_failure(error))
     }
 
     fn note_write_failure(&self, error: &sqlx::Error) {
@@ -302,7 +314,8 @@ impl Engine {
         let work = async {
             match &self.database {
                 Database::Postgres(connections) => {
-                    let query = sqlx::query_with(statement.postgres, columns(rows)?);
+                    let rows = rows.iter().map(Vec::as_slice).collect::<Vec<_>>();
+                    let query = sqlx::query_with(statement.postgres, columns(&rows)?);
                     query.execute(connections).await.map(drop)
                 }
                 Database::Sqlite(pool) => {
@@ -330,7 +343,8 @@ impl Engine {
         let work = async {
             match &self.database {
                 Database::Postgres(connections) => {
-                    let query = query_as_with(statement.postgres, columns(rows)?);
+                    let rows = rows.iter().map(Vec::as_slice).collect::<Vec<_>>();
+                    let query = query_as_with(statement.postgres, columns(&rows)?);
                     query.fetch_all(connections).await
                 }
                 Database::Sqlite(pool) => {
@@ -363,16 +377,63 @@ impl Engine {
             }
             Database::Sqlite(pool) => {
                 let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
-                let first = query(statement.sqlite, values)?;
-                let row = first.fetch_optional(&mut *transaction).await?;
-                if row.is_some() {
-                    for sql in statement.then {
-                        let query = sqlx::query_with(*sql, Sqlite::bind(values)?);
-                        query.execute(&mut *transaction).await?;
-                    }
-                }
+                let row = write_row(&mut transaction, statement, values).await?;
                 transaction.commit().await?;
                 Ok(row)
+            }
+        }
+    }
+
+    /// Runs a statement for many rows of values, in one transaction, and returns for each of them
+    /// the row that was written, if there is one. For use inside [`Self::within_timeout`].
+    ///
+    /// On Postgres the statement runs once. Its parameters are arrays, each with one column of the
+    /// values, and at last the time that it waits for locks. Its rows have a column `place`, which
+    /// says whose they are: 1 is the first. An error is the error of all rows.
+    ///
+    /// On SQLite the statement runs once for each row, and a row that a constraint refuses has its
+    /// own error.
+    pub async fn write_rows<R: Row>(
+        &self,
+        statement: Statement,
+        rows: &[&[Value]],
+        lock_timeout: Duration,
+    ) -> sqlx::Result<Vec<sqlx::Result<Option<R>>>> {
+        match &self.database {
+            Database::Postgres(connections) => {
+                let mut arguments = columns(rows)?;
+                let millis = format!("{}ms", lock_timeout.as_millis());
+                arguments.add(millis).map_err(sqlx::Error::Encode)?;
+                let query = sqlx::query_with(statement.postgres, arguments);
+                let mut written = rows.iter().map(|_row| Ok(None)).collect::<Vec<_>>();
+                for row in query.fetch_all(connections).await? {
+                    let place = usize::try_from(row.try_get::<i64, _>("place")?).unwrap_or(0);
+                    if let Some(slot) = place.checked_sub(1).and_then(|at| written.get_mut(at)) {
+                        *slot = R::from_row(&row).map(Some);
+                    }
+                }
+                Ok(written)
+            }
+            Database::Sqlite(pool) => {
+                let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+                let mut written = Vec::with_capacity(rows.len());
+                for values in rows {
+                    let mut savepoint = transaction.begin().await?;
+                    let row = match write_row(&mut savepoint, statement, values).await {
+                        Ok(row) => {
+                            savepoint.commit().await?;
+                            Ok(row)
+                        }
+                        Err(error) if is_refused(&error) => {
+                            savepoint.rollback().await?;
+                            Err(error)
+                        }
+                        Err(error) => return Err(error),
+                    };
+                    written.push(row);
+                }
+                transaction.commit().await?;
+                Ok(written)
             }
         }
     }
@@ -399,21 +460,47 @@ impl Engine {
     }
 }
 
+/// Runs a statement of SQLite and those that follow it, on a connection in a transaction.
+async fn write_row<R: Row>(
+    connection: &mut SqliteConnection,
+    statement: Statement,
+    values: &[Value],
+) -> sqlx::Result<Option<R>> {
+    let row = query(statement.sqlite, values)?.fetch_optional(&mut *connection).await?;
+    if row.is_some() {
+        for sql in statement.then {
+            let query = sqlx::query_with(*sql, Sqlite::bind(values)?);
+            query.execute(&mut *connection).await?;
+        }
+    }
+    Ok(row)
+}
+
+/// Whether SQLite refused a row for a constraint, which leaves the transaction as it was.
+fn is_refused(error: &sqlx::Error) -> bool {
+    const CONSTRAINT: u32 = 19;
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    code.and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| code & 0xff == CONSTRAINT)
+}
+
 /// The columns of these rows, each as one array argument.
-fn columns(rows: &[Vec<Value>]) -> sqlx::Result<PgArguments> {
+fn columns(rows: &[&[Value]]) -> sqlx::Result<PgArguments> {
     let mut arguments = PgArguments::default();
-    for number in 0..rows.first().map_or(0, Vec::len) {
+    for number in 0..rows.first().map_or(0, |row| row.len()) {
         let column = || rows.iter().filter_map(|row| row.get(number));
-        let (mut ints, mut texts, mut times) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut bools, mut ints, mut texts, mut times) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for value in column() {
             match value {
+                Value::Bool(value) => bools.push(*value),
                 Value::Int(value) => ints.push(*value),
-                Value::Text(value) => texts.push(value.clone()),
+                Value::Text(value) => texts.push(value.as_deref()),
                 Value::Time(value) => times.push(*value),
                 _ => return Err(sqlx::Error::Encode("no arrays of these are bound".into())),
             }
         }
         match column().next() {
+            Some(Value::Bool(_)) => arguments.add(bools),
             Some(Value::Int(_)) => arguments.add(ints),
             Some(Value::Time(_)) => arguments.add(times),
             _ => arguments.add(texts),

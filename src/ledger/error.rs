@@ -5,7 +5,7 @@ use sqlx::postgres::PgDatabaseError;
 use super::connections::{NotSent, ends_session};
 
 /// Why a call to the ledger failed. Each variant says what the caller can conclude.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum LedgerError {
     /// Nothing was executed: no connection was available, or the database refused the statement.
     #[error("the ledger executed nothing: {0}")]

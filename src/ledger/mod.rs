@@ -21,6 +21,7 @@
 //! where only the right index sorts by `column`. Reading one entry from the end of that index is
 //! the cheapest plan with any statistics.
 
+mod batches;
 mod connect;
 mod connections;
 mod deliveries;
@@ -37,6 +38,7 @@ pub mod patience;
 mod quotas;
 mod receipts;
 mod refused_attempts;
+mod request_row;
 mod requests;
 mod retention;
 mod tasks;
@@ -54,6 +56,6 @@ pub use self::lists::{MAX_WALK, Page};
 pub use self::login::LoginError;
 pub use self::outbox::{OutboxKind, OutboxRow};
 pub use self::refused_attempts::RefusedAttempt;
-pub use self::requests::Backlog;
+pub use self::requests::{Backlog, Overdue};
 pub use self::tasks::COUNTED_TASKS;
 pub use self::writing::{Recorded, Registered, Writing};

@@ -1,5 +1,5 @@
-//! Requests: the row type of `hitl_request`, and the statements that read requests. Every row is
-//! completed from its delivery receipt. Decisions and registrations are in `writing`.
+//! Requests: the statements that read them. Every row (`request_row`) is completed from its delivery
+//! receipt. Decisions and registrations are in `writing`.
 
 use std::time::Instant;
 
@@ -8,108 +8,36 @@ use const_format::formatcp;
 
 use super::connect::Ledger;
 use super::engine::{Statement, Value, values};
-use super::error::{LedgerError, Result};
+use super::error::Result;
+pub(super) use super::request_row::{ASKED_AT, REQUEST_COLUMNS, RequestRow};
 use crate::domain::approver::{Caller, Role};
-use crate::domain::decision::{Decision, State, Verdict};
+use crate::domain::decision::{Decision, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
-use crate::domain::record::{Delivery, Record};
-use crate::domain::request::Origin;
+use crate::domain::record::Record;
 
-/// The columns of a request that [`RequestRow`] reads, and those from which its task is written.
-/// Never `*`: a prepared statement with `*` fails after a migration adds a column.
-pub(super) const REQUEST_COLUMNS: &str = "\
-    request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint, content_hash,
-    document, task_id, owns_task, created_at, expires_at, status, decided_by, decided_at, reason,
-    delivery, owed_since, listeners, sent_to, sent_at, outcome, settled_at, acted_at, asked_at,
-    moved_on, asked_again_until";
-
-/// When the agent of a request of Redis made it. `created_at` is when the service first saw it.
-pub(super) const ASKED_AT: &str = "COALESCE(asked_at, created_at)";
-
-/// The columns of a row of `hitl_request` that the ledger reads.
-#[derive(Debug, sqlx::FromRow)]
-pub(super) struct RequestRow {
-    request_id: String,
-    origin: String,
-    tenant_id: String,
-    session_id: String,
-    user_id: Option<String>,
-    fingerprint: String,
-    content_hash: String,
-    document: String,
-    task_id: String,
-    created_at: DateTime<Utc>,
-    expires_at: DateTime<Utc>,
-    status: String,
-    decided_by: Option<String>,
-    decided_at: Option<DateTime<Utc>>,
-    reason: Option<String>,
-    delivery: String,
-    owed_since: DateTime<Utc>,
-    listeners: Option<i64>,
-    sent_to: Option<String>,
-    sent_at: Option<DateTime<Utc>>,
-    outcome: Option<i64>,
-    settled_at: Option<DateTime<Utc>>,
-    acted_at: Option<DateTime<Utc>>,
-    asked_at: Option<DateTime<Utc>>,
-    moved_on: bool,
-    asked_again_until: Option<DateTime<Utc>>,
-    /// The status of the request's task. Only statements that write a request return it.
-    #[sqlx(default)]
-    pub(super) task_status: Option<String>,
+/// A pending request whose time is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overdue {
+    /// The tenant of the request.
+    pub tenant: TenantId,
+    /// The request.
+    pub id: RequestId,
+    /// Its session.
+    pub session: SessionId,
+    /// Its task.
+    pub task: TaskId,
 }
 
-impl RequestRow {
-    fn into_record(self) -> Result<Record> {
-        let odd =
-            |what: &str| LedgerError::Inconsistent(format!("a request's {what} is not valid"));
-        let decided = |verdict| -> Result<State> {
-            let by = self.decided_by.clone().and_then(|by| UserId::parse(by).ok());
-            let by = by.ok_or_else(|| odd("decided_by"))?;
-            let at = self.decided_at.ok_or_else(|| odd("decided_at"))?;
-            Ok(State::Decided(Decision { verdict, by, at }))
-        };
-        let state = match self.status.as_str() {
-            "pending" => State::Pending,
-            "approved" => decided(Verdict::Approve)?,
-            "rejected" => {
-                let reason = self.reason.clone().ok_or_else(|| odd("reason"))?;
-                decided(Verdict::Reject { reason })?
-            }
-            "expired" => State::Expired,
-            "cancelled" => State::Cancelled,
-            _ => return Err(odd("status")),
-        };
-        Ok(Record {
-            id: RequestId::parse(self.request_id).map_err(|_invalid| odd("request_id"))?,
-            origin: if self.origin == "http" { Origin::Http } else { Origin::Redis },
-            session: SessionId::parse(self.session_id).map_err(|_invalid| odd("session_id"))?,
-            tenant: TenantId::parse(self.tenant_id).map_err(|_invalid| odd("tenant_id"))?,
-            user: self.user_id.map(UserId::parse).transpose().map_err(|_invalid| odd("user_id"))?,
-            fingerprint: self.fingerprint,
-            content_hash: self.content_hash,
-            document: self.document,
-            task: TaskId::parse(self.task_id).map_err(|_invalid| odd("task_id"))?,
-            created_at: self.created_at,
-            expires_at: self.expires_at,
-            state,
-            delivery: match self.delivery.as_str() {
-                "owed" => Delivery::Owed,
-                "sent" => Delivery::Sent,
-                _ => Delivery::Superseded,
-            },
-            owed_since: self.owed_since,
-            listeners: self.listeners,
-            replication_id: self.sent_to,
-            sent_at: self.sent_at,
-            sequence: self.outcome,
-            closed_at: self.settled_at,
-            acted_at: self.acted_at,
-            asked_at: self.asked_at.unwrap_or(self.created_at),
-            has_moved_on: self.moved_on,
-            asked_again_until: self.asked_again_until,
-        })
+impl Overdue {
+    /// This request, whose time is over.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        Self {
+            tenant: record.tenant.clone(),
+            id: record.id.clone(),
+            session: record.session.clone(),
+            task: record.task.clone(),
+        }
     }
 }
 
@@ -303,21 +231,22 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
-    pub async fn overdue(
-        &self,
-        now: DateTime<Utc>,
-        limit: i64,
-    ) -> Result<Vec<(TenantId, RequestId)>> {
+    pub async fn overdue(&self, now: DateTime<Utc>, limit: i64) -> Result<Vec<Overdue>> {
         const OVERDUE: Statement = Statement::new(
             "ledger.overdue",
-            "SELECT tenant_id, request_id FROM hitl_request
+            "SELECT tenant_id, request_id, session_id, task_id FROM hitl_request
               WHERE status = 'pending' AND decided_at IS NULL
                 AND expires_at >= '-infinity' AND expires_at <= $1
               ORDER BY expires_at LIMIT $2",
         );
         let rows = self.engine.fetch_all(OVERDUE, &values![now, limit]).await?;
-        let readable = |(tenant, id): (String, String)| {
-            Some((TenantId::parse(tenant).ok()?, RequestId::parse(id).ok()?))
+        let readable = |(tenant, id, session, task): (String, String, String, String)| {
+            Some(Overdue {
+                tenant: TenantId::parse(tenant).ok()?,
+                id: RequestId::parse(id).ok()?,
+                session: SessionId::parse(session).ok()?,
+                task: TaskId::parse(task).ok()?,
+            })
         };
         Ok(rows.into_iter().filter_map(readable).collect())
     }
@@ -391,6 +320,8 @@ impl Ledger {
         open_since: Option<DateTime<Utc>>,
         limit: i64,
     ) -> Result<Vec<Record>> {
+        // A form of `settled_at` that matches no index: otherwise Postgres might read everything that
+        // was closed lately instead of the session's.
         const OUTCOMES: Statement = Statement::new(
             "ledger.outcomes",
             formatcp!(
@@ -398,7 +329,7 @@ impl Ledger {
                   WHERE tenant_id = $1 AND session_id = $2 AND outcome > $3
                     AND status <> 'pending'
                     AND (delivery <> 'superseded' OR origin = 'http')
-                    AND ($4 IS NULL OR (acted_at IS NULL AND settled_at > $4))
+                    AND ($4 IS NULL OR (acted_at IS NULL AND COALESCE(settled_at, created_at) > $4))
                   ORDER BY outcome LIMIT $5"
             ),
         );

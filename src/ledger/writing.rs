@@ -2,22 +2,28 @@
 //! together or not at all.
 //!
 //! Postgres writes both in one statement, so that a process that dies leaves no open transaction.
-//! SQLite runs the same parts one after the other in one transaction.
+//! One statement writes a batch of requests (`batches`): its values are the rows of `given`. SQLite
+//! runs the same parts one after the other for each request, in one transaction for the batch.
+//!
+//! Everything that a statement looks up for a row is a sub-select of one value, which finds its row
+//! by an index. A join or `EXISTS` would let Postgres read a whole table for a batch.
 
 use std::time::Instant;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use const_format::{formatcp, str_replace};
 use sqlx::error::DatabaseError;
+use tracing::Instrument as _;
 
+use super::batches::{Failure, Subject};
 use super::connect::Ledger;
 use super::engine::{Statement, Value, values};
 use super::error::{LedgerError, Result};
-use super::requests::{FIND, REQUEST_COLUMNS, RequestRow};
+use super::requests::{FIND, Overdue, REQUEST_COLUMNS, RequestRow};
 use crate::domain::approver::{Caller, Role};
 use crate::domain::audit::AuditEntry;
 use crate::domain::decision::State;
-use crate::domain::ids::{RequestId, TaskId, TenantId, UserId};
+use crate::domain::ids::{TaskId, TenantId, UserId};
 use crate::domain::printable::printable;
 use crate::domain::record::{Candidate, Record};
 use crate::domain::request::Origin;
@@ -105,54 +111,67 @@ impl<'a> Writing<'a> {
         }
     }
 
-    /// The parameters of a write. `is_task_taken` says that the task id that the request names must
-    /// not be used for a new task: an earlier try failed because a task with this id exists.
-    fn values(&self, is_task_taken: bool) -> [Value; 39] {
+    /// The values of a write, in the order of the columns of [`GIVEN`]. `is_task_taken` says that
+    /// the task id that the request names must not be used for a new task: an earlier try failed
+    /// because a task with this id exists.
+    fn values(&self, is_task_taken: bool) -> Vec<Value> {
         let Candidate { request, .. } = self.candidate;
         let Caller { user, role, token_id, via, .. } = self.caller;
         let decision = self.state.decision();
-        values![
-            /* $1 */ &request.id,
-            /* $2 */ origin_str(self.candidate.origin),
-            /* $3 */ self.tenant(),
-            /* $4 */ &request.session,
-            /* $5 */ self.candidate.user.as_ref(),
-            /* $6 */ &request.action_type,
-            /* $7 */ &request.fingerprint,
-            /* $8 */ &request.document,
-            /* $9 */ request.task.as_ref(),
-            /* $10: the id of a task that this service makes */ &TaskId::generate(),
-            /* $11 */ self.candidate.created_at,
-            /* $12 */ self.candidate.expires_at,
-            /* $13 */ self.state.as_str(),
-            /* $14: decided_by */ decision.map(|decision| &decision.by),
-            /* $15: decided_at */ decision.map(|decision| decision.at),
-            /* $16: reason */ decision.and_then(|decision| decision.verdict.reason()),
-            /* $17 */ via.source.as_ref(),
-            /* $18 */ via.caller_type.as_ref(),
-            /* $19 */ via.agent_id.as_ref(),
-            /* $20 */ via.trace_id.as_ref(),
-            /* $21 */ via.gateway_request_id.as_ref(),
-            /* $22 */ self.now,
-            /* $23: due_at */ self.now + self.held_for,
-            /* $24 */ &request.context,
-            /* $25 */ request.message.as_ref(),
-            /* $26 */ &request.plan_steps,
-            /* $27 */ user,
-            /* $28 */ &request.content_hash,
-            /* $29 */ self.trace_parent.as_ref(),
-            /* $30 */ self.audit.body(),
-            /* $31 */ self.if_match,
-            /* $32: the error_message of a rejected task */ self.rejection_message(),
-            /* $33: the owner of the task; NULL allows any */ self.task_owner(),
-            /* $34: the decider's role */ decision.and(Some(role.as_str())),
-            /* $35: the id of the decider's token */ decision.and(token_id.as_ref()),
-            /* $36: only the newest request of Redis in the session */ self.only_newest,
-            /* $37: no other tenant's request of Redis in the session since */
+        Vec::from(values![
+            /* tenant_id */ self.tenant(),
+            /* request_id */ &request.id,
+            /* origin */ origin_str(self.candidate.origin),
+            /* session_id */ &request.session,
+            /* user_id */ self.candidate.user.as_ref(),
+            /* action_type */ &request.action_type,
+            /* fingerprint */ &request.fingerprint,
+            /* content_hash */ &request.content_hash,
+            /* etag */ &request.etag,
+            /* document */ &request.document,
+            /* context */ &request.context,
+            /* message */ request.message.as_ref(),
+            /* plan_steps */ &request.plan_steps,
+            /* named_task */ request.task.as_ref(),
+            /* new_task: the id of a task that this service makes */ &TaskId::generate(),
+            /* is_task_taken */ is_task_taken,
+            /* task_owner: NULL allows any */ self.task_owner(),
+            /* created_at */ self.candidate.created_at,
+            /* expires_at */ self.candidate.expires_at,
+            /* status */ self.state.as_str(),
+            /* decided_by */ decision.map(|decision| &decision.by),
+            /* decided_at */ decision.map(|decision| decision.at),
+            /* reason */ decision.and_then(|decision| decision.verdict.reason()),
+            /* rejection: the error_message of a rejected task */ self.rejection_message(),
+            /* decider_role */ decision.and(Some(role.as_str())),
+            /* token_id: of the decider's token */ decision.and(token_id.as_ref()),
+            /* if_match */ self.if_match,
+            /* caller_id */ user,
+            /* caller_source */ via.source.as_ref(),
+            /* caller_type */ via.caller_type.as_ref(),
+            /* agent_id */ via.agent_id.as_ref(),
+            /* trace_id */ via.trace_id.as_ref(),
+            /* gateway_request_id */ via.gateway_request_id.as_ref(),
+            /* trace_parent */ self.trace_parent.as_ref(),
+            /* audit */ self.audit.body(),
+            /* written_at */ self.now,
+            /* due_at */ self.now + self.held_for,
+            /* only_newest: only the newest request of Redis in the session */
+            self.only_newest,
+            /* alone_since: no other tenant's request of Redis in the session since */
             self.alone_since,
-            /* $38 */ is_task_taken,
-            /* $39 */ &request.etag,
-        ]
+        ])
+    }
+
+    /// What the write changes, as far as that is known before. A batch whose rows turn out to have
+    /// one task or session in common fails, and is taken apart.
+    fn subjects(&self) -> Vec<Subject<'_>> {
+        let request = &self.candidate.request;
+        let task = request.task.as_ref().map(|task| Subject::Task(self.tenant(), task));
+        [Subject::Request(self.tenant(), &request.id), Subject::Session(&request.session)]
+            .into_iter()
+            .chain(task)
+            .collect()
     }
 }
 
@@ -286,45 +305,49 @@ impl Ledger {
         Ok(known.map_or(Registered::TaskIsOver, Registered::Known))
     }
 
-    /// Runs a write. Repeats it when a concurrent write took the same task id, sequence number or
-    /// request id.
+    /// Runs a write, in a batch with others. Repeats it when a concurrent write took the same task
+    /// id, sequence number or request id.
     async fn write(&self, statement: Statement, writing: &Writing<'_>) -> Result<Written> {
+        let called_at = Instant::now();
         let writes = async {
             let mut is_task_taken = false;
             loop {
-                let written = self.engine.optional(statement, &writing.values(is_task_taken)).await;
-                match written {
+                let values = writing.values(is_task_taken);
+                let written =
+                    self.batches.write(statement, values, &writing.subjects(), called_at).await;
+                let error = match written {
+                    Ok(Some(row)) => return Ok(Written::Row(Box::new(row))),
+                    Ok(None) => return Ok(Written::Nothing),
+                    Err(Failure::Batch(error)) => return Err(error),
+                    Err(Failure::Row(error)) => error,
+                };
+                if is_task_id_taken(&error) {
                     // Nothing was written. If a concurrent write of this tenant made the task, the
                     // next try sees it. If the task is another tenant's, the next try uses a new
                     // id.
-                    Err(error) if is_task_id_taken(&error) => {
-                        is_task_taken = true;
-                        crash_point!("task-taken");
+                    is_task_taken = true;
+                    crash_point!("task-taken");
+                } else if is_anothers_id(&error) || is_id_taken(&error) {
+                    let id = values![writing.tenant(), &writing.candidate.request.id];
+                    if self.engine.fetch_optional::<RequestRow>(FIND, &id).await?.is_none()
+                        && !self.take_over_seen(writing).await?
+                    {
+                        return Ok(Written::IdTaken);
                     }
-                    // Nothing was written. The next try takes the next sequence number.
-                    Err(error) if is_number_taken(&error) => {}
-                    Err(error) if is_anothers_id(&error) || is_id_taken(&error) => {
-                        let id = values![writing.tenant(), &writing.candidate.request.id];
-                        if self.engine.optional::<RequestRow>(FIND, &id).await?.is_none()
-                            && !self.take_over_seen(writing).await?
-                        {
-                            return Ok(Written::IdTaken);
-                        }
-                        // A concurrent write of this tenant inserted the row, or the row of a
-                        // request that was only seen is this tenant's now. The next try sees it.
-                    }
-                    Err(error) => return Err(error),
-                    Ok(Some(row)) => return Ok(Written::Row(Box::new(row))),
-                    Ok(None) => return Ok(Written::Nothing),
+                    // A concurrent write of this tenant inserted the row, or the row of a request
+                    // that was only seen is this tenant's now. The next try sees it.
+                } else if !is_number_taken(&error) {
+                    return Err(error.into());
                 }
+                // The next try takes the next sequence number.
             }
         };
-        self.engine.call(statement.name(), writes).await
+        writes.instrument(traces::step(statement.name())).await
     }
 
     /// Moves a row that was only seen in Redis to the tenant of this request of Redis: the request
     /// under the key was another tenant's when it was seen. Returns whether there was such a row.
-    async fn take_over_seen(&self, writing: &Writing<'_>) -> sqlx::Result<bool> {
+    async fn take_over_seen(&self, writing: &Writing<'_>) -> Result<bool> {
         const TAKE_OVER_SEEN: Statement = Statement::new(
             "ledger.take_over_seen",
             "UPDATE hitl_request SET tenant_id = $1
@@ -336,34 +359,33 @@ impl Ledger {
             return Ok(false);
         }
         let values = values![writing.tenant(), &writing.candidate.request.id];
-        let moved: Option<(i32,)> = self.engine.optional(TAKE_OVER_SEEN, &values).await?;
+        let moved: Option<(i32,)> = self.engine.fetch_optional(TAKE_OVER_SEEN, &values).await?;
         Ok(moved.is_some())
     }
 
     /// Sets a pending request whose `expires_at` has passed to `expired`, and fails its task. From
     /// then on no decision on a registered request can be written. A request that was only seen in
-    /// Redis gets no sequence number: no agent is told that it expired. `None` when the request is not pending or
-    /// has not expired by `now`.
+    /// Redis gets no sequence number: no agent is told that it expired. `None` when the request is
+    /// not pending or has not expired by `now`.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
-    pub async fn expire(
-        &self,
-        tenant: &TenantId,
-        id: &RequestId,
-        now: DateTime<Utc>,
-    ) -> Result<Option<Record>> {
+    pub async fn expire(&self, overdue: &Overdue, now: DateTime<Utc>) -> Result<Option<Record>> {
+        let Overdue { tenant, id, session, task } = overdue;
+        let subjects =
+            [Subject::Request(tenant, id), Subject::Session(session), Subject::Task(tenant, task)];
+        let called_at = Instant::now();
         let expiring = async {
             loop {
-                match self.engine.optional(EXPIRE, &values![id, now, tenant]).await {
-                    Err(error) if is_number_taken(&error) => {}
+                let values = Vec::from(values![tenant, id, now]);
+                match self.batches.write(EXPIRE, values, &subjects, called_at).await {
+                    Err(Failure::Row(error)) if is_number_taken(&error) => {}
                     expired => return expired,
                 }
             }
         };
-        let began = Instant::now();
-        let row = self.engine.call(EXPIRE.name(), expiring).await?;
-        row.map(|row| self.record(row, began)).transpose()
+        let row = expiring.instrument(traces::step(EXPIRE.name())).await?;
+        row.map(|row| self.record(row, called_at)).transpose()
     }
 }
 
@@ -404,59 +426,97 @@ fn is_anothers_id(error: &sqlx::Error) -> bool {
     })
 }
 
-/// Finds the existing task that a request uses: the task that the request names, else the oldest
-/// task whose `hitl_request_id` is the request. Both must meet [`IS_USABLE`]. The second
-/// `tenant_id` condition is `IS NOT DISTINCT FROM`, which matches no index: otherwise Postgres, on
-/// a table that was never analysed, would read all tasks of the tenant instead of those of this
-/// request. `MATERIALIZED` keeps Postgres from planning the subqueries three times; with three copies
-/// it would also plan the statement anew for every write, which takes longer than the write.
-const KEPT_TASK: &str = formatcp!(
-    "task AS MATERIALIZED (
-        SELECT COALESCE(
+/// Defines what begins a statement for many rows: the rows of values as the relation `given`.
+///
+/// On Postgres each parameter is an array with one column. They come by way of `parameters`, so
+/// that Postgres makes the same plan for one row as for many, and keeps it: knowing how many rows
+/// there are, it would find a plan for one row so cheap that it made it anew each time, in five
+/// times the time that it runs. The same part limits the time that the statement waits for locks,
+/// for the time of its transaction only: a pooler in transaction mode would pass a setting of the
+/// session on to others.
+macro_rules! given {
+    ($postgres:ident, $sqlite:ident, $lock_timeout:literal;
+     1 $first:ident, $($number:literal $name:ident),* $(,)?) => {
+        const $postgres: &str = concat!(
+            "parameters AS MATERIALIZED (SELECT set_config('lock_timeout', $", $lock_timeout,
+            ", true) AS lock_timeout, $1 AS ", stringify!($first),
+            $(", $", $number, " AS ", stringify!($name),)*
+            "), given AS (SELECT g.* FROM parameters AS p, unnest(p.", stringify!($first),
+            $(", p.", stringify!($name),)*
+            ") WITH ORDINALITY AS g (", stringify!($first), $(", ", stringify!($name),)*
+            ", place))"
+        );
+        const $sqlite: &str = concat!(
+            "given (", stringify!($first), $(", ", stringify!($name),)*
+            ", place) AS (VALUES ($1", $(", $", $number,)* ", 1))"
+        );
+    };
+}
+
+given! {
+    GIVEN, GIVEN_ON_SQLITE, 40;
+    1 tenant_id, 2 request_id, 3 origin, 4 session_id, 5 user_id, 6 action_type, 7 fingerprint,
+    8 content_hash, 9 etag, 10 document, 11 context, 12 message, 13 plan_steps, 14 named_task,
+    15 new_task, 16 is_task_taken, 17 task_owner, 18 created_at, 19 expires_at, 20 status,
+    21 decided_by, 22 decided_at, 23 reason, 24 rejection, 25 decider_role, 26 token_id,
+    27 if_match, 28 caller_id, 29 caller_source, 30 caller_type, 31 agent_id, 32 trace_id,
+    33 gateway_request_id, 34 trace_parent, 35 audit, 36 written_at, 37 due_at, 38 only_newest,
+    39 alone_since,
+}
+
+/// `given` with the existing task that each request uses, as `kept`: the task that the request
+/// names, else the oldest task whose `hitl_request_id` is the request. Both must meet
+/// [`IS_USABLE`]. The second `tenant_id` condition is `IS NOT DISTINCT FROM`, which matches no
+/// index: otherwise Postgres, on a table that was never analysed, would read all tasks of the tenant
+/// instead of those of this request.
+const INPUT: &str = formatcp!(
+    "input AS MATERIALIZED (
+        SELECT given.*, COALESCE(
             (SELECT t.task_id FROM agent_task t
-              WHERE t.tenant_id = $3 AND t.task_id = $9 AND {IS_USABLE}),
+              WHERE t.tenant_id = given.tenant_id AND t.task_id = given.named_task AND {IS_USABLE}),
             (SELECT t.task_id FROM agent_task t
-              WHERE t.tenant_id IS NOT DISTINCT FROM $3 AND t.hitl_request_id = $1 AND {IS_USABLE}
+              WHERE t.tenant_id IS NOT DISTINCT FROM given.tenant_id
+                AND t.hitl_request_id = given.request_id AND {IS_USABLE}
               ORDER BY t.created_at LIMIT 1)
         ) AS kept
+          FROM given
     )"
 );
 
-/// Whether the request may use the task `t` of its tenant: the task is of user $33, if $33 is set,
-/// and is not a task that this service made and that is completed or failed.
+/// Whether the request may use the task `t` of its tenant: the task is of `task_owner`, if there is
+/// one, and is not a task that this service made and that is completed or failed.
 const IS_USABLE: &str = formatcp!(
-    "(t.user_id = $33 OR $33 IS NULL)
+    "(t.user_id = given.task_owner OR given.task_owner IS NULL)
      AND NOT (t.status IN ('COMPLETED', 'FAILED') AND {IS_T_OWNED})"
 );
-/// [`IS_KEPT_OWNED`] for the task `t`.
-const IS_T_OWNED: &str = str_replace!(IS_KEPT_OWNED, "task.kept", "t.task_id");
+/// [`IS_OWNED`] for the task `t`.
+const IS_T_OWNED: &str =
+    str_replace!(str_replace!(IS_OWNED, "{task}", "t.task_id"), "{tenant}", "given.tenant_id");
+/// [`IS_OWNED`] for the task `kept`.
+const IS_KEPT_OWNED: &str =
+    str_replace!(str_replace!(IS_OWNED, "{task}", "input.kept"), "{tenant}", "input.tenant_id");
 
-/// Whether this service, and not an agent, made the task `task.kept` of tenant $3. An older release
-/// wrote `owned_task` rows with an empty tenant. Such a row is still unambiguous, because task ids
-/// are unique across tenants until the upgrade is finished.
-const IS_KEPT_OWNED: &str = "(
+/// Whether this service, and not an agent, made a task. An older release wrote `owned_task` rows with
+/// an empty tenant. Such a row is still unambiguous, because task ids are unique across tenants until
+/// the upgrade is finished.
+const IS_OWNED: &str = "(
     (SELECT MAX(r.created_at) FROM hitl_request r
-      WHERE r.task_id = task.kept AND r.owns_task
-        AND r.tenant_id IS NOT DISTINCT FROM $3) IS NOT NULL
-    OR EXISTS (SELECT 1 FROM owned_task o
-                WHERE o.task_id = task.kept AND o.tenant_id IN ($3, '')))";
+      WHERE r.task_id = {task} AND r.owns_task
+        AND r.tenant_id IS NOT DISTINCT FROM {tenant}) IS NOT NULL
+    OR (SELECT MAX(o.task_id) FROM owned_task o
+         WHERE o.task_id = {task} AND o.tenant_id IN ({tenant}, '')) IS NOT NULL)";
 
 /// The next sequence number in a session, above every number that was ever purged. If a concurrent
 /// write takes the same number, the statement fails and is run again.
 const NEXT_OUTCOME: &str = "(
     SELECT COALESCE(MAX(taken.outcome), 0) + 1 FROM (
         SELECT MAX(n.outcome) AS outcome FROM hitl_request n
-         WHERE n.tenant_id = {tenant} AND n.session_id = {session}
+         WHERE n.tenant_id = {row}.tenant_id AND n.session_id = {row}.session_id
         UNION ALL SELECT highest FROM purged_outcome) AS taken)";
-const NEXT_OUTCOME_OF_A_WRITE: &str =
-    str_replace!(str_replace!(NEXT_OUTCOME, "{tenant}", "$3"), "{session}", "$4");
-const NEXT_OUTCOME_OF_A_ROW: &str = str_replace!(
-    str_replace!(NEXT_OUTCOME, "{tenant}", "d.tenant_id"),
-    "{session}",
-    "d.session_id"
-);
+const NEXT_OUTCOME_OF_A_WRITE: &str = str_replace!(NEXT_OUTCOME, "{row}", "input");
+const NEXT_OUTCOME_OF_A_ROW: &str = str_replace!(NEXT_OUTCOME, "{row}", "d");
 
-/// Inserts the request's row. `task.kept` is the existing task that the request uses, or `NULL`.
+/// Inserts the rows of the requests. `kept` is the existing task that a request uses, or `NULL`.
 /// `owns_task` says whether this service, and not an agent, made the task. A registered request has
 /// no signal. But if its task has another pending request when it is decided, its `delivery` is
 /// `owed` until the relay has checked whether the task may go on.
@@ -468,26 +528,31 @@ const INSERT_REQUEST: &str = formatcp!(
         owed_since, due_at, if_match, decider_role, token_id, outcome, settled_at, trace_parent,
         message, etag, asked_at
      )
-     SELECT $1, $2, $3, $4, $5, $6, $7, $28, $8,
+     SELECT input.request_id, input.origin, input.tenant_id, input.session_id, input.user_id,
+        input.action_type, input.fingerprint, input.content_hash, input.document,
         COALESCE(
-            task.kept,
-            CASE WHEN NOT $38
-                  AND NOT EXISTS (SELECT 1 FROM agent_task
-                                   WHERE tenant_id = $3 AND task_id = $9) THEN $9 END,
-            $10
+            input.kept,
+            CASE WHEN NOT input.is_task_taken
+                  AND (SELECT t.status FROM agent_task t
+                        WHERE t.tenant_id = input.tenant_id AND t.task_id = input.named_task)
+                      IS NULL THEN input.named_task END,
+            input.new_task
         ),
-        task.kept IS NULL OR {IS_KEPT_OWNED}, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-        CASE WHEN $13 IN ('pending', 'cancelled') THEN 'sent'
-             WHEN $2 = 'http' AND (
+        input.kept IS NULL OR {IS_KEPT_OWNED}, input.created_at, input.expires_at, input.status,
+        input.decided_by, input.decided_at, input.reason, input.caller_source, input.caller_type,
+        input.agent_id, input.trace_id, input.gateway_request_id,
+        CASE WHEN input.status IN ('pending', 'cancelled') THEN 'sent'
+             WHEN input.origin = 'http' AND (
                  SELECT MAX(o.request_id) FROM hitl_request o
-                  WHERE o.task_id = task.kept AND o.tenant_id IS NOT DISTINCT FROM $3
-                    AND o.request_id <> $1 AND o.status = 'pending'
+                  WHERE o.task_id = input.kept AND o.tenant_id IS NOT DISTINCT FROM input.tenant_id
+                    AND o.request_id <> input.request_id AND o.status = 'pending'
              ) IS NULL THEN 'sent'
-             ELSE 'owed' END, $22, $23, $31, $34, $35,
-        CASE WHEN $13 <> 'pending' THEN {NEXT_OUTCOME_OF_A_WRITE} END,
-        CASE WHEN $13 <> 'pending' THEN $22 END, $29,
-        SUBSTR($25, 1, 2000), $39, $11
-     FROM task"
+             ELSE 'owed' END,
+        input.written_at, input.due_at, input.if_match, input.decider_role, input.token_id,
+        CASE WHEN input.status <> 'pending' THEN {NEXT_OUTCOME_OF_A_WRITE} END,
+        CASE WHEN input.status <> 'pending' THEN input.written_at END, input.trace_parent,
+        SUBSTR(input.message, 1, 2000), input.etag, input.created_at
+     FROM input"
 );
 
 /// Takes a column from the decision if the row was only seen in Redis, which the decider has read
@@ -501,24 +566,27 @@ macro_rules! of_seen {
     };
 }
 
-/// Writes a decision or a withdrawal. Inserts a new row, or updates a row that nobody has decided or
+/// Writes decisions or withdrawals. Inserts new rows, or updates rows that nobody has decided or
 /// withdrawn: of a registered request if it is pending, has not expired and has the same content; of
 /// a request that was only seen in Redis, whatever its row says, because the decider has read Redis.
 /// If such a row has expired, then only if that was before this decision began: so its agent has
 /// asked again since.
 const DECIDE_REQUEST: &str = formatcp!(
     "{INSERT_REQUEST}
-     WHERE (NOT $36 OR COALESCE(
+     WHERE (NOT input.only_newest OR COALESCE(
                (SELECT MAX(COALESCE(newer.asked_at, newer.created_at)) FROM hitl_request newer
-                 WHERE newer.session_id = $4 AND newer.origin <> 'http'
-                   AND newer.request_id <> $1), $11) <= $11)
-       AND ($37 IS NULL OR
+                 WHERE newer.session_id = input.session_id AND newer.origin <> 'http'
+                   AND newer.request_id <> input.request_id),
+               input.created_at) <= input.created_at)
+       AND (input.alone_since IS NULL OR
                (SELECT MAX(COALESCE(other.asked_at, other.created_at)) FROM hitl_request other
-                 WHERE other.session_id = $4 AND other.origin <> 'http'
+                 WHERE other.session_id = input.session_id AND other.origin <> 'http'
                    AND COALESCE(other.asked_at, other.created_at) <= 'infinity'
-                   AND COALESCE(other.asked_at, other.created_at) > $37
+                   AND COALESCE(other.asked_at, other.created_at) > input.alone_since
                    AND other.status NOT IN ('pending', 'expired')
-                   AND other.tenant_id <> $3 AND other.request_id <> $1) IS NULL)
+                   AND other.tenant_id <> input.tenant_id
+                   AND other.request_id <> input.request_id) IS NULL)
+     ORDER BY input.place
      ON CONFLICT (tenant_id, request_id) DO UPDATE SET
         status = excluded.status, decided_by = excluded.decided_by,
         decided_at = excluded.decided_at, reason = excluded.reason,
@@ -554,119 +622,166 @@ const CONTENT_OF_SEEN: &str = of_seen!(
     "expires_at"
 );
 
-/// Registers a request: inserts a row, unless the request's task is completed or failed. Postgres
-/// cannot turn the subquery into a join that reads all tasks of the tenant.
+/// Registers requests: inserts rows, except for requests whose task is completed or failed.
 const REGISTER_REQUEST: &str = formatcp!(
     "{INSERT_REQUEST}
-     WHERE COALESCE((SELECT kept.status FROM agent_task kept
-                      WHERE kept.tenant_id = $3 AND kept.task_id = task.kept), '')
+     WHERE COALESCE((SELECT t.status FROM agent_task t
+                      WHERE t.tenant_id = input.tenant_id AND t.task_id = input.kept), '')
            NOT IN ('COMPLETED', 'FAILED')
+     ORDER BY input.place
      ON CONFLICT (tenant_id, request_id) DO NOTHING
      RETURNING {REQUEST_COLUMNS}"
 );
 
-/// Inserts or updates the task of the request in `written`. A completed or failed task keeps its
+/// Inserts or updates the tasks of the requests in `written`. A completed or failed task keeps its
 /// status. A task with another pending request waits on. A rejection or a withdrawal fails the task
-/// only if this service made it.
+/// only if this service made it. A new registration makes a task its own; a decision does only when
+/// the task goes on.
 const WRITE_TASK: &str = "\
     INSERT INTO agent_task (
         task_id, user_id, tenant_id, task_type, status, progress, description, input_data,
         plan_steps, hitl_request_id, error_message, started_at, created_at, updated_at
      )
-     SELECT d.task_id, COALESCE(d.user_id, $27), d.tenant_id, SUBSTR(d.action_type, 1, 200),
+     SELECT d.task_id, COALESCE(d.user_id, input.caller_id), d.tenant_id,
+        SUBSTR(d.action_type, 1, 200),
         CASE
             WHEN d.status = 'pending' THEN 'WAITING_APPROVAL'
             WHEN (
                 SELECT MAX(o.request_id) FROM hitl_request o
                  WHERE o.task_id = d.task_id AND o.tenant_id IS NOT DISTINCT FROM d.tenant_id
-                   AND o.request_id <> d.request_id AND o.status = 'pending' AND o.expires_at > $22
+                   AND o.request_id <> d.request_id AND o.status = 'pending'
+                   AND o.expires_at > input.written_at
             ) IS NOT NULL THEN 'WAITING_APPROVAL'
             WHEN d.status IN ('rejected', 'cancelled') AND d.owns_task THEN 'FAILED'
             ELSE 'IN_PROGRESS'
         END,
-        0, $25, $24, $26, d.request_id,
-        CASE WHEN d.status = 'rejected' THEN $32
+        0, input.message, input.context, input.plan_steps, d.request_id,
+        CASE WHEN d.status = 'rejected' THEN input.rejection
              WHEN d.status = 'cancelled' AND d.owns_task
                   THEN 'Withdrawn by its agent' END,
-        $22, d.created_at, $22
-     FROM written AS d WHERE true
+        input.written_at, d.created_at, input.written_at
+     FROM written AS d
+     JOIN input ON input.tenant_id = d.tenant_id AND input.request_id = d.request_id
+     WHERE true ORDER BY d.tenant_id, d.task_id
      ON CONFLICT (tenant_id, task_id) DO UPDATE SET
         status = CASE WHEN agent_task.status IN ('COMPLETED', 'FAILED')
                       THEN agent_task.status ELSE excluded.status END,
         plan_steps = CASE WHEN agent_task.plan_steps = '[]'
                           THEN excluded.plan_steps ELSE agent_task.plan_steps END,
-        hitl_request_id = CASE WHEN excluded.status = 'WAITING_APPROVAL' AND $13 <> 'pending'
-                               THEN agent_task.hitl_request_id
-                               ELSE excluded.hitl_request_id END,
+        hitl_request_id = {gate},
         error_message = COALESCE(excluded.error_message, agent_task.error_message),
         started_at = COALESCE(agent_task.started_at, excluded.started_at),
         updated_at = CASE WHEN agent_task.updated_at > excluded.updated_at
                           THEN agent_task.updated_at ELSE excluded.updated_at END";
+/// [`WRITE_TASK`] after a decision or a withdrawal.
+const WRITE_DECIDED_TASK: &str = str_replace!(
+    WRITE_TASK,
+    "{gate}",
+    "CASE WHEN excluded.status = 'WAITING_APPROVAL'
+          THEN agent_task.hitl_request_id ELSE excluded.hitl_request_id END"
+);
+/// [`WRITE_TASK`] after a registration.
+const WRITE_REGISTERED_TASK: &str = str_replace!(WRITE_TASK, "{gate}", "excluded.hitl_request_id");
 
-/// Inserts the entry for the Auth server's audit log, if there is one, into the outbox.
+/// Inserts the entries for the Auth server's audit log, of those that have one, into the outbox.
 const WRITE_AUDIT: &str = "\
     INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at)
-     SELECT 'audit', 'auth', d.tenant_id, d.request_id, $30, $22, $22
-       FROM written AS d WHERE $30 IS NOT NULL";
+     SELECT 'audit', 'auth', d.tenant_id, d.request_id, input.audit, input.written_at,
+        input.written_at
+       FROM written AS d
+       JOIN input ON input.tenant_id = d.tenant_id AND input.request_id = d.request_id
+      WHERE input.audit IS NOT NULL";
 
-/// Reads the row that the statement before has written, for the later statements of SQLite.
-const WRITTEN: &str = formatcp!(
-    "written AS (SELECT {REQUEST_COLUMNS} FROM hitl_request
-                  WHERE tenant_id = $3 AND request_id = $1)"
+/// The beginning of the later statements of SQLite: the values again, and the row that the statement
+/// before has written.
+const THEN_WRITE: &str = formatcp!(
+    "WITH {GIVEN_ON_SQLITE}, input AS (SELECT given.* FROM given),
+     written AS (SELECT {REQUEST_COLUMNS} FROM hitl_request
+                  WHERE (tenant_id, request_id) = (SELECT tenant_id, request_id FROM given))"
 );
-/// The statements of SQLite after the request was written.
-const THEN_WRITE: &[&str] =
-    &[formatcp!("WITH {WRITTEN} {WRITE_TASK}"), formatcp!("WITH {WRITTEN} {WRITE_AUDIT}")];
 
-/// The end of a statement of Postgres, after `written`: writes the task and the audit entry, and
-/// returns the row.
+/// The end of a statement of Postgres, after `written`: writes the tasks and the audit entries, and
+/// returns the rows, each with the place of its values.
 const AND_THE_REST: &str = formatcp!(
-    "touched AS ({WRITE_TASK} RETURNING status), audited AS ({WRITE_AUDIT})
-     SELECT written.*, touched.status AS task_status FROM written, touched"
+    "touched AS ({{task}} RETURNING tenant_id, task_id, status), audited AS ({WRITE_AUDIT})
+     SELECT input.place, written.*, touched.status AS task_status
+       FROM written
+       JOIN input ON input.tenant_id = written.tenant_id
+                 AND input.request_id = written.request_id
+       JOIN touched ON touched.tenant_id = written.tenant_id
+                   AND touched.task_id = written.task_id"
 );
+const AND_THE_REST_OF_DECISIONS: &str = str_replace!(AND_THE_REST, "{task}", WRITE_DECIDED_TASK);
+const AND_THE_REST_OF_REGISTRATIONS: &str =
+    str_replace!(AND_THE_REST, "{task}", WRITE_REGISTERED_TASK);
 
 const RECORD_OUTCOME: Statement = Statement::new(
     "ledger.record_outcome",
-    formatcp!("WITH {KEPT_TASK}, written AS ({DECIDE_REQUEST}), {AND_THE_REST}"),
+    formatcp!("WITH {GIVEN}, {INPUT}, written AS ({DECIDE_REQUEST}), {AND_THE_REST_OF_DECISIONS}"),
 )
-.on_sqlite(formatcp!("WITH {KEPT_TASK} {DECIDE_REQUEST}"))
-.then(THEN_WRITE);
+.on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
+.then(&[formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"), formatcp!("{THEN_WRITE} {WRITE_AUDIT}")]);
 
 const REGISTER: Statement = Statement::new(
     "ledger.register",
-    formatcp!("WITH {KEPT_TASK}, written AS ({REGISTER_REQUEST}), {AND_THE_REST}"),
+    formatcp!(
+        "WITH {GIVEN}, {INPUT}, written AS ({REGISTER_REQUEST}), {AND_THE_REST_OF_REGISTRATIONS}"
+    ),
 )
-.on_sqlite(formatcp!("WITH {KEPT_TASK} {REGISTER_REQUEST}"))
-.then(THEN_WRITE);
+.on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {REGISTER_REQUEST}"))
+.then(&[
+    formatcp!("{THEN_WRITE} {WRITE_REGISTERED_TASK}"),
+    formatcp!("{THEN_WRITE} {WRITE_AUDIT}"),
+]);
 
-/// Expires a pending request. $1 is its id, $2 the current time, $3 its tenant.
+given! {
+    GIVEN_OVERDUE, GIVEN_OVERDUE_ON_SQLITE, 4;
+    1 of_tenant, 2 of_request, 3 expired_at,
+}
+
+/// Expires pending requests. The condition on the status has a form that matches no index: otherwise
+/// Postgres would read all of an index of pending requests that it believes to be empty.
 const EXPIRE_REQUEST: &str = formatcp!(
     "UPDATE hitl_request AS d
-        SET status = 'expired', settled_at = $2, delivery = 'sent',
-            outcome = CASE WHEN origin = 'http' THEN {NEXT_OUTCOME_OF_A_ROW} ELSE outcome END
-      WHERE tenant_id = $3 AND request_id = $1 AND status = 'pending' AND expires_at <= $2
+        SET status = 'expired', settled_at = given.expired_at, delivery = 'sent',
+            outcome = CASE WHEN d.origin = 'http' THEN {NEXT_OUTCOME_OF_A_ROW} ELSE d.outcome END
+       FROM given
+      WHERE d.tenant_id = given.of_tenant AND d.request_id = given.of_request
+        AND d.status || '' = 'pending' AND d.expires_at <= given.expired_at
      RETURNING {REQUEST_COLUMNS}"
 );
 
-/// Fails the task of the expired request, unless the task waits for another pending request.
+/// Fails the tasks of the expired requests, unless a task waits for another pending request.
 const EXPIRE_TASK: &str = "\
     UPDATE agent_task
-        SET status = 'FAILED', updated_at = CASE WHEN updated_at > $2 THEN updated_at ELSE $2 END,
-            error_message = 'Nobody decided on ' || $1 || ' in time'
-      WHERE tenant_id = $3 AND task_id = (SELECT task_id FROM written)
-        AND status NOT IN ('COMPLETED', 'FAILED')
+        SET status = 'FAILED',
+            updated_at = CASE WHEN agent_task.updated_at > d.settled_at
+                              THEN agent_task.updated_at ELSE d.settled_at END,
+            error_message = 'Nobody decided on ' || d.request_id || ' in time'
+       FROM written AS d
+      WHERE agent_task.tenant_id = d.tenant_id AND agent_task.task_id = d.task_id
+        AND agent_task.status NOT IN ('COMPLETED', 'FAILED')
         AND (
             SELECT MAX(o.request_id) FROM hitl_request o
-             WHERE o.task_id = agent_task.task_id
-               AND o.tenant_id IS NOT DISTINCT FROM $3 AND o.request_id <> $1
-               AND o.status = 'pending' AND o.expires_at > $2
+             WHERE o.task_id = d.task_id
+               AND o.tenant_id IS NOT DISTINCT FROM d.tenant_id AND o.request_id <> d.request_id
+               AND o.status = 'pending' AND o.expires_at > d.settled_at
         ) IS NULL";
 
 const EXPIRE: Statement = Statement::new(
     "ledger.expire",
     formatcp!(
-        "WITH written AS ({EXPIRE_REQUEST}), touched AS ({EXPIRE_TASK}) SELECT * FROM written"
+        "WITH {GIVEN_OVERDUE}, written AS ({EXPIRE_REQUEST}), touched AS ({EXPIRE_TASK})
+         SELECT given.place, written.*
+           FROM written
+           JOIN given ON given.of_tenant = written.tenant_id
+                     AND given.of_request = written.request_id"
     ),
 )
-.on_sqlite(EXPIRE_REQUEST)
-.then(&[formatcp!("WITH {WRITTEN} {EXPIRE_TASK}")]);
+.on_sqlite(formatcp!("WITH {GIVEN_OVERDUE_ON_SQLITE} {EXPIRE_REQUEST}"))
+.then(&[formatcp!(
+    "WITH {GIVEN_OVERDUE_ON_SQLITE},
+     written AS (SELECT {REQUEST_COLUMNS} FROM hitl_request
+                  WHERE (tenant_id, request_id) = (SELECT of_tenant, of_request FROM given))
+     {EXPIRE_TASK}"
+)]);

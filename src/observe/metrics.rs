@@ -31,6 +31,8 @@ const OLDEST_PENDING: &str = "aura_hitl_oldest_pending_seconds";
 const LEDGER_UP: &str = "aura_hitl_ledger_up";
 const COURIER_UP: &str = "aura_hitl_courier_up";
 const CONNECTIONS: &str = "aura_hitl_ledger_connections";
+const BATCH_WRITES: &str = "aura_hitl_ledger_batch_writes";
+const QUEUE_TIME: &str = "aura_hitl_ledger_queue_seconds";
 const MAX_CONNECTIONS: &str = "aura_hitl_ledger_connections_max";
 const REDIS_CONNECTS: &str = "aura_hitl_redis_connects_total";
 const CALLS: &str = "aura_hitl_calls_under_way";
@@ -56,12 +58,19 @@ const CALL_DURATION_BUCKETS: [f64; 15] =
 /// request.
 const DECISION_AGE_BUCKETS: [f64; 11] =
     [1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 86400.0];
+/// Histogram buckets for the number of writes in a batch, up to the most.
+const BATCH_WRITES_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
+/// Histogram buckets for the time until a write begins, in seconds, up to the longest.
+const QUEUE_TIME_BUCKETS: [f64; 11] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 2.0];
 
 /// The recorder of this process. Several services in one process, as in tests, share it.
 static RECORDER: LazyLock<anyhow::Result<PrometheusHandle>> = LazyLock::new(|| {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(CALL_DURATION.to_owned()), &CALL_DURATION_BUCKETS)?
         .set_buckets_for_metric(Matcher::Full(DECISION_AGE.to_owned()), &DECISION_AGE_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(BATCH_WRITES.to_owned()), &BATCH_WRITES_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(QUEUE_TIME.to_owned()), &QUEUE_TIME_BUCKETS)?
         .install_recorder()?;
     describe();
     Ok(handle)
@@ -144,6 +153,8 @@ fn describe() {
     describe_gauge!(LEDGER_UP, "1 if the ledger can be written.");
     describe_gauge!(COURIER_UP, "1 if the courier answers.");
     describe_gauge!(CONNECTIONS, "Connections to the ledger.");
+    describe_histogram!(BATCH_WRITES, "Writes of requests that shared one statement.");
+    describe_histogram!(QUEUE_TIME, "Time from a call to the beginning of its write.");
     describe_gauge!(MAX_CONNECTIONS, "Most connections to the ledger.");
     describe_counter!(REDIS_CONNECTS, "Connections made to Redis, the first one included.");
     describe_gauge!(CALLS, "Calls in progress.");
@@ -286,6 +297,16 @@ pub fn answered(
     if let Some(reason) = refused {
         counter!(REFUSED, "reason" => reason).increment(1);
     }
+}
+
+/// Counts a batch of so many writes.
+pub fn batch_written(writes: usize) {
+    histogram!(BATCH_WRITES).record(count(writes));
+}
+
+/// Counts a write that begins, this long after its call.
+pub fn left_queue(after: Duration) {
+    histogram!(QUEUE_TIME).record(after);
 }
 
 /// Counts a decision that was refused because the request already had another one.

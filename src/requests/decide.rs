@@ -29,7 +29,7 @@ use crate::domain::record::{
 use crate::domain::request::Origin;
 use crate::domain::rules::{self, Expected, Refusal, judge_lost_decision};
 use crate::domain::session::SessionPointer;
-use crate::ledger::{LEASE, LedgerError, Recorded, Writing};
+use crate::ledger::{LEASE, LedgerError, Overdue, Recorded, Writing};
 use crate::observe::metrics;
 use crate::state::AppState;
 
@@ -314,7 +314,7 @@ impl Attempt<'_> {
         // The ledger closes an overdue request under the row's lock, so a decision made in time wins.
         let record = if !is_over {
             record
-        } else if let Some(expired) = expire(self.app, &record.tenant, self.id, self.now).await? {
+        } else if let Some(expired) = expire(self.app, &Overdue::of(&record), self.now).await? {
             expired
         } else {
             self.recorded().await?.unwrap_or(record)

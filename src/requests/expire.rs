@@ -5,13 +5,13 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
 use tracing::{info, warn};
 
 use super::notify::notify;
-use crate::domain::ids::{RequestId, TenantId};
 use crate::domain::printable::printable;
 use crate::domain::record::Record;
-use crate::ledger::LedgerError;
+use crate::ledger::{LedgerError, Overdue};
 use crate::observe::metrics;
 use crate::state::AppState;
 use crate::workers::{Failed, Progress, Worker};
@@ -46,18 +46,21 @@ pub async fn run_once(app: &AppState) -> Result<usize, LedgerError> {
     let now = app.clock.now();
     let limit = i64::try_from(BATCH_SIZE).unwrap_or(0);
     let overdue = app.ledger.overdue(now, limit).await?;
+    if app.stopping.is_cancelled() {
+        return Ok(0);
+    }
+    // All at once, so that they share statements.
+    let closing = overdue.iter().map(|overdue| expire(app, overdue, now));
     let (mut closed, mut failure) = (0, None);
-    for (tenant, id) in &overdue {
-        if app.stopping.is_cancelled() {
-            break;
-        }
-        match expire(app, tenant, id, now).await {
+    for (overdue, ended) in overdue.iter().zip(join_all(closing).await) {
+        match ended {
             Ok(_) => closed += 1,
             Err(error @ (LedgerError::NotExecuted(_) | LedgerError::OutcomeUnknown(_))) => {
                 return Err(error);
             }
             // A row that is locked or cannot be read must not keep the other requests open.
             Err(error) => {
+                let id = &overdue.id;
                 warn!(request_id = %id, %error, "a request whose time is over cannot be closed");
                 failure = Some(error);
             }
@@ -75,13 +78,16 @@ pub async fn run_once(app: &AppState) -> Result<usize, LedgerError> {
 /// [`LedgerError`] when the ledger does not answer.
 pub async fn expire(
     app: &AppState,
-    tenant: &TenantId,
-    id: &RequestId,
+    overdue: &Overdue,
     now: DateTime<Utc>,
 ) -> Result<Option<Record>, LedgerError> {
-    let expired = app.ledger.expire(tenant, id, now).await?;
+    let expired = app.ledger.expire(overdue, now).await?;
     if let Some(record) = &expired {
-        info!(request_id = %id, session_id = printable(record.session.as_str()), "expired undecided");
+        info!(
+            request_id = %record.id,
+            session_id = printable(record.session.as_str()),
+            "expired undecided"
+        );
         metrics::closed(record);
         notify(app, record);
     }

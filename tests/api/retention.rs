@@ -8,9 +8,9 @@ use aura_hitl::audit::retention::{self, Purged, Retention};
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{State, Verdict};
-use aura_hitl::domain::ids::RequestId;
 use aura_hitl::domain::request::{ApprovalRequest, Origin};
 use aura_hitl::domain::task::TaskStatus;
+use aura_hitl::ledger::Overdue;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use reqwest::Method;
 use secrecy::ExposeSecret as _;
@@ -146,8 +146,8 @@ both_modes! {
         register(&app, &pending).await;
         register(&app, &expired).await;
         let past = Clock::System.now() + TimeDelta::hours(1);
-        let id = RequestId::parse(&expired.id).unwrap();
-        app.state.ledger.expire(&ALICE.caller().tenant, &id, past).await.unwrap().unwrap();
+        let overdue = Overdue::of(&app.record(&expired.id).await);
+        app.state.ledger.expire(&overdue, past).await.unwrap().unwrap();
         let turned_down = Asked::new();
         rejected(&app, &turned_down, "no").await;
         let gone = [
@@ -221,9 +221,9 @@ both_modes! {
         let asked = Asked::in_session(&session);
         register(&app, &asked).await;
         assert_eq!(purge(&app, keeping(Some(90), None), 91).await, (2, 0));
-        let id = RequestId::parse(&asked.id).unwrap();
+        let overdue = Overdue::of(&app.record(&asked.id).await);
         let past = Clock::System.now() + TimeDelta::hours(1);
-        let expired = app.state.ledger.expire(&ALICE.caller().tenant, &id, past).await.unwrap().unwrap();
+        let expired = app.state.ledger.expire(&overdue, past).await.unwrap().unwrap();
         assert_eq!(expired.sequence, Some(4));
     }
 }

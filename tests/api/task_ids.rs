@@ -5,7 +5,7 @@ use crate::retention::number;
 use aura_hitl::audit::retention::{self, Retention};
 use aura_hitl::config::LedgerConfig;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::domain::ids::RequestId;
+use aura_hitl::ledger::Overdue;
 use chrono::TimeDelta;
 use reqwest::Method;
 use secrecy::ExposeSecret as _;
@@ -114,8 +114,9 @@ both_modes! {
         register(&app, ALICE, &task).await;
         let theirs = register(&app, MALLORY, &task).await;
         let before = seen(&app, ALICE, &task).await;
-        let (id, past) = (RequestId::parse(&theirs.id).unwrap(), Clock::System.now() + TimeDelta::hours(1));
-        app.state.ledger.expire(&MALLORY.caller().tenant, &id, past).await.unwrap().unwrap();
+        let past = Clock::System.now() + TimeDelta::hours(1);
+        let overdue = Overdue::of(&app.record(&theirs.id).await);
+        app.state.ledger.expire(&overdue, past).await.unwrap().unwrap();
         assert_eq!(status(&app, MALLORY, &task).await, "FAILED");
         assert_eq!(seen(&app, ALICE, &task).await, before);
 

@@ -644,7 +644,7 @@ async fn what_is_asked_under_the_same_id_while_it_is_decided_is_not_what_was_app
                 operator.execute("SELECT pg_stat_clear_snapshot()").await.unwrap();
                 let waiting = "SELECT COUNT(*) FROM pg_stat_activity
                                 WHERE wait_event_type = 'Lock' AND datname = current_database()
-                                  AND query LIKE 'WITH task AS (%'";
+                                  AND query LIKE 'WITH parameters AS %'";
                 let waiting: i64 =
                     sqlx::query_scalar(waiting).fetch_one(&mut operator).await.unwrap();
                 (waiting > 0).then_some(())

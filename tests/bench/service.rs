@@ -127,6 +127,34 @@ impl<'a> Service<'a> {
         run
     }
 
+    /// Registers requests, and makes sure that every one is in the ledger. They are forgotten
+    /// afterwards: a person may have a thousand at once.
+    pub async fn register(&mut self, at_once: usize) -> Run {
+        let count = usize::try_from(MOST_PER_SECOND * self.time.as_secs()).unwrap();
+        let asked = Asked::fresh(count);
+        let calls = asked.iter().map(Asked::registration).collect::<Vec<_>>();
+        let run = self.play_well(&calls, at_once).await;
+        assert!(run.calls < calls.len() as u64, "too few requests were made up");
+        let (fewest, most) = (run.calls - run.refused, run.calls + at_once as u64);
+        eventually_within(Duration::from_secs(5), async || {
+            let registered = "SELECT count(*) FROM hitl_request WHERE status = 'pending'";
+            let registered: i64 = sqlx::query_scalar(registered)
+                .fetch_one(&mut self.database.connection)
+                .await
+                .unwrap();
+            (fewest..=most).contains(&u64::try_from(registered).unwrap()).then_some(())
+        })
+        .await;
+        for forget in [
+            "DELETE FROM agent_task WHERE status = 'WAITING_APPROVAL'",
+            "DELETE FROM hitl_request WHERE status = 'pending'",
+            "VACUUM hitl_request, agent_task",
+        ] {
+            sqlx::query(forget).execute(&mut self.database.connection).await.unwrap();
+        }
+        run
+    }
+
     /// How many of them have their signal in Redis.
     async fn signals(&self, asked: &[Asked]) -> u64 {
         let (mut connection, mut there) = (self.world.connection.clone(), 0);

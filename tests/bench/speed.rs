@@ -34,6 +34,7 @@ const COURIER: &str = "the courier's steps of a decision";
 const AUTHENTICATE: &str = "limit: HTTP, authenticate only";
 const CLIENT: &str = "wrk alone: GET /health/live";
 const DECIDE: &str = "decision";
+const REGISTER: &str = "registration";
 const HIT: &str = "GET signals, there is one";
 const MISS: &str = "GET signals, there is none";
 const READ: &str = "GET requests";
@@ -127,8 +128,12 @@ async fn decisions(options: &Options, report: &mut Report) {
             report.add(CLIENT, at_once, service.health(at_once).await);
             report.add(AUTHENTICATE, at_once, service.authenticate(at_once).await);
             report.add(DECIDE, at_once, service.decide(at_once).await);
+            report.add(REGISTER, at_once, service.register(at_once).await);
         }
     }
+    let per_second = |name| report.cell(name, 64).per_second;
+    let registrations = per_second(REGISTER) / per_second(DECIDE);
+    report.fact("registrations for each decision in the same time × 64", registrations, "");
     for at_once in AT_ONCE {
         let composite = report.composite(&[AUTHENTICATE, GET, SIGNAL, STATEMENT], at_once);
         report.fact(format!("composite limit of decisions × {at_once}"), composite, "/s");

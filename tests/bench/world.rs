@@ -119,6 +119,17 @@ impl Asked {
         .to_string()
     }
 
+    /// Registers it over HTTP, as an agent does that has no Redis.
+    pub fn registration(&self) -> Call {
+        let Self { request, session, person } = self;
+        let body = json!({
+            "requestId": request, "sessionId": session, "actionType": "send_email",
+            "context": { "to": "a@b.c", "subject": "Weekly report", "attachments": 2 },
+        });
+        let (path, body) = ("/api/aura/hitl/requests".to_owned(), body.to_string());
+        Call { person: *person, method: "POST", path, body }
+    }
+
     pub fn approval(&self) -> Call {
         let body = format!(r#"{{"userId":"user{:02}"}}"#, self.person);
         let path = format!("/api/aura/hitl/approve/{}", self.request);

@@ -815,6 +815,13 @@ pub async fn answered(ask: impl AsyncFn() -> Answer) -> Answer {
     ask().await
 }
 
+/// Runs a call and says how long it took.
+pub async fn timed<T>(call: impl Future<Output = T>) -> (T, Duration) {
+    let began = Instant::now();
+    let value = call.await;
+    (value, began.elapsed())
+}
+
 /// This many people work through a list at once. `work` gets each item's index.
 pub async fn at_once<T, R>(
     items: Vec<T>,

@@ -49,7 +49,7 @@ pub use program::{Program, Running};
 pub use rows::{SqlRow, insert_task_of_mallory, request_row, task_row};
 pub use servers::{
     FAILOVER_TIMEOUT, PgBouncer, PrivateCluster, PrivatePostgres, PrivateRedis, PrivateSentinels,
-    Server, Tmpfs, free_port, kill, slot_of,
+    Server, Tmpfs, free_port, kill, slot_of, try_kill,
 };
 pub use service::{Mode, TestApp, config};
 pub use sockets::{RawAnswer, framed, head, percent_encoded, raw};

@@ -2,7 +2,7 @@
 //! on SQLite with the in-process courier and on Postgres with Redis. No service runs meanwhile, so
 //! no relay takes part.
 
-use aura_hitl::config::LedgerConfig;
+use aura_hitl::config::{Config, LedgerConfig};
 use aura_hitl::courier::Courier;
 use aura_hitl::domain::approver::Caller;
 use aura_hitl::domain::clock::Clock;
@@ -18,7 +18,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool};
-use support::{ALICE, Asked, Mode, Who, config, decide_on_ledger, find_record, unique, writing};
+use support::{ALICE, Asked, Mode, Who, decide_on_ledger, find_record, unique, writing};
 use tempfile::TempDir;
 
 /// The caller whose task it is.
@@ -33,6 +33,7 @@ struct Stores {
     /// The in-process courier's; Redis has its own.
     clock: Clock,
     postgres: Option<PgPool>,
+    config: Config,
     _folder: TempDir,
 }
 
@@ -69,6 +70,7 @@ macro_rules! over_redis {
     )*};
 }
 
+mod batches;
 mod database;
 mod deliveries;
 mod requests;
@@ -79,7 +81,7 @@ mod tasks;
 impl Stores {
     async fn open(mode: Mode) -> Self {
         let folder = TempDir::new().unwrap();
-        let config = config(mode, &folder).await;
+        let config = support::config(mode, &folder).await;
         let (ledger, _lock) = stores::open_ledger(&config, false).await.unwrap();
         stores::migrate(&config, &ledger).await.unwrap();
         let postgres = match &config.ledger {
@@ -93,7 +95,12 @@ impl Stores {
             Some(redis) => Courier::redis(redis).unwrap(),
             None => Courier::InProcess,
         };
-        Self { ledger, courier, clock, postgres, _folder: folder }
+        Self { ledger, courier, clock, postgres, config, _folder: folder }
+    }
+
+    /// The ledger of another replica on the same database.
+    async fn another_ledger(&self) -> Ledger {
+        stores::open_ledger(&self.config, false).await.unwrap().0
     }
 
     /// Runs SQL of the test's own.

@@ -5,7 +5,9 @@ use aura_hitl::domain::decision::{State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TenantId};
 use aura_hitl::domain::record::{Delivery, DeliveryResult};
 use aura_hitl::domain::request::Origin;
-use aura_hitl::ledger::{AskedAgain, GoneRequest, Recorded, Registered, SeenRequest, Writing};
+use aura_hitl::ledger::{
+    AskedAgain, GoneRequest, Overdue, Recorded, Registered, SeenRequest, Writing,
+};
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use support::{ALICE, Asked, BOB, MALLORY, Who, unique, writing};
@@ -111,10 +113,9 @@ on_all_stores! {
     async fn a_decision_that_began_before_the_request_expired_is_too_late(stores: Stores) {
         let (asked, start) = (Asked::new(), now());
         assert!(stores.see(seen(&asked, start)).await);
-        let tenant = TenantId::parse("tenant1").unwrap();
-        let id = RequestId::parse(&*asked.id).unwrap();
         let end = start + seconds(1800);
-        let expired = stores.ledger.expire(&tenant, &id, end).await.unwrap().unwrap();
+        let overdue = Overdue::of(&stores.record(&asked.id).await);
+        let expired = stores.ledger.expire(&overdue, end).await.unwrap().unwrap();
         // Nobody is told that it expired.
         assert_eq!((&expired.state, expired.sequence), (&State::Expired, None));
         let late = stores.decide_newest(ALICE, &asked, end - seconds(1)).await;

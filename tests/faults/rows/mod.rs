@@ -5,6 +5,7 @@ use std::pin::Pin;
 use crate::report::{Report, Scale};
 
 mod agents;
+mod batches;
 mod canaries;
 mod crash_points;
 mod crashes;
@@ -84,5 +85,9 @@ rows! {
     "44" "forged keys and messages" forgeries::forged;
     "45" "four floods by one account or two: idle sockets, streams, pending requests, documents of 1 MiB" fairness::floods;
     "46" "a primary that is lost behind HAProxy, and its synchronous standby promoted" infrastructure::promoted_behind_haproxy;
+    "47" "a batch in which one row is locked, one refused and one written twice" batches::one_row_of_a_batch;
+    "48" "a crash before, within and after a batch" batches::crash_in_a_batch;
+    "49" "two replicas whose batches overlap" batches::overlapping_batches;
+    "50" "Postgres stands still for 1.5 s, as behind a disk that stalls, while 64 click" batches::disk_stall;
     "fuzz" "tokens, paths, bodies, plan steps and agents' JSON, fuzzed for a fixed time" document::fuzz;
 }

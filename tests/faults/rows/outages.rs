@@ -11,19 +11,12 @@ use support::history::{Choice, Delivered, Ended};
 use support::proxy::Proxy;
 
 use crate::report::{Report, Scale};
-use crate::world::{Listener, World, at_once, percentile};
+use crate::world::{Listener, World, at_once, percentile, timed};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn approve() -> Choice {
     Choice::approved("user123")
-}
-
-/// Runs a call and says how long it took.
-async fn timed<T>(call: impl Future<Output = T>) -> (T, Duration) {
-    let began = Instant::now();
-    let value = call.await;
-    (value, began.elapsed())
 }
 
 /// New requests that the ledger knows.

@@ -44,7 +44,7 @@ pub fn kill(signal: &str, pid: impl std::fmt::Display) {
 }
 
 /// The same to one that may have ended by itself.
-fn try_kill(signal: &str, pid: &impl std::fmt::Display) -> bool {
+pub fn try_kill(signal: &str, pid: &impl std::fmt::Display) -> bool {
     Command::new("kill")
         .args([signal, &pid.to_string()])
         .stderr(Stdio::null())
