@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::num::NonZeroU32;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use secrecy::{ExposeSecret, SecretString};
@@ -17,7 +18,7 @@ use url::Url;
 use self::mistakes::{Places, broken_file, choice, misspelt_variables, wrong_setting};
 use self::names::{PLAIN_NAMES, PREFIX, SECRETS};
 use crate::audit::retention::{Retention, days};
-use crate::courier::RedisSettings;
+use crate::courier::{RedisSettings, ScanSettings};
 use crate::domain::rate::RateLimit;
 use crate::domain::rules::{Approvers, Policy, UnscopedRequests};
 use crate::identity::revocations::Revocations;
@@ -85,6 +86,8 @@ pub struct Config {
     pub ledger: LedgerConfig,
     /// The agents' Redis; `None` means the in-process courier.
     pub redis: Option<RedisSettings>,
+    /// How requests in Redis are watched; `None` if they are not.
+    pub intake: Option<ScanSettings>,
     /// Whether to run migrations at start.
     pub auto_migrate: bool,
     /// How tokens are checked.
@@ -153,6 +156,10 @@ struct RawConfig {
     redis_port: Option<u16>,
     redis_password: Option<SecretString>,
     redis_ca_file: Option<PathBuf>,
+    intake: bool,
+    intake_scan_interval_ms: u64,
+    intake_scan_count: usize,
+    intake_keys_per_second: u32,
     auto_migrate: bool,
     jwt_secret: Option<SecretString>,
     jwt_secret_previous: Option<SecretString>,
@@ -281,6 +288,7 @@ impl Config {
         let rate_limit = raw.rate_limit()?;
         let audit_url = raw.audit_url.as_deref().map(audit_url).transpose()?;
         let redis = raw.redis()?;
+        let intake = raw.intake()?;
         let ledger = raw.ledger()?;
         if matches!(ledger, LedgerConfig::Postgres { .. }) && redis.is_none() {
             bail!(
@@ -302,6 +310,7 @@ impl Config {
             data_dir: raw.data_dir,
             ledger,
             redis,
+            intake,
             auto_migrate: raw.auto_migrate,
             jwt,
             policy,
@@ -318,6 +327,28 @@ impl Config {
             warnings: Vec::new(),
             given: raw.given,
         })
+    }
+}
+
+impl RawConfig {
+    /// How requests in Redis are watched. The numbers are checked also if they are not used.
+    fn intake(&self) -> anyhow::Result<Option<ScanSettings>> {
+        let (millis, count) = (self.intake_scan_interval_ms, self.intake_scan_count);
+        ensure!(
+            (100..=60_000).contains(&millis),
+            "intake_scan_interval_ms is {millis}; it must be from 100 to 60000"
+        );
+        ensure!(
+            (10..=10_000).contains(&count),
+            "intake_scan_count is {count}; it must be from 10 to 10000"
+        );
+        let keys_per_second = self.intake_keys_per_second;
+        ensure!(
+            (1000..=10_000_000).contains(&keys_per_second),
+            "intake_keys_per_second is {keys_per_second}; it must be from 1000 to 10000000"
+        );
+        let interval = Duration::from_millis(millis);
+        Ok(self.intake.then_some(ScanSettings { interval, count, keys_per_second }))
     }
 }
 

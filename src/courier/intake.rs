@@ -91,8 +91,8 @@ impl RedisCourier {
     /// fit are left out; there is always at least one.
     pub async fn look(&self, ids: &[RequestId]) -> Result<Vec<Looked>> {
         if self.is_cluster() {
-            let looking = futures_util::stream::iter(ids)
-                .map(|id| self.look_at_once(std::slice::from_ref(id), ""))
+            let looking = futures_util::stream::iter(ids.to_vec())
+                .map(|id| async move { self.look_at_once(&[id], "").await })
                 .buffer_unordered(CONCURRENCY);
             let looked: Vec<Vec<Looked>> = looking.try_collect().await?;
             return Ok(looked.into_iter().flatten().collect());

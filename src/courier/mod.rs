@@ -26,7 +26,7 @@ pub use self::link::Login;
 pub use self::topology::RedisSettings;
 use self::types::Result;
 pub use self::types::{
-    Outgoing, Polled, Sent, SessionSnapshot, StoredRequest, TIMEOUT, Unavailable,
+    Outgoing, Polled, ScanSettings, Sent, SessionSnapshot, StoredRequest, TIMEOUT, Unavailable,
 };
 use crate::domain::ids::{RequestId, SessionId, TenantId};
 use crate::domain::rate::RateLimit;

@@ -8,6 +8,17 @@ use crate::domain::session::SessionPointer;
 /// Longest duration of a call to the courier, reconnecting included.
 pub const TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How the requests in Redis are watched.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanSettings {
+    /// Time from the beginning of one pass over all keys to the next, where Redis announces no changes.
+    pub interval: Duration,
+    /// How many keys one `SCAN` looks at.
+    pub count: usize,
+    /// How many keys may be looked at or read in a second.
+    pub keys_per_second: u32,
+}
+
 /// The courier did not answer in time, or with an error. The call may have taken effect nevertheless, so
 /// every call is safe to repeat.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -49,6 +49,9 @@ const DROPPED_LINES: &str = "aura_hitl_log_lines_dropped_total";
 const FORGERIES: &str = "aura_hitl_forgeries_total";
 const WORKER_SUCCESS: &str = "aura_hitl_worker_last_success_timestamp_seconds";
 const WORKER_FAILURES: &str = "aura_hitl_worker_failures_total";
+const INTAKE_SEEN: &str = "aura_hitl_intake_seen_total";
+const INTAKE_UNREADABLE: &str = "aura_hitl_intake_unreadable_total";
+const INTAKE_SCAN: &str = "aura_hitl_intake_scan_seconds";
 const UNCHECKED_MESSAGES: &str = "aura_hitl_unchecked_messages_total";
 
 /// Histogram buckets for the duration of calls, in seconds: from a fast click to a long-poll.
@@ -112,6 +115,7 @@ pub fn start(
         audit_entries(result).absolute(0);
     }
     gauge!(OLDEST_AUDIT).set(0);
+    gauge!(INTAKE_SCAN).set(0);
     counter!(DROPPED_ATTEMPTS).absolute(0);
     for by in [By::Decider, By::Relay, By::Listener] {
         for result in ["sent", "superseded", "failed"] {
@@ -128,7 +132,7 @@ pub fn start(
     for forgery in [Forgery::Message, Forgery::Signal, Forgery::Request] {
         forgeries(forgery).absolute(0);
     }
-    for name in [CONFLICTS, REDIS_CONNECTS, UNCHECKED_MESSAGES] {
+    for name in [CONFLICTS, REDIS_CONNECTS, UNCHECKED_MESSAGES, INTAKE_SEEN, INTAKE_UNREADABLE] {
         counter!(name).absolute(0);
     }
     Ok(())
@@ -145,7 +149,7 @@ fn describe() {
     describe_counter!(SIGNALS, "Deliveries attempted; a failed one stays owed.");
     describe_gauge!(OWED, "Deliveries owed, in the ledger.");
     describe_gauge!(OLDEST_OWED, "Age of the oldest owed delivery in the ledger; 0 without one.");
-    describe_gauge!(PENDING, "Pending requests in the ledger: those registered over HTTP.");
+    describe_gauge!(PENDING, "Pending requests in the ledger.");
     describe_gauge!(
         OLDEST_PENDING,
         "Age of the oldest pending request in the ledger; 0 without one."
@@ -181,6 +185,12 @@ fn describe() {
     describe_counter!(
         UNCHECKED_MESSAGES,
         "Messages on sessions' channels that were dropped before they were checked."
+    );
+    describe_counter!(INTAKE_SEEN, "Pending requests found in Redis that got a row in the ledger.");
+    describe_counter!(INTAKE_UNREADABLE, "Requests found in Redis that cannot be read.");
+    describe_gauge!(
+        INTAKE_SCAN,
+        "Duration of the last pass over all keys of Redis; 0 before the first."
     );
     describe_gauge!(
         WORKER_SUCCESS,
@@ -244,8 +254,12 @@ pub fn decided(courier: &'static str, record: &Record) {
     histogram!(DECISION_AGE, "outcome" => outcome).record(age);
 }
 
-/// Counts a request that expired or was withdrawn.
+/// Counts a request that expired or was withdrawn. A request that was only seen in Redis is not counted
+/// when its key goes: agents give up long before.
 pub fn closed(record: &Record) {
+    if record.is_only_seen() {
+        return;
+    }
     counter!(OUTCOMES, "outcome" => record.state.as_str()).increment(1);
 }
 
@@ -394,6 +408,21 @@ fn forgeries(forgery: Forgery) -> ::metrics::Counter {
 /// Counts a message on a session's channel that was dropped before it was compared with the ledger.
 pub fn message_unchecked() {
     counter!(UNCHECKED_MESSAGES).increment(1);
+}
+
+/// Counts requests found in Redis that got a row in the ledger.
+pub fn intake_seen(requests: u64) {
+    counter!(INTAKE_SEEN).increment(requests);
+}
+
+/// Counts a request found in Redis that cannot be read.
+pub fn intake_unreadable() {
+    counter!(INTAKE_UNREADABLE).increment(1);
+}
+
+/// Sets the duration of a pass over all keys of Redis.
+pub fn intake_passed(duration: Duration) {
+    gauge!(INTAKE_SCAN).set(duration.as_secs_f64());
 }
 
 /// Figures that are read at each scrape.

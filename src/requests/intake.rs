@@ -45,6 +45,8 @@ const LEASE: TimeDelta = TimeDelta::milliseconds(3000);
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a new request waits to be named by its session.
 const JUDGE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A request of this age has waited already.
+const JUDGE_AGE: TimeDelta = TimeDelta::seconds(1);
 /// How often a request that waits for its session is read.
 const JUDGE_INTERVAL: Duration = Duration::from_millis(150);
 /// How often a request that is pending is read: a key that has gone must be noticed within 5 s.
@@ -53,6 +55,10 @@ const PENDING_INTERVAL: Duration = Duration::from_secs(3);
 const UNANNOUNCED_INTERVAL: Duration = Duration::from_millis(1500);
 /// How often a key is read that is not pending, or that the ledger takes for closed.
 const CLOSED_INTERVAL: Duration = Duration::from_secs(10);
+/// How often to ask the ledger which requests were closed.
+const SETTLED_INTERVAL: Duration = Duration::from_secs(2);
+/// How far that reaches back before the last time: longer than a write takes.
+const SETTLED_OVERLAP: TimeDelta = TimeDelta::seconds(5);
 /// How often to ask whether Redis announces changes: an operator may switch that off and on.
 const FLAGS_INTERVAL: Duration = Duration::from_secs(1);
 /// Where Redis announces changes, a pass is made this many times as seldom.
@@ -63,6 +69,8 @@ const BATCH_SIZE: usize = 200;
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// Most sessions to read at once, on a Cluster.
 const CONCURRENCY: usize = 32;
+/// How often to note that an agent has asked again, while the ledger refuses that.
+const MAX_REFUSALS: u32 = 3;
 /// Most announced changes to keep. Beyond that a pass finds them.
 const MAX_CHANGES: usize = 100_000;
 /// A remaining time to live that is larger by this than expected: the key was written anew.
@@ -217,9 +225,9 @@ async fn listen_once(courier: &Courier, changes: &Changes) -> Result<(), Unavail
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            changed = heard.next() => {
-                if let Some(changed) = changed? {
-                    changes.add(changed);
+            next = heard.next() => {
+                if let Some(key) = next? {
+                    changes.add(key);
                 }
             }
             _now = pings.tick() => {
@@ -251,6 +259,16 @@ struct Unjudged {
     due: Instant,
 }
 
+/// A request that is pending in Redis, named by its session, and closed in the ledger.
+#[derive(Clone, Copy, Debug)]
+struct Again {
+    due: Instant,
+    /// The row says that its agent has asked again.
+    is_noted: bool,
+    /// How often the ledger has refused to note that. Its answer may be on its way.
+    refusals: u32,
+}
+
 /// A key that is not pending, cannot be read, or whose request is closed in the ledger.
 #[derive(Clone, Copy, Debug)]
 struct Closed {
@@ -263,8 +281,12 @@ struct Closed {
 /// What was found under a request's key.
 enum Found {
     Absent,
-    /// A closed request, or one that belongs to no tenant.
     NotPending,
+    /// A pending request without a tenant, which its session may name yet.
+    Nobodys {
+        session: String,
+        asked_at: DateTime<Utc>,
+    },
     Unreadable(&'static str),
     /// The same text and pointer as before, written once.
     Unchanged,
@@ -307,13 +329,15 @@ struct Leading {
     sessions: HashMap<String, HashSet<RequestId>>,
     /// By the hash of the id, since there are many more of these than of the others.
     closed: HashMap<u64, Closed>,
-    /// Decided requests that are pending in Redis again.
-    asked_again: HashMap<RequestId, Instant>,
+    /// Requests that are pending in Redis, and closed in the ledger.
+    asked_again: HashMap<RequestId, Again>,
     /// When to read which request of `pending` or `asked_again`, the earliest first.
     turns: VecDeque<(Instant, RequestId)>,
     changes: Arc<Changes>,
     are_changes_announced: bool,
     ask_for_flags_at: Instant,
+    ask_for_settled_at: Instant,
+    settled_since: DateTime<Utc>,
     scan: Option<(Scan, Instant)>,
     scan_at: Instant,
     pass: u32,
@@ -345,6 +369,8 @@ impl Leading {
             changes: Arc::clone(changes),
             are_changes_announced: false,
             ask_for_flags_at: now,
+            ask_for_settled_at: now,
+            settled_since: app.clock.now(),
             scan: None,
             scan_at: now,
             pass: 0,
@@ -366,6 +392,7 @@ impl Leading {
     async fn round(&mut self, app: &AppState) -> Result<Progress, IntakeError> {
         self.earn_room();
         self.ask_for_flags(app).await;
+        self.ask_for_settled(app).await?;
         let mut writes = Writes::default();
         let (announced, more) = self.take_changes();
         let ids = self.next_to_look_at(&announced);
@@ -416,6 +443,35 @@ impl Leading {
         }
     }
 
+    /// Asks the ledger which requests were closed meanwhile. If such a request looks as before in Redis,
+    /// its agent has asked again since.
+    async fn ask_for_settled(&mut self, app: &AppState) -> Result<(), LedgerError> {
+        let now = app.clock.now();
+        if self.pending.is_empty() {
+            self.settled_since = now;
+        }
+        if Instant::now() < self.ask_for_settled_at || self.pending.is_empty() {
+            return Ok(());
+        }
+        let settled = app.ledger.settled_since(self.settled_since - SETTLED_OVERLAP).await?;
+        self.ask_for_settled_at = Instant::now() + SETTLED_INTERVAL;
+        self.settled_since = now;
+        for (_session, request) in settled {
+            let id = request.rsplit_once('/').and_then(|(tenant, id)| {
+                let id = RequestId::parse(id).ok()?;
+                self.pending
+                    .get(&id)
+                    .is_some_and(|it| it.row.tenant.as_str() == tenant)
+                    .then_some(id)
+            });
+            if let Some(id) = id {
+                self.forget(&id);
+                self.changes.waiting().0.push_back(id);
+            }
+        }
+        Ok(())
+    }
+
     /// Takes announced changes, as many as fit into a round. Returns whether there are more.
     fn take_changes(&mut self) -> (Vec<RequestId>, bool) {
         let mut waiting = self.changes.waiting();
@@ -464,7 +520,7 @@ impl Leading {
             // An entry whose turn was changed since has another entry.
             let turn = match self.pending.get_mut(&id) {
                 Some(pending) => Some(&mut pending.due),
-                None => self.asked_again.get_mut(&id),
+                None => self.asked_again.get_mut(&id).map(|again| &mut again.due),
             };
             if let Some(turn) = turn.filter(|turn| **turn == due) {
                 *turn = now + pause;
@@ -593,7 +649,10 @@ impl Leading {
             };
             let texts = (text, self.hashes.hash_one(&pointer.text));
             let is_anew = known.is_some_and(|known| is_asked_anew(&known.row, stored.ttl, now));
-            let is_unchanged = known.is_some_and(|known| known.texts == Some(texts)) && !is_anew;
+            // Where a session names nothing, its other requests count, too.
+            let is_unchanged = known.is_some_and(|known| known.texts == Some(texts))
+                && !is_anew
+                && pointer.request.is_some();
             let found = if is_unchanged {
                 Found::Unchanged
             } else {
@@ -625,7 +684,13 @@ impl Leading {
                 self.close(&id, true, replication_id, read_at, writes);
                 return;
             }
-            Found::NotPending | Found::Unreadable(_) => {
+            Found::Nobodys { session, asked_at }
+                if !self.pending.contains_key(&id)
+                    && self.waits_for_session(&id, &session, asked_at, now) =>
+            {
+                return;
+            }
+            Found::NotPending | Found::Nobodys { .. } | Found::Unreadable(_) => {
                 self.drop_unjudged(&id);
                 self.close(&id, false, replication_id, read_at, writes);
                 let problem = match found {
@@ -637,23 +702,10 @@ impl Leading {
             }
         };
         let is_named = pointer.names(&id);
-        let is_young = now - seen.asked_at < TimeDelta::milliseconds(1000);
         let is_known = self.pending.contains_key(&id) || self.asked_again.contains_key(&id);
-        let instant = Instant::now();
+        let seen_at = self.unjudged.get(&id).map_or(seen.seen_at, |unjudged| unjudged.seen_at);
         let session = seen.request.session.as_str();
-        let waiting = self.unjudged.get(&id);
-        let since = waiting.map_or(instant, |unjudged| unjudged.since);
-        let seen_at = waiting.map_or(seen.seen_at, |unjudged| unjudged.seen_at);
-        if !is_named && !is_known && is_young && instant - since < JUDGE_TIMEOUT {
-            let unjudged = Unjudged {
-                seen_at,
-                since,
-                session: session.to_owned(),
-                due: instant + JUDGE_INTERVAL,
-            };
-            self.drop_unjudged(&id);
-            self.sessions.entry(session.to_owned()).or_default().insert(id.clone());
-            self.unjudged.insert(id, unjudged);
+        if !is_named && !is_known && self.waits_for_session(&id, session, seen.asked_at, now) {
             return;
         }
         self.drop_unjudged(&id);
@@ -671,6 +723,30 @@ impl Leading {
         } else {
             writes.seen.push(ToWrite { seen, texts, is_named });
         }
+    }
+
+    /// Whether a new request still waits to be named by its session.
+    fn waits_for_session(
+        &mut self,
+        id: &RequestId,
+        session: &str,
+        asked_at: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> bool {
+        let instant = Instant::now();
+        let (since, seen_at) = match self.unjudged.get(id) {
+            Some(unjudged) => (unjudged.since, unjudged.seen_at),
+            None => (instant, now),
+        };
+        let is_old = now - asked_at >= JUDGE_AGE || instant - since >= JUDGE_TIMEOUT;
+        if is_old {
+            return false;
+        }
+        self.drop_unjudged(id);
+        self.sessions.entry(session.to_owned()).or_default().insert(id.clone());
+        let (session, due) = (session.to_owned(), instant + JUDGE_INTERVAL);
+        self.unjudged.insert(id.clone(), Unjudged { seen_at, since, session, due });
+        true
     }
 
     /// Whether a newer request of the session is pending.
@@ -712,7 +788,7 @@ impl Leading {
         read_at: DateTime<Utc>,
         writes: &mut Writes,
     ) {
-        if self.asked_again.remove(id).is_some() {
+        if self.asked_again.remove(id).is_some_and(|again| again.is_noted) {
             writes.answered.push(id.clone());
         }
         let Some(known) = self.pending.get(id) else { return };
@@ -809,7 +885,6 @@ impl Leading {
         }
         for gone in gone.chunks(BATCH_SIZE) {
             for record in app.ledger.close_gone(gone, app.clock.now()).await? {
-                metrics::closed(&record);
                 notify(app, &record);
             }
         }
@@ -849,7 +924,7 @@ impl Leading {
                     read_at: seen.read_at,
                 });
             } else {
-                if self.asked_again.remove(&id).is_some() {
+                if self.asked_again.remove(&id).is_some_and(|again| again.is_noted) {
                     answered.push(id.clone());
                 }
                 self.put_aside(&id, None);
@@ -861,13 +936,18 @@ impl Leading {
         }
         let noted = app.ledger.note_asked_again(&asked).await?.into_iter().collect::<HashSet<_>>();
         for AskedAgain { id, .. } in asked {
-            if !noted.contains(&id) {
-                self.asked_again.remove(&id);
+            let before = self.asked_again.remove(&id);
+            let is_noted = noted.contains(&id);
+            let refusals = before.map_or(0, |again| again.refusals) + u32::from(!is_noted);
+            if refusals > MAX_REFUSALS {
                 self.put_aside(&id, None);
-            } else if self.asked_again.insert(id.clone(), due).is_none() {
-                info!(request_id = %id, "a decided request is pending in Redis again");
-                self.turns.push_back((due, id));
+                continue;
             }
+            if is_noted && !before.is_some_and(|again| again.is_noted) {
+                info!(request_id = %id, "a decided request is pending in Redis again");
+            }
+            self.asked_again.insert(id.clone(), Again { due, is_noted, refusals });
+            self.turns.push_back((due, id));
         }
         Ok(())
     }
@@ -891,8 +971,10 @@ fn read(
         return Found::Unreadable("is in a session that does not say plainly whose it is");
     }
     let candidate = redis_candidate(request, &pointer, ttl, now);
-    // A request without a tenant is nobody's, until its session names one.
-    let Some(tenant) = candidate.tenant else { return Found::NotPending };
+    let Some(tenant) = candidate.tenant else {
+        let session = candidate.request.session.as_str().to_owned();
+        return Found::Nobodys { session, asked_at: candidate.created_at };
+    };
     let longest = Duration::from_secs(REQUEST_TTL_SECONDS);
     let lifetime = TimeDelta::from_std(ttl.unwrap_or(longest).min(longest)).unwrap_or_default();
     let seen = SeenRequest {

@@ -49,6 +49,7 @@ use crate::limits::quotas::Quotas;
 use crate::limits::{LargeBodies, Limits};
 use crate::observe::metrics::{self, Deployment};
 use crate::requests::expire::ExpiryWorker;
+use crate::requests::intake::IntakeWorker;
 use crate::state::AppState;
 use crate::tasks::open::OpenTasks;
 use crate::waiting::hub::{self, Hub, LedgerPoll, Listener, WaitLimits};
@@ -256,6 +257,9 @@ fn start_workers(
         let republisher = Republisher { sender: app.sender() };
         workers.spawn(run(UnheardScan::from(republisher.clone()), at_once.clone()));
         workers.spawn(run(republisher, at_once.clone()));
+        if let Some(settings) = config.intake {
+            workers.spawn(run(IntakeWorker::new(app.clone(), settings), after_calls.clone()));
+        }
     }
     workers.spawn(run(Upkeep, after_round.clone()));
     if let Some(address) = config.metrics_address {

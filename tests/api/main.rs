@@ -23,6 +23,7 @@ mod framing;
 mod history;
 mod hostile;
 mod infrastructure;
+mod intake;
 mod large_bodies;
 mod lifecycle;
 mod limits;

@@ -4,9 +4,10 @@
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use aura_hitl::config::LedgerConfig;
-use aura_hitl::courier::RedisSettings;
+use aura_hitl::courier::{RedisSettings, ScanSettings};
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::rate::RateLimit;
 use aura_hitl::domain::record::Delivery;
@@ -85,6 +86,11 @@ async fn everything_goes_over_tls_with_no_more_rights_than_are_needed() {
         config.redis = Some(RedisSettings::Tls { url, trusted: authority.pem.clone() });
         let [per_second, burst] = [20, 30].map(|number| NonZeroU32::new(number).unwrap());
         config.rate_limit = Some(RateLimit { per_second, burst });
+        config.intake = Some(ScanSettings {
+            interval: Duration::from_secs(1),
+            count: 1000,
+            keys_per_second: 50_000,
+        });
     })
     .await;
     decides_and_wakes(&app, &redis.plain).await;

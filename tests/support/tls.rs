@@ -13,8 +13,10 @@ use crate::{PrivatePostgres, PrivateRedis, free_port};
 use crate::{eventually, unique};
 
 /// The service's rights in Redis: those of docs/OPERATIONS.md, and none for a Cluster or Sentinels.
-pub const RIGHTS: &str = "~hitl:* ~{* &hitl:channel:* &hitl:decision:* &hitl:outcomes +get +set +pttl \
-                          +time +eval +publish +pubsub|numsub +subscribe +psubscribe +info +ping";
+pub const RIGHTS: &str = "~hitl:* ~{* &hitl:channel:* &hitl:decision:* &hitl:outcomes \
+                          &__keyspace@*__:hitl:request:* &__keyspace@*__:hitl:session:* +get +set \
+                          +pttl +time +eval +publish +pubsub|numsub +subscribe +psubscribe +info +ping \
+                          +scan +config|get";
 /// What the servers of these tests are called, to those who trust their certificates.
 pub const HOST: &str = "127.0.0.1";
 

@@ -104,7 +104,7 @@ impl PrivateRedis {
 }
 
 /// The service logs in, and may do no more than docs/OPERATIONS.md says; everybody else need not.
-pub(super) const SERVICE: [&str; 24] = [
+pub(super) const SERVICE: [&str; 28] = [
     "--user",
     "service",
     "on",
@@ -114,6 +114,8 @@ pub(super) const SERVICE: [&str; 24] = [
     "&hitl:channel:*",
     "&hitl:decision:*",
     "&hitl:outcomes",
+    "&__keyspace@*__:hitl:request:*",
+    "&__keyspace@*__:hitl:session:*",
     "+get",
     "+set",
     "+pttl",
@@ -127,6 +129,8 @@ pub(super) const SERVICE: [&str; 24] = [
     "+info",
     "+ping",
     "+role",
+    "+scan",
+    "+config|get",
     "+cluster|slots",
     "+asking",
 ];
