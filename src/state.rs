@@ -30,6 +30,7 @@ use crate::ledger::known_decisions::KnownDecisions;
 use crate::limits::quotas::Quotas;
 use crate::limits::{LargeBodies, Limits};
 use crate::waiting::hub::Hub;
+use crate::waiting::inbox::Inbox;
 
 /// Why work given to the runtime has no result.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -75,6 +76,8 @@ pub struct AppState {
     pub forgeries: Forgeries,
     /// Wakes the long-polls and streams of a session.
     pub hub: Hub,
+    /// Tells the streams of people what has changed.
+    pub inbox: Inbox,
     /// Limits how much a person and a tenant may register.
     pub quotas: Quotas,
     /// Records refused attempts to decide.

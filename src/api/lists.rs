@@ -172,6 +172,9 @@ pub struct RequestView {
     decisions: [&'static str; 2],
     /// The `ETag` of its content, without quotes.
     etag: String,
+    /// Whether it was decided, and its agent has asked again: only the person who decided may decide it,
+    /// and only the same way.
+    asked_again: bool,
     /// When its agent gives up, although the request expires later: agents on Redis wait for 300 s.
     agent_waits_until: Option<String>,
 }
@@ -209,6 +212,7 @@ impl RequestView {
             may_decide,
             decisions: ["approve", "reject"],
             etag: row.etag,
+            asked_again: row.is_asked_again,
             agent_waits_until,
         }
     }
@@ -269,7 +273,7 @@ pub(super) fn request_example() -> serde_json::Value {
         "decidedBy": null, "decidedVia": null, "decidedAt": null, "settledAt": null, "reason": null,
         "approvals": 0, "approvalsNeeded": 1, "mayDecide": true, "decisions": ["approve", "reject"],
         "etag": "f0e4c2f76c58916ec258f246851bea091d14d4247a2fc3e18694461b1816e13b",
-        "agentWaitsUntil": null,
+        "askedAgain": false, "agentWaitsUntil": null,
     })
 }
 
@@ -357,7 +361,8 @@ impl ListQuery {
                 owners: Owners::All,
                 statuses: self.statuses,
                 order: self.order,
-                unexpired_at: None,
+                decidable_at: None,
+                caller: caller.user.clone(),
                 action_type: self.action_type,
                 user: self.user,
                 session: self.session,

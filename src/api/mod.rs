@@ -16,6 +16,7 @@ mod examples;
 mod headers;
 pub mod health;
 pub mod identity;
+pub mod inbox;
 pub mod lists;
 pub mod outcomes;
 mod parameters;

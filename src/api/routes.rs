@@ -16,7 +16,7 @@ use crate::api::error::ApiError;
 use crate::api::error::ErrorCode::{
     AlreadyDecided, Changed, Conflict, Gone, NotFound, Unconditional, Unprocessable, WrongState,
 };
-use crate::api::{approvals, detail, document, health, lists, outcomes, signals, tasks};
+use crate::api::{approvals, detail, document, health, inbox, lists, outcomes, signals, tasks};
 
 /// The prefixes under which every address is served.
 const PREFIXES: [&str; 2] = ["/api", ""];
@@ -46,6 +46,7 @@ pub fn table() -> Vec<Endpoint> {
         caller outcomes::read [NotFound, Unprocessable]
         caller outcomes::acknowledge [NotFound, Conflict, Unprocessable]
         caller outcomes::cancel [NotFound, AlreadyDecided, Gone, Unprocessable]
+        caller inbox::stream []
         caller signals::read []
         caller signals::stream []
         caller tasks::list []

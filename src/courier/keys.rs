@@ -42,8 +42,10 @@ pub fn rank_key(session: &SessionId) -> String {
 pub const SESSION_CHANNEL_PREFIX: &str = "hitl:channel:";
 /// The service's own channel, on which replicas tell each other that a registered request was closed.
 /// This must not be published on a session's channel, where agents treat any message as an approval. The
-/// payload is the session's id.
+/// payload is the session's id; or, after [`CHANGED_PREFIX`], the tenants and ids of changed requests.
 pub const OUTCOMES_CHANNEL: &str = "hitl:outcomes";
+/// Begins a payload about changed requests. No session's id has a space.
+pub const CHANGED_PREFIX: &str = "changed ";
 
 pub fn channel(session: &SessionId) -> String {
     format!("{SESSION_CHANNEL_PREFIX}{session}")

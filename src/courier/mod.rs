@@ -19,8 +19,8 @@ use tracing::Instrument as _;
 
 pub use self::intake::{Changed, Looked, RedisChanges, Scan};
 use self::keys::{
-    ASK_MESSAGE, OUTCOMES_CHANNEL, SESSION_CHANNEL_PREFIX, decision_channel, request_key,
-    session_key, signal_key,
+    ASK_MESSAGE, CHANGED_PREFIX, OUTCOMES_CHANNEL, SESSION_CHANNEL_PREFIX, decision_channel,
+    request_key, session_key, signal_key,
 };
 pub use self::link::Login;
 pub use self::topology::RedisSettings;
@@ -29,6 +29,7 @@ pub use self::types::{
     Outgoing, Polled, ScanSettings, Sent, SessionSnapshot, StoredRequest, TIMEOUT, Unavailable,
 };
 use crate::domain::ids::{RequestId, SessionId, TenantId};
+use crate::domain::json;
 use crate::domain::rate::RateLimit;
 use crate::domain::request::REQUEST_TTL_SECONDS;
 use crate::domain::session::SessionPointer;
@@ -223,6 +224,19 @@ impl Courier {
         on_redis!(self, courier => courier.publish(OUTCOMES_CHANNEL, session.as_str()))
     }
 
+    /// Tells all replicas which requests have changed, for their inboxes. Uses the same channel as
+    /// [`Self::notify_replicas`], which every login may use. The payload has a space, so that a replica of
+    /// an older release does not take it for a session's id.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when Redis does not answer. Then the other replicas find out from the ledger.
+    pub async fn announce(&self, changed: &[(TenantId, RequestId)]) -> Result<()> {
+        let ids = changed.iter().map(|(tenant, id)| (tenant.as_str(), id.as_str()));
+        let ids = json::raw(&ids.collect::<Vec<_>>());
+        let message = format!("{CHANGED_PREFIX}{ids}");
+        on_redis!(self, courier => courier.publish(OUTCOMES_CHANNEL, &message))
+    }
+
     /// Wakes an agent that waits on Redis for a registered request. The message holds no decision; the
     /// agent fetches it over HTTP.
     ///
@@ -311,6 +325,8 @@ impl Courier {
 pub enum ChannelEvent {
     /// A replica reports that a registered request of this session was closed.
     Outcome(SessionId),
+    /// A replica reports that these requests have changed.
+    Changed(Vec<(TenantId, RequestId)>),
     /// A message on a session's channel. Anybody with access to Redis may have published it.
     Message(Message),
     /// A message that the service does not know.
@@ -334,6 +350,13 @@ impl Message {
     }
 }
 
+/// The changed requests that a replica names; `None` when the text is not of a replica.
+fn read_changed(text: &str) -> Option<Vec<(TenantId, RequestId)>> {
+    let ids = serde_json::from_str::<Vec<(String, String)>>(text).ok()?;
+    let read = |(tenant, id)| Some((TenantId::parse(tenant).ok()?, RequestId::parse(id).ok()?));
+    ids.into_iter().map(read).collect()
+}
+
 /// Receives published messages, over its own connection to Redis.
 #[derive(Debug)]
 pub struct Subscription(RedisSubscription);
@@ -348,8 +371,13 @@ impl Subscription {
         if let Some(channel) = channel.strip_prefix(SESSION_CHANNEL_PREFIX) {
             return Ok(ChannelEvent::Message(Message { channel: channel.to_owned(), payload }));
         }
-        let session =
-            (channel == OUTCOMES_CHANNEL).then(|| SessionId::parse(payload).ok()).flatten();
+        if channel != OUTCOMES_CHANNEL {
+            return Ok(ChannelEvent::Other);
+        }
+        if let Some(changed) = payload.strip_prefix(CHANGED_PREFIX) {
+            return Ok(read_changed(changed).map_or(ChannelEvent::Other, ChannelEvent::Changed));
+        }
+        let session = SessionId::parse(payload).ok();
         Ok(session.map_or(ChannelEvent::Other, ChannelEvent::Outcome))
     }
 

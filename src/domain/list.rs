@@ -126,8 +126,10 @@ pub struct Filter {
     pub statuses: Vec<Status>,
     /// The order of the list.
     pub order: Order,
-    /// If set, leaves out pending requests that have expired by then.
-    pub unexpired_at: Option<DateTime<Utc>>,
+    /// If set, leaves out pending requests that have expired by then, or whose session has moved on.
+    pub decidable_at: Option<DateTime<Utc>>,
+    /// The caller. Of decided requests that were asked again, only the decider can decide.
+    pub caller: UserId,
     /// Only with this `actionType`.
     pub action_type: Option<String>,
     /// Only of this user.
@@ -188,10 +190,16 @@ pub struct Listed {
     pub message: Option<String>,
     /// The state of the request.
     pub status: Status,
-    /// When the request was made or first seen, UTC.
+    /// When the request was registered or first seen, UTC.
     pub created_at: DateTime<Utc>,
+    /// When the agent asked, UTC. Before `created_at` for a request of Redis.
+    pub asked_at: DateTime<Utc>,
     /// When the request expires, UTC.
     pub expires_at: DateTime<Utc>,
+    /// Whether the session waited for something else when the service last looked.
+    pub has_moved_on: bool,
+    /// A person has decided the request, and its agent has asked again: the request is pending once more.
+    pub is_asked_again: bool,
     /// The request's task; `None` for a request that only Redis knows and that names no task.
     pub task: Option<TaskId>,
     /// See [`ApprovalRequest::fingerprint`](super::request::ApprovalRequest::fingerprint).
@@ -216,7 +224,7 @@ impl Listed {
     /// Redis wait for 300 s. `None` for a registered request, whose agent may come back at any time.
     #[must_use]
     pub fn agent_waits_until(&self) -> Option<DateTime<Utc>> {
-        (self.origin == Origin::Redis).then(|| self.created_at + AGENT_TIMEOUT)
+        (self.origin == Origin::Redis).then(|| self.asked_at + AGENT_TIMEOUT)
     }
 }
 

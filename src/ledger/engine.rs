@@ -91,6 +91,7 @@ value_from! {
     Option<DateTime<Utc>> => value: Self::Time(value);
     &[i64] => value: Self::Ints(value.to_vec());
     &[RequestId] => value: Self::Texts(value.iter().map(|id| id.as_str().to_owned()).collect());
+    &[UserId] => value: Self::Texts(value.iter().map(|id| id.as_str().to_owned()).collect());
 }
 
 /// A statement: its name, and its text for each engine.

@@ -26,14 +26,15 @@ const CLOCK_DIFFERENCE: TimeDelta = TimeDelta::minutes(1);
 /// The columns that [`ListedRow`] reads, by their names.
 const NAMES: &str = "\
     request_id, session_id, tenant_id, user_id, origin, action_type, message, status, created_at,
-    expires_at, task_id, fingerprint, decided_by, decided_at, reason, settled_at, etag, document";
+    expires_at, task_id, fingerprint, decided_by, decided_at, reason, settled_at, etag, asked_at,
+    moved_on, asked_again_until, document";
 /// `settled_at` of a closed request, as its index has it: see the migration.
-const CLOSED_AT: &str = "COALESCE(settled_at, created_at)";
+pub(super) const CLOSED_AT: &str = "COALESCE(settled_at, created_at)";
 /// The same as a table has them.
 const COLUMNS: &str = "\
     request_id, session_id, tenant_id, user_id, origin, action_type, message, status, created_at,
-    expires_at, task_id, fingerprint, decided_by, decided_at, reason, settled_at, etag,
-    CASE WHEN etag IS NULL THEN document END AS document";
+    expires_at, task_id, fingerprint, decided_by, decided_at, reason, settled_at, etag, asked_at,
+    moved_on, asked_again_until, CASE WHEN etag IS NULL THEN document END AS document";
 
 /// A row of a page.
 #[derive(Debug, sqlx::FromRow)]
@@ -55,6 +56,9 @@ struct ListedRow {
     reason: Option<String>,
     settled_at: Option<DateTime<Utc>>,
     etag: Option<String>,
+    asked_at: Option<DateTime<Utc>>,
+    moved_on: bool,
+    asked_again_until: Option<DateTime<Utc>>,
     /// Only if `etag` is missing.
     document: Option<String>,
     /// The time by which the list is ordered.
@@ -93,9 +97,15 @@ impl ListedRow {
             origin: if self.origin == "http" { Origin::Http } else { Origin::Redis },
             action_type: self.action_type,
             message,
-            status: Status::parse(&self.status).ok_or_else(|| odd("status"))?,
+            status: match self.asked_again_until {
+                Some(_again) => Status::Pending,
+                None => Status::parse(&self.status).ok_or_else(|| odd("status"))?,
+            },
             created_at: self.created_at,
-            expires_at: self.expires_at,
+            asked_at: self.asked_at.unwrap_or(self.created_at),
+            expires_at: self.asked_again_until.unwrap_or(self.expires_at),
+            has_moved_on: self.moved_on,
+            is_asked_again: self.asked_again_until.is_some(),
             task: Some(TaskId::parse(self.task_id).map_err(|_invalid| odd("task_id"))?),
             fingerprint: self.fingerprint,
             etag,
@@ -193,7 +203,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn count_listed(&self, filter: &Filter) -> Result<u64> {
-        let filter = &Filter { unexpired_at: None, ..filter.clone() };
+        let filter = &Filter { decidable_at: None, ..filter.clone() };
         let mut total = 0;
         for walk in Walk::of(filter) {
             for source in walk.sources(filter) {
@@ -260,6 +270,8 @@ enum Source {
     PendingOf(UserId),
     /// Pending requests without a user, by the same index.
     PendingOfNobody,
+    /// Decided requests that are pending once more.
+    AskedAgain,
 }
 
 impl Walk {
@@ -282,21 +294,24 @@ impl Walk {
 
     fn sources(self, filter: &Filter) -> Vec<Source> {
         let Self::Pending = self else { return vec![Source::Tenant] };
-        match (&filter.user, &filter.owners) {
+        let mut sources = match (&filter.user, &filter.owners) {
             (Some(user), _) | (None, Owners::Only(user)) => vec![Source::PendingOf(user.clone())],
             (None, Owners::OrNobody(user)) => {
                 vec![Source::PendingOf(user.clone()), Source::PendingOfNobody]
             }
             (None, Owners::All) => vec![Source::Tenant],
-        }
+        };
+        sources.push(Source::AskedAgain);
+        sources
     }
 
     /// The time by which the list is ordered.
-    fn key(self) -> &'static str {
-        match self {
-            Self::Pending => "expires_at",
-            Self::Closed => CLOSED_AT,
-            Self::Created => "created_at",
+    fn key(self, source: &Source) -> &'static str {
+        match (self, source) {
+            (Self::Pending, Source::AskedAgain) => "asked_again_until",
+            (Self::Pending, _) => "expires_at",
+            (Self::Closed, _) => CLOSED_AT,
+            (Self::Created, _) => "created_at",
         }
     }
 
@@ -305,6 +320,7 @@ impl Walk {
         match (self, source) {
             // Postgres does not take `user_id IS NULL` for a constant.
             (Self::Pending, Source::PendingOfNobody) => "user_id, expires_at, request_id",
+            (Self::Pending, Source::AskedAgain) => "asked_again_until, request_id",
             (Self::Pending, _) => "expires_at, request_id",
             (Self::Closed, _) => formatcp!("{CLOSED_AT} DESC, request_id DESC"),
             (Self::Created, _) => "created_at DESC, request_id DESC",
@@ -368,7 +384,7 @@ impl Reading {
     ) -> String {
         let rows = self.rows(filter, walk, source, after);
         let filters = self.filters(filter, walk, source);
-        let (order, key) = (walk.order(source), walk.key());
+        let (order, key) = (walk.order(source), walk.key(source));
         if filters.is_empty() {
             return format!(
                 "SELECT {COLUMNS}, {key} AS sort_at, CAST(0 AS BIGINT) AS walked, TRUE AS is_match
@@ -401,7 +417,7 @@ impl Reading {
             format!(
                 "SELECT COUNT(*) FROM (
                     SELECT request_id, session_id, user_id, action_type, status, task_id, decided_by,
-                           created_at, expires_at
+                           created_at, expires_at, moved_on, asked_again_until
                       FROM hitl_request WHERE {rows} ORDER BY {order} LIMIT {limit}
                  ) AS walk WHERE {filters}"
             )
@@ -420,32 +436,33 @@ impl Reading {
     ) -> String {
         let mut rows = vec![format!("tenant_id = {}", self.bind(&filter.tenant))];
         match source {
-            Source::Tenant => {}
+            Source::Tenant | Source::AskedAgain => {}
             Source::PendingOf(user) => rows.push(format!("user_id = {}", self.bind(user))),
             Source::PendingOfNobody => rows.push("user_id IS NULL".to_owned()),
         }
         let (from, to) = (filter.from, filter.to);
         match walk {
             Walk::Pending => {
-                if let Some(now) = filter.unexpired_at {
-                    rows.push(format!("expires_at > {}", self.bind(now)));
+                let key = walk.key(source);
+                if let Some(now) = filter.decidable_at {
+                    rows.push(format!("{key} > {} AND NOT moved_on", self.bind(now)));
                 }
                 // A request expires within a day of its creation.
                 if let Some(from) = from {
-                    rows.push(format!("expires_at > {}", self.bind(from)));
+                    rows.push(format!("{key} > {}", self.bind(from)));
                 }
-                if let Some(to) = to {
-                    rows.push(format!("expires_at <= {}", self.bind(to + MAX_LIFETIME)));
+                if let Some(to) = to.filter(|_to| !matches!(source, Source::AskedAgain)) {
+                    rows.push(format!("{key} <= {}", self.bind(to + MAX_LIFETIME)));
                 }
                 if let Some(Position { at, id, .. }) = after {
                     let (at, id) = (self.bind(*at), self.bind(id));
-                    rows.push(format!("(expires_at, request_id) > ({at}, {id})"));
+                    rows.push(format!("({key}, request_id) > ({at}, {id})"));
                 }
             }
             Walk::Closed => {
                 if let Some(from) = from {
                     let from = self.bind(from - CLOCK_DIFFERENCE);
-                    rows.push(format!("{CLOSED_AT} >= {from}"));
+                    rows.push(format!("{CLOSED_AT} >= {from} AND {CLOSED_AT} <= 'infinity'"));
                 }
                 if let Some(to) = to {
                     let to = self.bind(to + MAX_LIFETIME + MAX_CLOSING_DELAY);
@@ -458,7 +475,8 @@ impl Reading {
             }
             Walk::Created => {
                 if let Some(from) = from {
-                    rows.push(format!("created_at >= {}", self.bind(from)));
+                    let from = self.bind(from);
+                    rows.push(format!("created_at >= {from} AND created_at <= 'infinity'"));
                 }
                 if let Some(to) = to {
                     rows.push(format!("created_at < {}", self.bind(to)));
@@ -472,8 +490,12 @@ impl Reading {
         rows.push(
             match (walk, source) {
                 (Walk::Pending, Source::Tenant) => "status = 'pending' AND fingerprint >= ''",
+                (Walk::Pending, Source::AskedAgain) => "asked_again_until IS NOT NULL",
                 (Walk::Pending, _) => "status = 'pending' AND content_hash >= ''",
-                (Walk::Closed, _) => "status <> 'pending' AND fingerprint >= ''",
+                // What was asked again is pending.
+                (Walk::Closed, _) => {
+                    "status <> 'pending' AND asked_again_until IS NULL AND fingerprint >= ''"
+                }
                 (Walk::Created, _) => "action_type >= ''",
             }
             .to_owned(),
@@ -494,14 +516,30 @@ impl Reading {
         };
         if !is_every_status {
             let statuses = filter.statuses.iter().map(|status| format!("'{}'", status.as_str()));
-            filters.push(format!("status IN ({})", statuses.collect::<Vec<_>>().join(", ")));
+            let statuses = statuses.collect::<Vec<_>>().join(", ");
+            filters.push(match (walk, filter.has_pending()) {
+                (Walk::Created, true) => {
+                    format!("(status IN ({statuses}) OR asked_again_until IS NOT NULL)")
+                }
+                (Walk::Created, false) => {
+                    format!("status IN ({statuses}) AND asked_again_until IS NULL")
+                }
+                _ => format!("status IN ({statuses})"),
+            });
         }
-        if walk == Walk::Created
-            && filter.has_pending()
-            && let Some(now) = filter.unexpired_at
-        {
-            let now = self.bind(now);
-            filters.push(format!("(status <> 'pending' OR expires_at > {now})"));
+        // Only the values of parameters that the statement names are bound.
+        match filter.decidable_at {
+            Some(_now) if matches!(source, Source::AskedAgain) => {
+                filters.push(format!("decided_by = {}", self.bind(&filter.caller)));
+            }
+            Some(now) if walk == Walk::Created && filter.has_pending() => {
+                let (now, decider) = (self.bind(now), self.bind(&filter.caller));
+                filters.push(format!(
+                    "(status <> 'pending' OR (expires_at > {now} AND NOT moved_on))
+                     AND (asked_again_until IS NULL OR decided_by = {decider})"
+                ));
+            }
+            _ => {}
         }
         // With a user of its own, the source has read that user's rows alone.
         match &filter.owners {
@@ -512,7 +550,7 @@ impl Reading {
                 let is_read = match source {
                     Source::PendingOf(read) => read == user,
                     Source::PendingOfNobody => true,
-                    Source::Tenant => false,
+                    Source::Tenant | Source::AskedAgain => false,
                 };
                 if !is_read {
                     let user = self.bind(user);

@@ -292,6 +292,7 @@ impl Attempt<'_> {
         if let Some(pointer) = &subject.pointer {
             // Long-polls on this replica are woken without Redis.
             self.app.hub.notify(&record.session);
+            self.app.inbox.announce(&record.tenant, &record.id);
             let document = Some(subject.candidate.request.document.clone());
             send_now(self.app, record, SessionSnapshot { pointer: pointer.clone(), document })
                 .await;

@@ -47,6 +47,8 @@ pub struct Happened {
 pub enum Event {
     /// The agent asked.
     Created,
+    /// The service saw the request in Redis, or it was decided before that.
+    Seen,
     /// A person approved.
     Approved,
     /// A person rejected.
@@ -71,6 +73,7 @@ impl Event {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Created => "created",
+            Self::Seen => "seen",
             Self::Approved => "approved",
             Self::Rejected => "rejected",
             Self::Expired => "expired",
@@ -92,8 +95,18 @@ pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<D
     match find(app, caller, id).await? {
         Found::InRedis(candidate) => {
             let Candidate { request, created_at, .. } = &*candidate;
-            let history = vec![Happened { at: *created_at, event: Event::Created, by: None }];
-            let row = of_candidate(&candidate, caller);
+            let by = candidate.user.clone();
+            let mut history = vec![Happened { at: *created_at, event: Event::Created, by }];
+            let mut row = of_candidate(&candidate, caller);
+            if let Some(seen) = app.ledger.find_listed(&row.tenant, id).await? {
+                row = Listed {
+                    created_at: seen.created_at,
+                    has_moved_on: seen.has_moved_on,
+                    task: seen.task,
+                    ..row
+                };
+                history.push(Happened { at: seen.created_at, event: Event::Seen, by: None });
+            }
             // Only deciding finds out whether the session still waits for it.
             let may_decide = may_decide(&row, caller, now, policy);
             Ok(Detail {
@@ -134,6 +147,9 @@ fn of_candidate(candidate: &Candidate, caller: &Caller) -> Listed {
         message: request.message.clone(),
         status: Status::Pending,
         created_at: *created_at,
+        asked_at: *created_at,
+        has_moved_on: false,
+        is_asked_again: false,
         expires_at: *expires_at,
         task: request.task.clone(),
         fingerprint: request.fingerprint.clone(),
@@ -155,9 +171,15 @@ fn of_record(record: &Record, request: &ApprovalRequest) -> Listed {
         origin: record.origin,
         action_type: request.action_type.clone(),
         message: request.message.clone(),
-        status: Status::parse(record.state.as_str()).unwrap_or(Status::Pending),
+        status: match record.asked_again_until {
+            Some(_again) => Status::Pending,
+            None => Status::parse(record.state.as_str()).unwrap_or(Status::Pending),
+        },
         created_at: record.created_at,
-        expires_at: record.expires_at,
+        asked_at: record.asked_at,
+        has_moved_on: record.has_moved_on,
+        is_asked_again: record.asked_again_until.is_some(),
+        expires_at: record.asked_again_until.unwrap_or(record.expires_at),
         task: Some(record.task.clone()),
         fingerprint: record.fingerprint.clone(),
         etag: request.etag.clone(),
@@ -174,7 +196,10 @@ fn history(record: &Record, heard_at: Option<DateTime<Utc>>) -> Vec<Happened> {
     let mut add = |at: Option<DateTime<Utc>>, event, by: Option<&UserId>| {
         history.extend(at.map(|at| Happened { at, event, by: by.cloned() }));
     };
-    add(Some(record.created_at), Event::Created, record.user.as_ref());
+    add(Some(record.asked_at), Event::Created, record.user.as_ref());
+    if record.origin == Origin::Redis {
+        add(Some(record.created_at), Event::Seen, None);
+    }
     match &record.state {
         State::Pending => {}
         State::Decided(decision) => {

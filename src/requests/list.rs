@@ -5,7 +5,6 @@ use chrono::{DateTime, Utc};
 use super::error::Result;
 use crate::domain::approver::Caller;
 use crate::domain::list::{Filter, Listed, Order, Owners, Position, Status};
-use crate::domain::request::Origin;
 use crate::domain::rules::{self, Policy};
 use crate::state::AppState;
 
@@ -83,7 +82,7 @@ pub async fn list(
     if is_empty {
         return Ok(Listing { rows: Vec::new(), next: None, total: 0 });
     }
-    (filter.owners, filter.unexpired_at) = match scope {
+    (filter.owners, filter.decidable_at) = match scope {
         Scope::Decidable => (rules::decidable(caller, app.policy), Some(now)),
         Scope::Mine => (Owners::Only(caller.user.clone()), None),
         Scope::Tenant => (Owners::All, None),
@@ -97,12 +96,14 @@ pub async fn list(
     Ok(Listing { rows: page.rows.into_iter().map(judged).collect(), next: page.next, total })
 }
 
-/// Whether the caller may decide this request now. A request of Redis can be decided only while its
-/// session waits for it, which only deciding finds out for certain.
+/// Whether the caller may decide this request now. Whether the session of a request of Redis still waits
+/// for it, only deciding finds out for certain.
 #[must_use]
 pub fn may_decide(row: &Listed, caller: &Caller, now: DateTime<Utc>, policy: Policy) -> bool {
     row.status == Status::Pending
         && now < row.expires_at
-        && row.origin == Origin::Http
+        && !row.has_moved_on
+        // Only the person who decided may say the same again.
+        && (!row.is_asked_again || row.decided_by.as_ref() == Some(&caller.user))
         && rules::decidable(caller, policy).include(row.user.as_ref())
 }

@@ -6,6 +6,7 @@ pub mod decide;
 pub mod detail;
 pub mod error;
 pub mod expire;
+pub mod inbox;
 pub mod intake;
 pub mod list;
 pub mod load;

@@ -11,6 +11,7 @@ use crate::state::AppState;
 /// asks again after a while.
 pub(super) fn notify(app: &AppState, record: &Record) {
     app.hub.notify(&record.session);
+    app.inbox.announce(&record.tenant, &record.id);
     let (courier, is_registered) = (app.courier.clone(), record.origin == Origin::Http);
     let (session, tenant, id) = (record.session.clone(), record.tenant.clone(), record.id.clone());
     let waking = async move {

@@ -53,6 +53,7 @@ use crate::requests::intake::IntakeWorker;
 use crate::state::AppState;
 use crate::tasks::open::OpenTasks;
 use crate::waiting::hub::{self, Hub, LedgerPoll, Listener, WaitLimits};
+use crate::waiting::inbox::{Announcer, Inbox, InboxWorker, ToReplicas};
 use crate::workers::{End, run};
 
 /// How long answers carry `Connection: close` and readiness is false before the listener is closed.
@@ -108,6 +109,7 @@ impl Replica {
             total: (config.max_connections / 4 * 3).max(1),
         });
         let (watcher, unchecked) = Watcher::new();
+        let (inbox, to_replicas) = Inbox::new();
         let (refused_attempts, attempts_to_write) = RefusedAttempts::new();
         let app = AppState {
             tokens: TokenVerifier::new(&config.jwt),
@@ -120,6 +122,7 @@ impl Replica {
             decisions: KnownDecisions::default(),
             forgeries: Forgeries::default(),
             hub,
+            inbox,
             watcher,
             unheard: Unheard::default(),
             ledger,
@@ -150,7 +153,7 @@ impl Replica {
         if let Err(error) = app.courier.ping().await {
             warn!(%error, "started without the courier: not ready until it answers");
         }
-        let workers = start_workers(config, &app, unchecked, attempts_to_write)?;
+        let workers = start_workers(config, &app, unchecked, attempts_to_write, to_replicas)?;
         Ok(Self {
             address,
             listener,
@@ -225,6 +228,7 @@ fn start_workers(
     app: &AppState,
     unchecked: Unchecked,
     refused_attempts: Queue,
+    to_replicas: ToReplicas,
 ) -> anyhow::Result<JoinSet<()>> {
     let mut workers = JoinSet::new();
     let (ledger, clock) = (app.ledger.clone(), app.clock.clone());
@@ -247,7 +251,12 @@ fn start_workers(
         ledger: ledger.clone(),
         clock: clock.clone(),
         watcher: app.watcher.clone(),
+        inbox: app.inbox.clone(),
     };
+    let inbox =
+        InboxWorker::new(app.inbox.clone(), ledger.clone(), app.courier.clone(), clock.clone());
+    workers.spawn(run(inbox, at_once.clone()));
+    workers.spawn(run(Announcer::new(app.courier.clone(), to_replicas), at_once.clone()));
     workers.spawn(run(LedgerPoll::from(listener.clone()), at_once.clone()));
     workers.spawn(hub::run(listener, app.stopping.clone()));
     let decisions = app.decisions.clone();

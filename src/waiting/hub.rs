@@ -25,6 +25,7 @@ use crate::domain::ids::{SessionId, TenantId, UserId};
 use crate::forgery::watcher::Watcher;
 use crate::ledger::Ledger;
 use crate::limits::{Limit, TooMany};
+use crate::waiting::inbox::Inbox;
 use crate::workers::{Failed, Progress, Worker};
 
 /// Pause before connecting again.
@@ -107,13 +108,26 @@ struct Watched {
     changes: watch::Sender<u64>,
 }
 
+/// A long-poll or a stream that counts against the [`WaitLimits`], until this is dropped.
+#[derive(Debug)]
+pub struct Wait {
+    waits: Arc<Mutex<WaitCounts>>,
+    person: Person,
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        lock(&self.waits).end(&self.person);
+    }
+}
+
 /// A long-poll or a stream that waits for a session, until this is dropped.
 #[derive(Debug)]
 pub struct Waiter {
     hub: Hub,
     session: SessionId,
-    person: Person,
     changes: watch::Receiver<u64>,
+    _wait: Wait,
 }
 
 impl Hub {
@@ -129,8 +143,7 @@ impl Hub {
     /// # Errors
     /// [`TooMany`] when this person, their tenant or the service has no wait left.
     pub fn watch(&self, session: &SessionId, caller: &Caller) -> Result<Waiter, TooMany> {
-        let person = (caller.tenant.clone(), caller.user.clone());
-        lock(&self.waits).begin(&person, self.limits)?;
+        let wait = self.begin_wait(caller)?;
         let changes = {
             let mut sessions = self.sessions();
             let watched = sessions
@@ -139,7 +152,17 @@ impl Hub {
             watched.waiters += 1;
             watched.changes.subscribe()
         };
-        Ok(Waiter { hub: self.clone(), session: session.clone(), person, changes })
+        Ok(Waiter { hub: self.clone(), session: session.clone(), changes, _wait: wait })
+    }
+
+    /// Counts a long-poll or a stream.
+    ///
+    /// # Errors
+    /// [`TooMany`] when this person, their tenant or the service has no wait left.
+    pub fn begin_wait(&self, caller: &Caller) -> Result<Wait, TooMany> {
+        let person = (caller.tenant.clone(), caller.user.clone());
+        lock(&self.waits).begin(&person, self.limits)?;
+        Ok(Wait { waits: self.waits.clone(), person })
     }
 
     /// Wakes all waiters of a session.
@@ -152,7 +175,7 @@ impl Hub {
     /// How many long-polls and streams wait.
     #[must_use]
     pub fn waiters(&self) -> usize {
-        self.sessions().values().map(|watched| watched.waiters).sum()
+        lock(&self.waits).total
     }
 
     fn sessions(&self) -> MutexGuard<'_, HashMap<SessionId, Watched>> {
@@ -177,7 +200,6 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        lock(&self.hub.waits).end(&self.person);
         let mut sessions = self.hub.sessions();
         let Some(watched) = sessions.get_mut(&self.session) else { return };
         watched.waiters -= 1;
@@ -204,6 +226,8 @@ pub struct Listener {
     pub clock: Clock,
     /// Compares the messages with the ledger.
     pub watcher: Watcher,
+    /// Told of the changes on other replicas.
+    pub inbox: Inbox,
 }
 
 /// Wakes waiters until the process is asked to stop.
@@ -247,6 +271,11 @@ async fn listen(listener: &Listener, mut subscription: Subscription) -> Result<(
         tokio::select! {
             heard = subscription.next() => match heard? {
                 ChannelEvent::Outcome(session) => listener.hub.notify(&session),
+                ChannelEvent::Changed(changed) => {
+                    for (tenant, id) in changed {
+                        listener.inbox.deliver(&tenant, &id);
+                    }
+                }
                 ChannelEvent::Message(message) => {
                     if let Some(session) = message.session() {
                         listener.hub.notify(&session);

@@ -1,3 +1,4 @@
 //! Wakes agents that wait over HTTP.
 
 pub mod hub;
+pub mod inbox;

@@ -189,7 +189,7 @@ over_redis! {
         assert_eq!(after.data()["signal"]["state"], "sent");
         assert_eq!(after.data()["signal"]["listeners"], 0);
         assert!(after.data()["signal"]["sentAt"].is_string());
-        assert_eq!(events(&after), ["created", "approved", "sent"]);
+        assert_eq!(events(&after), ["created", "seen", "approved", "sent"]);
 
         // Its agent finds the signal over HTTP.
         let poll = app.call(ALICE, Method::GET, &format!("/aura/hitl/signals/{}", asked.session));

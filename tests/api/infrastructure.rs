@@ -619,7 +619,7 @@ async fn run_every_statement(app: &TestApp) {
     let path = format!("/aura/hitl/requests/{}/acknowledgement", asked.id);
     app.post(ALICE, &path, json!({})).await;
     app.get(ALICE, "/api/main/agent/tasks?size=20").await.assert(200, "");
-    list_requests(app).await;
+    list_requests(app, &asked).await;
     app.get(ALICE, "/metrics").await;
 
     let late = registered(app).await;
@@ -728,7 +728,13 @@ async fn run_every_statement(app: &TestApp) {
 }
 
 /// In each order, of each scope, the first page and the next one.
-async fn list_requests(app: &TestApp) {
+async fn list_requests(app: &TestApp, asked: &Asked) {
+    let (ledger, caller) = (&app.state.ledger, ALICE.caller());
+    let since = Clock::System.now() - TimeDelta::seconds(10);
+    ledger.changed_since(&caller.tenant, since).await.unwrap();
+    let changed = [RequestId::parse(asked.id.clone()).unwrap()];
+    ledger.find_changed(&caller.tenant, &changed).await.unwrap();
+    ledger.count_waiting(&caller.tenant, &[caller.user, BOB.caller().user]).await.unwrap();
     let of_tenant2 = Who { tenant: "tenant2", ..ADMIN };
     for who in [ADMIN, of_tenant2] {
         for scope in ["decidable", "mine", "tenant"] {

@@ -85,7 +85,8 @@ both_modes! {
             "decidedBy": null, "decidedVia": null, "decidedAt": null, "settledAt": null, "reason": null,
             "approvals": 0, "approvalsNeeded": 1, "mayDecide": true,
             "decisions": ["approve", "reject"],
-            "etag": read.headers["ETag"].to_str().unwrap().trim_matches('"'), "agentWaitsUntil": null,
+            "etag": read.headers["ETag"].to_str().unwrap().trim_matches('"'), "askedAgain": false,
+            "agentWaitsUntil": null,
         });
         assert_eq!(listed.data()["content"][0], expected);
     }

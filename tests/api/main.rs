@@ -22,6 +22,7 @@ mod forgeries;
 mod framing;
 mod history;
 mod hostile;
+mod inbox;
 mod infrastructure;
 mod intake;
 mod large_bodies;

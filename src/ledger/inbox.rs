@@ -1,0 +1,167 @@
+//! What the streams of inboxes read: which requests of a tenant have changed, where they stand now, and how
+//! many wait. Each statement is bounded, and is run for a tenant, not for each of its streams.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use const_format::formatcp;
+
+use super::connect::Ledger;
+use super::engine::{Statement, values};
+use super::error::Result;
+use super::lists::{CLOSED_AT, MAX_WALK};
+use crate::domain::ids::{RequestId, TenantId, UserId};
+use crate::domain::list::Status;
+
+/// Where a request stands after a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// The request.
+    pub id: RequestId,
+    /// The user that it names.
+    pub user: Option<UserId>,
+    /// Its status now.
+    pub status: Status,
+}
+
+/// How many requests of a tenant wait. Each count stops at one more than [`MAX_WALK`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// All that can be decided.
+    pub all: u64,
+    /// Those among them that name nobody.
+    pub of_nobody: u64,
+    /// Those that name each of some users.
+    pub of: HashMap<UserId, u64>,
+    /// Decided requests that their agents have asked again: the user that the request names, and who
+    /// decided it.
+    pub asked_again: Vec<(Option<UserId>, Option<UserId>)>,
+}
+
+/// The most requests that were asked again to count.
+const MAX_ASKED_AGAIN: i64 = 1000;
+
+impl Ledger {
+    /// The requests of a tenant that were created or closed since then, at most [`MAX_WALK`] of each.
+    ///
+    /// # Errors
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
+    pub async fn changed_since(
+        &self,
+        tenant: &TenantId,
+        since: DateTime<Utc>,
+    ) -> Result<Vec<RequestId>> {
+        const CLOSED: Statement = Statement::new(
+            "ledger.closed_since",
+            formatcp!(
+                "SELECT request_id FROM hitl_request
+                  WHERE tenant_id = $1 AND status <> 'pending' AND fingerprint >= ''
+                    AND {CLOSED_AT} >= $2 AND {CLOSED_AT} <= 'infinity'
+                  ORDER BY {CLOSED_AT} DESC, request_id DESC LIMIT $3"
+            ),
+        );
+        const CREATED: Statement = Statement::new(
+            "ledger.created_since",
+            "SELECT request_id FROM hitl_request
+              WHERE tenant_id = $1 AND action_type >= '' AND created_at >= $2
+                AND created_at <= 'infinity'
+              ORDER BY created_at DESC, request_id DESC LIMIT $3",
+        );
+        let values = values![tenant, since, MAX_WALK];
+        let mut ids: Vec<(String,)> = self.engine.fetch_all(CLOSED, &values).await?;
+        ids.extend(self.engine.fetch_all::<(String,)>(CREATED, &values).await?);
+        Ok(ids.into_iter().filter_map(|(id,)| RequestId::parse(id).ok()).collect())
+    }
+
+    /// Where these requests of a tenant stand now. Unknown ids are left out.
+    ///
+    /// # Errors
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
+    pub async fn find_changed(&self, tenant: &TenantId, ids: &[RequestId]) -> Result<Vec<Changed>> {
+        const COLUMNS: &str = "\
+            request_id, user_id,
+            CASE WHEN asked_again_until IS NULL THEN status ELSE 'pending' END AS status";
+        const CHANGED: Statement = Statement::new(
+            "ledger.find_changed",
+            formatcp!(
+                "SELECT {COLUMNS} FROM hitl_request
+                  WHERE tenant_id = $1 AND request_id = ANY($2)"
+            ),
+        )
+        .on_sqlite(formatcp!(
+            "SELECT {COLUMNS} FROM hitl_request
+              WHERE tenant_id = $1 AND request_id IN (SELECT value FROM json_each($2))"
+        ));
+        let rows = self.engine.fetch_all(CHANGED, &values![tenant, ids]).await?;
+        let readable = |(id, user, status): (String, Option<String>, String)| {
+            let id = RequestId::parse(id).ok()?;
+            let user = user.and_then(|user| UserId::parse(user).ok());
+            Some(Changed { id, user, status: Status::parse(&status)? })
+        };
+        Ok(rows.into_iter().filter_map(readable).collect())
+    }
+
+    /// How many requests of a tenant wait, and how many of them name each of these users.
+    ///
+    /// # Errors
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
+    pub async fn count_waiting(&self, tenant: &TenantId, users: &[UserId]) -> Result<Waiting> {
+        const COUNT_ALL: Statement = Statement::new(
+            "ledger.count_waiting",
+            "SELECT COUNT(*) FROM (
+                SELECT 1 FROM hitl_request
+                 WHERE tenant_id = $1 AND status = 'pending' AND fingerprint >= '' AND NOT moved_on
+                 ORDER BY expires_at, request_id LIMIT $2
+             ) AS counted",
+        );
+        const COUNT_OF_NOBODY: Statement = Statement::new(
+            "ledger.count_waiting_of_nobody",
+            "SELECT COUNT(*) FROM (
+                SELECT 1 FROM hitl_request
+                 WHERE tenant_id = $1 AND user_id IS NULL AND status = 'pending'
+                   AND content_hash >= '' AND NOT moved_on
+                 ORDER BY user_id, expires_at, request_id LIMIT $2
+             ) AS counted",
+        );
+        const OF_USER: &str = "(SELECT COUNT(*) FROM (
+                SELECT 1 FROM hitl_request
+                 WHERE tenant_id = $1 AND user_id = u.id AND status = 'pending' AND content_hash >= ''
+                 ORDER BY expires_at, request_id LIMIT $3
+             ) AS counted)";
+        const COUNT_OF_USERS: Statement = Statement::new(
+            "ledger.count_waiting_of_users",
+            formatcp!("SELECT u.id, {OF_USER} FROM UNNEST($2) AS u(id)"),
+        )
+        .on_sqlite(formatcp!(
+            "SELECT u.id, {OF_USER} FROM (SELECT value AS id FROM json_each($2)) AS u"
+        ));
+        const ASKED_AGAIN: Statement = Statement::new(
+            "ledger.asked_again_of_tenant",
+            "SELECT user_id, decided_by FROM hitl_request
+              WHERE tenant_id = $1 AND asked_again_until IS NOT NULL
+              ORDER BY asked_again_until, request_id LIMIT $2",
+        );
+        let limit = MAX_WALK + 1;
+        let (all,): (i64,) = self.engine.fetch_one(COUNT_ALL, &values![tenant, limit]).await?;
+        let (of_nobody,): (i64,) =
+            self.engine.fetch_one(COUNT_OF_NOBODY, &values![tenant, limit]).await?;
+        let of: Vec<(String, i64)> = if users.is_empty() {
+            Vec::new()
+        } else {
+            self.engine.fetch_all(COUNT_OF_USERS, &values![tenant, users, limit]).await?
+        };
+        let asked_again = values![tenant, MAX_ASKED_AGAIN];
+        let asked_again: Vec<(Option<String>, Option<String>)> =
+            self.engine.fetch_all(ASKED_AGAIN, &asked_again).await?;
+        let user = |id: Option<String>| id.and_then(|id| UserId::parse(id).ok());
+        Ok(Waiting {
+            all: all.unsigned_abs(),
+            of_nobody: of_nobody.unsigned_abs(),
+            of: of
+                .into_iter()
+                .filter_map(|(id, count)| Some((UserId::parse(id).ok()?, count.unsigned_abs())))
+                .collect(),
+            asked_again: asked_again.into_iter().map(|(of, by)| (user(of), user(by))).collect(),
+        })
+    }
+}
