@@ -910,6 +910,7 @@ impl Leading {
             if written.contains(&id) {
                 new += u64::from(!self.pending.contains_key(&id));
                 self.asked_again.remove(&id);
+                app.inbox.announce(&seen.tenant, &id);
                 self.keep(row_of(seen), Some(texts), due);
                 continue;
             }
@@ -935,7 +936,7 @@ impl Leading {
             app.ledger.forget_asked_again(&answered).await?;
         }
         let noted = app.ledger.note_asked_again(&asked).await?.into_iter().collect::<HashSet<_>>();
-        for AskedAgain { id, .. } in asked {
+        for AskedAgain { id, tenant, .. } in asked {
             let before = self.asked_again.remove(&id);
             let is_noted = noted.contains(&id);
             let refusals = before.map_or(0, |again| again.refusals) + u32::from(!is_noted);
@@ -945,6 +946,7 @@ impl Leading {
             }
             if is_noted && !before.is_some_and(|again| again.is_noted) {
                 info!(request_id = %id, "a decided request is pending in Redis again");
+                app.inbox.announce(&tenant, &id);
             }
             self.asked_again.insert(id.clone(), Again { due, is_noted, refusals });
             self.turns.push_back((due, id));

@@ -27,6 +27,8 @@ use crate::workers::{Failed, Progress, Worker};
 const GATHERING_INTERVAL: Duration = Duration::from_millis(100);
 /// The least time between two counts of a tenant.
 const COUNT_INTERVAL: Duration = Duration::from_millis(250);
+/// How often to count although nothing was announced: a session that moves on changes only its row.
+const RECOUNT_INTERVAL: Duration = Duration::from_secs(5);
 /// How often to look for changes whose message was lost.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How far back each look goes: longer than a write takes, and than the clocks of replicas differ.
@@ -261,8 +263,8 @@ impl InboxWorker {
             let Some(watched) = tenants.get_mut(tenant) else { return Ok(()) };
             let changed = watched.news_of(read);
             watched.is_count_due |= !changed.is_empty();
-            let is_due = watched.is_count_due
-                && watched.counted_at.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL);
+            let interval = if watched.is_count_due { COUNT_INTERVAL } else { RECOUNT_INTERVAL };
+            let is_due = watched.counted_at.is_none_or(|at| at.elapsed() >= interval);
             if is_due {
                 (watched.is_count_due, watched.counted_at) = (false, Some(Instant::now()));
             }
