@@ -6,10 +6,10 @@
 --
 -- KEYS  hitl:request:{requestId}, as many as wanted; on a Cluster one
 -- ARGV  1 the prefix of a session pointer's key; '' on a Cluster, where that key may be in another slot ·
---       2 after how many bytes of requests no further one is read
+--       2 after how many bytes of requests no further one is read · 3 the most bytes of one request
 -- Returns the replication id of this server, '' if it is no master or we may not ask · for each key
--- nothing if there is no request, else what `find.lua` returns. Requests that are left for the next call
--- have a remaining time to live of -3.
+-- nothing if there is no request, else what `find.lua` returns, with the text '' if it is too long.
+-- Requests that are left for the next call have a remaining time to live of -3.
 local info = redis.pcall('INFO', 'replication')
 local is_master = type(info) == 'string' and string.find(info, 'role:master', 1, true)
 local found = { is_master and string.match(info, 'master_replid:(%w+)') or '' }
@@ -17,11 +17,13 @@ local room = tonumber(ARGV[2])
 for number, key in ipairs(KEYS) do
   local answer = { '', -3, false, false }
   if room > 0 then
-    local document = redis.pcall('GET', key)
-    if type(document) == 'table' then
-      if not string.find(document.err, 'WRONGTYPE', 1, true) then
-        return document
-      end
+    local length = redis.pcall('STRLEN', key)
+    if type(length) == 'table' and not string.find(length.err, 'WRONGTYPE', 1, true) then
+      return length
+    end
+    local is_text = type(length) == 'number' and length <= tonumber(ARGV[3])
+    local document = is_text and redis.call('GET', key)
+    if not is_text then
       answer = { '', -1, false, false }
     elseif not document then
       answer = false

@@ -15,6 +15,7 @@ use super::redis::{RedisCourier, Script, stored, unavailable, with_timeout, with
 use super::topology::Connection;
 use super::types::{Result, StoredRequest, Unavailable};
 use crate::domain::ids::RequestId;
+use crate::domain::request::MAX_DOCUMENT_BYTES;
 
 static READ_REQUESTS: Script = Script::new(|| without_comments(include_str!("intake.lua")));
 
@@ -23,6 +24,8 @@ const READ_BATCH_SIZE: usize = 100;
 /// Bytes of requests after which one script reads no further request: that many are copied while
 /// Redis serves nobody else.
 const READ_BATCH_BYTES: usize = 2 * 1024 * 1024;
+/// The most bytes of one request: a pending one of the largest size, and some for a decision's fields.
+const MAX_READ_BYTES: usize = MAX_DOCUMENT_BYTES + 64 * 1024;
 /// Requests of a Cluster to read at the same time.
 const CONCURRENCY: usize = 32;
 /// The remaining time to live that the script gives a request which it did not read.
@@ -107,7 +110,7 @@ impl RedisCourier {
     async fn look_at_once(&self, ids: &[RequestId], session_prefix: &str) -> Result<Vec<Looked>> {
         type Answer = Option<(Vec<u8>, i64, Option<Vec<u8>>, Option<Vec<u8>>)>;
         let keys = ids.iter().map(request_key).collect();
-        let arguments = (session_prefix, READ_BATCH_BYTES);
+        let arguments = (session_prefix, READ_BATCH_BYTES, MAX_READ_BYTES);
         let answers: Vec<Value> = self.script(&READ_REQUESTS, keys, arguments).await?;
         let mut answers = answers.into_iter();
         let bad = |error: redis::ParsingError| unavailable(&error.into());

@@ -364,13 +364,13 @@ const WRITE_SEEN: Statement = Statement::new(
                        $7::text[], $8::text[], $9::text[], $10::timestamptz[],
                        $11::timestamptz[], $12::timestamptz[], $13::timestamptz[],
                        $14::bigint[], $15::text[], $16::text[], $17::text[])
-                AS m(request_id, tenant_id, session_id, user_id, action_type, fingerprint,
+                WITH ORDINALITY AS m(request_id, tenant_id, session_id, user_id, action_type, fingerprint,
                      content_hash, document, task_id, seen_at, asked_at, expires_at, read_at,
-                     moved_on, seen_on, message, etag)
+                     moved_on, seen_on, message, etag, place)
           WHERE (SELECT MAX(o.tenant_id) FROM hitl_request o
                   WHERE o.request_id = m.request_id AND o.origin = 'redis'
                     AND o.tenant_id <> m.tenant_id) IS NULL
-          ORDER BY m.tenant_id, m.request_id
+          ORDER BY m.place
          {REPLACE_SEEN}"
     ),
 )

@@ -55,6 +55,11 @@ const PENDING_INTERVAL: Duration = Duration::from_secs(3);
 const UNANNOUNCED_INTERVAL: Duration = Duration::from_millis(1500);
 /// How often a key is read that is not pending, or that the ledger takes for closed.
 const CLOSED_INTERVAL: Duration = Duration::from_secs(10);
+/// At most 10,000 pending requests are read in a second, and 2,000 other keys.
+const PENDING_SHARE: Duration = Duration::from_micros(100);
+const CLOSED_SHARE: Duration = Duration::from_micros(500);
+/// Most pending requests to keep rows for.
+const MAX_PENDING: usize = 500_000;
 /// How often to ask the ledger which requests were closed.
 const SETTLED_INTERVAL: Duration = Duration::from_secs(2);
 /// How far that reaches back before the last time: longer than a write takes.
@@ -341,10 +346,13 @@ struct Leading {
     scan: Option<(Scan, Instant)>,
     scan_at: Instant,
     pass: u32,
+    /// There are `MAX_PENDING` requests, and the log says so.
+    is_full: bool,
     /// How many keys may be touched now, and since when.
     room: f64,
     room_at: Instant,
-    _listener: AbortOnDropHandle<()>,
+    /// Hears the announced changes; `None` while Redis announces none.
+    listener: Option<AbortOnDropHandle<()>>,
 }
 
 impl Leading {
@@ -356,7 +364,7 @@ impl Leading {
     ) -> Result<Self, LedgerError> {
         let now = Instant::now();
         *changes.waiting() = Default::default();
-        let listening = listen(app.courier.clone(), Arc::clone(changes));
+        changes.is_complete.store(false, Ordering::Relaxed);
         let mut leading = Self {
             settings,
             hashes: RandomState::new(),
@@ -374,9 +382,10 @@ impl Leading {
             scan: None,
             scan_at: now,
             pass: 0,
+            is_full: false,
             room: 0.0,
             room_at: now,
-            _listener: AbortOnDropHandle::new(app.runtime.spawn(listening)),
+            listener: None,
         };
         let (mut after, limit) = (String::new(), 1000);
         loop {
@@ -431,9 +440,16 @@ impl Leading {
             return;
         }
         self.ask_for_flags_at = now + FLAGS_INTERVAL;
-        let is_heard = self.changes.is_complete.load(Ordering::Relaxed);
         // A refusal is as good as a no.
-        let are_announced = is_heard && app.courier.announces_changes().await.unwrap_or(false);
+        let is_on = app.courier.announces_changes().await.unwrap_or(false);
+        if !is_on {
+            self.listener = None;
+            self.changes.is_complete.store(false, Ordering::Relaxed);
+        } else if self.listener.is_none() {
+            let listening = listen(app.courier.clone(), Arc::clone(&self.changes));
+            self.listener = Some(AbortOnDropHandle::new(app.runtime.spawn(listening)));
+        }
+        let are_announced = self.changes.is_complete.load(Ordering::Relaxed);
         if are_announced != self.are_changes_announced {
             self.are_changes_announced = are_announced;
             info!(are_announced, "whether Redis announces changes of requests");
@@ -532,8 +548,18 @@ impl Leading {
         ids.into_iter().collect()
     }
 
+    /// Time between two reads of a pending request. It grows with their number, so that reading them
+    /// costs Redis no more from some number on.
     fn pending_interval(&self) -> Duration {
-        if self.are_changes_announced { PENDING_INTERVAL } else { UNANNOUNCED_INTERVAL }
+        let pause =
+            if self.are_changes_announced { PENDING_INTERVAL } else { UNANNOUNCED_INTERVAL };
+        pause.max(PENDING_SHARE * u32::try_from(self.pending.len()).unwrap_or(u32::MAX))
+    }
+
+    /// The same for keys that are not pending.
+    fn closed_interval(&self) -> Duration {
+        let share = CLOSED_SHARE * u32::try_from(self.closed.len()).unwrap_or(u32::MAX);
+        CLOSED_INTERVAL.max(share)
     }
 
     /// Goes on with the pass over all keys, or begins one if it is time to. Reads the requests that
@@ -720,7 +746,13 @@ impl Leading {
         });
         if is_same {
             self.refresh(&id, replication_id, Some(has_moved_on), texts, writes);
+        } else if !is_known && self.pending.len() >= MAX_PENDING {
+            if !mem::replace(&mut self.is_full, true) {
+                warn!(MAX_PENDING, "too many requests are pending in Redis: no more get a row");
+            }
+            self.put_aside(&id, None);
         } else {
+            self.is_full = false;
             writes.seen.push(ToWrite { seen, texts, is_named });
         }
     }
@@ -853,7 +885,7 @@ impl Leading {
     fn put_aside(&mut self, id: &RequestId, problem: Option<&'static str>) {
         let hash = self.hashes.hash_one(id);
         let was_unreadable = self.closed.get(&hash).is_some_and(|closed| closed.is_unreadable);
-        let (due, pass) = (Instant::now() + CLOSED_INTERVAL, self.pass);
+        let (due, pass) = (Instant::now() + self.closed_interval(), self.pass);
         self.closed.insert(hash, Closed { due, pass, is_unreadable: problem.is_some() });
         if let Some(problem) = problem.filter(|_problem| !was_unreadable) {
             metrics::intake_unreadable();

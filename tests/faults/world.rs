@@ -161,7 +161,10 @@ impl World {
 
     /// Like `start`, with further settings for every replica.
     pub async fn start_with(replicas: usize, settings: &[(&'static str, &str)]) -> Self {
-        let (postgres, redis) = (PrivatePostgres::start().await, PrivateRedis::start().await);
+        // So that requests are known before they are decided.
+        let events = ["--notify-keyspace-events", "Kg$x"];
+        let (postgres, redis) =
+            (PrivatePostgres::start().await, PrivateRedis::start_with(&events).await);
         let mut variables = vec![
             ("DATABASE_URL", postgres.url()),
             ("REDIS_URL", redis.url()),
@@ -237,7 +240,7 @@ impl World {
         sqlx::query_scalar(query).fetch_one(&mut self.database().await).await.unwrap()
     }
 
-    /// Every row of the ledger.
+    /// Every row of the ledger, but for requests that were only seen in Redis.
     pub async fn rows(&self) -> Vec<Row> {
         type Columns = (
             String,
@@ -255,7 +258,8 @@ impl World {
                     floor(extract(epoch FROM decided_at))::bigint, reason, delivery,
                     EXISTS (SELECT 1 FROM agent_task t
                              WHERE t.task_id = r.task_id AND t.tenant_id = r.tenant_id)
-               FROM hitl_request r",
+               FROM hitl_request r
+              WHERE NOT (origin = 'redis' AND status IN ('pending', 'expired'))",
         )
         .fetch_all(&mut self.database().await)
         .await
@@ -319,9 +323,10 @@ impl World {
         found
     }
 
-    /// The content of both stores, to compare it later.
+    /// The content of both stores, to compare it later, without requests that were only seen in Redis.
     pub async fn everything(&self) -> BTreeSet<String> {
         let rows = "SELECT 'hitl_request ' || r::text FROM hitl_request r
+                     WHERE NOT (origin = 'redis' AND status IN ('pending', 'expired'))
                     UNION ALL SELECT 'agent_task ' || t::text FROM agent_task t";
         let rows: Vec<String> =
             sqlx::query_scalar(rows).fetch_all(&mut self.database().await).await.unwrap();

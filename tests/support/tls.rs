@@ -16,7 +16,7 @@ use crate::{eventually, unique};
 pub const RIGHTS: &str = "~hitl:* ~{* &hitl:channel:* &hitl:decision:* &hitl:outcomes \
                           &__keyspace@*__:hitl:request:* &__keyspace@*__:hitl:session:* +get +set \
                           +pttl +time +eval +publish +pubsub|numsub +subscribe +psubscribe +info +ping \
-                          +scan +config|get";
+                          +scan +strlen +config|get";
 /// What the servers of these tests are called, to those who trust their certificates.
 pub const HOST: &str = "127.0.0.1";
 

@@ -14,6 +14,7 @@ mod fairness;
 mod forgeries;
 mod infrastructure;
 mod inputs;
+mod intake;
 mod load;
 mod outages;
 mod racing;
@@ -89,5 +90,9 @@ rows! {
     "48" "a crash before, within and after a batch" batches::crash_in_a_batch;
     "49" "two replicas whose batches overlap" batches::overlapping_batches;
     "50" "Postgres stands still for 1.5 s, as behind a disk that stalls, while 64 click" batches::disk_stall;
+    "51" "the replica that watches Redis killed within a burst of 10,000 requests" intake::leader_killed;
+    "52" "Redis wiped with 500 requests in it that nobody has decided" intake::wiped;
+    "53" "keyspace events switched off and on, and the subscription cut" intake::events_lost;
+    "54" "the master of Redis killed within a pass over its keys" intake::failover;
     "fuzz" "tokens, paths, bodies, plan steps and agents' JSON, fuzzed for a fixed time" document::fuzz;
 }

@@ -104,7 +104,7 @@ impl PrivateRedis {
 }
 
 /// The service logs in, and may do no more than docs/OPERATIONS.md says; everybody else need not.
-pub(super) const SERVICE: [&str; 28] = [
+pub(super) const SERVICE: [&str; 29] = [
     "--user",
     "service",
     "on",
@@ -130,6 +130,7 @@ pub(super) const SERVICE: [&str; 28] = [
     "+ping",
     "+role",
     "+scan",
+    "+strlen",
     "+config|get",
     "+cluster|slots",
     "+asking",
