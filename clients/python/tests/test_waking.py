@@ -327,3 +327,9 @@ def test_nothing_stays_open(production: Service, agent: _Agent) -> None:
     with redis.Redis.from_url(url) as link:
         channel = f"hitl:decision:{TENANT}:{request}"
         until(lambda: dict(link.pubsub_numsub(channel)).popitem()[1] == 0)
+
+
+def test_delays_stop_growing() -> None:
+    assert [_listeners.growing(1.0, failures, 60.0) for failures in (0, 1, 5, 6)] == [1, 2, 32, 60]
+    # A day of failures.
+    assert _listeners.growing(0.1, 100_000, 5.0) == 5.0

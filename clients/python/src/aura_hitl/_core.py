@@ -34,6 +34,7 @@ from ._listeners import (
     PubSubListener,
     StreamListener,
     decision_channel,
+    growing,
 )
 from .errors import (
     AlreadyActed,
@@ -552,7 +553,7 @@ class Core:
                 except Unavailable as problem:
                     # For example, the service restarts. A listener would not wake the agent either.
                     troubles += 1
-                    pause = max(problem.retry_after or 0.0, min(0.1 * 2**troubles, 5.0))
+                    pause = max(problem.retry_after or 0.0, growing(0.1, troubles, 5.0))
                     log.info("%s: %s; asking again in %.1f s", asked.id, problem, pause)
                     await self._io.sleep(min(pause, asked.left))
                     continue

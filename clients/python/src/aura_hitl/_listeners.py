@@ -30,6 +30,12 @@ MIN_RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 60.0
 
 
+def growing(first: float, failures: int, longest: float) -> float:
+    """A delay that doubles with each failure."""
+    # A float has no room for 2 ** 1024, which a day of failures reaches.
+    return min(first * 2.0 ** min(failures, 64), longest)
+
+
 class ListeningFailed(Exception):
     """The listener does not work at the moment."""
 
@@ -61,7 +67,7 @@ class Listener(ABC):
     async def failed(self) -> None:
         """Stops the listener for a while."""
         await self.stop()
-        rest = min(MIN_RETRY_SECONDS * 2**self._failures, MAX_RETRY_SECONDS)
+        rest = growing(MIN_RETRY_SECONDS, self._failures, MAX_RETRY_SECONDS)
         self._failures += 1
         self._rests_until = time.monotonic() + rest
 
