@@ -72,6 +72,8 @@ def plain(value: Any) -> Any:
         fields = dict(vars(value))
     elif dataclasses.is_dataclass(value):
         fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    elif isinstance(value, tuple):
+        return [plain(each) for each in value]
     else:
         return value.isoformat() if isinstance(value, datetime) else value
     named = {re.sub(r"_(\w)", lambda m: m[1].upper(), k): plain(v) for k, v in fields.items()}

@@ -169,6 +169,29 @@ def test_used_on_both_sides_of_a_fork(service: Service, client: Client) -> None:
     assert run_python(FORK, service, *registered(client, 4)) == [0, 0, 0]
 
 
+FORK_WHILE_AN_INBOX_IS_OPEN = """
+client = Client(**options)
+events = client.inbox()
+heard = [next(events)]
+child = os.fork()
+if child == 0:
+    client.close()
+    os._exit(0)
+os.waitpid(child, 0)
+client.register("send_email", {}, session_id="s", request_id=requests[0])
+while getattr(heard[-1], "request_id", "") != requests[0]:
+    heard.append(next(events))
+events.close()
+client.close()
+print(json.dumps([event.opened for event in heard if type(event).__name__ == "InboxCounts"][1:]))
+"""
+
+
+def test_a_child_that_closes_leaves_the_parent_its_inbox(service: Service) -> None:
+    openings = run_python(FORK_WHILE_AN_INBOX_IS_OPEN, service, new_request())
+    assert not any(openings)
+
+
 FORK_OF_A_GIVEN_CLIENT = """
 def outcome_in_a_child():
     reader, writer = os.pipe()

@@ -35,6 +35,17 @@ from .outcomes import (
     Signal,
     SignalDelivery,
 )
+from .people import (
+    HistoryEntry,
+    InboxChange,
+    InboxCounts,
+    InboxEvent,
+    ListedRequest,
+    RequestDetail,
+    RequestFilter,
+    RequestPage,
+    Vote,
+)
 
 __all__ = [
     "Acknowledgement",
@@ -50,7 +61,12 @@ __all__ = [
     "Decision",
     "Expired",
     "Gone",
+    "HistoryEntry",
     "HitlError",
+    "InboxChange",
+    "InboxCounts",
+    "InboxEvent",
+    "ListedRequest",
     "NotAllowed",
     "NotFound",
     "Outcome",
@@ -58,6 +74,9 @@ __all__ = [
     "PreconditionRequired",
     "Registration",
     "Rejected",
+    "RequestDetail",
+    "RequestFilter",
+    "RequestPage",
     "Result",
     "Signal",
     "SignalDelivery",
@@ -65,4 +84,5 @@ __all__ = [
     "Unavailable",
     "UnexpectedAnswer",
     "Unprocessable",
+    "Vote",
 ]

@@ -12,11 +12,14 @@ import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx
+from httpx_sse import ServerSentEvent
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -27,8 +30,11 @@ from tenacity import (
 )
 
 from . import _wire
-from ._io import Call, Io, settled
+from ._io import Call, Ending, Io, settled
 from ._listeners import (
+    MAX_RETRY_SECONDS,
+    MIN_RETRY_SECONDS,
+    STREAM_SECONDS,
     Listener,
     ListeningFailed,
     PubSubListener,
@@ -43,6 +49,7 @@ from .errors import (
     ContentChanged,
     Gone,
     HitlError,
+    NotAllowed,
     Unavailable,
     UnexpectedAnswer,
 )
@@ -58,6 +65,7 @@ from .outcomes import (
     Result,
     Signal,
 )
+from .people import InboxCounts, InboxEvent, ListedRequest, RequestDetail, RequestPage, Scope, Sort
 
 log = logging.getLogger("aura_hitl")
 
@@ -79,6 +87,8 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 # The time-out of all calls after the deadline: withdraw, confirm, acknowledge.
 CLOSE_TIMEOUT_SECONDS = 10.0
 MAX_ERROR_CHARACTERS = 4000
+# The code of a token that has expired, of all that are refused.
+EXPIRED_TOKEN = "E2002"
 
 _backoff = wait_exponential(multiplier=0.1, max=2.0) + wait_random(0.0, 0.1)
 
@@ -247,7 +257,9 @@ class Core:
             call["headers"]["Content-Type"] = "application/json"
         return call
 
-    async def _once(self, method: str, path: str, **more: Any) -> Any:
+    async def _once(
+        self, method: str, path: str, *, numbers_exact: bool = False, **more: Any
+    ) -> Any:
         call = await self._prepare(method, path, **more)
         response: httpx.Response | None = None
         try:
@@ -262,7 +274,7 @@ class Core:
             raise UnexpectedAnswer(f"{method} {path}: {problem}") from problem
         if response is None:
             raise ValueError(f"{method}: HTTP cannot carry this call's URL or headers")
-        return _wire.data(response)
+        return _wire.data(response, numbers_exact=numbers_exact)
 
     async def _call(
         self,
@@ -393,18 +405,41 @@ class Core:
             # the stream must be opened again with a shorter one; a second does not matter.
             return until - time.monotonic() < silence - 1.0
 
-        call = await self._prepare(
-            "GET",
+        events = self._events(
             f"/aura/hitl/signals/{quote(session_id, safe='')}/stream",
+            f"the stream of {session_id}",
+            enough,
             params={"requestId": request_id},
             connect_seconds=min(CONNECT_TIMEOUT_SECONDS, silence),
             read_seconds=silence,
+            headers={} if last_event_id is None else {"Last-Event-ID": last_event_id},
+        )
+        async with aclosing(events):
+            async for event in events:
+                outcome = _wire.outcome(event.event, event.id, event.data)
+                if outcome is not None:
+                    yield outcome
+
+    async def _events(
+        self,
+        path: str,
+        name: str,
+        enough: Callable[[], bool],
+        *,
+        headers: Mapping[str, str],
+        **more: Any,
+    ) -> AsyncGenerator[ServerSentEvent, None]:
+        """The events of one connection."""
+        call = await self._prepare(
+            "GET",
+            path,
             headers={
                 "Accept": "text/event-stream",
                 "Accept-Encoding": "identity",
                 "Cache-Control": "no-store",
-                **({} if last_event_id is None else {"Last-Event-ID": last_event_id}),
+                **headers,
             },
+            **more,
         )
         try:
             async with self._io.stream(call, enough) as (response, events):
@@ -412,11 +447,9 @@ class Core:
                     _wire.data(response)
                     raise UnexpectedAnswer(f"HTTP {response.status_code} instead of a stream")
                 async for event in events:
-                    outcome = _wire.outcome(event.event, event.id, event.data)
-                    if outcome is not None:
-                        yield outcome
+                    yield event
         except httpx.TransportError as problem:
-            described = f"the stream of {session_id}: {problem or type(problem).__name__}"
+            described = f"{name}: {problem or type(problem).__name__}"
             raise Unavailable(described, may_have_happened=False) from problem
 
     async def cancel(self, request_id: str, *, until: float = math.inf) -> None:
@@ -426,6 +459,116 @@ class Core:
     async def acknowledge(self, request_id: str, *, until: float = math.inf) -> Acknowledgement:
         path = f"/aura/hitl/requests/{quote(request_id, safe='')}/ack"
         return _wire.acknowledgement(await self._call_until(until, "POST", path))
+
+    # For people
+
+    async def requests(
+        self,
+        *,
+        cursor: str | None = None,
+        status: str | Collection[str] | None = None,
+        scope: Scope | None = None,
+        action_type: str | None = None,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        task_id: str | None = None,
+        decided_by: str | None = None,
+        risk: str | None = None,
+        rule: str | None = None,
+        q: str | None = None,
+        created_from: datetime | None = None,
+        created_before: datetime | None = None,
+        sort: Sort | None = None,
+        size: int | None = None,
+    ) -> RequestPage:
+        params = _wire.filters(
+            status=status,
+            scope=scope,
+            action_type=action_type,
+            user_id=user_id,
+            session_id=session_id,
+            task_id=task_id,
+            decided_by=decided_by,
+            risk=risk,
+            rule=rule,
+            q=q,
+            created_from=created_from,
+            created_before=created_before,
+            sort=sort,
+            size=size,
+            cursor=cursor,
+        )
+        return _wire.page(await self._call("GET", "/aura/hitl/requests", params=params))
+
+    async def all_requests(self, **filters: Any) -> AsyncGenerator[ListedRequest, None]:
+        cursor: str | None = None
+        while True:
+            page = await self.requests(cursor=cursor, **filters)
+            for request in page.content:
+                yield request
+            # Not when a page is empty: it may have read rows that a filter left out.
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def detail(self, request_id: str) -> RequestDetail:
+        path = f"/aura/hitl/requests/{quote(request_id, safe='')}/detail"
+        return _wire.detail(await self._call("GET", path, numbers_exact=True), request_id)
+
+    async def inbox(self) -> AsyncGenerator[InboxEvent, None]:
+        ending = self._io.ending()
+        patience_until = time.monotonic() + self._retry_seconds
+        is_open = False
+        failures = 0
+        while not ending.is_set():
+            opened = time.monotonic()
+            try:
+                async with aclosing(self._inbox_once(ending)) as events:
+                    async for event in events:
+                        is_open, failures = True, 0
+                        yield event
+                # The service stops, and another process takes over. Not more than one opening a
+                # second, whatever is wrong.
+                pause = opened + 1.0 - time.monotonic()
+            except Unavailable as problem:
+                if ending.is_set():
+                    return
+                rest = growing(MIN_RETRY_SECONDS, failures, MAX_RETRY_SECONDS)
+                pause = max(problem.retry_after or 0.0, rest)
+                failures += 1
+                if not is_open and time.monotonic() + pause > patience_until:
+                    raise
+                log.warning("%s; not listening to the inbox for %.0f s", problem, pause)
+            except NotAllowed as problem:
+                if is_open and problem.error_code == EXPIRED_TOKEN:
+                    return
+                raise
+            except Exception:
+                if ending.is_set():
+                    return
+                raise
+            await ending.sleep(pause)
+
+    async def _inbox_once(self, ending: Ending) -> AsyncGenerator[InboxEvent, None]:
+        renew_at = time.monotonic() + STREAM_SECONDS
+
+        def enough() -> bool:
+            return ending.is_set() or time.monotonic() > renew_at
+
+        opened = True
+        events = self._events(
+            "/aura/hitl/inbox/stream",
+            "the inbox",
+            enough,
+            read_seconds=STREAM_TIMEOUT_SECONDS,
+            headers={},
+        )
+        async with aclosing(events):
+            async for sent in events:
+                event = _wire.inbox_event(sent.event, sent.data, opened=opened)
+                if event is not None:
+                    opened = opened and not isinstance(event, InboxCounts)
+                    yield event
 
     # Asking and waiting
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import socket
+import threading
 import time
 from collections.abc import (
     AsyncIterator,
@@ -21,7 +23,7 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Generic, Protocol, TypedDict, TypeVar, cast
 
 import httpx
@@ -42,6 +44,29 @@ class Call(TypedDict, total=False):
     timeout: httpx.Timeout
 
 
+class Ending(Protocol):
+    """The end of a client in one process and event loop."""
+
+    def set(self) -> None: ...
+
+    def is_set(self) -> bool: ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleeps until the client is closed, but not longer."""
+
+
+class _BlockingEnding(threading.Event):
+    async def sleep(self, seconds: float) -> None:
+        self.wait(max(0.0, seconds))
+
+
+class _AsyncEnding(asyncio.Event):
+    async def sleep(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.wait()
+
+
 class Io(Protocol):
     """The I/O of the logic in `_core`."""
 
@@ -56,6 +81,9 @@ class Io(Protocol):
         """The redis-py client of this process and event loop; None without Redis."""
 
     async def sleep(self, seconds: float) -> None: ...
+
+    def ending(self) -> Ending:
+        """Set when the client is closed in this process and event loop."""
 
     async def close(self) -> None: ...
 
@@ -157,6 +185,16 @@ async def _each(items: Iterable[T]) -> AsyncIterator[T]:
         yield item
 
 
+def _cut(response: httpx.Response) -> None:
+    """Ends what another thread reads. Closing its socket alone would not wake that thread."""
+    network = response.extensions.get("network_stream")
+    connection = None if network is None else network.get_extra_info("socket")
+    if isinstance(connection, socket.socket):
+        with suppress(OSError):
+            # Not the method of a TLS socket, which would take the session away from its reader.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
 class BlockingIo:
     """For `Client`. redis-py's blocking client minds forks itself."""
 
@@ -164,6 +202,10 @@ class BlockingIo:
         self._http = http
         self._redis = redis
         self._owns_redis = owns_redis
+        self._streams: dict[httpx.Response, int] = {}
+        self._ending: Kept[int, _BlockingEnding] = Kept(
+            _BlockingEnding, lambda process: process != os.getpid()
+        )
 
     async def call(self, call: Call) -> httpx.Response:
         return self._http.at(os.getpid()).request(**call)
@@ -175,7 +217,11 @@ class BlockingIo:
         with self._http.at(os.getpid()).stream(**call) as response:
             if response.status_code != httpx.codes.OK:
                 response.read()
-            yield response, _each(_events(response, enough).iter_sse())
+            self._streams[response] = os.getpid()
+            try:
+                yield response, _each(_events(response, enough).iter_sse())
+            finally:
+                self._streams.pop(response, None)
 
     def redis(self) -> Any:
         return self._redis
@@ -183,7 +229,17 @@ class BlockingIo:
     async def sleep(self, seconds: float) -> None:
         time.sleep(max(0.0, seconds))
 
+    def ending(self) -> Ending:
+        return self._ending.at(os.getpid())
+
     async def close(self) -> None:
+        ending = self._ending.pop(os.getpid())
+        if ending is not None:
+            ending.set()
+        for response, process in list(self._streams.items()):
+            # After a fork the parent's streams are here, too, and stay the parent's.
+            if process == os.getpid():
+                _cut(response)
         http = self._http.pop(os.getpid())
         if http is not None:
             http.close()
@@ -206,6 +262,7 @@ class AsyncIo:
         self._http = http
         self._redis = redis
         self._owns_redis = owns_redis
+        self._ending: Kept[Loop, _AsyncEnding] = Kept(_AsyncEnding, lambda loop: loop.is_closed())
 
     async def call(self, call: Call) -> httpx.Response:
         return await self._http.at(asyncio.get_running_loop()).request(**call)
@@ -226,8 +283,14 @@ class AsyncIo:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds))
 
+    def ending(self) -> Ending:
+        return self._ending.at(asyncio.get_running_loop())
+
     async def close(self) -> None:
         here = asyncio.get_running_loop()
+        ending = self._ending.pop(here)
+        if ending is not None:
+            ending.set()
         http = self._http.pop(here)
         if http is not None:
             await http.aclose()

@@ -10,8 +10,9 @@ import binascii
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from typing import Any, get_args
 from urllib.parse import quote
 
@@ -37,6 +38,16 @@ from .outcomes import (
     Signal,
     SignalDelivery,
     Status,
+)
+from .people import (
+    HistoryEntry,
+    InboxChange,
+    InboxCounts,
+    InboxEvent,
+    ListedRequest,
+    RequestDetail,
+    RequestPage,
+    Vote,
 )
 
 _STATUSES = frozenset(get_args(Status))
@@ -107,11 +118,24 @@ def error_text(failure: BaseException, longest: int) -> str:
     return (whole.replace("\0", "\ufffd") or type(failure).__name__)[:longest]
 
 
-def data(response: httpx.Response) -> Any:
+def exact(text: str) -> int | Decimal | str:
+    """A number of JSON, unchanged. One that Python has no number for stays text."""
+    try:
+        return int(text)
+    except ValueError:
+        pass  # No integer, or one of more digits than Python takes.
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return text
+
+
+def data(response: httpx.Response, *, numbers_exact: bool = False) -> Any:
     """The `data` of a successful answer, None if it has none; raises the error of any other."""
     try:
-        envelope = response.json()
-    except ValueError:
+        options = {"parse_int": exact, "parse_float": exact} if numbers_exact else {}
+        envelope = response.json(**options)
+    except (ValueError, RecursionError):
         envelope = None
     if not isinstance(envelope, dict) or not isinstance(envelope.get("success"), bool):
         # Not the service's: a proxy on the way, most likely.
@@ -152,6 +176,10 @@ def _member(values: Any, name: str, kind: type) -> Any:
 
 def _text(values: dict[str, Any], name: str) -> str | None:
     return None if values.get(name) is None else str(_member(values, name, str))
+
+
+def _flag(values: dict[str, Any], name: str) -> bool:
+    return False if values.get(name) is None else bool(_member(values, name, bool))
 
 
 def _time(values: dict[str, Any], name: str) -> datetime | None:
@@ -274,6 +302,167 @@ def outcome(event: str, id: str, text: str) -> Outcome | None:
         timestamp=_member(values, "timestamp", int),
         fingerprint=_text(values, "fingerprint"),
         reason=_text(values, "reason"),
+    )
+
+
+def filters(
+    *,
+    status: str | Collection[str] | None,
+    created_from: datetime | None,
+    created_before: datetime | None,
+    **exact: str | int | None,
+) -> dict[str, str | int | None]:
+    """The parameters of a list."""
+    return {
+        "status": status if status is None or isinstance(status, str) else ",".join(status),
+        "from": _instant("created_from", created_from),
+        "to": _instant("created_before", created_before),
+        **{_camel(name): value for name, value in exact.items()},
+    }
+
+
+def _camel(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(other.capitalize() for other in others)
+
+
+def _instant(name: str, value: datetime | None) -> str | None:
+    if value is None:
+        return None
+    if value.utcoffset() is None:
+        raise ValueError(f"{name}: a time without a zone")
+    return value.astimezone(UTC).isoformat()
+
+
+def _unknown(values: Any, *known: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in known}
+
+
+def _each(values: Any, name: str) -> list[Any]:
+    items: list[Any] = _member(values, name, list)
+    return items
+
+
+_LISTED = (
+    *("requestId", "sessionId", "tenantId", "userId", "origin", "actionType", "message", "status"),
+    *("risk", "rule", "createdAt", "expiresAt", "taskId", "fingerprint", "decidedBy", "decidedVia"),
+    *("decidedAt", "settledAt", "reason", "approvals", "approvalsNeeded", "mayDecide", "decisions"),
+    *("etag", "agentWaitsUntil", "askedAgain"),
+)
+
+
+def _listed(values: Any) -> dict[str, Any]:
+    return {
+        "request_id": _member(values, "requestId", str),
+        "session_id": _member(values, "sessionId", str),
+        "tenant_id": _member(values, "tenantId", str),
+        "user_id": _text(values, "userId"),
+        "origin": _member(values, "origin", str),
+        "action_type": _member(values, "actionType", str),
+        "message": _text(values, "message"),
+        "status": _member(values, "status", str),
+        "risk": _member(values, "risk", str),
+        "rule": _text(values, "rule"),
+        "created_at": _required_time(values, "createdAt"),
+        "expires_at": _required_time(values, "expiresAt"),
+        "task_id": _text(values, "taskId"),
+        "fingerprint": _member(values, "fingerprint", str),
+        "decided_by": _text(values, "decidedBy"),
+        "decided_via": _text(values, "decidedVia"),
+        "decided_at": _time(values, "decidedAt"),
+        "settled_at": _time(values, "settledAt"),
+        "reason": _text(values, "reason"),
+        "approvals": _member(values, "approvals", int),
+        "approvals_needed": _member(values, "approvalsNeeded", int),
+        "may_decide": _member(values, "mayDecide", bool),
+        "decisions": tuple(str(each) for each in _each(values, "decisions")),
+        "etag": _member(values, "etag", str),
+        "agent_waits_until": _time(values, "agentWaitsUntil"),
+        # Absent from services that list no request of this kind.
+        "asked_again": _flag(values, "askedAgain"),
+    }
+
+
+def page(values: Any) -> RequestPage:
+    return RequestPage(
+        content=tuple(
+            ListedRequest(**_listed(each), more=_unknown(each, *_LISTED))
+            for each in _each(values, "content")
+        ),
+        size=_member(values, "size", int),
+        total_elements=_member(values, "totalElements", int),
+        next_cursor=_text(values, "nextCursor"),
+        more=_unknown(values, "content", "numberOfElements", "size", "totalElements", "nextCursor"),
+    )
+
+
+_OF_DETAIL = (
+    *("context", "arguments", "response", "planSteps", "votes", "comments", "signal", "history"),
+    "why",
+)
+
+
+def detail(values: Any, request_id: str) -> RequestDetail:
+    """This request in full. Another one raises."""
+    if _member(values, "requestId", str) != request_id:
+        raise UnexpectedAnswer(f"asked about {request_id}, answered about {values['requestId']!r}")
+    if "context" not in values:
+        raise UnexpectedAnswer(f"{request_id} is answered without its context")
+    return RequestDetail(
+        **_listed(values),
+        context=values["context"],
+        arguments=values.get("arguments"),
+        response=values.get("response"),
+        plan_steps=tuple(_each(values, "planSteps")),
+        votes=tuple(_vote(each) for each in _each(values, "votes")),
+        comments=tuple(_each(values, "comments")),
+        signal=_delivery(_member(values, "signal", dict)),
+        history=tuple(_happened(each) for each in _each(values, "history")),
+        why=_member(values, "why", str),
+        more=_unknown(values, *_LISTED, *_OF_DETAIL),
+    )
+
+
+def _vote(values: Any) -> Vote:
+    return Vote(
+        user_id=_member(values, "userId", str),
+        decision=_member(values, "decision", str),
+        at=_required_time(values, "at"),
+        reason=_text(values, "reason"),
+        counted=_member(values, "counted", bool),
+        more=_unknown(values, "userId", "decision", "at", "reason", "counted"),
+    )
+
+
+def _happened(values: Any) -> HistoryEntry:
+    return HistoryEntry(
+        at=_required_time(values, "at"),
+        event=_member(values, "event", str),
+        by=_text(values, "by"),
+        more=_unknown(values, "at", "event", "by"),
+    )
+
+
+def inbox_event(event: str, text: str, *, opened: bool) -> InboxEvent | None:
+    """An event of the inbox; None for a kind that this client does not know (yet)."""
+    if event not in ("counts", "request"):
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise UnexpectedAnswer(f"an event without JSON: {text!r:.200}") from problem
+    if event == "counts":
+        return InboxCounts(
+            decidable=_member(values, "decidable", int),
+            mine=_member(values, "mine", int),
+            opened=opened,
+            more=_unknown(values, "decidable", "mine"),
+        )
+    return InboxChange(
+        request_id=_member(values, "requestId", str),
+        status=_member(values, "status", str),
+        change=_member(values, "change", str),
+        more=_unknown(values, "requestId", "status", "change"),
     )
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Required, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Required, Self, TypedDict, TypeVar, Unpack
 
 import httpx
 
 from ._core import Core, Listening, PlanStep
 from ._io import AsyncIo, BlockingIo, Kept, Loop, run
 from .outcomes import Acknowledgement, Decision, Outcome, Registration, Result, Signal
+from .people import InboxEvent, ListedRequest, RequestDetail, RequestFilter, RequestPage
 
 if TYPE_CHECKING:
     import redis
@@ -21,6 +30,8 @@ if TYPE_CHECKING:
 # Every waiting call holds a connection. How many wait is the agent's business, not the pool's.
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 _LISTEN_BY: tuple[Listening, ...] = ("pubsub", "stream")
+
+T = TypeVar("T")
 
 
 class ApprovalOptions(TypedDict, total=False):
@@ -97,6 +108,18 @@ def _kept_redis(redis_url: str | redis.asyncio.Redis | None) -> Kept[Loop, Any] 
 
 def _is_closed(loop: Loop) -> bool:
     return loop.is_closed()
+
+
+def _each(items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+    """The items of a blocking client's generator."""
+    try:
+        while True:
+            try:
+                yield run(anext(items))
+            except StopAsyncIteration:
+                return
+    finally:
+        run(items.aclose())
 
 
 class Client:
@@ -249,15 +272,7 @@ class Client:
 
         Continue with the last outcome's `id`.
         """
-        outcomes = self._core.outcomes(session_id, last_event_id)
-        try:
-            while True:
-                try:
-                    yield run(anext(outcomes))
-                except StopAsyncIteration:
-                    return
-        finally:
-            run(outcomes.aclose())
+        return _each(self._core.outcomes(session_id, last_event_id))
 
     def cancel(self, request_id: str) -> None:
         """Withdraws a pending request. Conflict: it is decided. Gone: it has expired.
@@ -269,6 +284,34 @@ class Client:
     def acknowledge(self, request_id: str) -> Acknowledgement:
         """Tells the service that the agent has acted on the outcome; the first time counts."""
         return run(self._core.acknowledge(request_id))
+
+    def requests(
+        self, *, cursor: str | None = None, **filters: Unpack[RequestFilter]
+    ) -> RequestPage:
+        """A page of requests; by default of those that wait for the token's user.
+
+        Continue with its `next_cursor` and the same filters. NotAllowed: `scope="tenant"`, and the
+        token has not `role: admin`.
+        """
+        return run(self._core.requests(cursor=cursor, **filters))
+
+    def all_requests(self, **filters: Unpack[RequestFilter]) -> Iterator[ListedRequest]:
+        """The requests of all pages, each page read when it is needed."""
+        return _each(self._core.all_requests(**filters))
+
+    def detail(self, request_id: str) -> RequestDetail:
+        """A request in full. NotFound: it is not there, or not to be seen by the token's user."""
+        return run(self._core.detail(request_id))
+
+    def inbox(self) -> Generator[InboxEvent, None, None]:
+        """How many requests wait, and which change, as it happens.
+
+        An `InboxCounts` comes first. A lost connection is opened again, after 1 s, 2 s, up to a
+        minute; an `InboxCounts` that is `opened` then says that changes may have been missed. Ends
+        when the client is closed, by another thread too, or when the token has expired and its
+        function has no newer one. Unavailable: it could not be opened for `retry_seconds`.
+        """
+        return _each(self._core.inbox())
 
     def task(
         self, task_type: str, *, description: str | None = None, input_data: Any = None
@@ -402,6 +445,30 @@ class AsyncClient:
     async def acknowledge(self, request_id: str) -> Acknowledgement:
         """See `Client.acknowledge`."""
         return await self._core.acknowledge(request_id)
+
+    async def requests(
+        self, *, cursor: str | None = None, **filters: Unpack[RequestFilter]
+    ) -> RequestPage:
+        """See `Client.requests`."""
+        return await self._core.requests(cursor=cursor, **filters)
+
+    async def all_requests(
+        self, **filters: Unpack[RequestFilter]
+    ) -> AsyncGenerator[ListedRequest, None]:
+        """See `Client.all_requests`."""
+        async with aclosing(self._core.all_requests(**filters)) as requests:
+            async for request in requests:
+                yield request
+
+    async def detail(self, request_id: str) -> RequestDetail:
+        """See `Client.detail`."""
+        return await self._core.detail(request_id)
+
+    async def inbox(self) -> AsyncGenerator[InboxEvent, None]:
+        """See `Client.inbox`. Use `contextlib.aclosing` if you may leave the loop early."""
+        async with aclosing(self._core.inbox()) as events:
+            async for event in events:
+                yield event
 
     def task(
         self, task_type: str, *, description: str | None = None, input_data: Any = None
