@@ -47,6 +47,8 @@ pub struct SeenRow {
     pub id: RequestId,
     /// Its tenant.
     pub tenant: TenantId,
+    /// Its user.
+    pub user: Option<UserId>,
     /// Its session.
     pub session: SessionId,
     /// See [`ApprovalRequest::content_hash`].
@@ -93,6 +95,7 @@ pub struct AskedAgain {
 struct SeenColumns {
     request_id: String,
     tenant_id: String,
+    user_id: Option<String>,
     session_id: String,
     content_hash: String,
     asked_at: DateTime<Utc>,
@@ -112,10 +115,10 @@ impl Ledger {
     pub async fn write_seen(&self, seen: &[SeenRequest]) -> Result<Vec<RequestId>> {
         let mut sorted = seen.iter().collect::<Vec<_>>();
         sorted.sort_unstable_by_key(|seen| (seen.tenant.as_str(), seen.request.id.as_str()));
-        let moved = sorted.iter().map(|seen| values![&seen.tenant, &seen.request.id].to_vec());
-        let moved = moved.collect::<Vec<_>>();
+        let keys = sorted.iter().map(|seen| values![&seen.tenant, &seen.request.id].to_vec());
+        let keys = keys.collect::<Vec<_>>();
         let rows = sorted.iter().map(|seen| seen_values(seen)).collect::<Vec<_>>();
-        self.engine.execute_many(MOVE_SEEN, &moved).await?;
+        self.engine.execute_many(REMOVE_OF_OTHERS, &keys).await?;
         let written = match self.engine.fetch_many::<(String,)>(WRITE_SEEN, &rows).await {
             // A row of another tenant is in the way, of all rows of this statement.
             Err(LedgerError::Inconsistent(_)) if rows.len() > 1 => {
@@ -226,7 +229,7 @@ impl Ledger {
         // `hitl_request_of_redis`, and Postgres might read all requests of Redis.
         const SEEN_AFTER: Statement = Statement::new(
             "ledger.seen_after",
-            "SELECT request_id, tenant_id, session_id, content_hash,
+            "SELECT request_id, tenant_id, user_id, session_id, content_hash,
                     COALESCE(asked_at, created_at) AS asked_at, expires_at, moved_on, seen_on
                FROM hitl_request
               WHERE origin <> 'http' AND status = 'pending' AND request_id > $1
@@ -238,6 +241,7 @@ impl Ledger {
             Some(SeenRow {
                 id: RequestId::parse(row.request_id).ok()?,
                 tenant: TenantId::parse(row.tenant_id).ok()?,
+                user: row.user_id.map(UserId::parse).transpose().ok()?,
                 session: SessionId::parse(row.session_id).ok()?,
                 content_hash: row.content_hash,
                 asked_at: row.asked_at,
@@ -312,17 +316,20 @@ fn seen_values(seen: &SeenRequest) -> Vec<Value> {
     .to_vec()
 }
 
-/// Moves rows that were only seen to the tenant that the request in Redis names by now: a key belongs
-/// to one tenant at a time.
-const MOVE_SEEN: Statement = Statement::new(
-    "ledger.move_seen",
-    "UPDATE hitl_request AS r SET tenant_id = m.tenant_id
-       FROM UNNEST($1::text[], $2::text[]) AS m(tenant_id, request_id)
-      WHERE r.request_id = m.request_id AND r.origin = 'redis' AND r.tenant_id <> m.tenant_id
-        AND r.status IN ('pending', 'expired')",
+/// Removes rows that were only seen, and whose key another tenant has written since: a key belongs to
+/// one tenant at a time. A row that is locked stays until the request is read again.
+const REMOVE_OF_OTHERS: Statement = Statement::new(
+    "ledger.remove_seen_of_others",
+    "DELETE FROM hitl_request AS r
+      USING (SELECT o.tenant_id, o.request_id
+               FROM UNNEST($1::text[], $2::text[]) AS m(tenant_id, request_id)
+               JOIN hitl_request o ON o.request_id = m.request_id AND o.origin = 'redis'
+              WHERE o.tenant_id <> m.tenant_id AND o.status IN ('pending', 'expired')
+                FOR UPDATE OF o SKIP LOCKED) AS others
+      WHERE r.tenant_id = others.tenant_id AND r.request_id = others.request_id",
 )
 .on_sqlite(
-    "UPDATE hitl_request SET tenant_id = $1
+    "DELETE FROM hitl_request
       WHERE request_id = $2 AND origin = 'redis' AND tenant_id <> $1
         AND status IN ('pending', 'expired')",
 );
@@ -352,10 +359,18 @@ const REPLACE_SEEN: &str = "\
              OR (hitl_request.status = 'expired' AND hitl_request.settled_at < excluded.due_at))
      RETURNING request_id";
 
+/// Leaves out rows that somebody has locked, so that they hold up no others. They are written when the
+/// requests are read again.
 const WRITE_SEEN: Statement = Statement::new(
     "ledger.write_seen",
     formatcp!(
-        "INSERT INTO hitl_request ({COLUMNS})
+        "WITH free AS (
+            SELECT r.tenant_id, r.request_id
+              FROM UNNEST($1::text[], $2::text[]) AS m(request_id, tenant_id)
+              JOIN hitl_request r ON r.tenant_id = m.tenant_id AND r.request_id = m.request_id
+               FOR UPDATE OF r SKIP LOCKED
+         )
+         INSERT INTO hitl_request ({COLUMNS})
          SELECT m.request_id, 'redis', m.tenant_id, m.session_id, m.user_id, m.action_type,
                 m.fingerprint, m.content_hash, m.document, m.task_id, TRUE, m.seen_at,
                 m.expires_at, 'pending', 'sent', m.read_at, m.read_at, m.asked_at,
@@ -370,6 +385,9 @@ const WRITE_SEEN: Statement = Statement::new(
           WHERE (SELECT MAX(o.tenant_id) FROM hitl_request o
                   WHERE o.request_id = m.request_id AND o.origin = 'redis'
                     AND o.tenant_id <> m.tenant_id) IS NULL
+            AND ((SELECT MAX(r.status) FROM hitl_request r
+                   WHERE r.tenant_id = m.tenant_id AND r.request_id = m.request_id) IS NULL
+                 OR (m.tenant_id, m.request_id) IN (SELECT tenant_id, request_id FROM free))
           ORDER BY m.place
          {REPLACE_SEEN}"
     ),
@@ -388,9 +406,11 @@ const REFRESH_SEEN: Statement = Statement::new(
     "UPDATE hitl_request AS r
         SET moved_on = m.moved_on <> 0, asked_at = m.asked_at, expires_at = m.expires_at,
             seen_on = m.seen_on
-       FROM UNNEST($1::text[], $2::text[], $3::bigint[], $4::timestamptz[], $5::timestamptz[],
-                   $6::text[])
-            AS m(tenant_id, request_id, moved_on, asked_at, expires_at, seen_on)
+       FROM (SELECT m.* FROM UNNEST($1::text[], $2::text[], $3::bigint[], $4::timestamptz[],
+                                    $5::timestamptz[], $6::text[])
+                         AS m(tenant_id, request_id, moved_on, asked_at, expires_at, seen_on)
+               JOIN hitl_request l ON l.tenant_id = m.tenant_id AND l.request_id = m.request_id
+                FOR UPDATE OF l SKIP LOCKED) AS m
       WHERE r.tenant_id = m.tenant_id AND r.request_id = m.request_id AND r.origin = 'redis'
         AND r.status = 'pending'",
 )
@@ -405,8 +425,12 @@ const CLOSE_GONE: Statement = Statement::new(
     formatcp!(
         "UPDATE hitl_request AS r
             SET status = 'expired', settled_at = m.closed_at, moved_on = FALSE
-           FROM UNNEST($1::text[], $2::text[], $3::timestamptz[], $4::text[], $5::timestamptz[])
-                AS m(of_tenant, of_request, read_at, gone_from, closed_at)
+           FROM (SELECT m.* FROM UNNEST($1::text[], $2::text[], $3::timestamptz[], $4::text[],
+                                        $5::timestamptz[])
+                             AS m(of_tenant, of_request, read_at, gone_from, closed_at)
+                   JOIN hitl_request l
+                     ON l.tenant_id = m.of_tenant AND l.request_id = m.of_request
+                    FOR UPDATE OF l SKIP LOCKED) AS m
           WHERE r.tenant_id = m.of_tenant AND r.request_id = m.of_request AND r.origin = 'redis'
             AND r.status = 'pending' AND r.seen_on = m.gone_from AND r.due_at <= m.read_at
           RETURNING {REQUEST_COLUMNS}"

@@ -330,12 +330,12 @@ impl Ledger {
                 } else if is_anothers_id(&error) || is_id_taken(&error) {
                     let id = values![writing.tenant(), &writing.candidate.request.id];
                     if self.engine.fetch_optional::<RequestRow>(FIND, &id).await?.is_none()
-                        && !self.take_over_seen(writing).await?
+                        && !self.remove_seen_of_another(writing).await?
                     {
                         return Ok(Written::IdTaken);
                     }
-                    // A concurrent write of this tenant inserted the row, or the row of a request
-                    // that was only seen is this tenant's now. The next try sees it.
+                    // A concurrent write of this tenant inserted the row, which the next try sees,
+                    // or another tenant's row that was only seen is no longer in the way.
                 } else if !is_number_taken(&error) {
                     return Err(error.into());
                 }
@@ -345,12 +345,12 @@ impl Ledger {
         writes.instrument(traces::step(statement.name())).await
     }
 
-    /// Moves a row that was only seen in Redis to the tenant of this request of Redis: the request
-    /// under the key was another tenant's when it was seen. Returns whether there was such a row.
-    async fn take_over_seen(&self, writing: &Writing<'_>) -> Result<bool> {
-        const TAKE_OVER_SEEN: Statement = Statement::new(
-            "ledger.take_over_seen",
-            "UPDATE hitl_request SET tenant_id = $1
+    /// Removes a row of another tenant that was only seen in Redis: this tenant has written the key
+    /// since. Returns whether there was such a row.
+    async fn remove_seen_of_another(&self, writing: &Writing<'_>) -> Result<bool> {
+        const REMOVE_SEEN: Statement = Statement::new(
+            "ledger.remove_seen_of_another",
+            "DELETE FROM hitl_request
               WHERE request_id = $2 AND tenant_id <> $1 AND origin = 'redis'
                 AND status IN ('pending', 'expired')
               RETURNING 1",
@@ -359,8 +359,8 @@ impl Ledger {
             return Ok(false);
         }
         let values = values![writing.tenant(), &writing.candidate.request.id];
-        let moved: Option<(i32,)> = self.engine.fetch_optional(TAKE_OVER_SEEN, &values).await?;
-        Ok(moved.is_some())
+        let removed: Option<(i32,)> = self.engine.fetch_optional(REMOVE_SEEN, &values).await?;
+        Ok(removed.is_some())
     }
 
     /// Sets a pending request whose `expires_at` has passed to `expired`, and fails its task. From

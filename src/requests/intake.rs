@@ -45,10 +45,12 @@ const LEASE: TimeDelta = TimeDelta::milliseconds(3000);
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a new request waits to be named by its session.
 const JUDGE_TIMEOUT: Duration = Duration::from_secs(1);
-/// A request of this age has waited already.
-const JUDGE_AGE: TimeDelta = TimeDelta::seconds(1);
-/// How often a request that waits for its session is read.
+/// How long a new request without a tenant waits for a session that has one. Nobody can be shown it
+/// before.
+const TENANT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a request that waits for its session is read, in the first second and later.
 const JUDGE_INTERVAL: Duration = Duration::from_millis(150);
+const LATE_JUDGE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a request that is pending is read: a key that has gone must be noticed within 5 s.
 const PENDING_INTERVAL: Duration = Duration::from_secs(3);
 /// The same where Redis announces no changes: then only this notices that a session has moved on.
@@ -523,7 +525,8 @@ impl Leading {
         let mut ids = announced.iter().cloned().collect::<HashSet<_>>();
         let unjudged = self.unjudged.iter_mut().filter(|(_, unjudged)| unjudged.due <= now);
         for (id, unjudged) in unjudged.take(BATCH_SIZE) {
-            unjudged.due = now + JUDGE_INTERVAL;
+            let is_late = now - unjudged.since >= JUDGE_TIMEOUT;
+            unjudged.due = now + if is_late { LATE_JUDGE_INTERVAL } else { JUDGE_INTERVAL };
             ids.insert(id.clone());
         }
         let pause = self.pending_interval();
@@ -712,7 +715,7 @@ impl Leading {
             }
             Found::Nobodys { session, asked_at }
                 if !self.pending.contains_key(&id)
-                    && self.waits_for_session(&id, &session, asked_at, now) =>
+                    && self.waits_for_session(&id, &session, asked_at, now, TENANT_TIMEOUT) =>
             {
                 return;
             }
@@ -731,7 +734,10 @@ impl Leading {
         let is_known = self.pending.contains_key(&id) || self.asked_again.contains_key(&id);
         let seen_at = self.unjudged.get(&id).map_or(seen.seen_at, |unjudged| unjudged.seen_at);
         let session = seen.request.session.as_str();
-        if !is_named && !is_known && self.waits_for_session(&id, session, seen.asked_at, now) {
+        if !is_named
+            && !is_known
+            && self.waits_for_session(&id, session, seen.asked_at, now, JUDGE_TIMEOUT)
+        {
             return;
         }
         self.drop_unjudged(&id);
@@ -742,6 +748,7 @@ impl Leading {
         let is_same = self.pending.get(&id).is_some_and(|known| {
             known.row.content_hash == seen.request.content_hash
                 && known.row.tenant == seen.tenant
+                && known.row.user == seen.user
                 && !is_anew
         });
         if is_same {
@@ -757,26 +764,29 @@ impl Leading {
         }
     }
 
-    /// Whether a new request still waits to be named by its session.
+    /// Whether a new request, which its agent made at `asked_at`, still waits to be named by its
+    /// session. It waits for `longest` at most.
     fn waits_for_session(
         &mut self,
         id: &RequestId,
         session: &str,
         asked_at: DateTime<Utc>,
         now: DateTime<Utc>,
+        longest: Duration,
     ) -> bool {
         let instant = Instant::now();
         let (since, seen_at) = match self.unjudged.get(id) {
             Some(unjudged) => (unjudged.since, unjudged.seen_at),
             None => (instant, now),
         };
-        let is_old = now - asked_at >= JUDGE_AGE || instant - since >= JUDGE_TIMEOUT;
-        if is_old {
+        let age = (now - asked_at).to_std().unwrap_or_default();
+        if age >= longest || instant - since >= longest {
             return false;
         }
+        let due = self.unjudged.get(id).map_or(instant + JUDGE_INTERVAL, |unjudged| unjudged.due);
         self.drop_unjudged(id);
         self.sessions.entry(session.to_owned()).or_default().insert(id.clone());
-        let (session, due) = (session.to_owned(), instant + JUDGE_INTERVAL);
+        let session = session.to_owned();
         self.unjudged.insert(id.clone(), Unjudged { seen_at, since, session, due });
         true
     }
@@ -1036,6 +1046,7 @@ fn row_of(seen: SeenRequest) -> SeenRow {
     SeenRow {
         id: seen.request.id,
         tenant: seen.tenant,
+        user: seen.user,
         session: seen.request.session,
         content_hash: seen.request.content_hash,
         asked_at: seen.asked_at,

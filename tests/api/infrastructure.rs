@@ -59,8 +59,12 @@ async fn ready(app: &TestApp) -> u16 {
 /// A request in the ledger alone.
 async fn registered(app: &TestApp) -> Asked {
     let asked = Asked::new();
-    app.register(ALICE, &asked).await.assert(201, "");
+    until_there_is_room(async || app.register(ALICE, &asked).await).await.assert(201, "");
     asked
+}
+
+async fn approve(app: &TestApp, asked: &Asked) {
+    until_there_is_room(async || app.approve(ALICE, &asked.id).await).await.assert(200, "");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -602,16 +606,16 @@ async fn run_every_statement(app: &TestApp) {
     let tenant = &caller.tenant;
 
     let asked = registered(app).await;
-    app.approve(ALICE, &asked.id).await.assert(200, "");
+    approve(app, &asked).await;
     app.reject(BOB, &asked.id, None).await.assert(409, "E3006");
     let seen = Asked::new();
     app.ask(&seen).await;
-    app.approve(ALICE, &seen.id).await.assert(200, "");
+    approve(app, &seen).await;
     app.get(ALICE, &format!("/aura/hitl/signals/{}", seen.session)).await;
     // Its session names nothing.
     let unnamed = Asked::new();
     app.put(&unnamed.id, &unnamed.document.to_string()).await;
-    app.approve(ALICE, &unnamed.id).await.assert(200, "");
+    approve(app, &unnamed).await;
     app.get(ALICE, &format!("/aura/hitl/signals/{}", unnamed.session)).await;
     for path in ["", "/detail", "/decision", "?waitSeconds=1"] {
         app.get(ALICE, &format!("/aura/hitl/requests/{}{path}", asked.id)).await;
@@ -632,10 +636,10 @@ async fn run_every_statement(app: &TestApp) {
     // Batches of many.
     let clicks = (0..12).map(async |_| {
         let asked = registered(app).await;
-        app.approve(ALICE, &asked.id).await.assert(200, "");
+        approve(app, &asked).await;
         let seen = Asked::new();
         app.ask(&seen).await;
-        app.approve(ALICE, &seen.id).await.assert(200, "");
+        approve(app, &seen).await;
         let late = registered(app).await;
         let overdue = Overdue::of(&app.record(&late.id).await);
         assert!(ledger.expire(&overdue, later).await.unwrap().is_some());

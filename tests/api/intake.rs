@@ -3,16 +3,18 @@
 
 use std::time::{Duration, Instant};
 
-use aura_hitl::config::Config;
+use aura_hitl::config::{Config, LedgerConfig};
 use aura_hitl::courier::{RedisSettings, ScanSettings};
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::State;
+use aura_hitl::domain::ids::RequestId;
 use aura_hitl::domain::record::Record;
 use aura_hitl::domain::rules::UnscopedRequests;
 use chrono::TimeDelta;
 use futures_util::StreamExt as _;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
 use support::{
     ALICE, Asked, BOB, FAILOVER_TIMEOUT, MALLORY, Mode, PrivateCluster, PrivateRedis,
     PrivateSentinels, TestApp, eventually, eventually_within, find_record, unique,
@@ -303,6 +305,64 @@ announced_or_not! {
         app.ask(&all[0]).await;
         row(&app, &all[0], GONE, |record| !record.has_moved_on).await;
         app.approve(ALICE, &all[0].id).await.assert(200, "");
+    }
+
+    async fn a_request_without_tenant_is_known_once_its_session_has_one(redis: PrivateRedis, app: TestApp) {
+        let asked = Asked::new().with("tenantId", Value::Null).with("userId", Value::Null);
+        app.put(&asked.id, &asked.document.to_string()).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(app.is_unrecorded(&asked.id).await);
+        let pointer = |user: &str| json!({ "requestId": asked.id, "tenantId": "tenant1", "userId": user });
+        app.point(&asked.session, &pointer("alice").to_string()).await;
+        assert_eq!(pending(&app, &asked).await.user.unwrap().as_str(), "alice");
+        // Its session is somebody else's by now.
+        app.point(&asked.session, &pointer("bob").to_string()).await;
+        row(&app, &asked, SOON, |record| record.user.as_ref().unwrap().as_str() == "bob").await;
+    }
+
+    async fn a_registered_id_under_a_key_that_changes_tenant_stops_nobody(redis: PrivateRedis, app: TestApp) {
+        let asked = Asked::new();
+        app.ask(&asked).await;
+        pending(&app, &asked).await;
+        // Another tenant registers the id, and writes the key.
+        let theirs = asked.clone().with("tenantId", json!("tenant2"));
+        app.register(MALLORY, &theirs).await.assert(201, "");
+        app.ask(&theirs).await;
+        let later = Asked::new();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        app.ask(&later).await;
+        pending(&app, &later).await;
+        let id = RequestId::parse(&*asked.id).unwrap();
+        eventually_within(SOON, async || {
+            app.state.ledger.find_request_of_redis(&id).await.unwrap().is_none().then_some(())
+        })
+        .await;
+    }
+
+    async fn a_row_that_somebody_has_locked_holds_up_no_other(redis: PrivateRedis, app: TestApp) {
+        let [locked, gone, changed] = [(); 3].map(|()| Asked::new());
+        for asked in [&locked, &gone, &changed] {
+            app.ask(asked).await;
+            pending(&app, asked).await;
+        }
+        let LedgerConfig::Postgres { url, .. } = &app.config.ledger else { panic!("no Postgres") };
+        let mut holder = PgConnection::connect(url.expose_secret()).await.unwrap();
+        let mut transaction = holder.begin().await.unwrap();
+        let lock = "SELECT 1 FROM hitl_request WHERE request_id = $1 FOR UPDATE";
+        sqlx::query(lock).bind(&*locked.id).execute(&mut *transaction).await.unwrap();
+        let other = |asked: &Asked| asked.clone().with("context", json!({ "to": "everybody" }));
+        let is_other = |record: &Record| record.document.contains("everybody");
+        for asked in [&locked, &changed] {
+            app.ask(&other(asked)).await;
+        }
+        delete(&redis, &gone).await;
+        let new = Asked::new();
+        app.ask(&new).await;
+        pending(&app, &new).await;
+        expired(&app, &gone).await;
+        row(&app, &changed, SOON, is_other).await;
+        transaction.rollback().await.unwrap();
+        row(&app, &locked, GONE, is_other).await;
     }
 
     async fn what_is_no_request_of_redis_is_not_shown(redis: PrivateRedis, app: TestApp) {

@@ -169,6 +169,22 @@ on_all_stores! {
         }
     }
 
+    async fn a_key_that_another_tenant_writes_shows_them_nothing_of_ours(stores: Stores) {
+        let (asked, start) = (Asked::new().with("message", json!("ours")), now());
+        assert!(stores.see(seen(&asked, start)).await);
+        // Their document cannot be written: the id is theirs already.
+        let theirs = asked.clone().with("tenantId", json!("tenant2")).with("message", json!("theirs"));
+        let Registered::New(_) = stores.register(MALLORY, &theirs, start).await else { panic!() };
+        assert!(!stores.see(seen(&theirs, start + seconds(1))).await);
+        let id = RequestId::parse(&*asked.id).unwrap();
+        assert!(stores.ledger.find_request_of_redis(&id).await.unwrap().is_none());
+        let [our_tenant, their_tenant] = ["tenant1", "tenant2"].map(|id| TenantId::parse(id).unwrap());
+        assert!(stores.ledger.find_request(&our_tenant, &id).await.unwrap().is_none());
+        let kept = stores.ledger.find_request(&their_tenant, &id).await.unwrap().unwrap();
+        assert_eq!(kept.origin, Origin::Http);
+        assert!(kept.document.contains("theirs"), "{}", kept.document);
+    }
+
     async fn one_row_in_the_way_keeps_no_other_from_being_written(stores: Stores) {
         let (decided, start) = (Asked::new(), now());
         won(stores.decide(ALICE, &decided, no(), start).await);
