@@ -35,6 +35,7 @@ pub mod ledger;
 pub mod limits;
 pub mod observe;
 pub mod requests;
+pub mod search;
 pub mod server;
 pub mod state;
 pub mod tasks;

@@ -29,6 +29,7 @@ use crate::ledger::Ledger;
 use crate::ledger::known_decisions::KnownDecisions;
 use crate::limits::quotas::Quotas;
 use crate::limits::{LargeBodies, Limits};
+use crate::search::SearchTexts;
 use crate::waiting::hub::Hub;
 use crate::waiting::inbox::Inbox;
 
@@ -78,6 +79,8 @@ pub struct AppState {
     pub hub: Hub,
     /// Tells the streams of people what has changed.
     pub inbox: Inbox,
+    /// Has the texts written in which lists search words.
+    pub search: SearchTexts,
     /// Limits how much a person and a tenant may register.
     pub quotas: Quotas,
     /// Records refused attempts to decide.

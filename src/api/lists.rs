@@ -22,6 +22,7 @@ use crate::domain::approver::{Caller, Role};
 use crate::domain::ids::{RequestId, SessionId, TaskId, UserId};
 use crate::domain::list::{Filter, Listed, Order, Owners, Position, Status};
 use crate::domain::request::Origin;
+use crate::domain::search;
 use crate::requests::list::{self, Listing, Scope, Wanted, default_order};
 use crate::state::AppState;
 
@@ -34,6 +35,8 @@ const MAX_ACTION_CHARS: usize = 128;
 /// The risk of every request, while no policy says otherwise.
 pub const RISK: &str = "medium";
 const RISKS: [&str; 4] = ["low", RISK, "high", "critical"];
+/// The longest query, in characters.
+const MAX_QUERY_CHARS: usize = 200;
 /// The version of cursors. A cursor of another version is refused.
 const CURSOR_VERSION: u8 = 1;
 const RETRIEVED: &str = "Approval requests retrieved";
@@ -67,6 +70,8 @@ pub struct ListParameters {
     risk: Option<String>,
     /// With this rule.
     rule: Option<String>,
+    /// With every word of this in message, action, ids or context; up to 10 words.
+    q: Option<String>,
     /// Made at this time or later, RFC 3339.
     from: Option<String>,
     /// Made before this time, RFC 3339.
@@ -96,6 +101,7 @@ pub struct ListQuery {
     rule: Option<String>,
     from: Option<DateTime<Utc>>,
     to: Option<DateTime<Utc>>,
+    words: Vec<String>,
     size: usize,
     cursor: Option<String>,
 }
@@ -112,6 +118,10 @@ pub struct RequestPage {
     size: usize,
     /// On all pages; at most 5 s old. Above 10,000 it only says that there are more.
     total_elements: u64,
+    /// Says that `q` was looked for in this many requests, one by one, and that there are more: the next
+    /// page goes on there. Absent when all were searched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    searched_newest: Option<u64>,
     /// Begins the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_cursor: Option<String>,
@@ -258,6 +268,7 @@ fn page(listing: Listing, size: usize, digest: &str) -> RequestPage {
         size,
         // The total may be older than the page.
         total_elements: listing.total.max(content.len() as u64),
+        searched_newest: listing.searched_newest,
         next_cursor: listing.next.map(|next| write_cursor(&next, digest)),
         content,
     }
@@ -345,7 +356,7 @@ impl ListQuery {
             (
                 (&caller.tenant, &caller.user, self.scope, &self.statuses, self.order),
                 (&self.action_type, &self.user, &self.session, &self.task, &self.decided_by),
-                (&self.risk, &self.rule, self.from, self.to),
+                (&self.risk, &self.rule, self.from, self.to, &self.words),
             )
         );
         let hash = Sha256::digest(list);
@@ -370,6 +381,7 @@ impl ListQuery {
                 decided_by: self.decided_by,
                 from: self.from,
                 to: self.to,
+                words: self.words,
             },
         }
     }
@@ -420,6 +432,7 @@ impl ListQuery {
             rule: parameters.read("rule", short_text),
             from: parameters.read("from", instant),
             to: parameters.read("to", instant),
+            words: parameters.read("q", words).unwrap_or_default(),
             size: parameters.read("size", page_size).unwrap_or(DEFAULT_PAGE_SIZE),
             cursor: parameters.read("cursor", |text| Ok(text.to_owned())),
         };
@@ -449,6 +462,16 @@ fn instant(text: &str) -> Result<DateTime<Utc>, Text> {
         Text::new(
             "must be a time like 2026-01-16T12:00:00Z (RFC 3339; write + as %2B)",
             "2026-01-16T12:00:00Z 형식(RFC 3339)의 시각이어야 합니다. +는 %2B로 적어 주세요",
+        )
+    })
+}
+
+fn words(text: &str) -> Result<Vec<String>, Text> {
+    let words = Some(text).filter(|text| text.chars().count() <= MAX_QUERY_CHARS);
+    words.and_then(search::words).ok_or_else(|| {
+        Text::new(
+            "must have 1 to 10 words, and at most 200 characters",
+            "단어 1개 이상 10개 이하, 최대 200자여야 합니다",
         )
     })
 }

@@ -6,6 +6,7 @@ mod healthcheck;
 mod migrate;
 mod openapi;
 mod purge;
+mod requests;
 mod serve;
 mod token;
 
@@ -92,6 +93,21 @@ enum Command {
         #[arg(long)]
         refused: bool,
     },
+    /// Show the requests that wait, or what became of others, as a table.
+    Requests {
+        /// Which: pending, approved, rejected, expired, cancelled; several by comma.
+        #[arg(long, value_delimiter = ',', default_value = "pending")]
+        status: Vec<String>,
+        /// Only of this tenant.
+        #[arg(long)]
+        tenant: Option<String>,
+        /// At most this many.
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
+        /// Show them again every two seconds, until Ctrl-C.
+        #[arg(long)]
+        watch: bool,
+    },
     /// Print the OpenAPI document.
     Openapi,
     /// Exit 0 if the service on HOST:PORT is ready; for containers.
@@ -121,6 +137,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Command::Export { from, to, all, refused } => {
             export::run(file, &from, to.as_deref(), all, refused).await
+        }
+        Command::Requests { status, tenant, limit, watch } => {
+            requests::run(file, &status, tenant.as_deref(), limit, watch).await
         }
         Command::Openapi => openapi::run(),
         Command::Healthcheck => healthcheck::run(file).await,

@@ -144,6 +144,8 @@ pub struct Filter {
     pub from: Option<DateTime<Utc>>,
     /// Only made before this time.
     pub to: Option<DateTime<Utc>>,
+    /// Only with all of these words in their text; see [`search`](super::search).
+    pub words: Vec<String>,
 }
 
 impl Filter {

@@ -17,6 +17,7 @@ pub mod rate;
 pub mod record;
 pub mod request;
 pub mod rules;
+pub mod search;
 pub mod session;
 pub mod signal;
 pub mod task;

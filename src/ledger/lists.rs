@@ -10,16 +10,23 @@ use sqlx::{AssertSqlSafe, SqlSafeStr as _};
 use tracing::warn;
 
 use super::connect::Ledger;
-use super::engine::{Row, Statement, Value, values};
+use super::engine::{Database, Row, Statement, Value, values};
 use super::error::{LedgerError, Result};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::list::{
     Filter, Listed, MAX_CLOSING_DELAY, MAX_LIFETIME, Order, Owners, Position, Status, shortened,
 };
 use crate::domain::request::{self, ApprovalRequest, Origin};
+use crate::domain::search::INDEXED_CHARS;
 
 /// The most rows that one page or one count reads.
 pub const MAX_WALK: i64 = 10_000;
+/// The rows that are read first for a list with words, before the index of words is asked: common words are
+/// found among them.
+const FIRST_WALK: i64 = 1000;
+/// The most requests that the index of words may find. Words that more requests have are looked for row by
+/// row.
+const MAX_FOUND: i64 = 5000;
 /// How much the clocks of two replicas may differ.
 const CLOCK_DIFFERENCE: TimeDelta = TimeDelta::minutes(1);
 
@@ -35,6 +42,11 @@ const COLUMNS: &str = "\
     request_id, session_id, tenant_id, user_id, origin, action_type, message, status, created_at,
     expires_at, task_id, fingerprint, decided_by, decided_at, reason, settled_at, etag, asked_at,
     moved_on, asked_again_until, CASE WHEN etag IS NULL THEN document END AS document";
+
+/// The pending requests of all tenants, by an index for all of them.
+const OPEN_OF_ALL: &str = "status = 'pending' AND decided_at IS NULL AND expires_at >= '-infinity'";
+/// The closed requests of all tenants, by an index for all of them.
+const CLOSED_OF_ALL: &str = "settled_at <= 'infinity' AND status <> 'pending'";
 
 /// A row of a page.
 #[derive(Debug, sqlx::FromRow)]
@@ -125,6 +137,8 @@ pub struct Page {
     /// Where the next page begins; `None` after the last page. A page that reads [`MAX_WALK`] rows ends
     /// there, even if it has fewer requests than were asked for.
     pub next: Option<Position>,
+    /// Of a list with words: how many requests were searched one by one, if there are more of them.
+    pub searched_newest: Option<u64>,
 }
 
 impl Ledger {
@@ -138,7 +152,93 @@ impl Ledger {
         after: Option<&Position>,
         size: usize,
     ) -> Result<Page> {
-        let mut page = Page { rows: Vec::new(), next: None };
+        if !filter.words.is_empty() {
+            return self.search_requests(filter, after, size).await;
+        }
+        self.read_page(filter, after, size, &Extent::Walk(MAX_WALK)).await
+    }
+
+    /// The page of a list with words. The first rows of a page are read one by one, which fills it if the
+    /// words are common. Else the index of words finds the few requests that have them. Without an index,
+    /// or with short words alone, [`MAX_WALK`] rows are read.
+    async fn search_requests(
+        &self,
+        filter: &Filter,
+        after: Option<&Position>,
+        size: usize,
+    ) -> Result<Page> {
+        let walk = Extent::Walk(FIRST_WALK);
+        let page = self.read_page(filter, after, size, &walk).await?;
+        if page.rows.len() == size || page.next.is_none() {
+            return Ok(page);
+        }
+        if let Some(found) = self.find_words(filter).await? {
+            return self.read_page(filter, after, size, &Extent::Found(found)).await;
+        }
+        let mut page = self.read_page(filter, after, size, &Extent::Walk(MAX_WALK)).await?;
+        if page.rows.len() < size && page.next.is_some() {
+            page.searched_newest = Some(MAX_WALK.unsigned_abs());
+        }
+        Ok(page)
+    }
+
+    /// The requests of the tenant that have all words, by the index of words; `None` if the index cannot
+    /// tell or finds more than [`MAX_FOUND`].
+    async fn find_words(&self, filter: &Filter) -> Result<Option<Vec<String>>> {
+        let is_indexed = |word: &&String| word.chars().count() >= INDEXED_CHARS;
+        let (long, short): (Vec<_>, Vec<_>) = filter.words.iter().partition(is_indexed);
+        if long.is_empty() || !self.has_word_index().await? {
+            return Ok(None);
+        }
+        let mut reading = Reading::new(self.position_function());
+        let tenant = reading.bind(&filter.tenant);
+        let mut conditions = vec![format!("tenant_id = {tenant}")];
+        if self.is_sqlite() {
+            // Each word is a phrase; phrases beside each other must all be there.
+            let phrase = |word: &&String| format!("\"{}\"", word.replace('"', "\"\""));
+            let phrases = long.iter().map(phrase).collect::<Vec<_>>().join(" ");
+            let phrases = reading.bind(phrases);
+            conditions.push(format!(
+                "search_id IN (SELECT rowid FROM hitl_search_words
+                                WHERE hitl_search_words MATCH {phrases})"
+            ));
+        } else {
+            for word in long {
+                let pattern = word.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+                let pattern = reading.bind(format!("%{pattern}%"));
+                conditions.push(format!("body LIKE {pattern}"));
+            }
+        }
+        for word in short {
+            let word = reading.bind(word);
+            conditions.push(format!("{}(body, {word}) > 0", reading.position));
+        }
+        let limit = reading.bind(MAX_FOUND + 1);
+        let conditions = conditions.join(" AND ");
+        reading.sql =
+            format!("SELECT request_id FROM hitl_search WHERE {conditions} LIMIT {limit}");
+        let found = self.run::<(String,)>("ledger.find_words", reading).await?;
+        let is_complete = i64::try_from(found.len()).is_ok_and(|count| count <= MAX_FOUND);
+        Ok(is_complete.then(|| found.into_iter().map(|(id,)| id).collect()))
+    }
+
+    fn is_sqlite(&self) -> bool {
+        matches!(self.engine.database, Database::Sqlite(_))
+    }
+
+    /// The function that finds a text within another.
+    fn position_function(&self) -> &'static str {
+        if self.is_sqlite() { "instr" } else { "strpos" }
+    }
+
+    async fn read_page(
+        &self,
+        filter: &Filter,
+        after: Option<&Position>,
+        size: usize,
+        extent: &Extent,
+    ) -> Result<Page> {
+        let mut page = Page { rows: Vec::new(), next: None, searched_newest: None };
         for walk in Walk::of(filter) {
             // The walks before this one were read by earlier pages.
             if walk.is_before(after) {
@@ -146,7 +246,7 @@ impl Ledger {
             }
             let after = after.filter(|position| walk.is_closed() == position.is_closed);
             let wanted = size - page.rows.len();
-            let (rows, next) = self.walk(filter, walk, after, wanted.max(1)).await?;
+            let (rows, next) = self.walk(filter, walk, after, wanted.max(1), extent).await?;
             let is_over = rows.is_empty() && next.is_none();
             if wanted > 0 {
                 page.rows.extend(rows);
@@ -170,12 +270,14 @@ impl Ledger {
         walk: Walk,
         after: Option<&Position>,
         wanted: usize,
+        extent: &Extent,
     ) -> Result<(Vec<Listed>, Option<Position>)> {
-        let reading = Reading::page(filter, walk, after, wanted + 1);
+        let reading = Reading::new(self.position_function());
+        let reading = reading.page(filter, walk, after, wanted + 1, extent);
         let rows = self.run::<ListedRow>("ledger.list_requests", reading).await?;
         let (mut listed, mut last) = (Vec::new(), None);
         for row in rows {
-            let is_end = row.walked == MAX_WALK;
+            let is_end = extent.ends_at(row.walked);
             let place = walk.position(&row)?;
             if row.is_match == Some(true) {
                 if listed.len() == wanted {
@@ -207,7 +309,8 @@ impl Ledger {
         let mut total = 0;
         for walk in Walk::of(filter) {
             for source in walk.sources(filter) {
-                total += self.count_source(Reading::count(filter, walk, &source)).await?;
+                let counting = Reading::new(self.position_function());
+                total += self.count_source(counting.count(filter, walk, &source)).await?;
             }
         }
         Ok(total.min(MAX_WALK.unsigned_abs() + 1))
@@ -222,6 +325,49 @@ impl Ledger {
         let count = counted.first().map_or(0, |(count,)| count.unsigned_abs());
         self.totals.insert(key, count);
         Ok(count)
+    }
+
+    /// Up to `limit` requests, of one tenant or of all: first the pending ones, the least time left
+    /// first, then the closed ones, the latest first. Reads at most [`MAX_WALK`] of each.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn list_for_operators(
+        &self,
+        statuses: &[Status],
+        tenant: Option<&TenantId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>> {
+        let (has_pending, closed): (Vec<Status>, Vec<Status>) =
+            statuses.iter().copied().partition(|status| *status == Status::Pending);
+        let mut found = Vec::new();
+        let walks = [
+            (!has_pending.is_empty(), OPEN_OF_ALL, "expires_at", "TRUE".to_owned()),
+            (!closed.is_empty(), CLOSED_OF_ALL, "settled_at DESC", {
+                let closed = closed.iter().map(|status| format!("'{}'", status.as_str()));
+                format!("status IN ({})", closed.collect::<Vec<_>>().join(", "))
+            }),
+        ];
+        for (is_wanted, rows, order, condition) in walks {
+            if !is_wanted || found.len() >= limit {
+                continue;
+            }
+            let mut reading = Reading::new(self.position_function());
+            let most = reading.bind(MAX_WALK);
+            let of = tenant.map_or_else(
+                || "TRUE".to_owned(),
+                |tenant| format!("tenant_id = {}", reading.bind(tenant)),
+            );
+            let rest = i64::try_from(limit - found.len()).unwrap_or(i64::MAX);
+            let rest = reading.bind(rest);
+            reading.sql = format!(
+                "SELECT {NAMES} FROM (
+                    SELECT {COLUMNS} FROM hitl_request WHERE {rows} ORDER BY {order} LIMIT {most}
+                 ) AS walk WHERE {condition} AND {of} ORDER BY {order} LIMIT {rest}"
+            );
+            found.extend(self.run::<ListedRow>("ledger.list_for_operators", reading).await?);
+        }
+        Ok(found.into_iter().filter_map(|row| row.into_listed().ok()).collect())
     }
 
     /// One request as lists show it.
@@ -243,7 +389,7 @@ impl Ledger {
     async fn run<R: Row>(
         &self,
         name: &'static str,
-        Reading { sql, values }: Reading,
+        Reading { sql, values, .. }: Reading,
     ) -> Result<Vec<R>> {
         let read = self.engine.all_of(AssertSqlSafe(sql).into_sql_str(), &values);
         self.engine.call(name, read).await.map_err(LedgerError::of_a_read)
@@ -315,6 +461,16 @@ impl Walk {
         }
     }
 
+    /// The condition that only the statements of this walk's index name; see the migration.
+    fn index(self, source: &Source) -> &'static str {
+        match (self, source) {
+            (Self::Pending, Source::AskedAgain) => "asked_again_until IS NOT NULL",
+            (Self::Pending, Source::Tenant) | (Self::Closed, _) => "fingerprint >= ''",
+            (Self::Pending, _) => "content_hash >= ''",
+            (Self::Created, _) => "action_type >= ''",
+        }
+    }
+
     /// The columns of the order. The last one is the request.
     fn order(self, source: &Source) -> &'static str {
         match (self, source) {
@@ -341,25 +497,53 @@ impl Walk {
     }
 }
 
+/// Which rows of a walk are read.
+enum Extent {
+    /// This many, whether or not the filter takes them.
+    Walk(i64),
+    /// These requests of the tenant.
+    Found(Vec<String>),
+}
+
+impl Extent {
+    /// Whether a source has stopped at its row of this number, and may have further rows.
+    fn ends_at(&self, number: i64) -> bool {
+        matches!(self, Self::Walk(most) if *most == number)
+    }
+}
+
 /// A statement, and the values of its parameters.
 struct Reading {
     sql: String,
     values: Vec<Value>,
+    /// See [`Ledger::position_function`].
+    position: &'static str,
 }
 
 impl Reading {
+    fn new(position: &'static str) -> Self {
+        Self { sql: String::new(), values: Vec::new(), position }
+    }
+
     fn bind(&mut self, value: impl Into<Value>) -> String {
         self.values.push(value.into());
         format!("${}", self.values.len())
     }
 
     /// Reads a page. Several sources are merged in the order of the list.
-    fn page(filter: &Filter, walk: Walk, after: Option<&Position>, limit: usize) -> Self {
-        let mut reading = Self { sql: String::new(), values: Vec::new() };
+    fn page(
+        mut self,
+        filter: &Filter,
+        walk: Walk,
+        after: Option<&Position>,
+        limit: usize,
+        extent: &Extent,
+    ) -> Self {
+        let reading = &mut self;
         let limit = reading.bind(i64::try_from(limit).unwrap_or(i64::MAX));
         let mut parts = Vec::new();
         for source in walk.sources(filter) {
-            parts.push(reading.part(filter, walk, &source, after, &limit));
+            parts.push(reading.part(filter, walk, &source, after, &limit, extent));
         }
         reading.sql = if parts.len() == 1 {
             parts.concat()
@@ -370,7 +554,7 @@ impl Reading {
             let parts = parts.iter().enumerate().map(part).collect::<Vec<_>>();
             format!("{} ORDER BY sort_at, request_id LIMIT {limit}", parts.join(" UNION ALL "))
         };
-        reading
+        self
     }
 
     /// Reads the rows of one source.
@@ -381,8 +565,22 @@ impl Reading {
         source: &Source,
         after: Option<&Position>,
         limit: &str,
+        extent: &Extent,
     ) -> String {
-        let rows = self.rows(filter, walk, source, after);
+        let mut rows = self.rows(filter, walk, source, after);
+        let most = match extent {
+            Extent::Walk(most) => {
+                rows = format!("{rows} AND {}", walk.index(source));
+                *most
+            }
+            // Each request is looked up by its key: no other index can be used.
+            Extent::Found(ids) => {
+                let again = matches!(source, Source::AskedAgain);
+                let again = if again { " AND asked_again_until IS NOT NULL" } else { "" };
+                rows = format!("{} AND {rows}{again}", self.one_of(ids));
+                MAX_FOUND + 1
+            }
+        };
         let filters = self.filters(filter, walk, source);
         let (order, key) = (walk.order(source), walk.key(source));
         if filters.is_empty() {
@@ -391,7 +589,7 @@ impl Reading {
                    FROM hitl_request WHERE {rows} ORDER BY {order} LIMIT {limit}"
             );
         }
-        let walk = self.bind(MAX_WALK);
+        let walk = self.bind(most);
         format!(
             "SELECT {NAMES}, {key} AS sort_at, walked, ({filters}) AS is_match FROM (
                 SELECT {COLUMNS}, ROW_NUMBER() OVER (ORDER BY {order}) AS walked
@@ -401,9 +599,10 @@ impl Reading {
     }
 
     /// Counts at most one more than [`MAX_WALK`] requests.
-    fn count(filter: &Filter, walk: Walk, source: &Source) -> Self {
-        let mut reading = Self { sql: String::new(), values: Vec::new() };
+    fn count(mut self, filter: &Filter, walk: Walk, source: &Source) -> Self {
+        let reading = &mut self;
         let rows = reading.rows(filter, walk, source, None);
+        let rows = format!("{rows} AND {}", walk.index(source));
         let filters = reading.filters(filter, walk, source);
         let order = walk.order(source);
         let limit = reading.bind(MAX_WALK + 1);
@@ -416,17 +615,26 @@ impl Reading {
         } else {
             format!(
                 "SELECT COUNT(*) FROM (
-                    SELECT request_id, session_id, user_id, action_type, status, task_id, decided_by,
+                    SELECT tenant_id, request_id, session_id, user_id, action_type, status, task_id, decided_by,
                            created_at, expires_at, moved_on, asked_again_until
                       FROM hitl_request WHERE {rows} ORDER BY {order} LIMIT {limit}
                  ) AS walk WHERE {filters}"
             )
         };
-        reading
+        self
     }
 
-    /// The condition of the rows that the index has for this walk, from the position on. Its last part
-    /// is the one that only this index's statements name; see the migration.
+    /// The condition that a request is one of these.
+    fn one_of(&mut self, ids: &[String]) -> String {
+        let ids = self.bind(Value::Texts(ids.to_vec()));
+        if self.position == "instr" {
+            format!("request_id IN (SELECT value FROM json_each({ids}))")
+        } else {
+            format!("request_id = ANY({ids})")
+        }
+    }
+
+    /// The condition of the rows of this walk, from the position on.
     fn rows(
         &mut self,
         filter: &Filter,
@@ -487,19 +695,14 @@ impl Reading {
                 }
             }
         }
-        rows.push(
-            match (walk, source) {
-                (Walk::Pending, Source::Tenant) => "status = 'pending' AND fingerprint >= ''",
-                (Walk::Pending, Source::AskedAgain) => "asked_again_until IS NOT NULL",
-                (Walk::Pending, _) => "status = 'pending' AND content_hash >= ''",
-                // What was asked again is pending.
-                (Walk::Closed, _) => {
-                    "status <> 'pending' AND asked_again_until IS NULL AND fingerprint >= ''"
-                }
-                (Walk::Created, _) => "action_type >= ''",
+        match (walk, source) {
+            (Walk::Pending, Source::AskedAgain) | (Walk::Created, _) => {}
+            (Walk::Pending, _) => rows.push("status = 'pending'".to_owned()),
+            // What was asked again is pending.
+            (Walk::Closed, _) => {
+                rows.push("status <> 'pending' AND asked_again_until IS NULL".to_owned());
             }
-            .to_owned(),
-        );
+        }
         rows.join(" AND ")
     }
 
@@ -578,6 +781,15 @@ impl Reading {
                     filters.push(format!("created_at {comparison} {}", self.bind(time)));
                 }
             }
+        }
+        if !filter.words.is_empty() {
+            let position = self.position;
+            let has = |word: &String| format!("{position}(s.body, {}) > 0", self.bind(word));
+            let words = filter.words.iter().map(has).collect::<Vec<_>>().join(" AND ");
+            filters.push(format!(
+                "(SELECT {words} FROM hitl_search s
+                   WHERE s.request_id = walk.request_id AND s.tenant_id = walk.tenant_id)"
+            ));
         }
         filters.join(" AND ")
     }

@@ -131,7 +131,13 @@ const PURGE_REQUESTS: Statement = Statement::new(
             DELETE FROM hitl_request
              WHERE (tenant_id, request_id) IN (SELECT tenant_id, request_id FROM old)
             RETURNING tenant_id, task_id, owns_task, outcome
-         ), numbers AS ({REMEMBER_OUTCOMES}), tasks AS ({REMEMBER_OWNED})
+         ), numbers AS ({REMEMBER_OUTCOMES}), tasks AS ({REMEMBER_OWNED}), texts AS (
+            DELETE FROM hitl_search WHERE ctid = ANY(ARRAY(
+                SELECT (SELECT s.ctid FROM hitl_search s
+                         WHERE s.request_id = old.request_id AND s.tenant_id = old.tenant_id)
+                  FROM old
+            ))
+         )
          SELECT COUNT(*) FROM gone"
     ),
 )
@@ -139,6 +145,10 @@ const PURGE_REQUESTS: Statement = Statement::new(
 .then(&[
     formatcp!("WITH gone AS ({OLD_REQUESTS}) {REMEMBER_OUTCOMES}"),
     formatcp!("WITH gone AS ({OLD_REQUESTS}) {REMEMBER_OWNED}"),
+    formatcp!(
+        "WITH old AS ({OLD_REQUESTS}) DELETE FROM hitl_search
+          WHERE (request_id, tenant_id) IN (SELECT request_id, tenant_id FROM old)"
+    ),
     formatcp!(
         "WITH old AS ({OLD_REQUESTS}) DELETE FROM hitl_request
           WHERE (tenant_id, request_id) IN (SELECT tenant_id, request_id FROM old)"

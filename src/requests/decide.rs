@@ -293,6 +293,7 @@ impl Attempt<'_> {
             // Long-polls on this replica are woken without Redis.
             self.app.hub.notify(&record.session);
             self.app.inbox.announce(&record.tenant, &record.id);
+            self.app.search.write(&record.tenant, &subject.candidate.request);
             let document = Some(subject.candidate.request.document.clone());
             send_now(self.app, record, SessionSnapshot { pointer: pointer.clone(), document })
                 .await;

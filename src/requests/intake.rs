@@ -953,6 +953,7 @@ impl Leading {
                 new += u64::from(!self.pending.contains_key(&id));
                 self.asked_again.remove(&id);
                 app.inbox.announce(&seen.tenant, &id);
+                app.search.write(&seen.tenant, &seen.request);
                 self.keep(row_of(seen), Some(texts), due);
                 continue;
             }

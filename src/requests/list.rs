@@ -58,6 +58,8 @@ pub struct Listing {
     pub next: Option<Position>,
     /// See [`Ledger::count_listed`](crate::ledger::Ledger::count_listed).
     pub total: u64,
+    /// See [`Page::searched_newest`](crate::ledger::Page::searched_newest).
+    pub searched_newest: Option<u64>,
 }
 
 /// The order of a list when the caller names none.
@@ -80,7 +82,7 @@ pub async fn list(
     let now = app.clock.now();
     let Wanted { scope, mut filter, is_empty } = wanted;
     if is_empty {
-        return Ok(Listing { rows: Vec::new(), next: None, total: 0 });
+        return Ok(Listing { rows: Vec::new(), next: None, total: 0, searched_newest: None });
     }
     (filter.owners, filter.decidable_at) = match scope {
         Scope::Decidable => (rules::decidable(caller, app.policy), Some(now)),
@@ -93,7 +95,12 @@ pub async fn list(
         let may_decide = may_decide(&row, caller, now, app.policy);
         (row, may_decide)
     };
-    Ok(Listing { rows: page.rows.into_iter().map(judged).collect(), next: page.next, total })
+    Ok(Listing {
+        rows: page.rows.into_iter().map(judged).collect(),
+        next: page.next,
+        total,
+        searched_newest: page.searched_newest,
+    })
 }
 
 /// Whether the caller may decide this request now. Whether the session of a request of Redis still waits

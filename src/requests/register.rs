@@ -54,6 +54,7 @@ pub async fn register(
             crash_point!("registered");
             app.quotas.count(caller, candidate).await;
             app.inbox.announce(&record.tenant, &record.id);
+            app.search.write(&record.tenant, &candidate.request);
             info!(request_id = %record.id, session_id = printable(record.session.as_str()),
                 user = printable(caller.user.as_str()), tenant = printable(caller.tenant.as_str()),
                 "registered");

@@ -50,6 +50,8 @@ use crate::limits::{LargeBodies, Limits};
 use crate::observe::metrics::{self, Deployment};
 use crate::requests::expire::ExpiryWorker;
 use crate::requests::intake::IntakeWorker;
+use crate::search::fill::SearchFiller;
+use crate::search::{SearchQueue, SearchTexts, SearchWriter};
 use crate::state::AppState;
 use crate::tasks::open::OpenTasks;
 use crate::waiting::hub::{self, Hub, LedgerPoll, Listener, WaitLimits};
@@ -110,6 +112,7 @@ impl Replica {
         });
         let (watcher, unchecked) = Watcher::new();
         let (inbox, to_replicas) = Inbox::new();
+        let (search, search_queue) = SearchTexts::new();
         let (refused_attempts, attempts_to_write) = RefusedAttempts::new();
         let app = AppState {
             tokens: TokenVerifier::new(&config.jwt),
@@ -123,6 +126,7 @@ impl Replica {
             forgeries: Forgeries::default(),
             hub,
             inbox,
+            search,
             watcher,
             unheard: Unheard::default(),
             ledger,
@@ -153,7 +157,8 @@ impl Replica {
         if let Err(error) = app.courier.ping().await {
             warn!(%error, "started without the courier: not ready until it answers");
         }
-        let workers = start_workers(config, &app, unchecked, attempts_to_write, to_replicas)?;
+        let workers =
+            start_workers(config, &app, unchecked, attempts_to_write, to_replicas, search_queue)?;
         Ok(Self {
             address,
             listener,
@@ -229,6 +234,7 @@ fn start_workers(
     unchecked: Unchecked,
     refused_attempts: Queue,
     to_replicas: ToReplicas,
+    search_queue: SearchQueue,
 ) -> anyhow::Result<JoinSet<()>> {
     let mut workers = JoinSet::new();
     let (ledger, clock) = (app.ledger.clone(), app.clock.clone());
@@ -256,6 +262,8 @@ fn start_workers(
     let inbox =
         InboxWorker::new(app.inbox.clone(), ledger.clone(), app.courier.clone(), clock.clone());
     workers.spawn(run(inbox, at_once.clone()));
+    workers.spawn(run(SearchWriter::new(ledger.clone(), search_queue), at_once.clone()));
+    workers.spawn(run(SearchFiller::new(ledger.clone()), at_once.clone()));
     workers.spawn(run(Announcer::new(app.courier.clone(), to_replicas), at_once.clone()));
     workers.spawn(run(LedgerPoll::from(listener.clone()), at_once.clone()));
     workers.spawn(hub::run(listener, app.stopping.clone()));

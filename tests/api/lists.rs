@@ -14,6 +14,8 @@ use support::{
     ADMIN, ALICE, Answer, Asked, BOB, MALLORY, Mode, TestApp, Who, eventually, request_row, unique,
 };
 
+use crate::retention::{printed, run};
+
 const LIST: &str = "/api/aura/hitl/requests";
 
 /// The answer to a list with these parameters, which has to succeed.
@@ -495,5 +497,34 @@ over_redis! {
         assert_eq!((&one["requestId"], &one["origin"]), (&json!(asked.id), &json!("redis")));
         assert_eq!(one["message"], "가".repeat(2000));
         assert!(one["agentWaitsUntil"].is_string(), "{one}");
+    }
+}
+
+both_modes! {
+    /// For whoever is on call, of all tenants.
+    async fn a_command_shows_what_waits_as_a_table(app: TestApp) {
+        let message = "결재\u{1b}[2J 해 주세요";
+        let alices = registered(&app, ALICE, Asked::new().with("message", message.into()), 700).await;
+        let mallorys = registered(&app, MALLORY, Asked::new(), 600).await;
+        let decided = registered(&app, ALICE, Asked::new(), 500).await;
+        app.approve(BOB, &decided).await.assert(200, "");
+        let shown = |arguments: &[&str]| {
+            let arguments = [&["requests"], arguments].concat();
+            let text = printed(&run(&app, &arguments));
+            let place = |id: &String| text.find(id.as_str());
+            (place(&mallorys), place(&alices), place(&decided), text.clone())
+        };
+        let (first, second, none, text) = shown(&[]);
+        assert!(first.is_some() && first < second && none.is_none(), "{text}");
+        assert!(text.contains("결재\\u{1b}[2J 해 주세요") && text.contains("2 requests"), "{text}");
+        let (first, _, none, text) = shown(&["--status=approved,rejected"]);
+        assert!(first.is_none() && none.is_some() && text.contains("bob"), "{text}");
+        let (none, first, last, text) = shown(&["--status=pending,approved", "--tenant=tenant1"]);
+        assert!(none.is_none() && first.is_some() && first < last, "{text}");
+        let (first, second, _, _) = shown(&["--limit=1"]);
+        assert!(first.is_some() && second.is_none());
+        let refused = run(&app, &["requests", "--status=open"]);
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success() && said.contains("pending, approved"), "{said}");
     }
 }

@@ -40,6 +40,7 @@ mod registration;
 mod relay;
 mod reload;
 mod retention;
+mod search;
 mod stores;
 mod strangers;
 mod subscriber;

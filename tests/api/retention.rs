@@ -107,14 +107,14 @@ fn beside(app: &TestApp, program: Program) -> Program {
     }
 }
 
-fn run(app: &TestApp, arguments: &[&str]) -> Output {
+pub fn run(app: &TestApp, arguments: &[&str]) -> Output {
     let folder = TempDir::new().unwrap();
     beside(app, Program::new(&folder, arguments)).output()
 }
 
 /// What a command printed; it did well, and had nothing to complain of.
 #[track_caller]
-fn printed(output: &Output) -> String {
+pub fn printed(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     String::from_utf8(output.stdout.clone()).unwrap()
