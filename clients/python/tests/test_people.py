@@ -221,20 +221,44 @@ def test_who_sees_the_tenant(service: Service, client: Client) -> None:
             stranger.detail(request)
 
 
+def test_words(service: Service, client: Client) -> None:
+    """The service needs up to a second to find what is new."""
+    session, request = new_session(), new_request()
+    context = {"to": "김철수", "what": "Quarterly Report"}
+    client.register("pay", context, session_id=session, request_id=request, message="결제할까요?")
+    registered(client, session, 1)
+
+    def found(words: str) -> list[str]:
+        page = client.requests(session_id=session, q=words)
+        assert page.searched_newest is None and page.more == {}
+        return [each.request_id for each in page.content]
+
+    until(lambda: found("quarterly 김철수") == [request], 5)
+    assert found("결제") == found(request.upper()) == [request]
+    assert found("quarterly 이영희") == []
+    assert [each.request_id for each in client.all_requests(session_id=session, q="철수")] == [
+        request
+    ]
+    with pytest.raises(ApiError) as refused:
+        found(" ")
+    assert "q" in refused.value.data
+
+
 def test_how_filters_are_sent(service: Service) -> None:
     sent: list[httpx.QueryParams] = []
 
     def page(call: httpx.Request) -> httpx.Response:
         sent.append(call.url.params)
         data = {"content": [], "numberOfElements": 0, "size": 20, "totalElements": 0}
-        envelope = {"status": "SUCCESS", "success": True, "data": data | {"isBounded": True}}
+        data |= {"searchedNewest": 10000, "isNew": True}
+        envelope = {"status": "SUCCESS", "success": True, "data": data}
         return httpx.Response(200, json=envelope)
 
     http = httpx.Client(transport=httpx.MockTransport(page))
     with Client("http://a", token="t", tenant="t", http_client=http) as c:
         found = c.requests(q="결제 카드", scope="mine", decided_by="kim", status=["a", "b"])
         c.requests()
-    assert found.more == {"isBounded": True}
+    assert (found.searched_newest, found.more) == (10_000, {"isNew": True})
     expected = {"q": "결제 카드", "scope": "mine", "decidedBy": "kim", "status": "a,b"}
     assert [dict(each) for each in sent] == [expected, {}]
 
@@ -501,7 +525,12 @@ def test_what_is_no_request_in_full(missing: str) -> None:
     "wrong",
     [
         *(None, [], {}, {**PAGE, "content": None}, {**PAGE, "content": [None]}),
-        *({**PAGE, "content": [{}]}, {**PAGE, "nextCursor": 5}, {**PAGE, "totalElements": "1"}),
+        *(
+            {**PAGE, "content": [{}]},
+            {**PAGE, "nextCursor": 5},
+            {**PAGE, "searchedNewest": "1"},
+            {**PAGE, "totalElements": "1"},
+        ),
         {**PAGE, "content": [{**LISTED, "createdAt": "yesterday"}]},
     ],
 )

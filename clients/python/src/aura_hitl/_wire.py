@@ -178,6 +178,10 @@ def _text(values: dict[str, Any], name: str) -> str | None:
     return None if values.get(name) is None else str(_member(values, name, str))
 
 
+def _number(values: dict[str, Any], name: str) -> int | None:
+    return None if values.get(name) is None else int(_member(values, name, int))
+
+
 def _flag(values: dict[str, Any], name: str) -> bool:
     return False if values.get(name) is None else bool(_member(values, name, bool))
 
@@ -383,6 +387,12 @@ def _listed(values: Any) -> dict[str, Any]:
     }
 
 
+_OF_PAGE = (
+    *("content", "numberOfElements", "size", "totalElements", "nextCursor"),
+    "searchedNewest",
+)
+
+
 def page(values: Any) -> RequestPage:
     return RequestPage(
         content=tuple(
@@ -392,7 +402,8 @@ def page(values: Any) -> RequestPage:
         size=_member(values, "size", int),
         total_elements=_member(values, "totalElements", int),
         next_cursor=_text(values, "nextCursor"),
-        more=_unknown(values, "content", "numberOfElements", "size", "totalElements", "nextCursor"),
+        searched_newest=_number(values, "searchedNewest"),
+        more=_unknown(values, *_OF_PAGE),
     )
 
 

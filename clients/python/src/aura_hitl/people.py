@@ -24,7 +24,8 @@ class RequestFilter(TypedDict, total=False):
         several of them.
     scope: `decidable` when absent: what the token's user may decide; of closed ones, what they
         decided or could have. `mine`: what names the user. `tenant`: everything, for admins.
-    q: words that all occur in the message, the action, the ids or the context.
+    q: up to 10 words that all occur, in any case, in the message, the action, the ids or the
+        context.
     created_from, created_before: times with a zone.
     sort: `expiresAt` when absent, for pending ones alone; `-settledAt` when absent, otherwise.
     size: how many a page has at most; 20 when absent, 100 at most.
@@ -97,12 +98,15 @@ class RequestPage:
 
     A page may have fewer than `size` requests, none even, and not be the last. `total_elements` is
     that of the whole list, at most 5 s old; above 10,000 it only says that there are more.
+    `searched_newest`: `q` was looked for in so many requests, one by one, and there are more, where
+    the next page goes on.
     """
 
     content: tuple[ListedRequest, ...]
     size: int
     total_elements: int
     next_cursor: str | None
+    searched_newest: int | None
     more: dict[str, Any] = _more()
 
 
