@@ -4,8 +4,8 @@
 
 use std::collections::VecDeque;
 
+use futures_util::StreamExt as _;
 use futures_util::stream::SelectAll;
-use futures_util::{StreamExt as _, TryStreamExt as _};
 use redis::aio::{PubSubSink, PubSubStream};
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
 use redis::{RedisResult, Value, cmd, from_redis_value};
@@ -91,14 +91,25 @@ impl RedisCourier {
     }
 
     /// Reads requests and, except on a Cluster, the pointers of their sessions. Requests that did not
-    /// fit are left out; there is always at least one.
+    /// fit, or whose master does not answer, are left out; there is always at least one.
     pub async fn look(&self, ids: &[RequestId]) -> Result<Vec<Looked>> {
         if self.is_cluster() {
             let looking = futures_util::stream::iter(ids.to_vec())
                 .map(|id| async move { self.look_at_once(&[id], "").await })
                 .buffer_unordered(CONCURRENCY);
-            let looked: Vec<Vec<Looked>> = looking.try_collect().await?;
-            return Ok(looked.into_iter().flatten().collect());
+            let answers: Vec<Result<Vec<Looked>>> = looking.collect().await;
+            // A master that is down must not keep the requests of the others from being read.
+            let (mut looked, mut failed) = (Vec::with_capacity(ids.len()), None);
+            for answer in answers {
+                match answer {
+                    Ok(some) => looked.extend(some),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            return match failed {
+                Some(error) if looked.is_empty() => Err(error),
+                _ => Ok(looked),
+            };
         }
         let mut looked = Vec::with_capacity(ids.len());
         for some in ids.chunks(READ_BATCH_SIZE) {

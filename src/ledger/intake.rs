@@ -120,19 +120,17 @@ impl Ledger {
         let rows = sorted.iter().map(|seen| seen_values(seen)).collect::<Vec<_>>();
         self.engine.execute_many(REMOVE_OF_OTHERS, &keys).await?;
         let written = match self.engine.fetch_many::<(String,)>(WRITE_SEEN, &rows).await {
-            // A row of another tenant is in the way, of all rows of this statement.
-            Err(LedgerError::Inconsistent(_)) if rows.len() > 1 => {
+            // One row is in the way of this statement, or locked: each is written by itself.
+            Err(LedgerError::Inconsistent(_) | LedgerError::Locked(_)) => {
                 let mut written = Vec::new();
                 for row in rows {
-                    let one = self.engine.fetch_many::<(String,)>(WRITE_SEEN, &[row]).await;
-                    match one {
-                        Err(LedgerError::Inconsistent(_)) => {}
+                    match self.engine.fetch_many::<(String,)>(WRITE_SEEN, &[row]).await {
+                        Err(LedgerError::Inconsistent(_) | LedgerError::Locked(_)) => {}
                         one => written.extend(one?),
                     }
                 }
                 written
             }
-            Err(LedgerError::Inconsistent(_)) => Vec::new(),
             written => written?,
         };
         Ok(written.into_iter().filter_map(|(id,)| RequestId::parse(id).ok()).collect())

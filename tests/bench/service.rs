@@ -137,7 +137,8 @@ impl<'a> Service<'a> {
         assert!(run.calls < calls.len() as u64, "too few requests were made up");
         let (fewest, most) = (run.calls - run.refused, run.calls + at_once as u64);
         eventually_within(Duration::from_secs(5), async || {
-            let registered = "SELECT count(*) FROM hitl_request WHERE status = 'pending'";
+            let registered = "SELECT count(*) FROM hitl_request
+                               WHERE status = 'pending' AND origin = 'http'";
             let registered: i64 = sqlx::query_scalar(registered)
                 .fetch_one(&mut self.database.connection)
                 .await

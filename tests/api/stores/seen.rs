@@ -208,6 +208,19 @@ on_all_stores! {
         assert_eq!(stores.record(&registered.id).await.origin, Origin::Http);
     }
 
+    async fn a_key_that_another_tenant_has_registered_stands_in_no_ones_way(stores: Stores) {
+        let (asked, other, start) = (Asked::new(), Asked::new(), now());
+        assert!(stores.see(seen(&asked, start)).await);
+        // The other tenant has registered this very id.
+        let theirs = asked.clone().with("tenantId", json!("tenant2"));
+        let Registered::New(_) = stores.register(MALLORY, &theirs, start).await else { panic!() };
+        let both = [seen(&theirs, start + seconds(1)), seen(&other, start + seconds(1))];
+        let written = stores.ledger.write_seen(&both).await.unwrap();
+        assert_eq!(written.iter().map(RequestId::as_str).collect::<Vec<_>>(), [&*other.id]);
+        let id = RequestId::parse(&*asked.id).unwrap();
+        assert!(stores.ledger.find_request_of_redis(&id).await.unwrap().is_none());
+    }
+
     async fn what_has_gone_is_closed_only_where_it_was(stores: Stores) {
         let (asked, start) = (Asked::new(), now());
         assert!(stores.see(seen(&asked, start)).await);
