@@ -88,7 +88,7 @@ impl Ledger {
     /// The request with this id in this tenant.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn find_request(&self, tenant: &TenantId, id: &RequestId) -> Result<Option<Record>> {
         self.request(FIND, &values![tenant, id]).await
     }
@@ -97,7 +97,7 @@ impl Ledger {
     /// tenants.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn find_request_of_redis(&self, id: &RequestId) -> Result<Option<Record>> {
         const FIND_OF_REDIS: Statement = Statement::new(
             "ledger.find_request_of_redis",
@@ -114,7 +114,7 @@ impl Ledger {
     /// made a newer request does not wait for an older one.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn newest_of_redis(&self, session: &SessionId) -> Result<Option<Record>> {
         const NEWEST: Statement = Statement::new(
             "ledger.newest_of_redis",
@@ -132,7 +132,7 @@ impl Ledger {
     /// write a key to Redis could otherwise refuse the decisions of another tenant.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn is_shared(
         &self,
         session: &SessionId,
@@ -158,7 +158,7 @@ impl Ledger {
     /// rows that cannot be read, are left out.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn decisions_of(
         &self,
         ids: &[RequestId],
@@ -198,7 +198,7 @@ impl Ledger {
     /// last; `None` if that was not traced.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer, or has no such request.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer, or has no such request.
     pub async fn trace_parent(&self, tenant: &TenantId, id: &RequestId) -> Result<Option<String>> {
         const TRACE_PARENT: Statement = Statement::new(
             "ledger.trace_parent",
@@ -212,7 +212,7 @@ impl Ledger {
     /// request.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn heard_at(
         &self,
         tenant: &TenantId,
@@ -230,7 +230,7 @@ impl Ledger {
     /// Up to `limit` pending requests that have expired by `now`, the earliest `expires_at` first.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn overdue(&self, now: DateTime<Utc>, limit: i64) -> Result<Vec<Overdue>> {
         const OVERDUE: Statement = Statement::new(
             "ledger.overdue",
@@ -257,7 +257,7 @@ impl Ledger {
     /// another user's and the caller is no admin.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer. Acknowledging again is safe.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer. Acknowledging again is safe.
     pub async fn acknowledge(
         &self,
         caller: &Caller,
@@ -288,7 +288,7 @@ impl Ledger {
     /// decision. The first time is kept.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn note_asked(
         &self,
         tenant: &TenantId,
@@ -311,7 +311,7 @@ impl Ledger {
     /// acknowledged.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn outcomes(
         &self,
         tenant: &TenantId,
@@ -339,7 +339,7 @@ impl Ledger {
     /// The highest sequence number in a session; 0 if no request is closed.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn last_outcome(&self, tenant: &TenantId, session: &SessionId) -> Result<i64> {
         const LAST_OUTCOME: Statement = Statement::new(
             "ledger.last_outcome",
@@ -354,7 +354,7 @@ impl Ledger {
     /// and `tenant/request`. At most 10,000.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn settled_since(&self, since: DateTime<Utc>) -> Result<Vec<(SessionId, String)>> {
         const SETTLED: Statement = Statement::new(
             "ledger.settled_since",
@@ -371,7 +371,7 @@ impl Ledger {
     /// Counts the work that is still to do, of all tenants.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn backlog(&self) -> Result<Backlog> {
         const BACKLOG: Statement = Statement::new(
             "ledger.backlog",
