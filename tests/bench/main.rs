@@ -14,7 +14,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+mod inbox;
 mod limits;
+mod lists;
 mod load;
 mod report;
 mod service;
@@ -38,6 +40,8 @@ enum What {
     Speed(speed::Options),
     /// Agents that wait over HTTP, half of them by stream and half by long-poll.
     Waiting(waiting::Options),
+    /// People who watch their inboxes on two replicas.
+    Inbox(inbox::Options),
 }
 
 #[tokio::main]
@@ -45,5 +49,6 @@ async fn main() -> ExitCode {
     match Arguments::parse().what {
         What::Speed(options) => speed::run(&options).await,
         What::Waiting(options) => waiting::run(&options).await,
+        What::Inbox(options) => inbox::run(&options).await,
     }
 }

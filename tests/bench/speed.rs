@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::{sleep_until, timeout};
 
 use crate::limits;
+use crate::lists;
 use crate::load::{median, quantile};
 use crate::report::Report;
 use crate::service::{Service, one};
@@ -50,7 +51,10 @@ pub struct Options {
     seconds: u64,
     /// Runs of each cell, of which the median counts.
     #[arg(long, default_value_t = 3)]
-    runs: usize,
+    pub runs: usize,
+    /// Requests of the grown ledger, for `lists`.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub rows: i64,
     /// Where the figures go as JSON.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench.json"))]
     json: PathBuf,
@@ -73,12 +77,15 @@ enum Part {
     Start,
     /// A ledger with a million requests and tasks.
     Growth,
+    /// Lists of requests for people, with few and with a million.
+    Lists,
     /// Two replicas against one.
     Replicas,
 }
 
 impl Options {
-    fn time(&self) -> Duration {
+    /// How long each run takes.
+    pub fn time(&self) -> Duration {
         Duration::from_secs(self.seconds)
     }
 }
@@ -97,6 +104,7 @@ pub async fn run(options: &Options) -> ExitCode {
             Part::Tasks => tasks(options, &mut report).await,
             Part::Start => start::measure(&mut report).await,
             Part::Growth => growth(options, &mut report).await,
+            Part::Lists => lists::measure(options, &mut report).await,
             Part::Replicas => replicas(options, &mut report).await,
         }
     }

@@ -261,6 +261,19 @@ impl Database {
         }
     }
 
+    /// Empties it and fills it with so many requests by a statement of the bench.
+    pub async fn fill(&mut self, sql: &str, rows: i64) {
+        for statement in [
+            "TRUNCATE hitl_request, agent_task, hitl_search CASCADE".to_owned(),
+            sql.replace("$rows", &rows.to_string()),
+            "VACUUM ANALYZE hitl_request, hitl_search".to_owned(),
+            "CHECKPOINT".to_owned(),
+        ] {
+            let statement = sqlx::AssertSqlSafe(statement);
+            sqlx::raw_sql(statement).execute(&mut self.connection).await.unwrap();
+        }
+    }
+
     /// Some requests of the large tenant that were registered over HTTP.
     pub async fn requests_of_tenant0(&mut self) -> Vec<String> {
         let some = "SELECT request_id FROM hitl_request
