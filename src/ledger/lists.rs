@@ -101,12 +101,18 @@ impl ListedRow {
                 (request.and_then(|request| request.message).as_deref().map(shortened), etag)
             }
         };
+        let origin = if self.origin == "http" { Origin::Http } else { Origin::Redis };
+        let status = Status::parse(&self.status).ok_or_else(|| odd("status"))?;
+        // The row of a request that was only seen in Redis names a task that does not exist yet.
+        let is_only_seen =
+            origin == Origin::Redis && matches!(status, Status::Pending | Status::Expired);
+        let task = TaskId::parse(self.task_id).map_err(|_invalid| odd("task_id"))?;
         Ok(Listed {
             id,
             session: SessionId::parse(self.session_id).map_err(|_invalid| odd("session_id"))?,
             tenant: TenantId::parse(self.tenant_id).map_err(|_invalid| odd("tenant_id"))?,
             user: user(self.user_id, "user_id")?,
-            origin: if self.origin == "http" { Origin::Http } else { Origin::Redis },
+            origin,
             action_type: self.action_type,
             message,
             status: match self.asked_again_until {
@@ -118,7 +124,7 @@ impl ListedRow {
             expires_at: self.asked_again_until.unwrap_or(self.expires_at),
             has_moved_on: self.moved_on,
             is_asked_again: self.asked_again_until.is_some(),
-            task: Some(TaskId::parse(self.task_id).map_err(|_invalid| odd("task_id"))?),
+            task: (!is_only_seen).then_some(task),
             fingerprint: self.fingerprint,
             etag,
             decided_by: user(self.decided_by, "decided_by")?,

@@ -180,7 +180,7 @@ fn of_record(record: &Record, request: &ApprovalRequest) -> Listed {
         has_moved_on: record.has_moved_on,
         is_asked_again: record.asked_again_until.is_some(),
         expires_at: record.asked_again_until.unwrap_or(record.expires_at),
-        task: Some(record.task.clone()),
+        task: (!record.is_only_seen()).then(|| record.task.clone()),
         fingerprint: record.fingerprint.clone(),
         etag: request.etag.clone(),
         decided_by: decision.map(|decision| decision.by.clone()),

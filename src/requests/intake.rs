@@ -1,5 +1,6 @@
 //! The intake: every pending request that an agent writes to Redis gets a row in the ledger, so that
-//! people can find it. The row decides nothing: see [`Record::is_only_seen`].
+//! people can find it. The row decides nothing: see
+//! [`Record::is_only_seen`](crate::domain::record::Record::is_only_seen).
 //!
 //! One replica does this, the holder of a lease. It is told of keys that change where Redis announces
 //! that, and beside that it passes over all keys again and again. It reads a request when it is new or
@@ -47,7 +48,7 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 const JUDGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a new request without a tenant waits for a session that has one. Nobody can be shown it
 /// before.
-const TENANT_TIMEOUT: Duration = Duration::from_secs(60);
+const TENANT_TIMEOUT: Duration = Duration::from_mins(1);
 /// How often a request that waits for its session is read, in the first second and later.
 const JUDGE_INTERVAL: Duration = Duration::from_millis(150);
 const LATE_JUDGE_INTERVAL: Duration = Duration::from_secs(1);

@@ -598,6 +598,7 @@ fn is_wasteful(plan: &str) -> bool {
 }
 
 /// As callers and as the workers run them, with little to find.
+#[expect(clippy::too_many_lines, reason = "one line for each statement")]
 async fn run_every_statement(app: &TestApp) {
     let ledger = &app.state.ledger;
     let (now, caller) = (Clock::System.now(), ALICE.caller());

@@ -69,10 +69,10 @@ async fn row(
         last = find_record(&app.state.ledger, &asked.id).await;
         last.clone().filter(|record| is(record))
     });
-    match tokio::time::timeout(within, looking).await {
-        Ok(record) => record,
-        Err(_elapsed) => panic!("not within {within:?}"),
-    }
+    let Ok(record) = tokio::time::timeout(within, looking).await else {
+        panic!("not within {within:?}")
+    };
+    record
 }
 
 async fn pending(app: &TestApp, asked: &Asked) -> Record {

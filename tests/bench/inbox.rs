@@ -50,13 +50,13 @@ async fn listen(base: String, person: Person, heard: Arc<Mutex<Vec<(String, Inst
         let mut socket = TcpStream::connect(base.strip_prefix("http://").unwrap()).await.unwrap();
         socket.write_all(call.as_bytes()).await.unwrap();
         let count = socket.read(&mut some).await.unwrap();
-        let head = std::str::from_utf8(&some[..count]).unwrap();
-        if head.starts_with("HTTP/1.1 200") {
-            text += head;
+        let answer = std::str::from_utf8(&some[..count]).unwrap();
+        if answer.starts_with("HTTP/1.1 200") {
+            text += answer;
             break socket;
         }
         // Too busy: as the contract says, once more.
-        assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         sleep(Duration::from_millis(200)).await;
     };
     loop {

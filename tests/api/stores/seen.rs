@@ -200,7 +200,7 @@ on_all_stores! {
             let some = some.iter().map(|asked| seen(asked, start)).collect::<Vec<_>>();
             written.extend(stores.ledger.write_seen(&some).await.unwrap());
         }
-        let mut written = written.iter().map(|id| id.as_str()).collect::<Vec<_>>();
+        let mut written = written.iter().map(RequestId::as_str).collect::<Vec<_>>();
         let mut expected = fresh.iter().map(|asked| &*asked.id).collect::<Vec<_>>();
         written.sort_unstable();
         expected.sort_unstable();
