@@ -26,21 +26,19 @@ pub fn text(request: &ApprovalRequest) -> String {
         Some(request.action_type.as_str()),
         request.message.as_deref(),
     ];
-    for part in ids.into_iter().flatten() {
-        push(&mut text, part);
-    }
+    let mut has_room = ids.into_iter().flatten().all(|part| push(&mut text, part));
     let mut rest = request.context.as_str();
-    while !rest.is_empty() && text.len() < MAX_TEXT_BYTES {
+    while !rest.is_empty() && has_room {
         if rest.starts_with('"') {
             let (string, after) = split_string(rest);
             let value = serde_json::from_str::<String>(string);
-            push(&mut text, value.as_deref().unwrap_or(string));
+            has_room = push(&mut text, value.as_deref().unwrap_or(string));
             rest = after;
         } else {
             let end = rest.find(['"', ',', ':', '[', ']', '{', '}']).unwrap_or(rest.len());
             let (value, after) = rest.split_at_checked(end.max(1)).unwrap_or((rest, ""));
             if end > 0 && !value.trim().is_empty() {
-                push(&mut text, value.trim());
+                has_room = push(&mut text, value.trim());
             }
             rest = after;
         }
@@ -48,15 +46,16 @@ pub fn text(request: &ApprovalRequest) -> String {
     text
 }
 
-/// Adds a part, and a space behind it, as far as there is room.
-fn push(text: &mut String, part: &str) {
+/// Adds a part, and a space behind it, as far as there is room. Returns whether all of it had room.
+fn push(text: &mut String, part: &str) -> bool {
     for letter in normal(part) {
         if text.len() + letter.len_utf8() >= MAX_TEXT_BYTES {
-            return;
+            return false;
         }
         text.push(letter);
     }
     text.push(' ');
+    true
 }
 
 /// The words of a query, the longest first; `None` if there are none, or too many.

@@ -28,6 +28,9 @@ pub struct Unprepared {
     pub lacks_etag: bool,
 }
 
+/// The most requests that [`Ledger::unprepared`] looks at.
+const UNPREPARED_PAGE_SIZE: i64 = 200;
+
 impl Ledger {
     /// Writes the texts of requests, or replaces them. Each request may be there once.
     ///
@@ -69,7 +72,7 @@ impl Ledger {
         Ok(next)
     }
 
-    /// Of the next `limit` requests of a tenant after this id, those that lack their text or what lists
+    /// Of the next requests of a tenant after this id, those that lack their text or what lists
     /// show of them; and the last id that was looked at, `None` at the end.
     ///
     /// # Errors
@@ -78,21 +81,24 @@ impl Ledger {
         &self,
         tenant: &str,
         after: &str,
-        limit: i64,
     ) -> Result<(Vec<String>, Option<String>)> {
+        // The number of rows is a constant: Postgres takes a parameter for a tenth of the table, and
+        // may then read and sort all of it.
         const PAGE: Statement = Statement::new(
             "ledger.unprepared",
-            "SELECT p.request_id, p.lacks_etag OR (
+            formatcp!(
+                "SELECT p.request_id, p.lacks_etag OR (
                     SELECT s.tenant_id FROM hitl_search s
                      WHERE s.request_id = p.request_id AND s.tenant_id = $1
                 ) IS NULL
                FROM (SELECT request_id, etag IS NULL AS lacks_etag FROM hitl_request
                       WHERE tenant_id = $1 AND request_id > $2
-                      ORDER BY request_id LIMIT $3) AS p
-              ORDER BY p.request_id",
+                      ORDER BY request_id LIMIT {UNPREPARED_PAGE_SIZE}) AS p
+              ORDER BY p.request_id"
+            ),
         );
         let rows: Vec<(String, bool)> =
-            self.engine.fetch_all(PAGE, &values![tenant, after, limit]).await?;
+            self.engine.fetch_all(PAGE, &values![tenant, after]).await?;
         let last = rows.last().map(|(id, _lacks)| id.clone());
         let lacking = rows.into_iter().filter(|(_, lacks)| *lacks);
         Ok((lacking.map(|(id, _lacks)| id).collect(), last))

@@ -12,8 +12,6 @@ use crate::domain::search::text;
 use crate::ledger::{Ledger, LedgerError, SearchText};
 use crate::workers::{Failed, Progress, Worker};
 
-/// Requests to look at in one round.
-const PAGE_SIZE: i64 = 1000;
 /// Texts to write in one statement. A document may have a MiB.
 const BATCH_SIZE: usize = 16;
 /// Pause between two passes. Each process makes one when it starts.
@@ -39,7 +37,7 @@ impl SearchFiller {
     }
 
     async fn look_at_page(&mut self) -> Result<Progress, LedgerError> {
-        let (lacking, last) = self.ledger.unprepared(&self.tenant, &self.after, PAGE_SIZE).await?;
+        let (lacking, last) = self.ledger.unprepared(&self.tenant, &self.after).await?;
         for batch in lacking.chunks(BATCH_SIZE) {
             let began = Instant::now();
             self.fill_in(batch).await?;

@@ -740,7 +740,7 @@ async fn list_requests(app: &TestApp, asked: &Asked) {
     let changed = [RequestId::parse(asked.id.clone()).unwrap()];
     ledger.find_changed(&caller.tenant, &changed).await.unwrap();
     ledger.tenant_after("tenant1").await.unwrap();
-    ledger.unprepared("tenant1", "old_3", 100).await.unwrap();
+    ledger.unprepared("tenant1", "old_3").await.unwrap();
     ledger.document_to_prepare("tenant1", "old_3").await.unwrap();
     ledger.fill_in_listed(("tenant1", "old_3"), None, "e").await.unwrap();
     ledger.count_waiting(&caller.tenant, &[caller.user, BOB.caller().user]).await.unwrap();

@@ -39,7 +39,9 @@ impl Watched {
                 None => program,
                 Some(database) => program
                     .with("DATABASE_URL", database)
-                    .with("REDIS_URL", test_variable("TEST_REDIS_URL")),
+                    .with("REDIS_URL", test_variable("TEST_REDIS_URL"))
+                    // The tests share this Redis: the intake would find the requests of all.
+                    .with("AURA_HITL_INTAKE", "false"),
             }
         };
         let minting = program(&["token", "--sub", "user123", "--tenant", "tenant1"]).output();
