@@ -48,11 +48,14 @@ const RETRIEVED: &str = "Approval requests retrieved";
 pub struct ListParameters {
     /// `pending` when absent; several by comma: `pending`, `approved`, `rejected`, `answered`, `expired`,
     /// `cancelled`.
-    #[param(example = "pending")]
+    #[param(
+        example = "pending",
+        pattern = "^(pending|approved|rejected|answered|expired|cancelled)(,(pending|approved|rejected|answered|expired|cancelled))*$"
+    )]
     status: Option<String>,
     /// `decidable` (when absent): what you may decide, of closed ones what you decided or could have.
     /// `mine`: what names you. `tenant`: everything, for admins.
-    #[param(example = "decidable")]
+    #[param(example = "decidable", pattern = "^(decidable|mine|tenant)$")]
     scope: Option<String>,
     /// With this `actionType`.
     action_type: Option<String>,
@@ -67,6 +70,7 @@ pub struct ListParameters {
     /// Decided by this user.
     decided_by: Option<String>,
     /// With this risk: `low`, `medium`, `high` or `critical`.
+    #[param(pattern = "^(low|medium|high|critical)$")]
     risk: Option<String>,
     /// With this rule.
     rule: Option<String>,
@@ -78,6 +82,7 @@ pub struct ListParameters {
     to: Option<String>,
     /// `expiresAt` (when absent, for `status=pending` alone), `-createdAt`, or `-settledAt` (when absent,
     /// otherwise): pending requests first.
+    #[param(pattern = "^(expiresAt|-createdAt|-settledAt)$")]
     sort: Option<String>,
     /// 20 when absent.
     #[param(value_type = Option<u32>, minimum = 1, maximum = 100)]
