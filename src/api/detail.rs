@@ -56,8 +56,8 @@ pub struct DetailView {
 pub struct HappenedView {
     #[schema(example = "2026-01-16T12:00:00")]
     at: String,
-    /// `created`, `approved`, `rejected`, `expired`, `cancelled`, `sent`, `superseded`, `heard` or
-    /// `acted`.
+    /// `created`, `seen` (in Redis), `approved`, `rejected`, `expired`, `cancelled`, `sent`,
+    /// `superseded`, `heard` or `acted`.
     #[schema(example = "created")]
     event: &'static str,
     /// The user who did it.

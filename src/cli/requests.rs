@@ -115,7 +115,8 @@ fn table(rows: &[Listed], now: DateTime<Utc>, language: Language) -> String {
     let mut text = table.to_string();
     let time = now.format("%H:%M:%SZ");
     let count = rows.len();
-    let line = Text::new(format!("{count} requests, {time}"), format!("요청 {count}건, {time}"));
+    let requests = if count == 1 { "request" } else { "requests" };
+    let line = Text::new(format!("{count} {requests}, {time}"), format!("요청 {count}건, {time}"));
     // Writing to a string does not fail.
     let _ = write!(text, "\n{}", line.in_language(language));
     text
@@ -180,7 +181,7 @@ mod tests {
         let english = table(std::slice::from_ref(&row), now, Language::English);
         assert!(english.contains("결재\\u{1b}[2J\\nnext xx"), "{english}");
         assert!(
-            english.contains("2m 05s left") && english.ends_with("1 requests, 03:21:00Z"),
+            english.contains("2m 05s left") && english.ends_with("1 request, 03:21:00Z"),
             "{english}"
         );
         assert!(!english.contains('\u{1b}'));

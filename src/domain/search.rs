@@ -2,6 +2,8 @@
 //! form: lower case, and one spelling of each letter (Unicode's NFKC), so that Korean that a Mac has taken
 //! apart is found like any other.
 
+use std::cmp::Reverse;
+
 use unicode_normalization::UnicodeNormalization as _;
 
 use super::json::split_string;
@@ -63,7 +65,7 @@ fn push(text: &mut String, part: &str) -> bool {
 pub fn words(query: &str) -> Option<Vec<String>> {
     let query = normal(query).collect::<String>();
     let mut words = query.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>();
-    words.sort_unstable_by_key(|word| std::cmp::Reverse(word.chars().count()));
+    words.sort_by_cached_key(|word| (Reverse(word.chars().count()), word.clone()));
     words.dedup();
     (1..=MAX_WORDS).contains(&words.len()).then_some(words)
 }

@@ -277,7 +277,6 @@ impl<R: Row + Debug> Shared<R> {
             }
             Err(error) => error,
         };
-        let is_alone = batch.len() == 1;
         match Blame::of(&error, began.elapsed()) {
             Blame::Everything => {
                 let error = LedgerError::from(error);
@@ -286,12 +285,9 @@ impl<R: Row + Debug> Shared<R> {
                     write.answer(Err(Failure::Batch(error.clone())));
                 }
             }
-            Blame::Row if is_alone => {
-                let mut error = Some(error);
-                for write in batch {
-                    let error =
-                        error.take().map_or_else(|| Failure::Batch(too_late()), Failure::Row);
-                    write.answer(Err(error));
+            Blame::Row if batch.len() == 1 => {
+                if let Some(write) = batch.into_iter().next() {
+                    write.answer(Err(Failure::Row(error)));
                 }
             }
             Blame::Row | Blame::Lock => {

@@ -115,10 +115,7 @@ impl ListedRow {
             origin,
             action_type: self.action_type,
             message,
-            status: match self.asked_again_until {
-                Some(_again) => Status::Pending,
-                None => Status::parse(&self.status).ok_or_else(|| odd("status"))?,
-            },
+            status: if self.asked_again_until.is_some() { Status::Pending } else { status },
             created_at: self.created_at,
             asked_at: self.asked_at.unwrap_or(self.created_at),
             expires_at: self.asked_again_until.unwrap_or(self.expires_at),

@@ -350,21 +350,26 @@ impl Ledger {
         Ok(last)
     }
 
-    /// The requests of all tenants that were closed after `since`, the latest first: the session,
-    /// and `tenant/request`. At most 10,000.
+    /// The requests of all tenants that were closed after `since`, the latest first. At most 10,000.
     ///
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
-    pub async fn settled_since(&self, since: DateTime<Utc>) -> Result<Vec<(SessionId, String)>> {
+    pub async fn settled_since(
+        &self,
+        since: DateTime<Utc>,
+    ) -> Result<Vec<(SessionId, TenantId, RequestId)>> {
         const SETTLED: Statement = Statement::new(
             "ledger.settled_since",
-            "SELECT session_id, tenant_id || '/' || request_id FROM hitl_request
+            "SELECT session_id, tenant_id, request_id FROM hitl_request
               WHERE settled_at <= 'infinity' AND settled_at > $1
               ORDER BY settled_at DESC LIMIT 10000",
         );
         let rows = self.engine.fetch_all(SETTLED, &values![since]).await?;
-        let readable =
-            |(session, request): (String, String)| Some((SessionId::parse(session).ok()?, request));
+        let readable = |(session, tenant, id): (String, String, String)| {
+            let (session, tenant) =
+                (SessionId::parse(session).ok()?, TenantId::parse(tenant).ok()?);
+            Some((session, tenant, RequestId::parse(id).ok()?))
+        };
         Ok(rows.into_iter().filter_map(readable).collect())
     }
 

@@ -479,15 +479,8 @@ impl Leading {
         let settled = app.ledger.settled_since(self.settled_since - SETTLED_OVERLAP).await?;
         self.ask_for_settled_at = Instant::now() + SETTLED_INTERVAL;
         self.settled_since = now;
-        for (_session, request) in settled {
-            let id = request.rsplit_once('/').and_then(|(tenant, id)| {
-                let id = RequestId::parse(id).ok()?;
-                self.pending
-                    .get(&id)
-                    .is_some_and(|it| it.row.tenant.as_str() == tenant)
-                    .then_some(id)
-            });
-            if let Some(id) = id {
+        for (_session, tenant, id) in settled {
+            if self.pending.get(&id).is_some_and(|pending| pending.row.tenant == tenant) {
                 self.forget(&id);
                 self.changes.waiting().0.push_back(id);
             }

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use crate::courier::{ChannelEvent, Courier, Subscription, Unavailable};
 use crate::domain::approver::Caller;
 use crate::domain::clock::Clock;
-use crate::domain::ids::{SessionId, TenantId, UserId};
+use crate::domain::ids::{RequestId, SessionId, TenantId, UserId};
 use crate::forgery::watcher::Watcher;
 use crate::ledger::Ledger;
 use crate::limits::{Limit, TooMany};
@@ -294,7 +294,7 @@ async fn listen(listener: &Listener, mut subscription: Subscription) -> Result<(
 #[derive(Debug)]
 pub struct LedgerPoll {
     listener: Listener,
-    known: HashSet<(SessionId, String)>,
+    known: HashSet<(SessionId, TenantId, RequestId)>,
 }
 
 impl From<Listener> for LedgerPoll {
@@ -318,7 +318,7 @@ impl Worker for LedgerPoll {
         // While the ledger does not answer, no request is closed.
         let settled = ledger.settled_since(since).await.map_err(|_away| Failed)?;
         let settled = settled.into_iter().collect::<HashSet<_>>();
-        for (session, _outcome) in settled.difference(&self.known) {
+        for (session, _tenant, _request) in settled.difference(&self.known) {
             hub.notify(session);
         }
         self.known = settled;
