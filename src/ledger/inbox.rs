@@ -24,6 +24,15 @@ pub struct Changed {
     pub status: Status,
 }
 
+/// How many requests of one user wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WaitingOfUser {
+    /// All of them.
+    pub all: u64,
+    /// Those among them that can be decided: their sessions have not moved on.
+    pub decidable: u64,
+}
+
 /// How many requests of a tenant wait. Each count stops at one more than [`MAX_WALK`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
@@ -32,7 +41,7 @@ pub struct Waiting {
     /// Those among them that name nobody.
     pub of_nobody: u64,
     /// Those that name each of some users.
-    pub of: HashMap<UserId, u64>,
+    pub of: HashMap<UserId, WaitingOfUser>,
     /// Decided requests that their agents have asked again: the user that the request names, and who
     /// decided it.
     pub asked_again: Vec<(Option<UserId>, Option<UserId>)>,
@@ -41,8 +50,22 @@ pub struct Waiting {
 /// The most requests that were asked again to count.
 const MAX_ASKED_AGAIN: i64 = 1000;
 
+/// The columns of a [`Changed`].
+const CHANGED_COLUMNS: &str = "\
+    request_id, user_id,
+    CASE WHEN asked_again_until IS NULL THEN status ELSE 'pending' END AS status";
+type ChangedRow = (String, Option<String>, String);
+
+/// `None` for a row that somebody has edited by hand.
+fn readable((id, user, status): ChangedRow) -> Option<Changed> {
+    let id = RequestId::parse(id).ok()?;
+    let user = user.and_then(|user| UserId::parse(user).ok());
+    Some(Changed { id, user, status: Status::parse(&status)? })
+}
+
 impl Ledger {
-    /// The requests of a tenant that were created or closed since then, at most [`MAX_WALK`] of each.
+    /// Where the requests of a tenant stand that were created or closed since then, at most
+    /// [`MAX_WALK`] of each. A request that was both is there twice.
     ///
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
@@ -50,11 +73,11 @@ impl Ledger {
         &self,
         tenant: &TenantId,
         since: DateTime<Utc>,
-    ) -> Result<Vec<RequestId>> {
+    ) -> Result<Vec<Changed>> {
         const CLOSED: Statement = Statement::new(
             "ledger.closed_since",
             formatcp!(
-                "SELECT request_id FROM hitl_request
+                "SELECT {CHANGED_COLUMNS} FROM hitl_request
                   WHERE tenant_id = $1 AND status <> 'pending' AND fingerprint >= ''
                     AND {CLOSED_AT} >= $2 AND {CLOSED_AT} <= 'infinity'
                   ORDER BY {CLOSED_AT} DESC, request_id DESC LIMIT $3"
@@ -62,15 +85,18 @@ impl Ledger {
         );
         const CREATED: Statement = Statement::new(
             "ledger.created_since",
-            "SELECT request_id FROM hitl_request
-              WHERE tenant_id = $1 AND action_type >= '' AND created_at >= $2
-                AND created_at <= 'infinity'
-              ORDER BY created_at DESC, request_id DESC LIMIT $3",
+            formatcp!(
+                "SELECT {CHANGED_COLUMNS} FROM hitl_request
+                  WHERE tenant_id = $1 AND action_type >= '' AND created_at >= $2
+                    AND created_at <= 'infinity'
+                  ORDER BY created_at DESC, request_id DESC LIMIT $3"
+            ),
         );
         let values = values![tenant, since, MAX_WALK];
-        let mut ids: Vec<(String,)> = self.engine.fetch_all(CLOSED, &values).await?;
-        ids.extend(self.engine.fetch_all::<(String,)>(CREATED, &values).await?);
-        Ok(ids.into_iter().filter_map(|(id,)| RequestId::parse(id).ok()).collect())
+        // What is closed between the two reads is created before it is closed.
+        let mut rows = self.engine.fetch_all::<ChangedRow>(CREATED, &values).await?;
+        rows.extend(self.engine.fetch_all::<ChangedRow>(CLOSED, &values).await?);
+        Ok(rows.into_iter().filter_map(readable).collect())
     }
 
     /// Where these requests of a tenant stand now. Unknown ids are left out.
@@ -78,26 +104,18 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn find_changed(&self, tenant: &TenantId, ids: &[RequestId]) -> Result<Vec<Changed>> {
-        const COLUMNS: &str = "\
-            request_id, user_id,
-            CASE WHEN asked_again_until IS NULL THEN status ELSE 'pending' END AS status";
         const CHANGED: Statement = Statement::new(
             "ledger.find_changed",
             formatcp!(
-                "SELECT {COLUMNS} FROM hitl_request
+                "SELECT {CHANGED_COLUMNS} FROM hitl_request
                   WHERE tenant_id = $1 AND request_id = ANY($2)"
             ),
         )
         .on_sqlite(formatcp!(
-            "SELECT {COLUMNS} FROM hitl_request
+            "SELECT {CHANGED_COLUMNS} FROM hitl_request
               WHERE tenant_id = $1 AND request_id IN (SELECT value FROM json_each($2))"
         ));
         let rows = self.engine.fetch_all(CHANGED, &values![tenant, ids]).await?;
-        let readable = |(id, user, status): (String, Option<String>, String)| {
-            let id = RequestId::parse(id).ok()?;
-            let user = user.and_then(|user| UserId::parse(user).ok());
-            Some(Changed { id, user, status: Status::parse(&status)? })
-        };
         Ok(rows.into_iter().filter_map(readable).collect())
     }
 
@@ -124,16 +142,17 @@ impl Ledger {
              ) AS counted",
         );
         const OF_USER: &str = "(SELECT COUNT(*) FROM (
-                SELECT 1 FROM hitl_request
+                SELECT moved_on FROM hitl_request
                  WHERE tenant_id = $1 AND user_id = u.id AND status = 'pending' AND content_hash >= ''
                  ORDER BY expires_at, request_id LIMIT $3
-             ) AS counted)";
+             ) AS counted";
+        const OF_USERS: &str = formatcp!("u.id, {OF_USER}), {OF_USER} WHERE NOT moved_on)");
         const COUNT_OF_USERS: Statement = Statement::new(
             "ledger.count_waiting_of_users",
-            formatcp!("SELECT u.id, {OF_USER} FROM UNNEST($2) AS u(id)"),
+            formatcp!("SELECT {OF_USERS} FROM UNNEST($2) AS u(id)"),
         )
         .on_sqlite(formatcp!(
-            "SELECT u.id, {OF_USER} FROM (SELECT value AS id FROM json_each($2)) AS u"
+            "SELECT {OF_USERS} FROM (SELECT value AS id FROM json_each($2)) AS u"
         ));
         const ASKED_AGAIN: Statement = Statement::new(
             "ledger.asked_again_of_tenant",
@@ -145,7 +164,7 @@ impl Ledger {
         let (all,): (i64,) = self.engine.fetch_one(COUNT_ALL, &values![tenant, limit]).await?;
         let (of_nobody,): (i64,) =
             self.engine.fetch_one(COUNT_OF_NOBODY, &values![tenant, limit]).await?;
-        let of: Vec<(String, i64)> = if users.is_empty() {
+        let of: Vec<(String, i64, i64)> = if users.is_empty() {
             Vec::new()
         } else {
             self.engine.fetch_all(COUNT_OF_USERS, &values![tenant, users, limit]).await?
@@ -159,7 +178,10 @@ impl Ledger {
             of_nobody: of_nobody.unsigned_abs(),
             of: of
                 .into_iter()
-                .filter_map(|(id, count)| Some((UserId::parse(id).ok()?, count.unsigned_abs())))
+                .filter_map(|(id, all, decidable)| {
+                    let (all, decidable) = (all.unsigned_abs(), decidable.unsigned_abs());
+                    Some((UserId::parse(id).ok()?, WaitingOfUser { all, decidable }))
+                })
                 .collect(),
             asked_again: asked_again.into_iter().map(|(of, by)| (user(of), user(by))).collect(),
         })

@@ -108,19 +108,19 @@ impl Counts {
     /// What waits for this person.
     #[must_use]
     pub fn of(waiting: &Waiting, caller: &Caller, policy: Policy) -> Self {
-        let own = waiting.of.get(&caller.user).copied().unwrap_or(0);
+        let own = waiting.of.get(&caller.user).copied().unwrap_or_default();
         let is = |id: &Option<UserId>| id.as_ref() == Some(&caller.user);
         let count = |asked: usize| u64::try_from(asked).unwrap_or(u64::MAX);
         let decidable = match rules::decidable(caller, policy) {
             Owners::All => waiting.all,
-            Owners::Only(_) => own,
-            Owners::OrNobody(_) => own + waiting.of_nobody,
+            Owners::Only(_) => own.decidable,
+            Owners::OrNobody(_) => own.decidable + waiting.of_nobody,
         };
         let again = &waiting.asked_again;
         Self {
             // Only who decided may repeat it.
             decidable: decidable + count(again.iter().filter(|(_, by)| is(by)).count()),
-            mine: own + count(again.iter().filter(|(of, _)| is(of)).count()),
+            mine: own.all + count(again.iter().filter(|(of, _)| is(of)).count()),
         }
     }
 }
@@ -222,31 +222,31 @@ impl InboxWorker {
         Self { inbox, ledger, courier, clock, polled_at: None }
     }
 
-    /// Looks for changes whose message was lost.
-    async fn poll(&mut self) -> Result<(), LedgerError> {
+    /// Whether to look for changes whose message was lost, in this round.
+    fn is_poll_due(&mut self) -> bool {
         let is_recent = self.polled_at.is_some_and(|at| at.elapsed() < POLL_INTERVAL);
         if is_recent || matches!(self.courier, Courier::InProcess) {
-            return Ok(());
+            return false;
         }
         self.polled_at = Some(Instant::now());
-        for (tenant, since) in self.inbox.watched() {
-            let from = since.max(self.clock.now() - POLL_WINDOW);
-            let changed = self.ledger.changed_since(&tenant, from).await?;
-            if let Some(watched) = self.inbox.tenants().get_mut(&tenant) {
-                watched.unread.extend(changed);
-            }
-        }
-        Ok(())
+        true
     }
 
-    /// Tells the streams of one tenant what has changed.
-    async fn tell(&self, tenant: &TenantId) -> Result<(), LedgerError> {
+    /// Tells the streams of one tenant what has changed. Looks for changes `since`, if it is given.
+    async fn tell(
+        &self,
+        tenant: &TenantId,
+        since: Option<DateTime<Utc>>,
+    ) -> Result<(), LedgerError> {
+        let mut read = match since {
+            Some(since) => self.ledger.changed_since(tenant, since).await?,
+            None => Vec::new(),
+        };
         let unread = {
             let mut tenants = self.inbox.tenants();
             let Some(watched) = tenants.get_mut(tenant) else { return Ok(()) };
             std::mem::take(&mut watched.unread).into_iter().collect::<Vec<_>>()
         };
-        let mut read = Vec::new();
         for batch in unread.chunks(BATCH_SIZE) {
             match self.ledger.find_changed(tenant, batch).await {
                 Ok(changed) => read.extend(changed),
@@ -324,9 +324,9 @@ impl Worker for InboxWorker {
             warn!(%error, "inboxes are not told of changes yet");
             Failed
         };
-        self.poll().await.map_err(failed)?;
-        for (tenant, _since) in self.inbox.watched() {
-            self.tell(&tenant).await.map_err(failed)?;
+        let window = self.is_poll_due().then(|| self.clock.now() - POLL_WINDOW);
+        for (tenant, since) in self.inbox.watched() {
+            self.tell(&tenant, window.map(|start| start.max(since))).await.map_err(failed)?;
         }
         Ok(Progress::Done)
     }

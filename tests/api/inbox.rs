@@ -1,6 +1,7 @@
 //! The inbox as a stream: what waits is counted at once and after each change, on every replica, and a
 //! person hears of their own tenant alone.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use aura_hitl::config::Config;
@@ -13,7 +14,8 @@ use aura_hitl::server::Replica;
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
 use support::{
-    ADMIN, ALICE, Answer, Asked, BOB, MALLORY, Mode, TestApp, Who, eventually, redis, unique,
+    ADMIN, ALICE, Answer, Asked, BOB, MALLORY, Mode, PrivateRedis, TestApp, Who, eventually, redis,
+    unique, watch_redis,
 };
 
 const STREAM: &str = "/api/aura/hitl/inbox/stream";
@@ -137,6 +139,41 @@ both_modes! {
         assert_eq!(mallory.until(1, 1).await, [told(&own.id, "pending", "created")]);
         let heard = alice.within(Duration::from_secs(1)).await;
         assert!(!heard.iter().any(|(_, data)| data["requestId"] == own.id), "{heard:?}");
+    }
+}
+
+/// Of two requests of one session in Redis, only the one that the session waits for can be decided.
+/// Counts and lists agree on that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_its_agent_no_longer_waits_for_is_not_decidable() {
+    for approvers in [Approvers::Tenant, Approvers::Requester] {
+        let redis = PrivateRedis::start().await;
+        let app = TestApp::spawn_with(Mode::Production, Clock::System, |config| {
+            config.policy.approvers = approvers;
+            config.redis = Some(redis.settings());
+            watch_redis(config);
+        })
+        .await;
+        let first = Asked::new();
+        app.ask(&first).await;
+        let mut stream = Stream::open(&app, ALICE).await;
+        stream.until(1, 1).await;
+        let second = Asked::in_session(&first.session);
+        app.ask(&second).await;
+        stream.until(1, 2).await;
+        let listed = async |query: &str| {
+            let answer = app.get(ALICE, &format!("/aura/hitl/requests?{query}")).await;
+            let content = answer.assert(200, "").data()["content"].as_array().unwrap().clone();
+            content
+                .iter()
+                .map(|row| {
+                    (row["requestId"].as_str().unwrap().to_owned(), row["mayDecide"] == true)
+                })
+                .collect::<BTreeSet<_>>()
+        };
+        let (moved_on, waiting) = ((first.id, false), (second.id.clone(), true));
+        assert_eq!(listed("scope=decidable").await, BTreeSet::from([waiting.clone()]));
+        assert_eq!(listed("scope=mine").await, BTreeSet::from([moved_on, waiting]));
     }
 }
 

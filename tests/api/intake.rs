@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use aura_hitl::config::{Config, LedgerConfig};
-use aura_hitl::courier::{RedisSettings, ScanSettings};
+use aura_hitl::config::LedgerConfig;
+use aura_hitl::courier::RedisSettings;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::State;
 use aura_hitl::domain::ids::RequestId;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 use support::{
     ALICE, Asked, BOB, FAILOVER_TIMEOUT, MALLORY, Mode, PrivateCluster, PrivateRedis,
-    PrivateSentinels, TestApp, eventually, eventually_within, find_record, unique,
+    PrivateSentinels, TestApp, eventually, eventually_within, find_record, unique, watch_redis,
 };
 
 /// A Redis that announces changes, and one that does not.
@@ -29,18 +29,10 @@ const SOON: Duration = Duration::from_secs(4);
 /// The same for a key that has gone.
 const GONE: Duration = Duration::from_secs(10);
 
-fn watching(config: &mut Config) {
-    config.intake = Some(ScanSettings {
-        interval: Duration::from_secs(1),
-        count: 1000,
-        keys_per_second: 50_000,
-    });
-}
-
 async fn app_on(settings: RedisSettings) -> TestApp {
     TestApp::spawn_with(Mode::Production, Clock::System, |config| {
         config.redis = Some(settings);
-        watching(config);
+        watch_redis(config);
     })
     .await
 }
@@ -52,7 +44,7 @@ async fn twin(app: &TestApp) -> TestApp {
         config.ledger = ledger;
         config.redis = redis;
         config.jwt = app.config.jwt.clone();
-        watching(config);
+        watch_redis(config);
     })
     .await
 }
@@ -483,7 +475,7 @@ async fn a_key_of_no_lifetime_is_pending_and_wakes_nobody_twice() {
     let app = TestApp::spawn_with(Mode::Production, Clock::System, |config| {
         config.redis = Some(redis.settings());
         config.policy.unscoped_requests = UnscopedRequests::Accept;
-        watching(config);
+        watch_redis(config);
     })
     .await;
     let asked = Asked::new();

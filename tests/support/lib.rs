@@ -51,5 +51,5 @@ pub use servers::{
     FAILOVER_TIMEOUT, PgBouncer, PrivateCluster, PrivatePostgres, PrivateRedis, PrivateSentinels,
     Server, Tmpfs, free_port, kill, slot_of, try_kill,
 };
-pub use service::{Mode, TestApp, config};
+pub use service::{Mode, TestApp, config, watch_redis};
 pub use sockets::{RawAnswer, framed, head, percent_encoded, raw};

@@ -2,8 +2,10 @@
 //! modes run through the same code; production needs the servers that `scripts/test` starts.
 //! `both_modes!` and `over_redis!` define tests that get one.
 
+use std::time::Duration;
+
 use aura_hitl::config::{Config, LedgerConfig};
-use aura_hitl::courier::{Courier, RedisSettings, StoredRequest};
+use aura_hitl::courier::{Courier, RedisSettings, ScanSettings, StoredRequest};
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::State;
@@ -93,6 +95,15 @@ pub async fn config(mode: Mode, folder: &TempDir) -> Config {
             Some(RedisSettings::Url(SecretString::from(test_variable("TEST_REDIS_URL"))));
     }
     config
+}
+
+/// Switches the intake on, for a service with a Redis of its own.
+pub fn watch_redis(config: &mut Config) {
+    config.intake = Some(ScanSettings {
+        interval: Duration::from_secs(1),
+        count: 1000,
+        keys_per_second: 50_000,
+    });
 }
 
 /// A running service and the people around it.
