@@ -34,6 +34,7 @@ pub mod identity;
 pub mod ledger;
 pub mod limits;
 pub mod observe;
+pub mod policy;
 pub mod requests;
 pub mod search;
 pub mod server;

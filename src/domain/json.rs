@@ -96,7 +96,7 @@ fn is_numeric(number: &str) -> bool {
 
 /// Splits a text that begins with a JSON string: the string with its quotes, and the rest. If the
 /// string has no closing quote, the rest is empty.
-pub(super) fn split_string(text: &str) -> (&str, &str) {
+pub(crate) fn split_string(text: &str) -> (&str, &str) {
     let mut is_escaped = true;
     for (at, byte) in text.bytes().enumerate() {
         match byte {
