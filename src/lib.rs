@@ -6,7 +6,8 @@
 //! 1. [`api`] routes the call to its handler, authenticates the caller and checks the body.
 //! 2. [`requests::decide`] loads the request from the [`courier`] (Redis), else from the [`ledger`]
 //!    (SQL).
-//! 3. [`domain::rules::decide`], a pure function, checks whether this person may decide it now.
+//! 3. [`permit::judge`], a pure function, checks whether this person may decide it now. Every way to
+//!    decide asks it, since the ledger takes no decision without its [`permit::Permit`].
 //! 4. [`ledger::Ledger::record_outcome`] records exactly one decision, in one statement that also
 //!    updates the `agent_task` row and records that a signal is owed.
 //! 5. [`delivery`] sends the signal: the key, then the message, unless the session has moved on.
@@ -34,6 +35,7 @@ pub mod identity;
 pub mod ledger;
 pub mod limits;
 pub mod observe;
+pub mod permit;
 pub mod policy;
 pub mod requests;
 pub mod search;

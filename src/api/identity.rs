@@ -101,8 +101,8 @@ fn authenticate(
     let bearer = tokens.verify(token).map_err(ApiError::bad_token)?;
     request.extensions_mut().insert(TokenExpiry(bearer.until));
     request.extensions_mut().insert(bearer.actor);
-    let Bearer { user, tenant, role, id: token_id, actor, .. } = bearer;
-    let caller = Caller { user, tenant, role, token_id, via: via(headers) };
+    let Bearer { user, tenant, role, memberships, id: token_id, actor, .. } = bearer;
+    let caller = Caller { user, tenant, role, memberships, token_id, via: via(headers) };
     // A call that is refused below is recorded with its caller, too.
     request.extensions_mut().insert(caller.clone());
 

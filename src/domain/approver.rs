@@ -1,5 +1,7 @@
 //! The authenticated caller, as the token and the Gateway's headers describe them.
 
+use std::sync::Arc;
+
 use super::ids::{TenantId, UserId};
 
 /// The `role` claim of the token: what the caller may do beyond their own requests and tasks.
@@ -31,10 +33,21 @@ pub struct Caller {
     pub tenant: TenantId,
     /// The token's `role`.
     pub role: Role,
+    /// The roles and groups that the token names.
+    pub memberships: Arc<Memberships>,
     /// The token's `jti`; `None` when it is missing, longer than 256 bytes, or has control characters.
     pub token_id: Option<String>,
     /// The Gateway's headers; recorded with a decision.
     pub via: Via,
+}
+
+/// The roles and groups of a caller, for the approvers of a policy's rule: `role:…` and `group:…`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memberships {
+    /// The token's `role` and `roles`, without repetition.
+    pub roles: Vec<String>,
+    /// The token's `groups`, without repetition.
+    pub groups: Vec<String>,
 }
 
 /// The Gateway's headers that describe a call. They are recorded and never checked. Each is at most

@@ -21,3 +21,4 @@ pub mod search;
 pub mod session;
 pub mod signal;
 pub mod task;
+pub mod vote;

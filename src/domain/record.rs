@@ -39,6 +39,74 @@ pub enum Delivery {
     Superseded,
 }
 
+/// How a request was decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DecidedVia {
+    /// People decided.
+    #[default]
+    Person,
+    /// A rule of the policy file decided by itself. `decided_by` is the rule's name.
+    Policy,
+    /// A person had approved such requests beforehand.
+    Grant,
+}
+
+impl DecidedVia {
+    /// `person`, `policy` or `grant`: the value on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Person => "person",
+            Self::Policy => "policy",
+            Self::Grant => "grant",
+        }
+    }
+
+    /// The value of the column `decided_via`.
+    #[must_use]
+    pub fn column(self) -> Option<&'static str> {
+        match self {
+            Self::Person => None,
+            Self::Policy | Self::Grant => Some(self.as_str()),
+        }
+    }
+
+    /// Reads the column `decided_via`.
+    #[must_use]
+    pub fn of_column(column: Option<&str>) -> Self {
+        match column {
+            Some("policy") => Self::Policy,
+            Some("grant") => Self::Grant,
+            _ => Self::Person,
+        }
+    }
+}
+
+/// What the policy file said of a request when its row was last written. Without a policy file it says
+/// nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ruling {
+    /// How the request was decided, if it was.
+    pub via: DecidedVia,
+    /// The name of the rule that binds.
+    pub rule: Option<String>,
+    /// The version of the policy file.
+    pub version: Option<String>,
+    /// All rules that bind, as a key of that version of the policy file.
+    pub binding: Option<String>,
+    /// `low`, `medium`, `high` or `critical`.
+    pub risk: Option<String>,
+    /// How many people have to approve.
+    pub approvals_needed: Option<i64>,
+    /// How many approvals counted at the last vote.
+    pub approvals: Option<i64>,
+    /// How often votes on the request were written. A vote is only written if this is as it was when the
+    /// votes were read.
+    pub ballots: i64,
+    /// Whose approvals counted when the request was approved by more than one person.
+    pub voters: Vec<UserId>,
+}
+
 /// A request's row in the ledger, table `hitl_request`.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -97,6 +165,8 @@ pub struct Record {
     pub closed_at: Option<DateTime<Utc>>,
     /// When the agent acknowledged that it had acted on the outcome, UTC.
     pub acted_at: Option<DateTime<Utc>>,
+    /// What the policy file said.
+    pub ruling: Ruling,
 }
 
 impl Record {

@@ -283,13 +283,15 @@ pub fn judge_lost_withdrawal(record: &Record, caller: &Caller) -> Result<(), Ref
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use chrono::TimeDelta;
 
     use super::super::approver::Via;
     use super::super::ids::TaskId;
-    use super::super::record::{Delivery, is_same};
+    use super::super::record::{Delivery, Ruling, is_same};
     use super::super::request::ApprovalRequest;
     use super::*;
 
@@ -310,7 +312,10 @@ mod tests {
 
     prop_compose! {
         fn a_caller()(user in a_user(), tenant in a_tenant()) -> Caller {
-            Caller { user, tenant, role: Role::User, token_id: None, via: Via::default() }
+            Caller {
+                user, tenant, role: Role::User, memberships: Arc::default(), token_id: None,
+                via: Via::default(),
+            }
         }
     }
 
@@ -400,6 +405,7 @@ mod tests {
                 sequence: None,
                 closed_at: None,
                 acted_at: None,
+                ruling: Ruling::default(),
             }
         }
     }

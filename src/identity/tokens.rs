@@ -14,12 +14,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::revocations::Revocations;
-use crate::domain::approver::Role;
+use crate::domain::approver::{Memberships, Role};
 use crate::domain::ids::{TenantId, UserId};
 use crate::domain::json::RawObject;
 
 /// Longest bearer token that is accepted, in bytes.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
+/// Most roles and most groups of a token that count. The others are ignored.
+const MAX_MEMBERSHIPS: usize = 256;
 
 /// Verifies tokens. Clones share their settings, so that a change reaches every worker at once.
 #[derive(Clone)]
@@ -225,6 +227,7 @@ impl Checks {
         let (Ok(user), Ok(tenant)) = (UserId::parse(claims.sub), TenantId::parse(tenant)) else {
             return Err(TokenProblem::Invalid);
         };
+        let memberships = Arc::new(memberships(claims.role.as_deref(), &claims.others));
         let id = match claims.others.get("jti") {
             Some(Value::String(text)) => Some(text.clone()),
             Some(Value::Number(number)) if !number.is_f64() => Some(number.to_string()),
@@ -236,7 +239,8 @@ impl Checks {
         // A valid user id is text that every store and log can keep; the same rules fit a token id.
         let id = id.filter(|id| UserId::parse(id.as_str()).is_ok());
         let until = claims.exp.saturating_add(self.validation.leeway);
-        Ok(Bearer { user, tenant, role, id, actor: self.actor(&claims.others), until })
+        let actor = self.actor(&claims.others);
+        Ok(Bearer { user, tenant, role, memberships, id, actor, until })
     }
 
     /// Who acts with a token, according to its claims.
@@ -267,6 +271,29 @@ impl ClaimValue {
     }
 }
 
+/// The roles and groups that a token names. `roles` and `groups` are lists of texts, or one text. A name
+/// that is no valid id is ignored.
+fn memberships(role: Option<&str>, claims: &Map<String, Value>) -> Memberships {
+    let names = |claim: &str| match claims.get(claim) {
+        Some(Value::String(name)) => vec![name.as_str()],
+        Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    };
+    let unique = |names: Vec<&str>| {
+        let mut kept = Vec::<String>::new();
+        for name in names {
+            // The rules of a user id fit a role and a group: text that every store and log can keep.
+            let is_new = !kept.iter().any(|known| known == name);
+            if is_new && kept.len() < MAX_MEMBERSHIPS && UserId::parse(name).is_ok() {
+                kept.push(name.to_owned());
+            }
+        }
+        kept
+    };
+    let roles = role.into_iter().chain(names("roles")).collect();
+    Memberships { roles: unique(roles), groups: unique(names("groups")) }
+}
+
 /// Who acts with a token, according to its claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Actor {
@@ -287,6 +314,8 @@ pub struct Bearer {
     pub tenant: TenantId,
     /// `role`.
     pub role: Role,
+    /// `role`, `roles` and `groups`.
+    pub memberships: Arc<Memberships>,
     /// `jti`; see `Caller::token_id`.
     pub id: Option<String>,
     /// Who acts with the token.
@@ -357,6 +386,26 @@ pub fn mint(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn roles_and_groups_are_the_tokens_own_each_once_and_never_without_bound() {
+        let claims = |claims: Value| claims.as_object().cloned().unwrap();
+        let read = memberships(
+            Some("admin"),
+            &claims(serde_json::json!({
+                "roles": ["auditor", "admin", 7, null, ["x"], "", "a\n"], "groups": "finance",
+            })),
+        );
+        assert_eq!(
+            (read.roles, read.groups),
+            (vec!["admin".to_owned(), "auditor".to_owned()], vec!["finance".to_owned()],)
+        );
+        let many = (0..1000).map(|n| format!("g{n}")).collect::<Vec<_>>();
+        let read = memberships(None, &claims(serde_json::json!({ "groups": many })));
+        assert_eq!((read.roles.len(), read.groups.len()), (0, MAX_MEMBERSHIPS));
+        let none = memberships(None, &claims(serde_json::json!({ "groups": { "a": true } })));
+        assert_eq!(none, Memberships::default());
+    }
 
     #[test]
     fn claims_have_a_value_as_text_or_in_a_list() {

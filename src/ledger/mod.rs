@@ -45,6 +45,7 @@ mod retention;
 mod search;
 mod tasks;
 mod totals;
+mod votes;
 mod writing;
 
 pub use self::connect::Ledger;
@@ -62,4 +63,4 @@ pub use self::refused_attempts::RefusedAttempt;
 pub use self::requests::{Backlog, Overdue};
 pub use self::search::{SearchText, Unprepared};
 pub use self::tasks::COUNTED_TASKS;
-pub use self::writing::{Recorded, Registered, Writing};
+pub use self::writing::{Change, Recorded, Registered, Writing};

@@ -53,7 +53,7 @@ impl Ledger {
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
         ));
         let values = |attempt: &RefusedAttempt| {
-            let Caller { user, tenant, role, token_id, via } = &attempt.caller;
+            let Caller { user, tenant, role, token_id, via, .. } = &attempt.caller;
             let values = values![
                 attempt.at,
                 tenant,

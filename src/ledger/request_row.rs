@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use super::error::{LedgerError, Result};
 use crate::domain::decision::{Decision, State, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
-use crate::domain::record::{Delivery, Record};
+use crate::domain::record::{DecidedVia, Delivery, Record, Ruling};
 use crate::domain::request::Origin;
 
 /// The columns of a request that [`RequestRow`] reads, and those from which its task is written.
@@ -14,7 +14,8 @@ pub(super) const REQUEST_COLUMNS: &str = "\
     request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint, content_hash,
     document, task_id, owns_task, created_at, expires_at, status, decided_by, decided_at, reason,
     delivery, owed_since, listeners, sent_to, sent_at, outcome, settled_at, acted_at, asked_at,
-    moved_on, asked_again_until";
+    moved_on, asked_again_until, decided_via, rule, policy_version, binding, risk,
+    approvals_needed, approvals, ballots, voters";
 
 /// When the agent of a request of Redis made it. `created_at` is when the service first saw it.
 pub(super) const ASKED_AT: &str = "COALESCE(asked_at, created_at)";
@@ -48,6 +49,15 @@ pub(super) struct RequestRow {
     asked_at: Option<DateTime<Utc>>,
     moved_on: bool,
     asked_again_until: Option<DateTime<Utc>>,
+    decided_via: Option<String>,
+    rule: Option<String>,
+    policy_version: Option<String>,
+    binding: Option<String>,
+    risk: Option<String>,
+    approvals_needed: Option<i64>,
+    approvals: Option<i64>,
+    ballots: Option<i64>,
+    voters: Option<String>,
     /// The status of the request's task. Only statements that write a request return it.
     #[sqlx(default)]
     pub(super) task_status: Option<String>,
@@ -103,6 +113,27 @@ impl RequestRow {
             asked_at: self.asked_at.unwrap_or(self.created_at),
             has_moved_on: self.moved_on,
             asked_again_until: self.asked_again_until,
+            ruling: Ruling {
+                via: DecidedVia::of_column(self.decided_via.as_deref()),
+                rule: self.rule,
+                version: self.policy_version,
+                binding: self.binding,
+                risk: self.risk,
+                approvals_needed: self.approvals_needed,
+                approvals: self.approvals,
+                ballots: self.ballots.unwrap_or(0),
+                voters: voters(self.voters.as_deref()),
+            },
         })
     }
+}
+
+/// The users in the column `voters`: a JSON array. A row that somebody has edited by hand has none.
+pub(super) fn voters(column: Option<&str>) -> Vec<UserId> {
+    names(column).into_iter().filter_map(|user| UserId::parse(user).ok()).collect()
+}
+
+/// A JSON array of texts.
+pub(super) fn names(column: Option<&str>) -> Vec<String> {
+    column.and_then(|column| serde_json::from_str(column).ok()).unwrap_or_default()
 }

@@ -22,23 +22,25 @@ use super::error::{LedgerError, Result};
 use super::requests::{FIND, Overdue, REQUEST_COLUMNS, RequestRow};
 use crate::domain::approver::{Caller, Role};
 use crate::domain::audit::AuditEntry;
-use crate::domain::decision::State;
+use crate::domain::decision::{Decision, State};
 use crate::domain::ids::{TaskId, TenantId, UserId};
+use crate::domain::json;
 use crate::domain::printable::printable;
-use crate::domain::record::{Candidate, Record};
+use crate::domain::record::{Candidate, Record, Ruling};
 use crate::domain::request::Origin;
 use crate::domain::task::TaskStatus;
+use crate::domain::vote::Vote;
 use crate::observe::metrics::{self, AuditResult};
 use crate::observe::traces;
+use crate::permit::{Ballot, Permit};
 
 /// The input of one write of a request.
 #[derive(Debug)]
 pub struct Writing<'a> {
     /// The request to write.
     pub candidate: &'a Candidate,
-    /// The new state of the request: [`State::Pending`] registers it, the others decide or withdraw
-    /// it.
-    pub state: &'a State,
+    /// What the write does to the request.
+    pub change: Change,
     /// Who registers, decides or withdraws the request.
     pub caller: &'a Caller,
     /// The time of the write, UTC.
@@ -60,19 +62,68 @@ pub struct Writing<'a> {
     pub audit: AuditEntry,
 }
 
+/// What a write does to a request. A decision and a vote need the proof that they were judged.
+#[derive(Debug)]
+pub enum Change {
+    /// Registers it. The ruling is what the policy file says of it.
+    Register(Ruling),
+    /// Withdraws it.
+    Withdraw,
+    /// Decides it.
+    Decide(Permit),
+    /// Adds an approval that does not decide it.
+    Vote(Ballot),
+}
+
+impl Change {
+    /// The column `status`.
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Register(_) | Self::Vote(_) => State::Pending.as_str(),
+            Self::Withdraw => State::Cancelled.as_str(),
+            Self::Decide(permit) => permit.decision().verdict.status(),
+        }
+    }
+
+    fn decision(&self) -> Option<&Decision> {
+        match self {
+            Self::Decide(permit) => Some(permit.decision()),
+            Self::Register(_) | Self::Withdraw | Self::Vote(_) => None,
+        }
+    }
+
+    /// The vote that is written with it.
+    fn vote(&self) -> Option<&Vote> {
+        match self {
+            Self::Decide(permit) => permit.vote(),
+            Self::Vote(ballot) => Some(ballot.vote()),
+            Self::Register(_) | Self::Withdraw => None,
+        }
+    }
+
+    fn ruling(&self) -> Option<&Ruling> {
+        match self {
+            Self::Register(ruling) => Some(ruling),
+            Self::Withdraw => None,
+            Self::Decide(permit) => Some(permit.ruling()),
+            Self::Vote(ballot) => Some(ballot.ruling()),
+        }
+    }
+}
+
 impl<'a> Writing<'a> {
     /// A write by this caller, without further conditions, without a lease of the signal, and
     /// without an entry for the audit log.
     #[must_use]
     pub fn new(
         candidate: &'a Candidate,
-        state: &'a State,
+        change: Change,
         caller: &'a Caller,
         now: DateTime<Utc>,
     ) -> Self {
         Self {
             candidate,
-            state,
+            change,
             caller,
             now,
             held_for: TimeDelta::zero(),
@@ -87,13 +138,14 @@ impl<'a> Writing<'a> {
     /// The user whose tasks the request may use. `None` allows every task of the tenant: for a
     /// request without a user, and for a request that an admin registers.
     fn task_owner(&self) -> Option<&UserId> {
-        let may_use_any_task = *self.state == State::Pending && self.caller.role == Role::Admin;
+        let is_registration = matches!(self.change, Change::Register(_));
+        let may_use_any_task = is_registration && self.caller.role == Role::Admin;
         self.candidate.user.as_ref().filter(|_| !may_use_any_task)
     }
 
     /// The task's `error_message` after a rejection; `None` if the request is not rejected.
     fn rejection_message(&self) -> Option<String> {
-        let decision = self.state.decision()?;
+        let decision = self.change.decision()?;
         let reason = decision.verdict.reason()?;
         let by = decision.by.as_str();
         Some(format!("Rejected by {}: {}", printable(by), printable(reason)))
@@ -117,7 +169,10 @@ impl<'a> Writing<'a> {
     fn values(&self, is_task_taken: bool) -> Vec<Value> {
         let Candidate { request, .. } = self.candidate;
         let Caller { user, role, token_id, via, .. } = self.caller;
-        let decision = self.state.decision();
+        let decision = self.change.decision();
+        let (ruling, vote) = (self.change.ruling(), self.change.vote());
+        // Who decides or votes gives evidence of the token.
+        let gives_evidence = decision.is_some() || vote.is_some();
         Vec::from(values![
             /* tenant_id */ self.tenant(),
             /* request_id */ &request.id,
@@ -138,13 +193,14 @@ impl<'a> Writing<'a> {
             /* task_owner: NULL allows any */ self.task_owner(),
             /* created_at */ self.candidate.created_at,
             /* expires_at */ self.candidate.expires_at,
-            /* status */ self.state.as_str(),
+            /* status */ self.change.status(),
             /* decided_by */ decision.map(|decision| &decision.by),
             /* decided_at */ decision.map(|decision| decision.at),
             /* reason */ decision.and_then(|decision| decision.verdict.reason()),
             /* rejection: the error_message of a rejected task */ self.rejection_message(),
             /* decider_role */ decision.and(Some(role.as_str())),
-            /* token_id: of the decider's token */ decision.and(token_id.as_ref()),
+            /* token_id: of the decider's token */
+            token_id.as_ref().filter(|_id| gives_evidence),
             /* if_match */ self.if_match,
             /* caller_id */ user,
             /* caller_source */ via.source.as_ref(),
@@ -160,6 +216,22 @@ impl<'a> Writing<'a> {
             self.only_newest,
             /* alone_since: no other tenant's request of Redis in the session since */
             self.alone_since,
+            /* decided_via */ ruling.and_then(|ruling| ruling.via.column()),
+            /* rule */ ruling.and_then(|ruling| ruling.rule.as_ref()),
+            /* policy_version */ ruling.and_then(|ruling| ruling.version.as_ref()),
+            /* binding */ ruling.and_then(|ruling| ruling.binding.as_ref()),
+            /* risk */ ruling.and_then(|ruling| ruling.risk.as_ref()),
+            /* approvals_needed */ ruling.and_then(|ruling| ruling.approvals_needed),
+            /* approvals */ ruling.and_then(|ruling| ruling.approvals),
+            /* ballots: with the vote; NULL without one */
+            vote.and(ruling).map(|ruling| ruling.ballots + 1),
+            /* voters */ ruling.and_then(|ruling| as_json(&ruling.voters)),
+            /* voter_roles */
+            vote.map(|vote| json::raw(&vote.memberships.roles).get().to_owned()),
+            /* voter_groups */
+            vote.map(|vote| json::raw(&vote.memberships.groups).get().to_owned()),
+            /* arguments: the fingerprint of those that the vote is for */
+            vote.and_then(|vote| vote.arguments.as_ref()),
         ])
     }
 
@@ -226,7 +298,15 @@ impl Ledger {
     /// decision may have been written: read the request to find out.
     pub async fn record_outcome(&self, writing: &Writing<'_>) -> Result<Recorded> {
         let began = Instant::now();
-        match self.write(RECORD_OUTCOME, writing).await? {
+        if let Change::Decide(permit) = &writing.change
+            && !permit.is_for(writing.candidate)
+        {
+            let problem = "a decision was judged for another request";
+            return Err(LedgerError::Inconsistent(problem.to_owned()));
+        }
+        let statement =
+            if writing.change.vote().is_some() { RECORD_LAST_VOTE } else { RECORD_OUTCOME };
+        match self.write(statement, writing).await? {
             Written::Row(row) => {
                 writing.count_unsendable();
                 let is_waiting =
@@ -265,6 +345,21 @@ impl Ledger {
                 }
             }
             Written::IdTaken => Ok(Recorded::IdTaken),
+        }
+    }
+
+    /// Writes a vote that does not decide, in place of the voter's earlier one. `None` if nothing was
+    /// written: the request is not pending or has other content, or somebody has voted since the votes
+    /// were read.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer. After [`LedgerError::OutcomeUnknown`] the
+    /// vote may have been written: read the votes to find out.
+    pub async fn record_vote(&self, writing: &Writing<'_>) -> Result<Option<Record>> {
+        let began = Instant::now();
+        match self.write(RECORD_VOTE, writing).await? {
+            Written::Row(row) => Ok(Some(self.record(*row, began)?)),
+            Written::Nothing | Written::IdTaken => Ok(None),
         }
     }
 
@@ -389,6 +484,12 @@ impl Ledger {
     }
 }
 
+/// Users as a JSON array; `None` for none.
+fn as_json(users: &[UserId]) -> Option<String> {
+    let names = users.iter().map(UserId::as_str).collect::<Vec<_>>();
+    (!names.is_empty()).then(|| json::raw(&names).get().to_owned())
+}
+
 fn origin_str(origin: Origin) -> &'static str {
     match origin {
         Origin::Redis => "redis",
@@ -454,14 +555,16 @@ macro_rules! given {
 }
 
 given! {
-    GIVEN, GIVEN_ON_SQLITE, 40;
+    GIVEN, GIVEN_ON_SQLITE, 52;
     1 tenant_id, 2 request_id, 3 origin, 4 session_id, 5 user_id, 6 action_type, 7 fingerprint,
     8 content_hash, 9 etag, 10 document, 11 context, 12 message, 13 plan_steps, 14 named_task,
     15 new_task, 16 is_task_taken, 17 task_owner, 18 created_at, 19 expires_at, 20 status,
     21 decided_by, 22 decided_at, 23 reason, 24 rejection, 25 decider_role, 26 token_id,
     27 if_match, 28 caller_id, 29 caller_source, 30 caller_type, 31 agent_id, 32 trace_id,
     33 gateway_request_id, 34 trace_parent, 35 audit, 36 written_at, 37 due_at, 38 only_newest,
-    39 alone_since,
+    39 alone_since, 40 decided_via, 41 rule, 42 policy_version, 43 binding, 44 risk,
+    45 approvals_needed, 46 approvals, 47 ballots, 48 voters, 49 voter_roles, 50 voter_groups,
+    51 arguments,
 }
 
 /// `given` with the existing task that each request uses, as `kept`: the task that the request
@@ -526,7 +629,8 @@ const INSERT_REQUEST: &str = formatcp!(
         document, task_id, owns_task, created_at, expires_at, status, decided_by, decided_at,
         reason, caller_source, caller_type, agent_id, trace_id, gateway_request_id, delivery,
         owed_since, due_at, if_match, decider_role, token_id, outcome, settled_at, trace_parent,
-        message, etag, asked_at
+        message, etag, asked_at, decided_via, rule, policy_version, binding, risk,
+        approvals_needed, approvals, ballots, voters
      )
      SELECT input.request_id, input.origin, input.tenant_id, input.session_id, input.user_id,
         input.action_type, input.fingerprint, input.content_hash, input.document,
@@ -551,7 +655,9 @@ const INSERT_REQUEST: &str = formatcp!(
         input.written_at, input.due_at, input.if_match, input.decider_role, input.token_id,
         CASE WHEN input.status <> 'pending' THEN {NEXT_OUTCOME_OF_A_WRITE} END,
         CASE WHEN input.status <> 'pending' THEN input.written_at END, input.trace_parent,
-        SUBSTR(input.message, 1, 2000), input.etag, input.created_at
+        SUBSTR(input.message, 1, 2000), input.etag, input.created_at, input.decided_via,
+        input.rule, input.policy_version, input.binding, input.risk, input.approvals_needed,
+        input.approvals, input.ballots, input.voters
      FROM input"
 );
 
@@ -566,7 +672,18 @@ macro_rules! of_seen {
     };
 }
 
-/// Writes decisions or withdrawals. Inserts new rows, or updates rows that nobody has decided or
+/// Takes a column from a decision. A withdrawal keeps that of the row.
+macro_rules! of_decision {
+    ($($column:literal),+) => {
+        concat!($(
+            $column, " = CASE WHEN excluded.decided_at IS NULL THEN hitl_request.", $column,
+            " ELSE excluded.", $column, " END, "
+        ),+)
+    };
+}
+
+/// Writes decisions or withdrawals. A decision with a vote is only written if nobody has voted since the
+/// votes were read. Inserts new rows, or updates rows that nobody has decided or
 /// withdrawn: of a registered request if it is pending, has not expired and has the same content; of
 /// a request that was only seen in Redis, whatever its row says, because the decider has read Redis.
 /// If such a row has expired, then only if that was before this decision began: so its agent has
@@ -597,7 +714,8 @@ const DECIDE_REQUEST: &str = formatcp!(
         delivery = excluded.delivery, owed_since = excluded.owed_since,
         due_at = excluded.due_at, attempts = 0, sent_at = NULL, listeners = NULL,
         sent_to = NULL, outcome = excluded.outcome, settled_at = excluded.settled_at,
-        {CONTENT_OF_SEEN} asked_at = excluded.asked_at, moved_on = FALSE,
+        {CONTENT_OF_SEEN} {RULING_OF_DECISION} asked_at = excluded.asked_at, moved_on = FALSE,
+        ballots = COALESCE(excluded.ballots, hitl_request.ballots),
         trace_parent = excluded.trace_parent
       WHERE hitl_request.origin = excluded.origin AND CASE WHEN hitl_request.origin = 'redis'
         THEN hitl_request.status = 'pending'
@@ -606,6 +724,8 @@ const DECIDE_REQUEST: &str = formatcp!(
         ELSE hitl_request.status = 'pending'
              AND hitl_request.expires_at > excluded.settled_at
              AND hitl_request.content_hash = excluded.content_hash END
+        AND (excluded.ballots IS NULL
+             OR COALESCE(hitl_request.ballots, 0) = excluded.ballots - 1)
      RETURNING {REQUEST_COLUMNS}"
 );
 const CONTENT_OF_SEEN: &str = of_seen!(
@@ -621,6 +741,53 @@ const CONTENT_OF_SEEN: &str = of_seen!(
     "owns_task",
     "expires_at"
 );
+
+const RULING_OF_DECISION: &str = of_decision!(
+    "decided_via",
+    "rule",
+    "policy_version",
+    "binding",
+    "risk",
+    "approvals_needed",
+    "approvals",
+    "voters"
+);
+
+/// Counts votes that decide nothing: each changes its request's row, under the row's lock, if nobody has
+/// voted since the votes were read. The request is pending and has the content that was approved.
+const COUNT_VOTE: &str = formatcp!(
+    "UPDATE hitl_request AS d
+        SET ballots = v.next_ballots, approvals = v.counted, approvals_needed = v.needed,
+            rule = v.by_rule, policy_version = v.by_version, binding = v.bound, risk = v.of_risk
+       FROM (SELECT tenant_id AS of_tenant, request_id AS of_request, origin AS of_origin,
+                    content_hash AS of_content, written_at AS at, ballots AS next_ballots,
+                    approvals AS counted, approvals_needed AS needed, rule AS by_rule,
+                    policy_version AS by_version, binding AS bound, risk AS of_risk
+               FROM input) AS v
+      WHERE d.tenant_id = v.of_tenant AND d.request_id = v.of_request
+        AND d.status || '' = 'pending' AND d.origin || '' = v.of_origin
+        AND d.content_hash || '' = v.of_content AND d.expires_at > v.at
+        AND COALESCE(d.ballots, 0) = v.next_ballots - 1
+     RETURNING {REQUEST_COLUMNS}"
+);
+
+/// Inserts the votes, or replaces the voters' earlier ones.
+const WRITE_VOTE: &str = "\
+    INSERT INTO hitl_vote (
+        tenant_id, request_id, voter, decision, voted_at, etag, arguments, voter_roles,
+        voter_groups, rule, policy_version, token_id
+     )
+     SELECT d.tenant_id, d.request_id, input.caller_id, 'approve', input.written_at, input.etag,
+        input.arguments, input.voter_roles, input.voter_groups, input.rule, input.policy_version,
+        input.token_id
+       FROM written AS d
+       JOIN input ON input.tenant_id = d.tenant_id AND input.request_id = d.request_id
+      WHERE true
+     ON CONFLICT (tenant_id, request_id, voter) DO UPDATE SET
+        decision = excluded.decision, voted_at = excluded.voted_at, reason = NULL,
+        etag = excluded.etag, arguments = excluded.arguments, voter_roles = excluded.voter_roles,
+        voter_groups = excluded.voter_groups, rule = excluded.rule,
+        policy_version = excluded.policy_version, token_id = excluded.token_id";
 
 /// Registers requests: inserts rows, except for requests whose task is completed or failed.
 const REGISTER_REQUEST: &str = formatcp!(
@@ -721,6 +888,35 @@ const RECORD_OUTCOME: Statement = Statement::new(
 )
 .on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
 .then(&[formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"), formatcp!("{THEN_WRITE} {WRITE_AUDIT}")]);
+
+/// [`RECORD_OUTCOME`] for decisions that more than one person makes: also writes the last vote.
+const RECORD_LAST_VOTE: Statement = Statement::new(
+    "ledger.record_last_vote",
+    formatcp!(
+        "WITH {GIVEN}, {INPUT}, written AS ({DECIDE_REQUEST}), voted AS ({WRITE_VOTE}),
+         {AND_THE_REST_OF_DECISIONS}"
+    ),
+)
+.on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
+.then(&[
+    formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"),
+    formatcp!("{THEN_WRITE} {WRITE_AUDIT}"),
+    formatcp!("{THEN_WRITE} {WRITE_VOTE}"),
+]);
+
+const RECORD_VOTE: Statement = Statement::new(
+    "ledger.record_vote",
+    formatcp!(
+        "WITH {GIVEN}, input AS (SELECT given.* FROM given), written AS ({COUNT_VOTE}),
+         voted AS ({WRITE_VOTE})
+         SELECT input.place, written.*
+           FROM written
+           JOIN input ON input.tenant_id = written.tenant_id
+                     AND input.request_id = written.request_id"
+    ),
+)
+.on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, input AS (SELECT given.* FROM given) {COUNT_VOTE}"))
+.then(&[formatcp!("{THEN_WRITE} {WRITE_VOTE}")]);
 
 const REGISTER: Statement = Statement::new(
     "ledger.register",

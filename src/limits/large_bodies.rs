@@ -147,6 +147,7 @@ mod tests {
             user: UserId::parse(user).unwrap(),
             tenant: TenantId::parse("tenant1").unwrap(),
             role: Role::User,
+            memberships: std::sync::Arc::default(),
             token_id: None,
             via: Via::default(),
         }

@@ -27,10 +27,11 @@ use crate::domain::record::{
     Candidate, Delivery, DeliveryReceipt, DeliveryResult, Record, is_same,
 };
 use crate::domain::request::Origin;
-use crate::domain::rules::{self, Expected, Refusal, judge_lost_decision};
+use crate::domain::rules::{Expected, Refusal, judge_lost_decision};
 use crate::domain::session::SessionPointer;
-use crate::ledger::{LEASE, LedgerError, Overdue, Recorded, Writing};
+use crate::ledger::{Change, LEASE, LedgerError, Overdue, Recorded, Writing};
 use crate::observe::metrics;
+use crate::permit::{self, Permit};
 use crate::state::AppState;
 
 /// How long to ask the ledger whether it has recorded a decision that it did not confirm.
@@ -66,11 +67,12 @@ pub async fn decide(
             Loaded::Open(subject) => subject,
             Loaded::Closed(closed) => return attempt.repeat(closed).await,
         };
-        let (decision, if_match) = match attempt.judge(&subject).await? {
-            Judged::MayDecide { decision, if_match } => (decision, if_match),
+        let (permit, if_match) = match attempt.judge(&subject).await? {
+            Judged::MayDecide { permit, if_match } => (permit, if_match),
             Judged::Closed(closed) => return attempt.repeat(*closed).await,
         };
-        match attempt.record(&subject, &decision, if_match).await? {
+        let decision = permit.decision().clone();
+        match attempt.record(&subject, permit, if_match).await? {
             Written::Won(record) => return Ok(attempt.send(&subject, &record, decision).await),
             Written::Lost(closed) => return attempt.repeat_and_resend(closed).await,
             // An older release registered the request, which also wrote it to Redis.
@@ -119,7 +121,7 @@ enum Loaded {
 
 enum Judged<'a> {
     MayDecide {
-        decision: Decision,
+        permit: Permit,
         /// The entity tag by which the caller named the content.
         if_match: Option<&'a str>,
     },
@@ -187,7 +189,7 @@ impl Attempt<'_> {
     /// Whether this person may decide the request now, and whether they saw its current content.
     async fn judge<'a>(&self, subject: &'a Subject) -> Result<Judged<'a>> {
         let Subject { candidate, pointer } = subject;
-        let decision = match self.may_decide(candidate, &pointer.clone().unwrap_or_default()) {
+        let permit = match self.may_decide(candidate, &pointer.clone().unwrap_or_default()) {
             // Only the ledger knows whether the request was decided before it expired.
             Err(Refusal::Expired) => match self.recorded().await? {
                 Some(record) => {
@@ -208,40 +210,55 @@ impl Attempt<'_> {
             judged => judged?,
         };
         let if_match = self.expected.check(&candidate.request.etag)?;
-        Ok(Judged::MayDecide { decision, if_match })
+        Ok(Judged::MayDecide { permit, if_match })
     }
 
     fn may_decide(
         &self,
         candidate: &Candidate,
         pointer: &SessionPointer,
-    ) -> std::result::Result<Decision, Refusal> {
+    ) -> std::result::Result<Permit, Refusal> {
         let verdict = self.verdict.clone();
-        rules::decide(candidate, pointer, self.caller, verdict, self.now, self.app.policy)
+        permit::judge(candidate, pointer, self.caller, verdict, self.now, self.app.policy)
     }
 
     /// Records the decision, unless there is one already.
     async fn record(
         &self,
         subject: &Subject,
-        decision: &Decision,
+        permit: Permit,
         if_match: Option<&str>,
     ) -> Result<Written> {
+        let decision = permit.decision().clone();
+        let writing = self.write_of(subject, permit, if_match);
+        crash_point!("deciding");
+        let recorded = match self.app.ledger.record_outcome(&writing).await {
+            Err(error @ LedgerError::OutcomeUnknown(_)) => self.confirm(&decision, error).await?,
+            recorded => recorded?,
+        };
+        self.written(recorded, &subject.candidate)
+    }
+
+    fn write_of<'a>(
+        &'a self,
+        subject: &'a Subject,
+        permit: Permit,
+        if_match: Option<&'a str>,
+    ) -> Writing<'a> {
         let (candidate, pointer) = (&subject.candidate, subject.pointer.as_ref());
-        let state = State::Decided(decision.clone());
-        let writing = Writing {
+        let state = State::Decided(permit.decision().clone());
+        Writing {
             held_for: LEASE,
             if_match,
             only_newest: pointer.is_some_and(|pointer| pointer.request.is_none()),
             alone_since: pointer.map(|_pointer| self.now - SESSION_LIFETIME),
             audit: self.app.audit_entry(candidate, &state, self.caller, self.now),
-            ..Writing::new(candidate, &state, self.caller, self.now)
-        };
-        crash_point!("deciding");
-        let recorded = match self.app.ledger.record_outcome(&writing).await {
-            Err(error @ LedgerError::OutcomeUnknown(_)) => self.confirm(decision, error).await?,
-            recorded => recorded?,
-        };
+            ..Writing::new(candidate, Change::Decide(permit), self.caller, self.now)
+        }
+    }
+
+    /// What the ledger's answer to a write means for this attempt.
+    fn written(&self, recorded: Recorded, candidate: &Candidate) -> Result<Written> {
         match recorded {
             Recorded::Won(record) => Ok(Written::Won(record)),
             Recorded::Lost(record) => {

@@ -7,10 +7,10 @@ use super::load::{InRedis, find_in_redis};
 use crate::domain::approver::Caller;
 use crate::domain::decision::State;
 use crate::domain::printable::printable;
-use crate::domain::record::Candidate;
+use crate::domain::record::{Candidate, Ruling};
 use crate::domain::request::Origin;
 use crate::domain::rules::{Refusal, may_write};
-use crate::ledger::{Registered, Writing};
+use crate::ledger::{Change, Registered, Writing};
 use crate::state::AppState;
 
 /// Registers a request for an agent that waits over HTTP, in the ledger alone.
@@ -48,7 +48,8 @@ pub async fn register(
     }
     let state = State::Pending;
     let audit = app.audit_entry(candidate, &state, caller, now);
-    let writing = Writing { audit, ..Writing::new(candidate, &state, caller, now) };
+    let change = Change::Register(Ruling::default());
+    let writing = Writing { audit, ..Writing::new(candidate, change, caller, now) };
     match app.ledger.register(&writing).await? {
         Registered::New(record) => {
             crash_point!("registered");

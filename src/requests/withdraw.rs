@@ -12,7 +12,7 @@ use crate::domain::ids::RequestId;
 use crate::domain::printable::printable;
 use crate::domain::record::Record;
 use crate::domain::rules::{self, Refusal};
-use crate::ledger::{Recorded, Writing};
+use crate::ledger::{Change, Recorded, Writing};
 use crate::observe::metrics;
 use crate::state::AppState;
 
@@ -29,7 +29,7 @@ pub async fn cancel(app: &AppState, caller: &Caller, id: &RequestId) -> Result<R
         Found::InRedis(candidate) => *candidate,
     };
     rules::withdraw(&candidate, caller, now)?;
-    let writing = Writing::new(&candidate, &State::Cancelled, caller, now);
+    let writing = Writing::new(&candidate, Change::Withdraw, caller, now);
     match app.ledger.record_outcome(&writing).await? {
         Recorded::Won(record) => {
             info!(request_id = %id, session_id = printable(record.session.as_str()), "withdrawn by its agent");

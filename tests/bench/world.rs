@@ -57,6 +57,7 @@ impl Person {
             user: UserId::parse(&*self.user).unwrap(),
             tenant: TenantId::parse(&*self.tenant).unwrap(),
             role: Role::User,
+            memberships: std::sync::Arc::default(),
             token_id: None,
             via: Via::default(),
         }

@@ -6,10 +6,13 @@ use aura_hitl::domain::approver::Caller;
 use aura_hitl::domain::audit::AuditEntry;
 use aura_hitl::domain::decision::{State, Verdict};
 use aura_hitl::domain::ids::{RequestId, TenantId};
-use aura_hitl::domain::record::{Candidate, Record};
+use aura_hitl::domain::record::{Candidate, Record, Ruling};
 use aura_hitl::domain::request::Origin;
-use aura_hitl::ledger::{LEASE, Ledger, Recorded, Writing};
-use chrono::{DateTime, Utc};
+use aura_hitl::domain::rules::{Approvers, Policy, UnscopedRequests};
+use aura_hitl::domain::session::SessionPointer;
+use aura_hitl::ledger::{Change, LEASE, Ledger, Recorded, Writing};
+use aura_hitl::permit::judge;
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use crate::asked::Asked;
@@ -42,17 +45,42 @@ pub async fn find_record(ledger: &Ledger, request: &str) -> Option<Record> {
     ledger.find_request_of_redis(&id).await.unwrap()
 }
 
+/// What the ledger is asked for, so that the request has this state. A decision is judged as that of a
+/// request that its tenant's people decide and that has not expired.
+pub fn change(candidate: &Candidate, state: &State, caller: &Caller) -> Change {
+    let decision = match state {
+        State::Pending => return Change::Register(Ruling::default()),
+        State::Cancelled => return Change::Withdraw,
+        State::Expired => panic!("nobody writes that a request has expired"),
+        State::Decided(decision) => decision,
+    };
+    let judged = Candidate {
+        origin: Origin::Http,
+        tenant: Some(caller.tenant.clone()),
+        expires_at: decision.at + TimeDelta::hours(1),
+        ..candidate.clone()
+    };
+    let caller = Caller { user: decision.by.clone(), ..caller.clone() };
+    let policy = Policy {
+        approvers: Approvers::Tenant,
+        unscoped_requests: UnscopedRequests::Refuse,
+        require_if_match: false,
+    };
+    let (verdict, pointer) = (decision.verdict.clone(), SessionPointer::default());
+    Change::Decide(judge(&judged, &pointer, &caller, verdict, decision.at, policy).unwrap())
+}
+
 /// What a use case writes to the ledger, but for what a test sets otherwise:
 /// `Writing { only_newest: true, ..writing(…) }`.
 pub fn writing<'a>(
     candidate: &'a Candidate,
-    state: &'a State,
+    state: &State,
     caller: &'a Caller,
     now: DateTime<Utc>,
 ) -> Writing<'a> {
     Writing {
         candidate,
-        state,
+        change: change(candidate, state, caller),
         caller,
         now,
         held_for: LEASE,

@@ -22,6 +22,7 @@ impl Who<'_> {
             user: UserId::parse(self.user).unwrap(),
             tenant: TenantId::parse(self.tenant).unwrap(),
             role: self.role,
+            memberships: std::sync::Arc::default(),
             token_id: None,
             via: Via::default(),
         }

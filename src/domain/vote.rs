@@ -1,0 +1,36 @@
+//! The votes of people on a request that more than one person has to approve.
+//!
+//! A vote counts for the content and the arguments for which it was given, and only while its voter may
+//! approve. Each person has one vote: a later one replaces it.
+
+use chrono::{DateTime, Utc};
+
+use super::approver::Memberships;
+use super::ids::UserId;
+
+/// One person's approval, table `hitl_vote`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vote {
+    /// Who voted.
+    pub voter: UserId,
+    /// When, UTC.
+    pub at: DateTime<Utc>,
+    /// The entity tag of the content that was approved.
+    pub etag: String,
+    /// The fingerprint of the arguments that were approved instead of those that were asked.
+    pub arguments: Option<String>,
+    /// The roles and groups of the voter's token.
+    pub memberships: Memberships,
+    /// The rule that let the person vote.
+    pub rule: Option<String>,
+    /// The version of the policy file.
+    pub version: Option<String>,
+}
+
+impl Vote {
+    /// Whether another vote says the same: of the same person on the same content, under the same rule.
+    #[must_use]
+    pub fn repeats(&self, other: &Self) -> bool {
+        Self { at: other.at, ..self.clone() } == *other
+    }
+}
