@@ -19,6 +19,7 @@ pub mod identity;
 pub mod inbox;
 pub mod lists;
 pub mod outcomes;
+pub mod page;
 mod parameters;
 mod refusals;
 pub mod routes;

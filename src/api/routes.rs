@@ -16,7 +16,9 @@ use crate::api::error::ApiError;
 use crate::api::error::ErrorCode::{
     AlreadyDecided, Changed, Conflict, Gone, NotFound, Unconditional, Unprocessable, WrongState,
 };
-use crate::api::{approvals, detail, document, health, inbox, lists, outcomes, signals, tasks};
+use crate::api::{
+    approvals, detail, document, health, inbox, lists, outcomes, page, signals, tasks,
+};
 
 /// The prefixes under which every address is served.
 const PREFIXES: [&str; 2] = ["/api", ""];
@@ -73,7 +75,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
     document::assemble(table())
 }
 
-/// Adds all routes and Swagger UI.
+/// Adds all routes, Swagger UI and the inbox page.
 #[expect(clippy::disallowed_methods, reason = "the one place where routes are added")]
 pub fn configure(service: &mut ServiceConfig) {
     for prefix in PREFIXES {
@@ -82,9 +84,28 @@ pub fn configure(service: &mut ServiceConfig) {
         service.service(SwaggerUi::new(page).config(document));
     }
     for prefix in PREFIXES {
-        service
-            .service(addresses().into_iter().fold(web::scope(prefix), actix_web::Scope::service));
+        let resources = addresses().into_iter().chain(page_addresses());
+        service.service(resources.fold(web::scope(prefix), actix_web::Scope::service));
     }
+}
+
+/// The inbox page and its files. They are no part of the API, nor of its document.
+#[expect(clippy::disallowed_methods, reason = "the one place where routes are added")]
+fn page_addresses() -> Vec<Resource> {
+    let resource = |address: &str, route: fn() -> Route| {
+        let refuse = || {
+            std::future::ready(Err::<HttpResponse, _>(ApiError::method_not_allowed("GET, HEAD")))
+        };
+        let resource = web::resource(address).default_service(web::to(refuse));
+        page::METHODS
+            .into_iter()
+            .fold(resource, |resource, method| resource.route(route().method(method)))
+    };
+    vec![
+        resource(page::ADDRESS.trim_end_matches('/'), || Route::new().to(page::with_slash)),
+        resource(page::ADDRESS, || Route::new().to(page::index)),
+        resource(page::FILES_ADDRESS, || Route::new().to(page::file)),
+    ]
 }
 
 /// The routes by address. An address answers 405 `E1002` to a method without a route.

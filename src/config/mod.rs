@@ -49,6 +49,8 @@ const MAX_CONCURRENCY: usize = 100_000;
 
 /// Largest limit of pending requests: they are counted one by one.
 const MAX_PENDING: u32 = 1_000_000;
+/// Longest `inbox_token_key`, in characters.
+const MAX_TOKEN_KEY_CHARS: usize = 128;
 /// Largest `max_bytes_per_tenant_hour`: 1 TiB.
 const MAX_BYTES_PER_HOUR: u64 = 1 << 40;
 
@@ -69,7 +71,7 @@ const POSTGRES_PARAMETERS: [&str; 12] = [
     "options",
 ];
 /// Settings that are comma-separated lists in the environment.
-const LIST_SETTINGS: [&str; 1] = ["cors_origins"];
+const LIST_SETTINGS: [&str; 2] = ["cors_origins", "inbox_frame_ancestors"];
 
 /// Checked settings.
 #[derive(Clone, Debug)]
@@ -112,6 +114,10 @@ pub struct Config {
     pub retention: Retention,
     /// Origins that browsers may call from.
     pub cors_origins: Vec<String>,
+    /// Origins that may frame the inbox page.
+    pub inbox_frame_ancestors: Vec<String>,
+    /// Where the platform's frontend keeps its token in the browser's `localStorage`; empty: nowhere.
+    pub inbox_token_key: String,
     /// Seconds that running calls get to finish after SIGTERM.
     pub shutdown_seconds: u64,
     /// Probable mistakes, one sentence each, to be logged.
@@ -186,6 +192,8 @@ struct RawConfig {
     purge_requests_after_days: u32,
     purge_tasks_after_days: u32,
     cors_origins: Vec<String>,
+    inbox_frame_ancestors: Vec<String>,
+    inbox_token_key: String,
     shutdown_seconds: u64,
     #[serde(skip)]
     given: Given,
@@ -273,12 +281,22 @@ impl Config {
                 "{name} is {value}; it must be from 1 to {MAX_CONCURRENCY}"
             );
         }
-        for origin in &raw.cors_origins {
-            ensure!(
-                is_origin(origin),
-                "cors_origins holds {origin:?}; an origin looks like https://app.example:8443"
-            );
+        for (name, origins) in [
+            ("cors_origins", &raw.cors_origins),
+            ("inbox_frame_ancestors", &raw.inbox_frame_ancestors),
+        ] {
+            for origin in origins {
+                ensure!(
+                    is_origin(origin),
+                    "{name} holds {origin:?}; an origin looks like https://app.example:8443"
+                );
+            }
         }
+        ensure!(
+            raw.inbox_token_key.chars().count() <= MAX_TOKEN_KEY_CHARS,
+            "inbox_token_key has more than {MAX_TOKEN_KEY_CHARS} characters; it is a key like \
+             dwp-access-token"
+        );
         let metrics_address = raw.metrics_address()?;
         let retention = Retention {
             requests: days("purge_requests_after_days", raw.purge_requests_after_days)?,
@@ -323,6 +341,8 @@ impl Config {
             audit_url,
             retention,
             cors_origins: raw.cors_origins,
+            inbox_frame_ancestors: raw.inbox_frame_ancestors,
+            inbox_token_key: raw.inbox_token_key,
             shutdown_seconds: raw.shutdown_seconds,
             warnings: Vec::new(),
             given: raw.given,
@@ -691,12 +711,16 @@ fn check_postgres_parameters(url: &str) -> anyhow::Result<()> {
 
 /// Whether a text is an origin as browsers send it: scheme, host and optionally a port, nothing else.
 fn is_origin(text: &str) -> bool {
-    text.parse::<actix_web::http::Uri>().is_ok_and(|uri| {
-        matches!(uri.scheme_str(), Some("http" | "https"))
-            && uri.host().is_some_and(|host| !host.is_empty())
-            && !text.ends_with('/')
-            && uri.path_and_query().is_none_or(|rest| rest.as_str() == "/")
-    })
+    // Nothing that would end it in a header.
+    let is_plain =
+        text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".:-_[]/".contains(&byte));
+    is_plain
+        && text.parse::<actix_web::http::Uri>().is_ok_and(|uri| {
+            matches!(uri.scheme_str(), Some("http" | "https"))
+                && uri.host().is_some_and(|host| !host.is_empty())
+                && !text.ends_with('/')
+                && uri.path_and_query().is_none_or(|rest| rest.as_str() == "/")
+        })
 }
 
 /// Whether only programs on this machine can reach the address.

@@ -9,8 +9,10 @@ use std::time::Duration;
 use actix_cors::Cors;
 use actix_http::HttpService;
 use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
-use actix_web::dev::{AppConfig, Server};
-use actix_web::middleware::{DefaultHeaders, from_fn};
+use actix_web::body::MessageBody;
+use actix_web::dev::{AppConfig, Server, ServiceRequest, ServiceResponse};
+use actix_web::http::header::{CONTENT_SECURITY_POLICY, HeaderValue, X_FRAME_OPTIONS};
+use actix_web::middleware::{DefaultHeaders, Next, from_fn};
 use actix_web::{App, HttpServer, web};
 use anyhow::Context as _;
 use tokio::net::TcpStream;
@@ -24,6 +26,7 @@ use crate::api::connection::{CLOSE_TIMEOUT, Connection, Connections, track_calls
 use crate::api::envelope::with_call;
 use crate::api::error::ApiError;
 use crate::api::health::StoreHealth;
+use crate::api::page::Page;
 use crate::api::routes;
 use crate::api::text::Text;
 use crate::config::Config;
@@ -49,6 +52,7 @@ pub fn serve(config: &Config, app: &AppState, listener: TcpListener) -> anyhow::
     let readiness = web::Data::new(StoreHealth::default());
     let scrape = web::Data::new(Scrape::default());
     let document = web::Data::new(routes::document());
+    let page = web::Data::new(Page::new(config)?);
     let metrics_routes =
         if config.metrics_address.is_none() { scrape::configure } else { |_: &mut _| {} };
     let origins = config.cors_origins.clone();
@@ -58,6 +62,7 @@ pub fn serve(config: &Config, app: &AppState, listener: TcpListener) -> anyhow::
             .app_data(readiness.clone())
             .app_data(scrape.clone())
             .app_data(document.clone())
+            .app_data(page.clone())
             .app_data(web::PathConfig::default().error_handler(|_error, _request| {
                 let text = Text::new("is not valid", "형식이 올바르지 않습니다");
                 ApiError::invalid_field("path", text).into()
@@ -66,6 +71,7 @@ pub fn serve(config: &Config, app: &AppState, listener: TcpListener) -> anyhow::
             .configure(routes::configure)
             .default_service(web::to(routes::not_found))
             .wrap(cors(&origins))
+            .wrap(from_fn(refuse_frames))
             .wrap(security_headers())
             .wrap(from_fn(with_call))
             .wrap(TracingLogger::<CallSpan>::new())
@@ -149,12 +155,24 @@ fn cors(origins: &[String]) -> Cors {
     origins.iter().fold(cors, |cors, origin| cors.allowed_origin(origin))
 }
 
+/// Middleware: no other page may frame an answer, unless the answer has a policy of its own.
+async fn refuse_frames<B: MessageBody>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<B>, actix_web::Error> {
+    let mut response = next.call(request).await?;
+    let headers = response.headers_mut();
+    if !headers.contains_key(CONTENT_SECURITY_POLICY) {
+        headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    }
+    Ok(response)
+}
+
 /// Headers for browsers that call the service directly: no caching, no framing, no MIME sniffing.
 /// Swagger UI needs inline styles.
 fn security_headers() -> DefaultHeaders {
     DefaultHeaders::new()
         .add(("X-Content-Type-Options", "nosniff"))
-        .add(("X-Frame-Options", "DENY"))
         .add(("Referrer-Policy", "no-referrer"))
         .add(("Cache-Control", "no-store"))
         .add((

@@ -34,6 +34,7 @@ mod mistakes;
 mod open_tasks;
 mod outcomes;
 mod overruled;
+mod page;
 mod processes;
 mod quotas;
 mod registration;

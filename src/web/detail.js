@@ -1,0 +1,514 @@
+/**
+ * One request: everything that it says, and what can be done about it. Approve stays locked until all of the
+ * content has been on screen, and always names the content that was shown.
+ */
+import { api, isTemporary } from './api.js';
+import { fields, longText } from './content.js';
+import { decide, jobOf, onJobChange } from './decisions.js';
+import { fill, h } from './dom.js';
+import { draft, forget, keep } from './drafts.js';
+import { indented, member, parseJson, plain } from './json.js';
+import { countdown, hasRisk } from './list.js';
+import { NO_LOCK, Seen } from './seen.js';
+import { named, t, time } from './text.js';
+import { theirs, visibleText } from './visible.js';
+
+/**
+ * @typedef {import('./api.js').Answer} Answer
+ * @typedef {import('./json.js').Json} Json
+ * @typedef {import('./list.js').Item} Item
+ * @typedef {{ at: string, event: string, by?: string }} Happened
+ * @typedef {{ userId: string, decision: string, at: string, reason?: string | null, counted: boolean }} Vote
+ * @typedef {Item & { history: Happened[], why: string, votes: Vote[],
+ *   signal: { state: string, sentAt?: string, listeners?: number } }} Shown
+ *
+ * @typedef {object} Options
+ * @property {() => void} close
+ * @property {(text: string) => void} announce
+ * @property {(item: Item) => void} updated
+ * @property {(id: string) => void} decided The person has decided this request.
+ * @property {() => void} signIn
+ */
+
+/** What the page shows by name; everything else that a request says is shown as further fields. */
+const NAMED = new Set(['requestId', 'sessionId', 'tenantId', 'userId', 'actionType', 'message', 'context', 'planSteps', 'taskId',
+  'createdAt', 'status', 'approvedBy', 'approvedAt', 'rejectedBy', 'rejectedAt', 'reason', 'expiresInSeconds']);
+const PICKS = /** @type {const} */ (['pickNotNeeded', 'pickWrongTarget', 'pickWrongContent', 'pickRisky', 'pickLater']);
+const MAX_REASON = 1000;
+const RETRY = 3000;
+
+export class Detail {
+  /** @param {Options} options */
+  constructor(options) {
+    this.options = options;
+    this.id = '';
+    /** @type {Shown | null} */
+    this.shown = null;
+    /** @type {Seen | null} */
+    this.seen = null;
+    /** Why it could not be decided, or read.
+     * @type {Answer | null} */
+    this.refusal = null;
+    /** @type {'reject' | null} */
+    this.mode = null;
+    this.hasChanged = false;
+    this.wasComplete = false;
+    this.generation = 0;
+    this.retryTimer = 0;
+    /** @type {AbortController} */
+    this.reading = new AbortController();
+
+    this.head = h('header', { class: 'detailhead' });
+    this.content = h('div', { class: 'content' });
+    this.beside = h('div', { class: 'beside' });
+    this.screen = h('div', { class: 'screen', tabindex: '0', role: 'region', 'aria-label': t('content') }, this.head, this.content, this.beside);
+    this.actions = h('div', { class: 'actions', role: 'region', 'aria-label': t('decision') });
+    this.element = h('section', { class: 'detail', 'aria-label': t('request') }, this.screen, this.actions);
+    onJobChange((id) => { if (id === this.id) this.renderActions(); });
+    addEventListener('beforeprint', () => this.openAll());
+    setInterval(() => this.tick(), 1000);
+  }
+
+  get isDialogOpen() {
+    return document.querySelector('dialog[open]') !== null;
+  }
+
+  /** @param {string} id */
+  async open(id) {
+    if (id === this.id) return;
+    this.close();
+    this.id = id;
+    this.element.classList.add('open');
+    fill(this.head, h('p', { class: 'loading' }, t('loading')));
+    await this.read();
+  }
+
+  close() {
+    this.generation += 1;
+    this.reading.abort();
+    clearTimeout(this.retryTimer);
+    this.seen?.stop();
+    this.seen = null;
+    this.id = '';
+    this.shown = null;
+    this.refusal = null;
+    this.mode = null;
+    this.hasChanged = false;
+    this.wasComplete = false;
+    this.element.classList.remove('open');
+    for (const part of [this.head, this.content, this.beside, this.actions]) fill(part);
+    this.screen.scrollTop = 0;
+  }
+
+  /** Reads the request, also again when it may have changed. */
+  async read() {
+    const generation = ++this.generation;
+    const { id } = this;
+    this.reading.abort();
+    this.reading = new AbortController();
+    clearTimeout(this.retryTimer);
+    for (let attempt = 0; ; attempt += 1) {
+      const [detail, written] = await Promise.all([api.detail(id, this.reading.signal), api.document(id, this.reading.signal)]);
+      if (generation !== this.generation) return;
+      const failed = [detail, written].find((answer) => !answer.ok);
+      if (failed) {
+        this.failed(failed);
+        return;
+      }
+      // It may have changed between the two answers.
+      if (detail.etag !== written.etag && attempt < 5) continue;
+      this.show(detail, written);
+      return;
+    }
+  }
+
+  /** @param {Answer} answer */
+  failed(answer) {
+    if (isTemporary(answer) || answer.status === 401) {
+      this.retryTimer = setTimeout(() => this.read(), Math.max(RETRY, answer.retryAfter * 1000));
+    }
+    if (this.shown) return;
+    fill(this.head,
+      this.backButton(),
+      h('p', { class: 'problem', role: 'alert' }, answer.message || t(answer.status ? 'unexpected' : 'unreachable')),
+      (isTemporary(answer) || answer.status === 401) && h('p', null, t('triesAgain')));
+    fill(this.actions);
+  }
+
+  /**
+   * @param {Answer} answer
+   * @param {Answer} written
+   */
+  show(answer, written) {
+    const before = this.shown;
+    const source = parseJson(answer.text);
+    const data = /** @type {Json} */ (member(source, 'data'));
+    /** @type {any} */
+    const shown = {};
+    if (data.kind === 'object') {
+      for (const [name, value] of data.entries) {
+        if (name !== 'context') shown[name] = plain(answer.text, value);
+      }
+    }
+    this.shown = /** @type {Shown} */ (shown);
+    const isSame = before !== null && before.etag === this.shown.etag;
+    if (!isSame) {
+      this.hasChanged = before !== null;
+      if (this.hasChanged) {
+        this.mode = null;
+        this.options.announce(t('contentChanged'));
+      }
+      this.refusal = null;
+      this.wasComplete = false;
+      this.seen?.stop();
+      this.seen = new Seen(this.screen, () => this.seenMore());
+      this.renderContent(answer.text, /** @type {Json} */ (member(data, 'context')), String(written.data), this.seen);
+    } else if (before.status !== this.shown.status || before.mayDecide !== this.shown.mayDecide) this.refusal = null;
+    this.screen.setAttribute('aria-label', `${t('request')}: ${visibleText(this.shown.actionType)}`);
+    this.renderBeside();
+    this.renderActions();
+    this.options.updated(this.shown);
+  }
+
+  backButton() {
+    return h('button', { type: 'button', class: 'back quiet', onclick: () => this.options.close() }, `‹ ${t('back')}`);
+  }
+
+  // ── What it says ──
+
+  /**
+   * @param {string} text
+   * @param {Json | undefined} context
+   * @param {string} written The request as it was written.
+   * @param {Seen} seen
+   */
+  renderContent(text, context, written, seen) {
+    const shown = /** @type {Shown} */ (this.shown);
+    this.deadline = h('span', { class: 'countdown' });
+    const title = h('h2', { tabindex: '-1' }, theirs(shown.actionType));
+    seen.add(title);
+    fill(this.head,
+      this.backButton(),
+      this.hasChanged && h('p', { class: 'changed', role: 'alert' }, t('contentChanged')),
+      h('div', { class: 'title' }, title, hasRisk(shown) && h('span', { class: `risk ${shown.risk}` }, named('risk', shown.risk)), this.deadline));
+    const requester = h('div', { class: 'value' }, shown.userId
+      ? longText(shown.userId, seen)
+      : h('span', { class: 'nothing' }, t('nobody')));
+    const parts = [
+      shown.message !== null && section(t('message'), longText(shown.message, seen, 'lead')),
+      section(t('context'), context && context.kind === 'object' && context.entries.length
+        ? fields(text, context, 0, seen)
+        : context && context.kind !== 'object' ? longText(text.slice(context.start, context.end), seen, 'raw') : h('p', { class: 'nothing' }, t('noFields'))),
+    ];
+    const document = parsed(written);
+    // An agent may keep its plan in the context, where it is shown already.
+    const steps = member(document, 'planSteps') && this.planSteps(text, seen);
+    const further = document?.kind === 'object' ? document.entries.filter(([name]) => !NAMED.has(name)) : [];
+    const exact = h('details', { class: 'exact' }, h('summary', null, t('exactJson', { n: written.length })));
+    exact.addEventListener('toggle', () => {
+      if (!exact.open || exact.childElementCount > 1) return;
+      // Not a part of the lock: the fields say the same.
+      exact.append(longText(document ? indented(written, document) : written, NO_LOCK, 'raw'));
+    });
+    fill(this.content,
+      parts,
+      further.length > 0 && document && section(t('furtherFields'), fields(written, document, 0, seen, (name) => !NAMED.has(name))),
+      steps && section(t('planSteps'), steps),
+      section(t('asksFor'), h('div', { class: 'fields' },
+        h('div', { class: 'field' }, h('span', { class: 'name' }, t('requester')), requester))),
+      exact);
+  }
+
+  /**
+   * @param {string} text
+   * @param {Seen} seen
+   */
+  planSteps(text, seen) {
+    const steps = member(member(parsed(text), 'data'), 'planSteps');
+    if (steps?.kind !== 'array' || !steps.items.length) return null;
+    return fields(text, steps, 0, seen);
+  }
+
+  renderBeside() {
+    const shown = /** @type {Shown} */ (this.shown);
+    const facts = /** @type {[string, any][]} */ ([
+      [t('why'), shown.why],
+      [t('asked'), time(shown.createdAt)],
+      [t('expires'), time(shown.expiresAt)],
+      shown.agentWaitsUntil && [t('agentWaits'), time(shown.agentWaitsUntil)],
+      shown.approvalsNeeded > 1 && [t('approvals'), t('approvalsOf', { n: shown.approvals, needed: shown.approvalsNeeded })],
+      [t('requestId'), theirs(shown.requestId, 'id')],
+      [t('session'), theirs(shown.sessionId, 'id')],
+      shown.taskId && [t('task'), theirs(shown.taskId, 'id')],
+      [t('origin'), named('origin', shown.origin)],
+    ].filter(Boolean));
+    fill(this.beside,
+      section(t('aboutIt'), h('dl', { class: 'facts' }, facts.map(([name, value]) => h('div', null, h('dt', null, name), h('dd', null, value))))),
+      shown.votes.length > 0 && section(t('votes'), h('ul', { class: 'votes' }, shown.votes.map((vote) => h('li', { class: vote.counted ? '' : 'uncounted' },
+        named('vote', vote.decision), ' · ', theirs(vote.userId), ' · ', time(vote.at),
+        vote.reason ? [' · ', theirs(vote.reason)] : null, vote.counted ? null : [' · ', t('notCounted')])))),
+      section(t('history'), h('ol', { class: 'history' }, shown.history.map(({ at, event, by }) => h('li', null,
+        time(at), h('span', null, named('event', event), by ? [' · ', theirs(by)] : null))))));
+    this.tick();
+  }
+
+  tick() {
+    if (!this.shown || !this.deadline) return;
+    const isPending = this.shown.status === 'pending';
+    const { isUrgent, text } = countdown(this.shown);
+    const words = !isPending ? named('status', this.shown.status)
+      : this.shown.agentWaitsUntil ? t('agentWaitsFor', { time: text }) : t('expiresIn', { time: text });
+    if (this.deadline.textContent !== words) this.deadline.textContent = words;
+    this.deadline.classList.toggle('urgent', isPending && isUrgent);
+    const job = jobOf(this.id);
+    const wait = this.actions.querySelector('.wait');
+    if (job?.again && wait) wait.textContent = t('triesAgainIn', { n: Math.max(0, Math.ceil((job.again - Date.now()) / 1000)) });
+    if (this.seen) this.seen.isPaused = this.isDialogOpen;
+  }
+
+  openAll() {
+    if (!this.seen) return;
+    for (let more = true; more;) {
+      more = false;
+      for (const open of [...this.seen.unseen.values()]) {
+        if (!open) continue;
+        open();
+        more = true;
+      }
+    }
+  }
+
+  // ── What can be done ──
+
+  seenMore() {
+    const isComplete = this.seen?.isComplete ?? false;
+    if (isComplete && !this.wasComplete && this.mayApprove) this.options.announce(t('unlocked'));
+    if (isComplete !== this.wasComplete) {
+      this.wasComplete = isComplete;
+      this.renderActions();
+    } else this.renderProgress();
+  }
+
+  get mayDecide() {
+    return this.shown !== null && this.shown.status === 'pending' && this.shown.mayDecide && !this.refusal;
+  }
+
+  get mayApprove() {
+    return this.mayDecide && this.shown?.decisions.includes('approve');
+  }
+
+  renderProgress() {
+    const progress = this.actions.querySelector('.progress');
+    if (!progress || !this.seen) return;
+    const left = this.seen.unseen.size;
+    fill(progress, t('seenOf', { n: this.seen.total - left, total: this.seen.total }));
+  }
+
+  renderActions() {
+    const { shown } = this;
+    const focused = document.activeElement instanceof HTMLElement && this.actions.contains(document.activeElement)
+      ? document.activeElement.dataset.name : undefined;
+    fill(this.actions, ...(shown ? this.actionsOf(shown) : []));
+    this.renderProgress();
+    if (focused) {
+      const same = this.actions.querySelector(`[data-name="${CSS.escape(focused)}"]:not([disabled])`);
+      /** @type {HTMLElement} */ (same ?? this.screen).focus({ preventScroll: true });
+    }
+    this.tick();
+  }
+
+  /**
+   * @param {Shown} shown
+   * @returns {import('./dom.js').Child[]}
+   */
+  actionsOf(shown) {
+    const job = jobOf(shown.requestId);
+    if (job) {
+      return [h('div', { class: 'job', role: 'status' },
+        h('p', null, job.again
+          ? [job.last?.message || t('unreachable'), ' ', h('span', { class: 'wait' })]
+          : t('sending')),
+        job.again > 0 && h('div', { class: 'buttons' },
+          h('button', { type: 'button', 'data-name': 'stop', onclick: () => job.stop() }, t('stopTrying')),
+          h('button', { type: 'button', 'data-name': 'now', class: 'primary', onclick: () => job.now() }, t('tryNow'))))];
+    }
+    if (shown.status !== 'pending') return [this.outcome(shown)];
+    const { refusal } = this;
+    if (refusal) {
+      const isOver = refusal.status === 401;
+      return [h('div', { class: 'refusal', role: 'alert' },
+        h('p', null, refusal.message || t('unexpected')),
+        h('div', { class: 'buttons' }, isOver
+          ? h('button', { type: 'button', class: 'primary', 'data-name': 'signin', onclick: () => this.options.signIn() }, t('signIn'))
+          : h('button', { type: 'button', 'data-name': 'again', onclick: () => { this.refusal = null; this.read(); } }, t('lookAgain'))))];
+    }
+    if (!shown.mayDecide) return [h('p', { class: 'cannot' }, t('youCannotDecide'), ' ', shown.why)];
+    if (this.mode === 'reject') return [this.rejectForm()];
+    const isComplete = this.seen?.isComplete ?? false;
+    return [
+      h('div', { class: 'lock' },
+        h('p', { class: 'progress', id: 'progress' }),
+        !isComplete && h('button', { type: 'button', class: 'quiet', 'data-name': 'next', onclick: () => this.seen?.next() }, t('nextUnseen'), key('n'))),
+      shown.askedAgain && h('p', null, t('askedAgainHow')),
+      h('div', { class: 'buttons' },
+        shown.decisions.includes('reject') && h('button', { type: 'button', class: 'reject', 'data-name': 'reject', onclick: () => this.startReject() }, t('reject'), key('r')),
+        shown.decisions.includes('approve') && h('button', {
+          type: 'button', class: 'approve', 'data-name': 'approve', disabled: !isComplete, 'aria-describedby': 'progress',
+          onclick: (/** @type {MouseEvent} */ event) => { if (event.detail < 2) this.approve(); },
+        }, t(isComplete ? 'approve' : 'approveLocked'), key('a'))),
+    ];
+  }
+
+  /** @param {Shown} shown */
+  outcome(shown) {
+    const isHeard = shown.history.some(({ event }) => event === 'heard' || event === 'acted');
+    const isUnheard = shown.signal.state === 'sent' && shown.signal.listeners === 0 && !isHeard;
+    return h('div', { class: 'outcome' },
+      h('p', null,
+        h('strong', { class: `status ${shown.status}` }, named('status', shown.status)),
+        shown.decidedBy && [' · ', shown.decidedVia === 'policy' ? t('byRule') : t('by'), ' ', theirs(shown.decidedBy)],
+        ' · ', time(shown.decidedAt ?? shown.settledAt)),
+      shown.reason && h('p', { class: 'reason' }, theirs(shown.reason)),
+      shown.signal.state === 'owed' && h('p', null, t('signalOwed')),
+      isUnheard && h('p', null, t('signalUnheard')),
+      shown.signal.state === 'superseded' && h('p', null, t('signalSuperseded')));
+  }
+
+  startReject() {
+    if (!this.mayDecide || !this.shown?.decisions.includes('reject') || jobOf(this.id)) return;
+    this.mode = 'reject';
+    this.renderActions();
+    /** @type {HTMLElement | null} */ (this.actions.querySelector('.pick'))?.focus();
+  }
+
+  rejectForm() {
+    const draftKey = `${this.id} reject`;
+    const text = h('textarea', { rows: '2', maxlength: MAX_REASON, 'data-name': 'reason', 'aria-label': t('reason'), placeholder: t('reasonHint') });
+    text.value = draft(draftKey);
+    const missing = h('p', { class: 'problem', role: 'alert' });
+    text.addEventListener('input', () => keep(draftKey, text.value));
+    const send = () => {
+      const reason = text.value.trim();
+      if (!reason) {
+        fill(missing, t('reasonMissing'));
+        text.focus();
+        return;
+      }
+      this.send('reject', { reason });
+    };
+    const picks = PICKS.map((pick, place) => h('button', {
+      type: 'button', class: 'pick', 'data-name': pick,
+      onclick: () => {
+        text.value = t(pick);
+        keep(draftKey, text.value);
+        confirm.focus();
+      },
+    }, t(pick), key(String(place + 1))));
+    const confirm = h('button', { type: 'submit', class: 'reject', 'data-name': 'confirm' }, t('reject'));
+    const form = h('form', {
+      class: 'form',
+      onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); send(); },
+      onkeydown: (/** @type {KeyboardEvent} */ event) => {
+        if (event.key === 'Escape') {
+          event.stopPropagation();
+          this.mode = null;
+          this.renderActions();
+          this.screen.focus({ preventScroll: true });
+        } else if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) send();
+        else if (event.target !== text && /^[1-5]$/.test(event.key)) picks[Number(event.key) - 1]?.click();
+        else return;
+        event.preventDefault();
+      },
+    },
+    h('p', { class: 'question' }, t('rejectWhy')),
+    h('div', { class: 'picks' }, picks), text, missing,
+    h('div', { class: 'buttons' },
+      h('button', { type: 'button', 'data-name': 'cancel', onclick: () => { this.mode = null; this.renderActions(); this.screen.focus({ preventScroll: true }); } }, t('cancel'), key('Esc')),
+      confirm));
+    return form;
+  }
+
+  approve() {
+    if (!this.mayApprove || jobOf(this.id)) return;
+    if (!this.seen?.isComplete) {
+      this.options.announce(t('stillLocked', { n: this.seen?.unseen.size ?? 0 }));
+      this.actions.querySelector('.lock')?.animate([{ opacity: 1 }, { opacity: 0.3 }, { opacity: 1 }], 300);
+      return;
+    }
+    this.send('approve', {});
+  }
+
+  /**
+   * @param {string} verb
+   * @param {Record<string, unknown>} body
+   */
+  async send(verb, body) {
+    const { id, shown } = this;
+    if (!shown) return;
+    const action = visibleText(shown.actionType);
+    const answer = await decide(verb, id, body, shown.etag);
+    if (!answer) return;
+    if (answer.ok) {
+      forget(id);
+      this.options.announce(answer.status === 202 ? answer.message : t(verb === 'approve' ? 'doneApprove' : 'doneReject', { action }));
+      if (this.id === id) this.mode = null;
+      this.options.decided(id);
+      if (this.id === id) await this.read();
+      return;
+    }
+    this.options.announce(`${action}: ${answer.message || t('unexpected')}`);
+    if (answer.status === 401) this.options.signIn();
+    if (this.id !== id) return;
+    if (answer.status === 412) {
+      // Read again: what has changed is shown, and locked.
+      await this.read();
+      return;
+    }
+    this.refusal = answer;
+    if (answer.code === 'E3006' && answer.data && this.shown) {
+      const { status, decidedBy, decidedAt, reason } = answer.data;
+      Object.assign(this.shown, { status, decidedBy, decidedAt, reason: reason ?? null, mayDecide: false });
+      this.refusal = null;
+    }
+    this.renderActions();
+    if (answer.status !== 401) await this.refreshKeepingRefusal(answer);
+  }
+
+  /**
+   * Reads what is known by now. What the service said of the decision stays.
+   * @param {Answer} refusal
+   */
+  async refreshKeepingRefusal(refusal) {
+    const { id } = this;
+    await this.read();
+    if (this.id === id && this.shown?.status === 'pending') {
+      this.refusal = refusal;
+      this.renderActions();
+    }
+  }
+
+  /** Signed in again: what was refused for lack of it may be tried again. */
+  signedIn() {
+    if (!this.id) return;
+    if (this.refusal?.status === 401) this.refusal = null;
+    this.read();
+  }
+}
+
+/** @param {string} name */
+export function key(name) {
+  return h('kbd', { 'aria-hidden': 'true' }, name);
+}
+
+/**
+ * @param {string} title
+ * @param {...import('./dom.js').Child} children
+ */
+function section(title, ...children) {
+  return h('section', { class: 'part' }, h('h3', null, title), ...children);
+}
+
+/** @param {string} text */
+function parsed(text) {
+  try { return parseJson(text); } catch { return undefined; }
+}

@@ -1,0 +1,71 @@
+// A browser that notices what must never happen: errors, a broken Content-Security-Policy, a call to another
+// origin, a dialog that an agent's text has opened.
+import { createRequire } from 'node:module';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { chromium } from 'playwright-core';
+import { PICTURES, frames, gateway, inbox, service, token } from './world.mjs';
+
+const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+export const LANGUAGES = { en: 'en-US', ko: 'ko-KR' };
+export const SIZES = { wide: { width: 1440, height: 900 }, phone: { width: 360, height: 740 } };
+
+export const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+  args: ['--no-sandbox', '--disable-dev-shm-usage', '--font-render-hinting=none'],
+});
+
+/** What went wrong on any page, in words. */
+export const faults = [];
+/** Console errors that a test brings about on purpose. */
+const EXPECTED = [/Failed to load resource/, /net::ERR_/];
+
+export async function open({ language = 'en', size = 'wide', user = 'user123', role, seconds, query = '', at = inbox, dark = false, signIn = true, allow = [] } = {}) {
+  const context = await browser.newContext({ locale: LANGUAGES[language], viewport: SIZES[size], colorScheme: dark ? 'dark' : 'light', timezoneId: 'Asia/Seoul', reducedMotion: 'reduce' });
+  const page = await context.newPage();
+  page.setDefaultTimeout(15000);
+  watch(page, allow);
+  await page.goto(`${at}${query}${signIn ? `#token=${token(user, { role, seconds })}` : ''}`);
+  if (signIn) await page.locator('.connection.live').waitFor();
+  return page;
+}
+
+export function watch(page, allow = []) {
+  page.calls = [];
+  const ours = [gateway, service, frames.allowed, frames.refused, 'data:', 'about:', 'blob:', ...allow];
+  page.on('request', (request) => {
+    page.calls.push(request);
+    if (!ours.some((origin) => request.url().startsWith(origin))) faults.push(`a call to another origin: ${request.url()}`);
+  });
+  page.on('pageerror', (error) => faults.push(`an error on the page: ${error.stack ?? error.message}`));
+  page.on('console', (message) => {
+    if (['error', 'warning'].includes(message.type()) && ![...EXPECTED, ...allow].some((expected) => expected instanceof RegExp && expected.test(message.text()))) {
+      faults.push(`on the console: ${message.text()}`);
+    }
+  });
+  page.on('dialog', (dialog) => { faults.push(`a dialog: ${dialog.message()}`); dialog.dismiss(); });
+}
+
+/** axe's own list of what is wrong with the page as it is now. */
+export async function axe(page) {
+  await page.evaluate(AXE);
+  const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ['violations'] }));
+  return violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ target, failureSummary }) => `${target} ${failureSummary.replaceAll('\n', ' ')}`).join('; ')}`);
+}
+
+export async function picture(page, name) {
+  await page.screenshot({ path: join(PICTURES, `${name}.png`) });
+}
+
+/** Whether anything is wider than the window. */
+export async function overflows(page) {
+  return page.evaluate(() => {
+    const found = [];
+    if (document.documentElement.scrollWidth > innerWidth) found.push(`the page is ${document.documentElement.scrollWidth} wide`);
+    for (const element of document.querySelectorAll('button, h1, h2, h3, p, label, nav a, .field, .actions > *, dialog[open] *')) {
+      const { left, right, width } = element.getBoundingClientRect();
+      if (width > 0 && (left < -1 || right > innerWidth + 1) && !element.closest('.unseen, nav')) found.push(`${element.tagName}.${element.className} ${element.textContent.slice(0, 40)}: ${Math.round(left)}–${Math.round(right)}`);
+    }
+    return found;
+  });
+}

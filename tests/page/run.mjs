@@ -1,0 +1,570 @@
+// Drives the inbox page in a browser, against the real service behind the real Gateway, with real agents. One line
+// a test; the last line says how many passed and failed, and so does the exit code. Arguments choose tests by a
+// part of their names.
+import assert from 'node:assert/strict';
+import { LANGUAGES, SIZES, axe, browser, faults, open, overflows, picture, watch } from './browser.mjs';
+import * as world from './world.mjs';
+import { call, gateway, inbox, letWork, redis, register, service, sleep, sql, token, until, writeToRedis } from './world.mjs';
+
+const tests = [];
+const test = (name, run) => tests.push([name, run]);
+const inEach = (name, run) => Object.keys(LANGUAGES).forEach((language) => test(`${language}: ${name}`, () => run(language)));
+
+const WORDS = {
+  en: { approve: 'Approve', reject: 'Reject', pick: 'Wrong recipient or target', waiting: 'Waiting', approvedBy: /Approved · by user123/, rejectedBy: /Rejected · by user123/ },
+  ko: { approve: '승인', reject: '거절', pick: '수신자나 대상이 잘못됨', waiting: '대기', approvedBy: /승인됨 · 처리: user123/, rejectedBy: /거절됨 · 처리: user123/ },
+};
+const row = (page, id) => page.locator(`.rows li[data-id="${id}"]`);
+const approveButton = (page) => page.locator('.actions .approve');
+const unlocked = (page) => page.locator('.actions .approve:not([disabled])').waitFor();
+const statusOf = (id) => sql(`SELECT status FROM hitl_request WHERE request_id = '${id}'`);
+const shown = (page) => page.locator('.screen').innerText();
+const sane = async (page, name) => {
+  assert.deepEqual(await axe(page), [], name);
+  assert.deepEqual(await overflows(page), [], name);
+};
+
+// ── What waits, and how it is decided ──
+
+inEach('an agent asks, the request appears, is read and approved by click, and the agent goes on', async (language) => {
+  const words = WORDS[language];
+  const page = await open({ language });
+  await page.getByText(language === 'ko' ? '대기 중인 요청이 없습니다' : 'Nothing waits for you').waitFor();
+  assert.equal(new URL(page.url()).hash, '', 'the token stays in the address');
+  const run = letWork('send a mail', `session_user123_${Date.now()}`);
+  const { requestId } = await run.asked();
+  await row(page, requestId).waitFor();
+  assert.match(await page.title(), /^\(1\)/);
+  assert.match(await page.locator('link[rel=icon]').getAttribute('href'), /^data:image\/png/);
+  const left = await row(page, requestId).locator('.countdown').innerText();
+  assert.match(left, /^[0-5]:\d\d$/, 'it counts down to the moment at which the agent gives up');
+  await row(page, requestId).locator('a').click();
+  await unlocked(page);
+  await page.getByText(/29|30/).first();
+  await sane(page, 'detail');
+  const sent = page.waitForRequest((request) => request.method() === 'POST');
+  await approveButton(page).click();
+  const { 'if-match': tag } = await (await sent).allHeaders();
+  const [etag] = sql(`SELECT if_match FROM hitl_request WHERE request_id = '${requestId}'`).split('\n');
+  assert.match(tag, /^"[0-9a-f]{64}"$/);
+  await page.locator('.outcome').waitFor();
+  assert.match(await page.locator('.outcome').innerText(), words.approvedBy);
+  assert.equal(await run.end(), 'end');
+  assert.equal(statusOf(requestId), 'approved');
+  assert.ok(tag.includes(etag) || etag === '' || sql(`SELECT if_match FROM hitl_request WHERE request_id = '${requestId}'`).includes(tag.slice(1, 9)), 'If-Match is kept with the decision');
+  await page.context().close();
+});
+
+inEach('a request is rejected by keyboard with a quick pick, the agent stops, and the history says why', async (language) => {
+  const words = WORDS[language];
+  const page = await open({ language });
+  const run = letWork('delete files', `session_user123_${Date.now()}`);
+  const { requestId } = await run.asked();
+  await row(page, requestId).waitFor();
+  await page.keyboard.press('j');
+  await page.keyboard.press('Enter');
+  await page.locator('.actions .reject').waitFor();
+  await page.keyboard.press('r');
+  assert.equal(await page.evaluate(() => document.activeElement.className), 'pick', 'nothing that decides has the first focus');
+  await sane(page, 'reject');
+  await page.keyboard.press('2');
+  await page.keyboard.press('Enter');
+  await page.locator('.outcome').waitFor();
+  assert.match(await page.locator('.outcome').innerText(), words.rejectedBy);
+  assert.equal(await run.end(), 'error');
+  assert.equal(sql(`SELECT reason FROM hitl_request WHERE request_id = '${requestId}'`), words.pick);
+  await page.goto(`${inbox}?tab=history`);
+  await row(page, requestId).locator('a').click();
+  await page.locator('.outcome').getByText(words.pick).waitFor();
+  await page.context().close();
+});
+
+test('approve is locked until all of it has been on screen, and folded parts are opened', async () => {
+  const context = `{"big":12345678901234567890.10,"huge":1e400,"body":${JSON.stringify('A line of the letter.\n'.repeat(120))},"deep":{"a":{"b":{"c":{"d":[1,2,3,4,5,6,7,8,9,10,11]}}}},"many":{${Array.from({ length: 100 }, (_, n) => `"10${n}":${n}`).join()}},"end":"last words"}`;
+  const id = await register({ actionType: 'send_letter' }, { context });
+  const page = await open({ query: `?request=${id}` });
+  await page.locator('.actions .progress').waitFor();
+  await sleep(1500);
+  assert.ok(await approveButton(page).isDisabled());
+  await page.keyboard.press('a');
+  await sleep(200);
+  assert.equal(statusOf(id), 'pending');
+  // The end alone is not all of it.
+  await page.locator('.screen').evaluate((screen) => screen.scrollTo(0, screen.scrollHeight));
+  await sleep(1200);
+  assert.ok(await approveButton(page).isDisabled());
+  for (let presses = 0; presses < 80 && await approveButton(page).isDisabled(); presses += 1) {
+    await page.locator('.screen').focus();
+    await page.keyboard.press('n');
+    await sleep(650);
+  }
+  await unlocked(page);
+  const text = await shown(page);
+  for (const words of ['12345678901234567890.10', '1e400', 'last words']) assert.ok(text.includes(words), words);
+  assert.equal(await page.locator('.fold').count(), 0);
+  assert.equal(text.split('A line of the letter.').length - 1, 120);
+  // In the order in which they were written, also names that are numbers.
+  assert.match(text, /100\n+0\n+101\n+1\n/);
+  await page.locator('.exact summary').click();
+  await page.locator('.exact').getByText('12345678901234567890.10').waitFor();
+  await approveButton(page).click();
+  await until('the decision', () => statusOf(id) === 'approved');
+  await page.context().close();
+});
+
+test('what has changed since it was shown is not approved, is shown anew, and is locked again', async () => {
+  const { requestId, session } = writeToRedis({ context: { to: 'a@b.c', body: 'harmless' } });
+  const page = await open({ query: `?request=${requestId}` });
+  await unlocked(page);
+  writeToRedis({ requestId, context: { to: 'evil@b.c', body: `harmful ${'and long '.repeat(400)}` } }, session);
+  await approveButton(page).click();
+  await page.locator('.changed').waitFor();
+  assert.ok((await shown(page)).includes('evil@b.c'));
+  assert.ok(await approveButton(page).isDisabled());
+  assert.equal(statusOf(requestId), 'pending');
+  await page.context().close();
+});
+
+inEach('one that was decided elsewhere says by whom and why, in place of the buttons', async (language) => {
+  const id = await register();
+  const page = await open({ language, query: `?request=${id}` });
+  await unlocked(page);
+  await call('POST', `/aura/hitl/reject/${id}`, { userId: 'kim', reason: '이미 보냈습니다' }, { user: 'kim' });
+  await page.locator('.outcome').waitFor();
+  const text = await page.locator('.outcome').innerText();
+  assert.ok(text.includes('kim') && text.includes('이미 보냈습니다'), text);
+  assert.equal(await page.locator('.actions button').count(), 0);
+  // Also if the click is faster than the news.
+  const other = await register();
+  await page.goto(`${inbox}?request=${other}`);
+  await unlocked(page);
+  await page.route('**/inbox/stream', (route) => route.abort());
+  await page.route('**/approve/**', async (route) => {
+    await call('POST', `/aura/hitl/approve/${other}`, { userId: 'kim' }, { user: 'kim' });
+    await route.continue();
+  });
+  await approveButton(page).click();
+  await page.locator('.outcome').getByText('kim').waitFor();
+  await page.context().close();
+});
+
+inEach('one that expired, was withdrawn, or whose agent has moved on says so', async (language) => {
+  const page = await open({ language });
+  const expiring = await register({ expiresInSeconds: 3 });
+  await page.goto(`${inbox}?request=${expiring}`);
+  await page.locator('.outcome .status.expired').waitFor();
+  const withdrawn = await register();
+  await page.goto(`${inbox}?request=${withdrawn}`);
+  await unlocked(page);
+  await call('POST', `/aura/hitl/requests/${withdrawn}/cancel`);
+  await page.locator('.outcome .status.cancelled').waitFor();
+  const { requestId, session } = writeToRedis({});
+  await page.goto(`${inbox}?request=${requestId}`);
+  await unlocked(page);
+  redis('SET', `hitl:session:${session}`, JSON.stringify({ sessionId: session, requestId: 'req_elsewhere', userId: 'user123', tenantId: world.tenant }));
+  await approveButton(page).click();
+  await page.locator('.refusal, .cannot').waitFor();
+  assert.match(await page.locator('.actions').innerText(), language === 'ko' ? /에이전트가 떠남/ : /The agent moved on/);
+  assert.equal(await approveButton(page).count(), 0);
+  await page.context().close();
+});
+
+inEach('a token that is over asks for another, keeps the draft, and goes on', async (language) => {
+  const id = await register();
+  const page = await open({ language, query: `?request=${id}`, seconds: 5 });
+  await page.locator('.actions .reject').click();
+  await page.locator('textarea').fill('half a sent');
+  await page.locator('dialog.signin[open]').waitFor({ timeout: 30000 });
+  await sane(page, 'sign in again');
+  await page.locator('dialog textarea').fill('nonsense');
+  await page.locator('dialog .primary').click();
+  await page.locator('dialog .problem').waitFor();
+  await page.locator('dialog textarea').fill(token());
+  await page.locator('dialog .primary').click();
+  await page.locator('.connection.live').waitFor();
+  assert.equal(await page.locator('.actions textarea').inputValue(), 'half a sent');
+  await page.locator('.actions [type=submit]').click();
+  await until('the decision', () => statusOf(id) === 'rejected');
+  await page.context().close();
+});
+
+test('the sign-in of the platform on the same origin is used, and another account there is noticed', async () => {
+  const id = await register({ message: 'for everybody' });
+  const page = await open({ signIn: false });
+  await page.locator('dialog.signin[open]').waitFor();
+  await sane(page, 'sign in');
+  await page.evaluate((value) => localStorage.setItem('dwp-access-token', value), token());
+  await page.reload();
+  await row(page, id).waitFor();
+  assert.equal(await page.getByRole('button', { name: 'Sign out' }).count(), 0, 'that is the platform’s');
+  const other = await page.context().newPage();
+  watch(other);
+  await other.goto(`${gateway}/api/aura/hitl/inbox/`);
+  await other.evaluate((value) => localStorage.setItem('dwp-access-token', value), token('lee'));
+  await page.locator('.account').getByText('lee').waitFor();
+  await page.locator('.toast').getByText('Now signed in as lee').waitFor();
+  await page.context().close();
+});
+
+inEach('while the service is away the page says so, and a decision is made as soon as it is back', async (language) => {
+  const id = await register();
+  const page = await open({ language, query: `?request=${id}` });
+  await unlocked(page);
+  await world.stopService();
+  await page.locator('.connection.offline').waitFor();
+  await approveButton(page).click();
+  await page.locator('.job .wait').waitFor();
+  assert.match(await page.locator('.job').innerText(), language === 'ko' ? /다시 시도합니다/ : /Tries again in/);
+  await sane(page, 'trying again');
+  await world.startService();
+  await page.locator('.outcome .status.approved').waitFor({ timeout: 30000 });
+  await page.locator('.connection.live').waitFor({ timeout: 30000 });
+  assert.equal(statusOf(id), 'approved');
+  await page.context().close();
+});
+
+// ── The list ──
+
+test('nothing moves under the pointer: what is new waits until it is asked for', async () => {
+  for (let n = 0; n < 20; n += 1) await register({ message: `row ${n}` });
+  const page = await open();
+  const first = page.locator('.rows li').first();
+  await first.hover();
+  const before = await page.locator('.rows li').evaluateAll((rows) => rows.map((one) => [one.dataset.id, one.getBoundingClientRect().top]));
+  const urgent = await register({ message: 'urgent', expiresInSeconds: 600 });
+  await page.locator('.news').waitFor();
+  const gone = before[1][0];
+  await call('POST', `/aura/hitl/approve/${gone}`, { userId: 'kim' }, { user: 'kim' });
+  await page.locator(`.rows li.closed[data-id="${gone}"]`).waitFor();
+  const after = await page.locator('.rows li').evaluateAll((rows) => rows.map((one) => [one.dataset.id, one.getBoundingClientRect().top]));
+  assert.deepEqual(after, before);
+  await page.mouse.move(1000, 500);
+  await row(page, urgent).waitFor();
+  await until('the closed row goes', async () => await row(page, gone).count() === 0);
+  assert.equal(await page.locator('.rows li').first().getAttribute('data-id'), urgent);
+  await page.context().close();
+});
+
+inEach('a search in the address shows the same to who opens the link', async (language) => {
+  const id = await register({ message: '분기 보고서를 보낼까요?', actionType: 'send_report' });
+  for (let n = 0; n < 5; n += 1) await register();
+  const page = await open({ language });
+  await page.keyboard.press('/');
+  await page.keyboard.type('보고서');
+  await page.waitForURL(/q=/);
+  await until('one row', async () => await page.locator('.rows li').count() === 1);
+  const link = page.url();
+  const other = await open({ language });
+  await other.goto(link);
+  await row(other, id).waitFor();
+  assert.equal(await other.locator('.rows li').count(), 1);
+  assert.equal(await other.locator('.search').inputValue(), '보고서');
+  await other.locator('.searchline button').click();
+  await sane(other, 'filters');
+  await other.locator('.filterpanel button').click();
+  await until('all rows', async () => await other.locator('.rows li').count() === 6);
+  await page.context().close();
+  await other.context().close();
+});
+
+test('ten thousand requests scroll without a hitch, and only what is seen exists', async () => {
+  const [, last] = await register({ message: 'the pattern' }).then((id) => [id, id]);
+  const columns = sql("SELECT string_agg(quote_ident(column_name), ',') FROM information_schema.columns WHERE table_name = 'hitl_request' AND is_generated = 'NEVER' AND is_identity = 'NO'").split(',');
+  const values = columns.map((column) => column === 'request_id' ? `'req-many-' || n` : column === 'expires_at' ? "expires_at - n * interval '0.1 second'" : column === 'task_id' ? `'task-many-' || n` : column);
+  sql(`INSERT INTO hitl_request (${columns}) SELECT ${values} FROM hitl_request, generate_series(1, 9999) n WHERE request_id = '${last}'`);
+  const page = await open();
+  await page.locator('.rows li').first().waitFor();
+  await page.evaluate(() => {
+    globalThis.gaps = [];
+    let before = performance.now();
+    const frame = (now) => { globalThis.gaps.push(now - before); before = now; requestAnimationFrame(frame); };
+    requestAnimationFrame(frame);
+  });
+  let most = 0;
+  const box = await page.locator('.listview .scroll').boundingBox();
+  await page.mouse.move(box.x + 50, box.y + 100);
+  const end = Date.now() + 40000;
+  for (;;) {
+    await page.mouse.wheel(0, 6000);
+    const { rows, at } = await page.evaluate(() => ({ rows: document.querySelectorAll('.rows li').length, at: Number([...document.querySelectorAll('.rows li')].at(-1)?.getAttribute('aria-posinset')) }));
+    most = Math.max(most, rows);
+    if (at >= 10000) break;
+    assert.ok(Date.now() < end, `only ${at} rows`);
+  }
+  const gaps = (await page.evaluate(() => globalThis.gaps)).sort((one, other) => other - one);
+  const slow = gaps[Math.floor(gaps.length / 100)];
+  console.log(`      10,000 rows: at most ${most} elements; of ${gaps.length} frames the slowest took ${Math.round(gaps[0])} ms, 99 % at most ${Math.round(slow)} ms`);
+  assert.ok(most < 60, `${most} rows exist`);
+  assert.ok(slow < 100, `${slow} ms`);
+  sql("DELETE FROM hitl_request WHERE request_id LIKE 'req-many-%'");
+  await page.context().close();
+});
+
+// ── Texts of strangers ──
+
+test('hostile texts are never markup, and what is hidden in them is seen', async () => {
+  const script = '<img src=x onerror=alert(1)><script>alert(2)</script>{{x}}${y}';
+  const bidi = 'invoice\u202Efdp.exe \u2066x\u2069 zero\u200Bwidth \u{E0041}tag';
+  const id = await register({ actionType: `${bidi}`.slice(0, 60), message: script }, {
+    context: JSON.stringify({ [script]: bidi, [bidi]: script, __proto__: 'x', constructor: 'y', 'a"b': "'\"`", family: '👨‍👩‍👧 ❤️ 한국어' }).replace('{', '{"__proto__":"kept","twice\\u202e":1,'),
+  });
+  const page = await open({ query: `?request=${id}` });
+  await unlocked(page);
+  const text = await shown(page);
+  for (const words of ['\\u202E', '\\u2066', '\\u200B', '\\u{E0041}', script, 'kept', '👨‍👩‍👧 ❤️ 한국어', 'hidden characters are shown']) assert.ok(text.includes(words), `${words} in ${text}`);
+  assert.doesNotMatch(text, /[\u202A-\u202E\u2066-\u2069\u200B]/);
+  assert.doesNotMatch(await page.evaluate(() => document.body.innerText), /[\u202A-\u202E\u2066-\u2069]/);
+  assert.equal(await page.locator('.screen img, .screen script, .rows img, .rows script').count(), 0);
+  await sane(page, 'hostile');
+  await picture(page, 'hostile');
+  await page.context().close();
+});
+
+test('a context of 1 MiB and one of 10,000 keys open quickly, and can be read to the end', async () => {
+  const large = await register({ actionType: 'large_text' }, { context: JSON.stringify({ text: 'word '.repeat(200000) }) });
+  const many = await register({ actionType: 'many_keys' }, { context: JSON.stringify(Object.fromEntries(Array.from({ length: 10000 }, (_, n) => [`key${n}`, n]))) });
+  const deep = await register({ actionType: 'deep' }, { context: `{"a":${'['.repeat(100)}1${']'.repeat(100)}}` });
+  const page = await open();
+  for (const [id, size] of [[large, /999,000 more characters/], [many, /1,000 more of 9,960/], [deep, /1 item/]]) {
+    const start = Date.now();
+    await page.goto(`${inbox}?request=${id}`);
+    await page.locator('.fold').first().waitFor();
+    assert.match(await page.locator('.fold').first().innerText(), size);
+    assert.ok(await approveButton(page).isDisabled());
+    console.log(`      ${id}: shown in ${Date.now() - start} ms`);
+    const opening = Date.now();
+    await page.locator('.fold').first().click();
+    await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
+    assert.ok(Date.now() - opening < 3000, `${Date.now() - opening} ms`);
+  }
+  await page.goto(`${inbox}?request=${deep}`);
+  for (let presses = 0; presses < 80 && await approveButton(page).isDisabled(); presses += 1) {
+    await page.keyboard.press('n');
+    await sleep(500);
+  }
+  await unlocked(page);
+  await page.context().close();
+});
+
+// ── For everybody ──
+
+test('keys: a held key and a double click decide nothing more, help shows all of them', async () => {
+  const ids = [];
+  for (let n = 0; n < 4; n += 1) ids.push(await register());
+  const page = await open();
+  await page.keyboard.press('?');
+  await page.locator('dialog.helpdialog[open]').waitFor();
+  for (const key of ['j', 'k', 'Enter', 'a', 'r', '/', '?']) assert.equal(await page.locator('dialog kbd', { hasText: new RegExp(`^${key.replace('?', '\\?')}$`) }).count(), 1, key);
+  await page.keyboard.press('a');
+  await page.keyboard.press('Escape');
+  await page.keyboard.press('j');
+  await page.keyboard.press('j');
+  await page.keyboard.press('k');
+  await page.keyboard.press('Enter');
+  await unlocked(page);
+  await page.keyboard.down('a');
+  for (let n = 0; n < 30; n += 1) { await page.keyboard.down('a'); await sleep(50); }
+  await page.keyboard.up('a');
+  assert.equal(ids.filter((id) => statusOf(id) === 'approved').length, 1);
+  await unlocked(page);
+  await approveButton(page).dblclick();
+  await sleep(1500);
+  assert.equal(ids.filter((id) => statusOf(id) === 'approved').length, 2);
+  await page.context().close();
+});
+
+test('changes are said in a live region', async () => {
+  const page = await open();
+  await page.evaluate(() => {
+    globalThis.said = [];
+    const region = document.querySelector('[aria-live=polite]');
+    new MutationObserver(() => { if (region.textContent) globalThis.said.push(region.textContent); }).observe(region, { childList: true, characterData: true, subtree: true });
+  });
+  const id = await register();
+  await until('the new request is said', () => page.evaluate(() => globalThis.said.some((text) => text === '1 new request')));
+  await row(page, id).locator('a').click();
+  await until('unlocking is said', () => page.evaluate(() => globalThis.said.some((text) => text.includes('unlocked'))));
+  await approveButton(page).click();
+  await until('the decision is said', () => page.evaluate(() => globalThis.said.some((text) => text.startsWith('Approved'))));
+  await page.context().close();
+});
+
+test('on paper all of an open request is there, unfolded', async () => {
+  const id = await register({}, { context: JSON.stringify({ body: `${'A line.\n'.repeat(200)}the very end` }) });
+  const page = await open({ query: `?request=${id}` });
+  await page.locator('.fold').first().waitFor();
+  await page.evaluate(() => dispatchEvent(new Event('beforeprint')));
+  await page.emulateMedia({ media: 'print' });
+  assert.equal(await page.locator('.fold').count(), 0);
+  assert.ok(await page.locator('.screen').getByText('the very end').isVisible());
+  assert.ok(!await page.locator('.listview').isVisible());
+  await picture(page, 'print');
+  await page.context().close();
+});
+
+inEach('every view is free of axe violations and fits, wide and on a phone, light and dark', async (language) => {
+  for (const user of ['kim', 'lee']) await register({ actionType: 'read_calendar', message: language === 'ko' ? `${user}의 일정을 읽을까요?` : `Read ${user}'s calendar?` }, { user });
+  const id = await register({
+    actionType: 'send_email', message: language === 'ko' ? '주간 보고서를 team@example.com 으로 보낼까요?' : 'Send the weekly report to team@example.com?',
+    planSteps: [{ stepId: 'step-1', description: language === 'ko' ? '자료 수집' : 'Collect the figures', status: 'completed', confidence: 0.95 }, { stepId: 'step-2', description: language === 'ko' ? '메일 발송' : 'Send the mail', status: 'waiting' }],
+  }, { context: JSON.stringify({ to: ['team@example.com', 'head@example.com'], subject: language === 'ko' ? '주간 보고' : 'Weekly report', amount: 3, body: language === 'ko' ? '안녕하세요.\n이번 주 실적을 보내 드립니다.\n감사합니다.' : 'Dear all,\nhere are the figures of this week.\nBest regards' }) });
+  const closed = await register({ actionType: 'delete_files' });
+  await call('POST', `/aura/hitl/reject/${closed}`, { userId: 'kim', reason: language === 'ko' ? '아직 필요한 파일입니다' : 'Still needed' }, { user: 'kim' });
+  for (const [size, dark] of [['wide', false], ['phone', false], ['wide', true], ['phone', true]]) {
+    const name = `${language}-${SIZES[size].width}${dark ? '-dark' : ''}`;
+    const page = await open({ language, size, dark });
+    /** @param {string} view */
+    const look = async (view) => {
+      await page.evaluate(() => document.querySelector('.toast').classList.remove('shown'));
+      await sane(page, `${name} ${view}`);
+      await picture(page, `${name}-${view}`);
+    };
+    await row(page, id).waitFor();
+    await look('list');
+    await page.locator('.searchline button').click();
+    await look('filters');
+    await page.locator('.searchline button').click();
+    await row(page, id).locator('a').click();
+    for (let presses = 0; presses < 20 && await approveButton(page).isDisabled(); presses += 1) { await page.keyboard.press('n'); await sleep(450); }
+    await unlocked(page);
+    await page.locator('.screen').evaluate((screen) => screen.scrollTo(0, 0));
+    await look('detail');
+    await page.locator('.screen').evaluate((screen) => screen.scrollTo(0, screen.scrollHeight));
+    await look('detail-end');
+    await page.locator('.actions .reject').click();
+    await look('reject');
+    await page.goto(`${inbox}?tab=history&request=${closed}`);
+    await page.locator('.outcome').waitFor();
+    await look('closed');
+    await page.goto(`${inbox}?tab=mine`);
+    await page.locator('.rows li').first().waitFor();
+    await look('mine');
+    await page.goto(`${inbox}?tab=tasks`);
+    await page.locator('.task').first().waitFor();
+    await page.locator('.task').first().locator('summary').click();
+    await look('tasks');
+    await page.locator('.help').click();
+    await look('help');
+    await page.context().close();
+  }
+});
+
+// ── Where it lives ──
+
+test('the page works under both addresses', async () => {
+  const id = await register();
+  for (const at of [inbox, `${service}/aura/hitl/inbox/`, `${service}/api/aura/hitl/inbox/`]) {
+    const page = await open({ at, query: `?request=${id}` });
+    await unlocked(page);
+    await page.context().close();
+  }
+});
+
+test('an allowed origin may frame the page, another may not', async () => {
+  for (const [origin, isAllowed] of [[world.frames.allowed, true], [world.frames.refused, false]]) {
+    const context = await browser.newContext();
+    const page = await context.newPage();
+    watch(page, [/frame-ancestors/, 'chrome-error:']);
+    await page.goto(origin);
+    await sleep(1500);
+    const framed = page.frames().find((frame) => frame !== page.mainFrame());
+    assert.equal(await framed.locator('dialog.signin').count(), isAllowed ? 1 : 0, origin);
+    await context.close();
+  }
+});
+
+test('the first load is small, and the next one asks only whether the page is new', async () => {
+  const page = await open({ at: `${service}/aura/hitl/inbox/` });
+  const sizes = await Promise.all(page.calls.filter((request) => request.url().includes('/inbox/') && !request.url().includes('/stream')).map((request) => request.sizes()));
+  const bytes = sizes.reduce((sum, { responseBodySize }) => sum + responseBodySize, 0);
+  console.log(`      first load: ${sizes.length} files, ${bytes} bytes`);
+  assert.ok(sizes.length > 5 && bytes > 10000 && bytes < 100 * 1024, `${sizes.length} files, ${bytes} bytes`);
+  const before = page.calls.length;
+  const answer = await page.reload();
+  await page.locator('.connection.live').waitFor();
+  const statuses = await Promise.all(page.calls.slice(before).filter((request) => /\.(?:js|css)$/.test(request.url())).map(async (request) => (await request.response()).fromCache?.() ?? (await request.sizes()).responseBodySize));
+  assert.ok([200, 304].includes(answer.status()));
+  assert.ok(statuses.every((size) => size === true || size <= 0), String(statuses));
+  await page.context().close();
+});
+
+// ── How fast, and how surely ──
+
+test('a stopwatch: 100 mixed requests are cleared by keyboard, none wrongly', async () => {
+  const wanted = new Map();
+  for (let n = 0; n < 100; n += 1) {
+    const isHarmful = n % 3 === 1;
+    const context = n % 7 === 0 ? { body: 'A long letter. '.repeat(150), n } : n % 5 === 0 ? { a: { b: { c: { d: Array.from({ length: 12 }, (_, m) => m) } } }, n } : { to: `person${n}@example.com`, n };
+    const fields = { actionType: isHarmful ? 'delete_files' : 'send_email', message: `${isHarmful ? 'Delete' : 'Send'} number ${n}?` };
+    if (n % 10 === 9) {
+      wanted.set(writeToRedis({ ...fields, context }).requestId, isHarmful ? 'rejected' : 'approved');
+    } else wanted.set(await register(fields, { context: JSON.stringify(context) }), isHarmful ? 'rejected' : 'approved');
+  }
+  const page = await open();
+  await until('all of them are counted', async () => (await page.title()).startsWith('(100)'));
+  await page.keyboard.press('j');
+  await page.keyboard.press('Enter');
+  const start = Date.now();
+  let open_ = '';
+  const decided = [];
+  while (decided.length < 100) {
+    const now = await until(`another request after ${decided.length}`, () => page.evaluate((before) => {
+      const id = new URLSearchParams(location.search).get('request');
+      const message = document.querySelector('.text.lead .theirs')?.textContent;
+      return id !== before && message && document.querySelector('.actions .reject') && { id, message };
+    }, open_));
+    open_ = now.id;
+    // A person who reads, and goes by what is on screen.
+    if (now.message.startsWith('Delete')) {
+      for (const key of ['r', '4', 'Enter']) await page.keyboard.press(key);
+    } else {
+      while (await approveButton(page).isDisabled()) { await page.keyboard.press('n'); await sleep(120); }
+      await page.keyboard.press('a');
+    }
+    decided.push(now.id);
+  }
+  await until('the last decision', () => [...wanted.keys()].every((id) => statusOf(id) !== 'pending'));
+  const seconds = (Date.now() - start) / 1000;
+  const wrong = [...wanted].filter(([id, status]) => statusOf(id) !== status);
+  console.log(`      100 requests in ${Math.round(seconds)} s, ${wrong.length} wrong`);
+  assert.deepEqual(wrong, []);
+  assert.ok(seconds < 300, `${seconds} s`);
+  await page.context().close();
+});
+
+// ── Running them ──
+
+const chosen = process.argv.slice(2);
+let [passed, failed] = [0, 0];
+const begun = Date.now();
+try {
+  await world.startWorld();
+  for (const [name, run] of tests) {
+    if (chosen.length && !chosen.some((part) => name.includes(part))) continue;
+    const start = Date.now();
+    faults.length = 0;
+    world.enterTenant();
+    try {
+      await run();
+      assert.deepEqual(faults, []);
+      passed += 1;
+      console.log(`ok    ${name} (${((Date.now() - start) / 1000).toFixed(1)} s)`);
+    } catch (error) {
+      failed += 1;
+      console.log(`FAIL  ${name}\n      ${String(error.stack ?? error).replaceAll('\n', '\n      ')}\n      ${faults.join('\n      ')}`);
+      for (const [place, context] of browser.contexts().entries()) {
+        for (const page of context.pages()) await page.screenshot({ path: `${world.PICTURES}/failed-${failed}-${place}.png` }).catch(() => {});
+        await context.close();
+      }
+    }
+  }
+} catch (error) {
+  failed += 1;
+  console.log(`FAIL  ${error.stack ?? error}`);
+} finally {
+  await browser.close();
+  world.endWorld();
+}
+console.log(`The pictures are in target/page-tests; ${Math.round((Date.now() - begun) / 1000)} s`);
+console.log(`${passed} passed, ${failed} failed`);
+process.exit(failed || !passed ? 1 : 0);
