@@ -163,10 +163,12 @@ impl Binding {
         Some(Self { bound, needs_admin: key.admin, is_edit: key.edit })
     }
 
-    /// The highest risk of the rules; medium where no rule binds.
+    /// The highest risk of the rules. Where no rule matched, medium at least: the admin who is then asked
+    /// stands for a rule with all defaults.
     #[must_use]
     pub fn risk(&self) -> Risk {
-        self.bound.iter().map(|bound| bound.rule.risk).max().unwrap_or_default()
+        let default = self.needs_admin.then(Risk::default);
+        self.bound.iter().map(|bound| bound.rule.risk).chain(default).max().unwrap_or_default()
     }
 
     /// How many distinct people must approve.
@@ -227,16 +229,20 @@ impl Binding {
         steps.map(|step| step.after).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// What may leave the service in a notice: only what every rule shows. Where no rule binds, the
-    /// default.
+    /// What may leave the service in a notice: only what every rule shows. Where no rule matched, only
+    /// what the default shows.
     #[must_use]
     pub fn show(&self) -> Vec<&str> {
-        let Some((first, rest)) = self.bound.split_first() else { return DEFAULT_SHOW.to_vec() };
-        let shown = first.rule.show.iter().map(String::as_str);
-        let all_show = |entry: &&str| {
-            rest.iter().all(|bound| bound.rule.show.iter().any(|shown| shown == entry))
+        let default = DEFAULT_SHOW.as_slice();
+        let mut shown = match self.bound.first() {
+            Some(first) => first.rule.show.iter().map(String::as_str).collect(),
+            None => default.to_vec(),
         };
-        shown.filter(all_show).collect()
+        shown.retain(|entry| {
+            (!self.needs_admin || default.contains(entry))
+                && self.bound.iter().all(|bound| bound.rule.show.iter().any(|shown| shown == entry))
+        });
+        shown
     }
 
     /// The decision that the policy makes itself, if it makes one. Any `auto = "reject"` rejects;

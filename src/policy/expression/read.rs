@@ -79,7 +79,10 @@ fn depth_of_brackets(text: &str) -> usize {
 
 fn parse_and_compile(text: &str) -> Result<Node, Sentence> {
     let parsed = Parser::default().parse_with_source_info(text);
-    let (expression, source) = parsed.map_err(|errors| no_syntax(&first(&errors)))?;
+    let (expression, source) = parsed.map_err(|errors| {
+        let is_deep = errors.errors.iter().any(|error| error.msg.contains("Recursion limit"));
+        if is_deep { too_deep() } else { no_syntax(&first(&errors)) }
+    })?;
     let mut compiler = Compiler { source: &source, text, locals: Vec::new(), nodes: 0, depth: 0 };
     compiler.node(&expression)
 }
@@ -186,10 +189,7 @@ impl Compiler<'_> {
     /// The digits of a double as they were written; the parser has rounded them to 53 bits.
     fn double(&self, id: u64, value: f64) -> String {
         let written = self.source.offset_for(id).and_then(|(start, stop)| {
-            // The parser counts letters, not bytes.
-            let letters = self.text.chars().skip(start as usize);
-            let written = letters.take((stop.saturating_sub(start) as usize) + 1);
-            let written = written.collect::<String>();
+            let written = self.text.get(start as usize..=stop as usize)?;
             let is_it = written.parse::<f64>().ok()?.to_bits() == value.abs().to_bits();
             // CEL also takes `.5`.
             is_it.then(|| format!("{}0{written}", if value.is_sign_negative() { "-" } else { "" }))

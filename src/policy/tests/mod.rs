@@ -1,6 +1,9 @@
 //! Tests of whole policies.
 
 mod binding;
+mod file;
+mod model;
+mod sentences;
 
 use chrono::{DateTime, Utc};
 
