@@ -35,6 +35,11 @@ use crate::requests::error::RequestError;
 use crate::requests::{read, register};
 use crate::state::AppState;
 
+/// The messages of the wire contract.
+const APPROVED: &str = "Request approved successfully";
+/// See [`APPROVED`].
+pub(super) const REJECTED: &str = "Request rejected";
+
 /// The body of an approval.
 #[derive(Debug, Deserialize, Validate, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -75,6 +80,26 @@ pub struct DecisionView {
     /// Why it was rejected.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+}
+
+impl DecisionView {
+    /// The decision on this request.
+    #[must_use]
+    pub fn of(id: &RequestId, decided: &Decided) -> Self {
+        let Decided { session, decision, .. } = decided;
+        Self {
+            request_id: id.to_string(),
+            session_id: session.to_string(),
+            status: decision.verdict.status(),
+            reason: decision.verdict.reason().map(ToOwned::to_owned),
+        }
+    }
+
+    /// The message of an answer with this decision.
+    #[must_use]
+    pub fn message(&self) -> &'static str {
+        if self.status == Verdict::Approve.status() { APPROVED } else { REJECTED }
+    }
 }
 
 /// A request for approval.
@@ -229,7 +254,7 @@ pub async fn approve(
 ) -> Result<Answer<DecisionView>, ApiError> {
     let (user, verdict) = (body.0.user_id, Verdict::Approve);
     let (decided, tag) = decide(&app, approver, &id, expected, user, verdict).await?;
-    Ok(ok("Request approved successfully", decided).with(tag))
+    Ok(ok(APPROVED, decided).with(tag))
 }
 
 /// Reject a request. The same person rejecting it again gets the same answer.
@@ -259,7 +284,7 @@ pub async fn reject(
     let reason = reason.unwrap_or_else(|| DEFAULT_REASON.to_owned());
     let (user, verdict) = (body.0.user_id, Verdict::Reject { reason });
     let (decided, tag) = decide(&app, approver, &id, expected, user, verdict).await?;
-    Ok(ok("Request rejected", decided).with(tag))
+    Ok(ok(REJECTED, decided).with(tag))
 }
 
 async fn decide(
@@ -283,14 +308,7 @@ async fn decide(
         .await?
         .map_err(ApiError::from)
         .inspect_err(|error| info!(asked_for, outcome = %error, "not decided"))?;
-    let Decided { session, decision, etag: tag } = decided;
-    let view = DecisionView {
-        request_id: id.to_string(),
-        session_id: session.to_string(),
-        status: decision.verdict.status(),
-        reason: decision.verdict.reason().map(ToOwned::to_owned),
-    };
-    Ok((view, etag(tag)))
+    Ok((DecisionView::of(&id, &decided), etag(decided.etag)))
 }
 
 /// Register a request over HTTP, for agents that cannot reach Redis. User and tenant are the

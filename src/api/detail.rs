@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::approvals::etag;
+use super::comments::CommentView;
 use super::envelope::{Answer, Call, Envelope, ok, wire_time};
 use super::error::{ApiError, shown};
 use super::examples::{plan_step, success};
@@ -39,9 +40,8 @@ pub struct DetailView {
     /// Who voted how.
     #[schema(schema_with = schemas::no_items)]
     votes: [(); 0],
-    /// Questions and answers.
-    #[schema(schema_with = schemas::no_items)]
-    comments: [(); 0],
+    /// Questions and answers, the oldest first.
+    comments: Vec<CommentView>,
     /// The state of the signal in Redis. `listeners` 0: no agent has heard it yet.
     signal: SignalView,
     /// What happened, the oldest first.
@@ -92,7 +92,7 @@ pub async fn read(
 }
 
 fn view(detail: Detail, why: Text) -> DetailView {
-    let Detail { row, may_decide, context, plan_steps, record, history } = detail;
+    let Detail { row, may_decide, context, plan_steps, record, history, comments } = detail;
     let happened = |Happened { at, event, by }: Happened| HappenedView {
         at: wire_time(at),
         event: event.as_str(),
@@ -104,7 +104,7 @@ fn view(detail: Detail, why: Text) -> DetailView {
         plan_steps: RawValue::from_string(plan_steps)
             .unwrap_or_else(|_invalid| crate::domain::json::raw(&[(); 0])),
         votes: [],
-        comments: [],
+        comments: comments.into_iter().map(Into::into).collect(),
         signal: record.as_ref().map_or(NO_SIGNAL, signal),
         history: history.into_iter().map(happened).collect(),
         why: why.in_language(Call::current().language),

@@ -9,11 +9,13 @@ use std::fmt;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tracing::{error, warn};
 
 use super::envelope::{Call, Envelope};
-use super::text::Text;
+use super::text::{Language, Text};
+use crate::domain::comment::MAX_COMMENTS;
 use crate::domain::decision::DEFAULT_REASON;
 use crate::domain::rules::{ExistingDecision, Refusal};
 use crate::domain::task::TaskRefusal;
@@ -76,7 +78,7 @@ error_codes! {
     WrongState "E3002" CONFLICT "wrong_state" "The state does not allow this step.";
     AlreadyDecided "E3006" CONFLICT "already_decided" "Decided otherwise.";
     Gone "E3007" GONE "gone" "Expired or withdrawn undecided, or its agent has moved on.";
-    Conflict "E3008" CONFLICT "conflict" "The id stands for another request, or there is nothing to acknowledge yet.";
+    Conflict "E3008" CONFLICT "conflict" "The id stands for another request, there is nothing to acknowledge yet, or an atomic bulk cannot be done whole, or a request has too many comments.";
     Invalid "E4000" BAD_REQUEST "invalid" "Validation failed.";
     BadHeader "E4001" BAD_REQUEST "bad_header" "A header is missing, blank or repeated.";
     Changed "E4120" PRECONDITION_FAILED "changed" "Not the content that the person looked at.";
@@ -159,6 +161,18 @@ impl ApiError {
     #[must_use]
     pub fn english(&self) -> &str {
         self.text.english()
+    }
+
+    /// The message in a language.
+    #[must_use]
+    pub fn message(&self, language: Language) -> String {
+        self.text.clone().in_language(language)
+    }
+
+    /// What the answer carries as `data`.
+    #[must_use]
+    pub fn data(&self) -> Option<&Value> {
+        self.data.as_ref()
     }
 
     fn with_data(mut self, data: Value) -> Self {
@@ -426,6 +440,61 @@ impl ApiError {
         )
     }
 
+    /// An atomic bulk that was not recorded, because of some of its requests.
+    #[must_use]
+    pub fn obstructed_bulk(obstacles: usize, size: usize, view: &impl Serialize) -> Self {
+        Self::new(
+            ErrorCode::Conflict,
+            format!("Nothing decided: {obstacles} of {size} requests stood in the way."),
+            format!("결정되지 않음: 요청 {size}건 중 {obstacles}건을 결정할 수 없습니다."),
+        )
+        .with_data(serde_json::to_value(view).unwrap_or_default())
+    }
+
+    /// One request of an atomic bulk that was not recorded, because of the others.
+    #[must_use]
+    pub fn obstructed() -> Self {
+        Self::new(
+            ErrorCode::Conflict,
+            "Not decided: other requests of this bulk stood in the way.",
+            "결정되지 않음: 함께 보낸 다른 요청을 결정할 수 없습니다.",
+        )
+    }
+
+    /// Whether this is [`Self::obstructed`].
+    #[must_use]
+    pub fn is_obstructed(&self) -> bool {
+        self.code == ErrorCode::Conflict
+    }
+
+    /// An atomic bulk whose requests are too large for one write.
+    #[must_use]
+    pub fn too_large_together(limit: usize) -> Self {
+        Self::new(
+            ErrorCode::TooLarge,
+            format!(
+                "Too large together: the requests of an atomic bulk may have at most {limit} bytes. Nothing was decided."
+            ),
+            format!(
+                "합계가 너무 큼: 한꺼번에 결정하는 요청은 모두 합쳐 최대 {limit}바이트여야 합니다. 결정되지 않았습니다."
+            ),
+        )
+    }
+
+    /// A comment on a request that has as many as it may have.
+    #[must_use]
+    pub fn too_many_comments() -> Self {
+        Self::new(
+            ErrorCode::Conflict,
+            format!(
+                "Too many comments: this request has {MAX_COMMENTS}, the most. None was added."
+            ),
+            format!(
+                "댓글이 너무 많음: 이 요청에는 한도인 {MAX_COMMENTS}개의 댓글이 있어 추가하지 않았습니다."
+            ),
+        )
+    }
+
     /// A registration for a task that has ended.
     #[must_use]
     pub fn task_is_over() -> Self {
@@ -542,6 +611,7 @@ impl From<Refusal> for ApiError {
                  strong ETag in If-Match.",
                 "약한 ETag: 프록시가 바꾸어(응답 압축 등) 결정되지 않았습니다. 강한 ETag를 If-Match로 보내 주세요.",
             ),
+            Refusal::Unconditional => Self::unconditional(),
             Refusal::Undecided => Self::new(
                 ErrorCode::Conflict,
                 "Not decided yet: there is nothing to acknowledge.",
@@ -722,7 +792,7 @@ impl ResponseError for ApiError {
         if let Some(allow) = &self.allow {
             response.insert_header((ALLOW, &**allow));
         }
-        let message = self.text.clone().in_language(Call::current().language);
+        let message = self.message(Call::current().language);
         response.json(Envelope::error(self.code.as_str(), message, self.data.clone()))
     }
 }

@@ -38,7 +38,7 @@ struct RequestEvent<'a> {
 }
 
 /// Listen to your inbox: server-sent events. `counts` comes at once and whenever it changes, `request` for
-/// each request of your tenant that is created, decided, withdrawn or expires. The stream ends with the
+/// each request of your tenant that is created, commented, decided, withdrawn or expires. The stream ends with the
 /// token; then, or after a lost connection, read the list again.
 ///
 /// # Errors
@@ -88,7 +88,7 @@ fn data(event: &InboxEvent) -> Data {
             let request = RequestEvent {
                 request_id: changed.id.as_str(),
                 status: changed.status.as_str(),
-                change: change(changed.status),
+                change: change(changed),
             };
             Data::new(json::raw(&request).get()).event("request")
         }

@@ -5,7 +5,9 @@
 
 pub mod approvals;
 pub mod body;
+pub mod bulk;
 pub mod call_span;
+pub mod comments;
 pub mod connection;
 pub mod detail;
 pub mod document;

@@ -27,19 +27,36 @@ pub fn record(request: &HttpRequest, route: &str, error: &ApiError) {
     else {
         return;
     };
+    let Some(id) = request.match_info().get("requestId") else { return };
+    let Ok(request_id) = RequestId::parse(id) else { return };
+    let if_match = header_text(request.headers(), IF_MATCH.as_str());
+    record_one(app, &caller, Attempt { request: request_id, verdict, if_match }, error);
+}
+
+/// An attempt to decide one request.
+pub struct Attempt {
+    /// The request.
+    pub request: RequestId,
+    /// `approved` or `rejected`.
+    pub verdict: &'static str,
+    /// The entity tag of the content that the caller had seen.
+    pub if_match: Option<String>,
+}
+
+/// Records a refused attempt, if the error is evidence.
+pub fn record_one(app: &AppState, caller: &Caller, attempt: Attempt, error: &ApiError) {
     if !is_evidence(error.code()) {
         return;
     }
-    let Some(id) = request.match_info().get("requestId") else { return };
-    let Ok(request_id) = RequestId::parse(id) else { return };
+    let Attempt { request, verdict, if_match } = attempt;
     app.refused_attempts.record(RefusedAttempt {
         at: app.clock.now(),
-        caller,
-        request: request_id,
+        caller: caller.clone(),
+        request,
         verdict,
         error_code: error.code().as_str(),
         reason: error.english().chars().take(MAX_REASON_CHARS).collect(),
-        if_match: header_text(request.headers(), IF_MATCH.as_str()),
+        if_match,
     });
 }
 

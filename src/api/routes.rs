@@ -17,7 +17,8 @@ use crate::api::error::ErrorCode::{
     AlreadyDecided, Changed, Conflict, Gone, NotFound, Unconditional, Unprocessable, WrongState,
 };
 use crate::api::{
-    approvals, detail, document, health, inbox, lists, outcomes, page, signals, tasks,
+    approvals, bulk, comments, detail, document, health, inbox, lists, outcomes, page, signals,
+    tasks,
 };
 
 /// The prefixes under which every address is served.
@@ -41,6 +42,7 @@ pub fn table() -> Vec<Endpoint> {
     endpoints! {
         approver approvals::approve [NotFound, AlreadyDecided, Gone, Changed, Unprocessable, Unconditional]
         approver approvals::reject [NotFound, AlreadyDecided, Gone, Changed, Unprocessable, Unconditional]
+        approver bulk::decide [Conflict]
         caller lists::list []
         caller approvals::register [Conflict, WrongState]
         caller approvals::read [NotFound, Unprocessable]
@@ -48,6 +50,8 @@ pub fn table() -> Vec<Endpoint> {
         caller outcomes::read [NotFound, Unprocessable]
         caller outcomes::acknowledge [NotFound, Conflict, Unprocessable]
         caller outcomes::cancel [NotFound, AlreadyDecided, Gone, Unprocessable]
+        caller comments::add [NotFound, AlreadyDecided, Conflict, Gone, Unprocessable]
+        caller comments::list [NotFound, Unprocessable]
         caller inbox::stream []
         caller signals::read []
         caller signals::stream []

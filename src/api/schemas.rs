@@ -48,6 +48,11 @@ pub fn any() -> Schema {
     ObjectBuilder::new().schema_type(SchemaType::AnyValue).into()
 }
 
+/// What a person says to a request of a bulk.
+pub fn verdict() -> Schema {
+    of(json!({ "type": "string", "enum": ["approve", "reject"], "example": "approve" }))
+}
+
 /// A list that is empty in this release.
 pub fn no_items() -> Schema {
     of(json!({ "type": "array", "items": { "type": "object" } }))

@@ -20,6 +20,7 @@ use super::schemas;
 use super::{request_id, session_id};
 use crate::api::connection::end_with_client;
 use crate::domain::approver::Caller;
+use crate::domain::comment::Comment;
 use crate::domain::decision::State;
 use crate::domain::ids::RequestId;
 use crate::domain::json;
@@ -28,7 +29,7 @@ use crate::requests::read_receipts::{
     record_decision_read, record_decision_read_by_id, record_signal_read,
 };
 use crate::requests::signal::{cached_signal, cached_signal_of_poll, find_signal, poll};
-use crate::requests::stream::Outcomes;
+use crate::requests::stream::{Outcomes, StreamEvent};
 use crate::requests::wait;
 use crate::state::AppState;
 
@@ -61,6 +62,20 @@ pub struct StreamQuery {
     /// Only those of this request.
     #[param(value_type = Option<schemas::Id>, inline, example = "req-12345")]
     request_id: Option<String>,
+}
+
+/// A comment in the stream.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CommentEvent<'a> {
+    r#type: &'static str,
+    request_id: &'a str,
+    number: i64,
+    user_id: &'a str,
+    author: &'static str,
+    text: &'a str,
+    /// Unix seconds.
+    timestamp: i64,
 }
 
 /// An outcome in the stream: the signal's fields and the request's fingerprint.
@@ -151,7 +166,8 @@ pub async fn read(
 
 /// Listen to the outcomes of a session: server-sent events, in the order in which they were recorded.
 /// `id` counts them; with `Last-Event-ID` the stream goes on after that one. Without it, it begins
-/// with those of the last 30 minutes that nobody has acknowledged.
+/// with those of the last 30 minutes that nobody has acknowledged. Comments on requests of the session
+/// come without an `id`; a stream begins with those of the last 30 minutes.
 ///
 /// # Errors
 /// `E4000` when an id or a parameter is not valid; `E4290` when too many long-polls and streams are open;
@@ -160,7 +176,7 @@ pub async fn read(
     get, path = "/aura/hitl/signals/{sessionId}/stream",
     params(StreamQuery, ("Last-Event-ID" = Option<String>, Header)),
     responses((
-        status = 200, description = "Events `approval`, `rejection`, `expired` and `cancelled`",
+        status = 200, description = "Events `approval`, `rejection`, `expired`, `cancelled` and `comment`",
         body = String, content_type = "text/event-stream",
         example = json!(concat!(
             "retry: 1000\n\nid: 1\nevent: approval\n",
@@ -187,11 +203,16 @@ pub async fn stream(
         .run_to_end(async move { Outcomes::of(&work, &caller, session, wanted, after).await })
         .await??;
     let events = unfold((outcomes, agent), |(mut outcomes, agent)| async {
-        let record = outcomes.next().await?;
-        if let Some((app, caller)) = &agent {
-            record_decision_read(app, caller, &record);
-        }
-        Some((Event::Data(event(&record)), (outcomes, agent)))
+        let data = match outcomes.next().await? {
+            StreamEvent::Outcome(record) => {
+                if let Some((app, caller)) = &agent {
+                    record_decision_read(app, caller, &record);
+                }
+                event(&record)
+            }
+            StreamEvent::Comment(comment) => comment_event(&comment),
+        };
+        Some((Event::Data(data), (outcomes, agent)))
     });
     // The stream ends with the token: the client authenticates again when it reconnects.
     let events = events.take_until(Box::pin(sleep(token_time_left(&request))));
@@ -225,6 +246,20 @@ fn last_event(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
     number.map(Some).ok_or_else(|| {
         ApiError::invalid_header("Last-Event-ID", "the number of an event", "이벤트 번호")
     })
+}
+
+/// Without an id: those number the outcomes.
+fn comment_event(comment: &Comment) -> Data {
+    let data = CommentEvent {
+        r#type: "comment",
+        request_id: comment.request.as_str(),
+        number: comment.number,
+        user_id: comment.user.as_str(),
+        author: comment.author.as_str(),
+        text: &comment.text,
+        timestamp: comment.at.timestamp(),
+    };
+    Data::new(json::raw(&data).get()).event("comment")
 }
 
 fn event(record: &Record) -> Data {

@@ -6,6 +6,7 @@
 pub mod approver;
 pub mod audit;
 pub mod clock;
+pub mod comment;
 pub mod decision;
 pub mod ids;
 pub mod json;

@@ -74,6 +74,8 @@ pub enum Refusal {
     Changed,
     /// A tag in `If-Match` is the tag of the request's content, but weakened by a proxy.
     WeakTag,
+    /// [`Policy::require_if_match`] holds, and the caller named no content.
+    Unconditional,
     /// The request is pending, so there is no outcome to acknowledge.
     Undecided,
 }
@@ -94,6 +96,17 @@ pub enum Expected {
 }
 
 impl Expected {
+    /// Checks that the caller named a content, if the policy demands it.
+    ///
+    /// # Errors
+    /// [`Refusal::Unconditional`].
+    pub fn check_is_named(&self, policy: Policy) -> Result<(), Refusal> {
+        if policy.require_if_match && *self == Self::Anything {
+            return Err(Refusal::Unconditional);
+        }
+        Ok(())
+    }
+
     /// Compares `etag`, the tag of the request's content, with the caller's tags. Returns the tag if the
     /// caller named it, and `None` without `If-Match`.
     ///
@@ -240,6 +253,29 @@ pub fn judge_lost_decision(
         State::Expired => Err(Refusal::Expired),
         State::Pending if now >= record.expires_at => Err(Refusal::Expired),
         State::Pending => Err(Refusal::Altered),
+    }
+}
+
+/// Whether this request is still pending, for what only makes sense until then.
+///
+/// # Errors
+/// [`Refusal::AlreadyDecided`], [`Refusal::Cancelled`] or [`Refusal::Expired`] when it is closed.
+pub fn judge_closed(record: &Record, now: DateTime<Utc>) -> Result<(), Refusal> {
+    match &record.state {
+        // Its agent has asked again.
+        State::Decided(_) if record.asked_again_until.is_some_and(|until| now < until) => Ok(()),
+        State::Decided(decision) => Err(Refusal::AlreadyDecided(ExistingDecision {
+            id: record.id.clone(),
+            session: record.session.clone(),
+            decision: decision.clone(),
+        })),
+        State::Cancelled => {
+            let (id, session) = (record.id.clone(), record.session.clone());
+            Err(Refusal::Cancelled { id, session })
+        }
+        State::Expired => Err(Refusal::Expired),
+        State::Pending if now >= record.expires_at => Err(Refusal::Expired),
+        State::Pending => Ok(()),
     }
 }
 

@@ -439,6 +439,40 @@ impl Engine {
         }
     }
 
+    /// Like [`Self::write_rows`], but all rows or none: `None` if a row was not written, for its
+    /// conditions. The rows are in the order of their values. On Postgres the statement must fail with a
+    /// division by zero unless it has written every row.
+    pub async fn write_all<R: Row>(
+        &self,
+        statement: Statement,
+        rows: &[Vec<Value>],
+        lock_timeout: Duration,
+    ) -> sqlx::Result<Option<Vec<R>>> {
+        match &self.database {
+            Database::Postgres(_) => {
+                let rows = rows.iter().map(Vec::as_slice).collect::<Vec<_>>();
+                match self.write_rows(statement, &rows, lock_timeout).await {
+                    Ok(written) => written.into_iter().collect::<sqlx::Result<Option<Vec<R>>>>(),
+                    Err(error) if is_division_by_zero(&error) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+            Database::Sqlite(pool) => {
+                let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+                let mut written = Vec::with_capacity(rows.len());
+                for values in rows {
+                    let Some(row) = write_row(&mut transaction, statement, values).await? else {
+                        transaction.rollback().await?;
+                        return Ok(None);
+                    };
+                    written.push(row);
+                }
+                transaction.commit().await?;
+                Ok(Some(written))
+            }
+        }
+    }
+
     /// Like [`Self::fetch_all`], for use inside [`Self::call`].
     pub async fn all<R: Row>(
         &self,
@@ -475,6 +509,12 @@ async fn write_row<R: Row>(
         }
     }
     Ok(row)
+}
+
+/// Whether Postgres divided by zero.
+fn is_division_by_zero(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    code.as_deref() == Some("22012")
 }
 
 /// Whether SQLite refused a row for a constraint, which leaves the transaction as it was.

@@ -22,6 +22,10 @@ pub struct Changed {
     pub user: Option<UserId>,
     /// Its status now.
     pub status: Status,
+    /// The number of its last comment; `None` without one, or if that was not read.
+    pub last_comment: Option<i64>,
+    /// Whether it is told for a new comment, and not for its status.
+    pub is_commented: bool,
 }
 
 /// How many requests of one user wait.
@@ -54,13 +58,19 @@ const MAX_ASKED_AGAIN: i64 = 1000;
 const CHANGED_COLUMNS: &str = "\
     request_id, user_id,
     CASE WHEN asked_again_until IS NULL THEN status ELSE 'pending' END AS status";
-type ChangedRow = (String, Option<String>, String);
+/// No comment is read: most of what has changed has none that is new.
+const NO_COMMENT: &str = "CAST(NULL AS BIGINT) AS last_comment";
+/// The number of the last comment.
+const LAST_COMMENT: &str = "    (SELECT MAX(c.number) FROM hitl_comment c
+      WHERE c.tenant_id = hitl_request.tenant_id AND c.request_id = hitl_request.request_id
+    ) AS last_comment";
+type ChangedRow = (String, Option<String>, String, Option<i64>);
 
 /// `None` for a row that somebody has edited by hand.
-fn readable((id, user, status): ChangedRow) -> Option<Changed> {
+fn readable((id, user, status, last_comment): ChangedRow) -> Option<Changed> {
     let id = RequestId::parse(id).ok()?;
     let user = user.and_then(|user| UserId::parse(user).ok());
-    Some(Changed { id, user, status: Status::parse(&status)? })
+    Some(Changed { id, user, status: Status::parse(&status)?, last_comment, is_commented: false })
 }
 
 impl Ledger {
@@ -77,7 +87,7 @@ impl Ledger {
         const CLOSED: Statement = Statement::new(
             "ledger.closed_since",
             formatcp!(
-                "SELECT {CHANGED_COLUMNS} FROM hitl_request
+                "SELECT {CHANGED_COLUMNS}, {NO_COMMENT} FROM hitl_request
                   WHERE tenant_id = $1 AND status <> 'pending' AND fingerprint >= ''
                     AND {CLOSED_AT} >= $2 AND {CLOSED_AT} <= 'infinity'
                   ORDER BY {CLOSED_AT} DESC, request_id DESC LIMIT $3"
@@ -86,7 +96,7 @@ impl Ledger {
         const CREATED: Statement = Statement::new(
             "ledger.created_since",
             formatcp!(
-                "SELECT {CHANGED_COLUMNS} FROM hitl_request
+                "SELECT {CHANGED_COLUMNS}, {NO_COMMENT} FROM hitl_request
                   WHERE tenant_id = $1 AND action_type >= '' AND created_at >= $2
                     AND created_at <= 'infinity'
                   ORDER BY created_at DESC, request_id DESC LIMIT $3"
@@ -107,12 +117,12 @@ impl Ledger {
         const CHANGED: Statement = Statement::new(
             "ledger.find_changed",
             formatcp!(
-                "SELECT {CHANGED_COLUMNS} FROM hitl_request
+                "SELECT {CHANGED_COLUMNS}, {LAST_COMMENT} FROM hitl_request
                   WHERE tenant_id = $1 AND request_id = ANY($2)"
             ),
         )
         .on_sqlite(formatcp!(
-            "SELECT {CHANGED_COLUMNS} FROM hitl_request
+            "SELECT {CHANGED_COLUMNS}, {LAST_COMMENT} FROM hitl_request
               WHERE tenant_id = $1 AND request_id IN (SELECT value FROM json_each($2))"
         ));
         let rows = self.engine.fetch_all(CHANGED, &values![tenant, ids]).await?;

@@ -22,6 +22,7 @@
 //! the cheapest plan with any statistics.
 
 mod batches;
+mod comments;
 mod connect;
 mod connections;
 mod deliveries;
@@ -48,6 +49,7 @@ mod totals;
 mod votes;
 mod writing;
 
+pub use self::comments::NewComment;
 pub use self::connect::Ledger;
 pub use self::connections::Pooler;
 pub use self::deliveries::{LEASE, LOST_AT_ONCE};

@@ -13,7 +13,8 @@ use super::export::reader;
 impl Ledger {
     /// Deletes up to `limit` requests that were closed, and whose signals were sent, before
     /// `before`. Returns the number of deleted requests. The ledger keeps their highest sequence
-    /// number in `purged_outcome`, and the tasks that this service made for them in `owned_task`.
+    /// number in `purged_outcome`, and the tasks that this service made for them in `owned_task`. Their
+    /// comments go with them.
     ///
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer. Purging again is safe.
@@ -137,6 +138,14 @@ const PURGE_REQUESTS: Statement = Statement::new(
                          WHERE s.request_id = old.request_id AND s.tenant_id = old.tenant_id)
                   FROM old
             ))
+         ), comments AS (
+            DELETE FROM hitl_comment WHERE ctid = ANY(ARRAY(
+                SELECT of_request.ctid FROM old CROSS JOIN LATERAL (
+                    SELECT c.ctid FROM hitl_comment c
+                     WHERE c.tenant_id = old.tenant_id AND c.request_id = old.request_id
+                     ORDER BY c.number OFFSET 0
+                ) AS of_request
+            ))
          )
          SELECT COUNT(*) FROM gone"
     ),
@@ -148,6 +157,10 @@ const PURGE_REQUESTS: Statement = Statement::new(
     formatcp!(
         "WITH old AS ({OLD_REQUESTS}) DELETE FROM hitl_search
           WHERE (request_id, tenant_id) IN (SELECT request_id, tenant_id FROM old)"
+    ),
+    formatcp!(
+        "WITH old AS ({OLD_REQUESTS}) DELETE FROM hitl_comment
+          WHERE (tenant_id, request_id) IN (SELECT tenant_id, request_id FROM old)"
     ),
     formatcp!(
         "WITH old AS ({OLD_REQUESTS}) DELETE FROM hitl_request

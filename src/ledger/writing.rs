@@ -8,6 +8,8 @@
 //! Everything that a statement looks up for a row is a sub-select of one value, which finds its row
 //! by an index. A join or `EXISTS` would let Postgres read a whole table for a batch.
 
+mod atomic;
+
 use std::time::Instant;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -132,6 +134,17 @@ impl<'a> Writing<'a> {
             alone_since: None,
             trace_parent: traces::current_trace_parent(),
             audit: AuditEntry::None,
+        }
+    }
+
+    /// Checks that a decision was judged for this request.
+    fn check_permit(&self) -> Result<()> {
+        match &self.change {
+            Change::Decide(permit) if !permit.is_for(self.candidate) => {
+                let problem = "a decision was judged for another request";
+                Err(LedgerError::Inconsistent(problem.to_owned()))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -298,12 +311,7 @@ impl Ledger {
     /// decision may have been written: read the request to find out.
     pub async fn record_outcome(&self, writing: &Writing<'_>) -> Result<Recorded> {
         let began = Instant::now();
-        if let Change::Decide(permit) = &writing.change
-            && !permit.is_for(writing.candidate)
-        {
-            let problem = "a decision was judged for another request";
-            return Err(LedgerError::Inconsistent(problem.to_owned()));
-        }
+        writing.check_permit()?;
         let statement =
             if writing.change.vote().is_some() { RECORD_LAST_VOTE } else { RECORD_OUTCOME };
         match self.write(statement, writing).await? {

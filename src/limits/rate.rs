@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use governor::clock::{Clock as _, DefaultClock};
@@ -24,6 +24,8 @@ use crate::domain::rate::RateLimit;
 const SHARED_BUCKET_TIMEOUT: Duration = Duration::from_millis(300);
 /// Each replica admits the limit divided by this number without asking Redis.
 const FREE_DIVISOR: u32 = 10;
+/// Pause before looking for room again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// After this many calls, the buckets that are empty again are removed.
 const CALLS_BETWEEN_SWEEPS: u32 = 4096;
 
@@ -107,6 +109,21 @@ impl Limits {
         // A person who exceeds the limit on this replica alone is refused without asking Redis.
         check(&buckets.own, &key)?;
         shared.check(key).await
+    }
+
+    /// Like [`Self::admit`], but waits for room until `until`. For a call that counts as several.
+    ///
+    /// # Errors
+    /// [`TooMany`] when there was no room in time.
+    pub async fn admit_until(&self, caller: &Caller, until: Instant) -> Result<(), TooMany> {
+        loop {
+            match self.admit(caller).await {
+                Err(_full) if Instant::now() + RETRY_INTERVAL < until => {
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                }
+                admitted => return admitted,
+            }
+        }
     }
 }
 

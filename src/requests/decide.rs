@@ -38,7 +38,7 @@ use crate::state::AppState;
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// The decision in the ledger, for the answer to the caller who made it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Decided {
     /// The session that waits.
     pub session: SessionId,
@@ -84,13 +84,46 @@ pub async fn decide(
 }
 
 /// One caller's attempt to decide one request.
-struct Attempt<'a> {
-    app: &'a AppState,
-    caller: &'a Caller,
-    id: &'a RequestId,
-    verdict: Verdict,
-    expected: &'a Expected,
-    now: DateTime<Utc>,
+pub(super) struct Attempt<'a> {
+    pub app: &'a AppState,
+    pub caller: &'a Caller,
+    pub id: &'a RequestId,
+    pub verdict: Verdict,
+    pub expected: &'a Expected,
+    pub now: DateTime<Utc>,
+}
+
+/// The result of the steps load and judge, for a decision that is recorded together with others.
+pub(super) enum Prepared {
+    /// The request has this decision already, and the caller repeats it.
+    Repeat(Decided),
+    /// The caller may decide the request.
+    Open(Box<PreparedDecision>),
+}
+
+impl Prepared {
+    /// The decision that may be recorded.
+    pub(super) fn open(&self) -> Option<&PreparedDecision> {
+        match self {
+            Self::Repeat(_) => None,
+            Self::Open(open) => Some(open),
+        }
+    }
+}
+
+/// A decision that may be recorded.
+pub(super) struct PreparedDecision {
+    subject: Subject,
+    permit: Permit,
+    /// The entity tag by which the caller named the content.
+    if_match: Option<String>,
+}
+
+impl PreparedDecision {
+    /// The bytes of the request's document.
+    pub(super) fn size(&self) -> usize {
+        self.subject.candidate.request.document.len()
+    }
 }
 
 /// A request that was pending when it was loaded.
@@ -135,6 +168,64 @@ enum Written {
 }
 
 impl Attempt<'_> {
+    /// Loads and judges, for a decision that is recorded together with others. Reads the ledger, too, for
+    /// a request of Redis: alone, the write would find out whether the ledger has a decision.
+    pub(super) async fn prepare(&self) -> Result<Prepared> {
+        let mut loaded = self.load().await?;
+        if let Loaded::Open(Subject { candidate, pointer: Some(_) }) = &loaded
+            && let Some(record) = self.recorded().await?
+        {
+            match self.written(Recorded::Lost(record), candidate)? {
+                Written::IsRegistered(record) => {
+                    loaded = self.of_ledger(*record, &InRedis::NotFound)?;
+                }
+                Written::Lost(closed) => {
+                    return self.repeat_and_resend(closed).await.map(Prepared::Repeat);
+                }
+                Written::Won(_record) => {}
+            }
+        }
+        let subject = match loaded {
+            Loaded::Open(subject) => subject,
+            Loaded::Closed(closed) => return self.repeat(closed).await.map(Prepared::Repeat),
+        };
+        let (permit, if_match) = match self.judge(&subject).await? {
+            Judged::MayDecide { permit, if_match } => (permit, if_match.map(str::to_owned)),
+            Judged::Closed(closed) => return self.repeat(*closed).await.map(Prepared::Repeat),
+        };
+        Ok(Prepared::Open(Box::new(PreparedDecision { subject, permit, if_match })))
+    }
+
+    /// The write of a prepared decision.
+    pub(super) fn writing<'a>(&'a self, prepared: &'a PreparedDecision) -> Writing<'a> {
+        let PreparedDecision { subject, permit, if_match } = prepared;
+        self.write_of(subject, permit.clone(), if_match.as_deref())
+    }
+
+    /// Sends the signal of a prepared decision that was recorded.
+    pub(super) async fn finish(&self, prepared: PreparedDecision, record: &Record) -> Decided {
+        let decision = prepared.permit.decision().clone();
+        self.send(&prepared.subject, record, decision).await
+    }
+
+    /// Why a prepared decision cannot be recorded, as far as its write alone finds out.
+    pub(super) async fn refused(&self, prepared: &PreparedDecision) -> Result<()> {
+        match self.app.ledger.refusal_of(&self.writing(prepared)).await? {
+            Some(refused) => self.written(refused, &prepared.subject.candidate).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the ledger has a prepared decision, after the connection broke during its write.
+    pub(super) async fn is_recorded(&self, prepared: &PreparedDecision) -> Option<bool> {
+        let state = State::Decided(prepared.permit.decision().clone());
+        match tokio::time::timeout(CONFIRMATION_TIMEOUT, self.recorded()).await {
+            Ok(Ok(Some(record))) if record.state == state => Some(true),
+            Ok(Ok(Some(record))) if record.state != State::Pending => Some(false),
+            _ => None,
+        }
+    }
+
     /// Loads the request from Redis, if it is pending there and its session waits for it; else from
     /// the ledger, which is read after Redis.
     async fn load(&self) -> Result<Loaded> {
@@ -357,7 +448,7 @@ impl Attempt<'_> {
     }
 
     /// The ledger's record of this id, unless the request was only seen in Redis.
-    async fn recorded(&self) -> Result<Option<Record>> {
+    pub(super) async fn recorded(&self) -> Result<Option<Record>> {
         Ok(self.find().await?.filter(|record| !record.is_only_seen()))
     }
 

@@ -7,6 +7,7 @@ use super::error::{RequestError, Result};
 use super::list::may_decide;
 use super::read::{Found, find};
 use crate::domain::approver::Caller;
+use crate::domain::comment::Comment;
 use crate::domain::decision::State;
 use crate::domain::ids::{RequestId, UserId};
 use crate::domain::list::{Listed, Status};
@@ -29,6 +30,8 @@ pub struct Detail {
     pub record: Option<Record>,
     /// What happened, the oldest first.
     pub history: Vec<Happened>,
+    /// The comments, the oldest first.
+    pub comments: Vec<Comment>,
 }
 
 /// Something that happened to a request.
@@ -109,6 +112,7 @@ pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<D
             }
             // Only deciding finds out whether the session still waits for it.
             let may_decide = may_decide(&row, caller, now, policy);
+            let comments = app.ledger.comments(&row.tenant, id).await?;
             Ok(Detail {
                 row,
                 may_decide,
@@ -116,12 +120,14 @@ pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<D
                 plan_steps: request.plan_steps.clone(),
                 record: None,
                 history,
+                comments,
             })
         }
         Found::InLedger(record) => {
             let request = ApprovalRequest::read(id, record.document.clone());
             let request = request.map_err(RequestError::Unreadable)?;
             let heard_at = app.ledger.heard_at(&record.tenant, id).await?;
+            let comments = app.ledger.comments(&record.tenant, id).await?;
             let row = of_record(&record, &request);
             Ok(Detail {
                 may_decide: may_decide(&row, caller, now, policy),
@@ -129,6 +135,7 @@ pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<D
                 context: shown_context(&record.document),
                 plan_steps: request.plan_steps,
                 history: history(&record, heard_at),
+                comments,
                 record: Some(*record),
             })
         }

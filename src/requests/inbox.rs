@@ -98,10 +98,11 @@ impl InboxStream {
     }
 }
 
-/// What has happened to a request that has this status now.
+/// What has happened to a request.
 #[must_use]
-pub fn change(status: Status) -> &'static str {
-    match status {
+pub fn change(changed: &Changed) -> &'static str {
+    match changed.status {
+        Status::Pending if changed.is_commented => "commented",
         Status::Pending => "created",
         Status::Approved | Status::Rejected | Status::Answered => "decided",
         Status::Expired => "expired",

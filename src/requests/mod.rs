@@ -2,6 +2,8 @@
 //! send. The rules are in `domain`; `ledger` keeps the guarantees.
 
 pub mod acknowledge;
+pub mod bulk;
+pub mod comments;
 pub mod decide;
 pub mod detail;
 pub mod error;

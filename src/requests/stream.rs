@@ -1,4 +1,7 @@
-//! The outcomes of a session as a stream, for agents that listen over HTTP.
+//! The outcomes of a session, and the comments on its requests, as a stream, for agents that listen over
+//! HTTP.
+
+use std::collections::{HashMap, VecDeque};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::sleep;
@@ -7,6 +10,7 @@ use tracing::debug;
 use super::error::{RequestError, Result};
 use super::wait::RETRY_INTERVAL;
 use crate::domain::approver::Caller;
+use crate::domain::comment::Comment;
 use crate::domain::ids::{RequestId, SessionId, TenantId};
 use crate::domain::record::Record;
 use crate::domain::request::REQUEST_TTL_SECONDS;
@@ -15,8 +19,21 @@ use crate::waiting::hub::Waiter;
 
 /// Outcomes to read in one query.
 const BATCH_SIZE: usize = 100;
+/// How far back to look for comments that were written meanwhile: longer than a write takes, and than the
+/// clocks of replicas differ.
+const COMMENT_WINDOW: TimeDelta = TimeDelta::seconds(10);
 
-/// The outcomes of a session, in the order in which they were recorded.
+/// What the stream says.
+#[derive(Debug)]
+pub enum StreamEvent {
+    /// A request was closed.
+    Outcome(Box<Record>),
+    /// Somebody has commented on a request.
+    Comment(Comment),
+}
+
+/// The outcomes of a session, in the order in which they were recorded, and comments. A comment that was
+/// written before the decision comes before it.
 #[derive(Debug)]
 pub struct Outcomes {
     app: AppState,
@@ -29,6 +46,11 @@ pub struct Outcomes {
     /// acknowledged.
     open_since: Option<DateTime<Utc>>,
     unread: std::vec::IntoIter<Record>,
+    unread_comments: VecDeque<Comment>,
+    /// Comments of this time and later are read.
+    comments_since: DateTime<Utc>,
+    /// The comments that were returned, and when each was written.
+    told: HashMap<(RequestId, i64), DateTime<Utc>>,
     /// The last read filled a batch, so there may be more outcomes.
     has_more: bool,
     waiter: Waiter,
@@ -58,6 +80,9 @@ impl Outcomes {
             after: after.unwrap_or(0),
             open_since: after.is_none().then(|| app.clock.now() - lifetime),
             unread: Vec::new().into_iter(),
+            unread_comments: VecDeque::new(),
+            comments_since: app.clock.now() - lifetime,
+            told: HashMap::new(),
             has_more: false,
         };
         outcomes.read().await?;
@@ -70,13 +95,16 @@ impl Outcomes {
         Ok(outcomes)
     }
 
-    /// The next outcome; `None` when the service stops.
-    pub async fn next(&mut self) -> Option<Record> {
+    /// The next event; `None` when the service stops.
+    pub async fn next(&mut self) -> Option<StreamEvent> {
         loop {
+            if let Some(comment) = self.unread_comments.pop_front() {
+                return Some(StreamEvent::Comment(comment));
+            }
             for record in self.unread.by_ref() {
                 self.after = record.sequence.unwrap_or(self.after);
                 if self.wanted.as_ref().is_none_or(|wanted| *wanted == record.id) {
-                    return Some(record);
+                    return Some(StreamEvent::Outcome(Box::new(record)));
                 }
             }
             if !self.has_more {
@@ -99,11 +127,26 @@ impl Outcomes {
         let (app, tenant) = (self.app.clone(), self.tenant.clone());
         let (session, after, open_since) = (self.session.clone(), self.after, self.open_since);
         let limit = i64::try_from(BATCH_SIZE).unwrap_or(0);
+        let (now, since) = (app.clock.now(), self.comments_since);
         let reading = async move {
-            let outcomes = app.ledger.outcomes(&tenant, &session, after, open_since, limit);
-            outcomes.await.map_err(RequestError::from)
+            // Comments are read second, and come first: whoever decides has written theirs before.
+            let outcomes = app.ledger.outcomes(&tenant, &session, after, open_since, limit).await?;
+            let comments = app.ledger.comments_in(&tenant, &session, since).await?;
+            Ok::<_, RequestError>((outcomes, comments))
         };
-        let read = self.app.query_for_waiter(reading).await?;
+        let (read, comments) = self.app.query_for_waiter(reading).await?;
+        let wanted = self.wanted.clone();
+        let comments = comments.into_iter();
+        let comments =
+            comments.filter(|one| wanted.as_ref().is_none_or(|wanted| *wanted == one.request));
+        for comment in comments {
+            let key = (comment.request.clone(), comment.number);
+            if self.told.insert(key, comment.at).is_none() {
+                self.unread_comments.push_back(comment);
+            }
+        }
+        self.comments_since = since.max(now - COMMENT_WINDOW);
+        self.told.retain(|_comment, at| *at >= since);
         self.has_more = read.len() == BATCH_SIZE;
         self.unread = read.into_iter();
         Ok(())

@@ -289,17 +289,18 @@ async fn listen(listener: &Listener, mut subscription: Subscription) -> Result<(
     }
 }
 
-/// Polls the ledger for outcomes without a message: those of other replicas while Redis does not
+/// Polls the ledger for outcomes and comments without a message: those of other replicas while Redis does not
 /// answer, and those whose message Pub/Sub lost.
 #[derive(Debug)]
 pub struct LedgerPoll {
     listener: Listener,
     known: HashSet<(SessionId, TenantId, RequestId)>,
+    known_comments: HashSet<(SessionId, TenantId, RequestId, i64)>,
 }
 
 impl From<Listener> for LedgerPoll {
     fn from(listener: Listener) -> Self {
-        Self { listener, known: HashSet::new() }
+        Self { listener, known: HashSet::new(), known_comments: HashSet::new() }
     }
 }
 
@@ -312,6 +313,7 @@ impl Worker for LedgerPoll {
         let Listener { hub, ledger, clock, .. } = &self.listener;
         if hub.sessions().is_empty() {
             self.known.clear();
+            self.known_comments.clear();
             return Ok(Progress::Done);
         }
         let since = clock.now() - LEDGER_POLL_WINDOW;
@@ -322,6 +324,12 @@ impl Worker for LedgerPoll {
             hub.notify(session);
         }
         self.known = settled;
+        let comments = ledger.commented_since(since).await.map_err(|_away| Failed)?;
+        let comments = comments.into_iter().collect::<HashSet<_>>();
+        for (session, _tenant, _request, _number) in comments.difference(&self.known_comments) {
+            hub.notify(session);
+        }
+        self.known_comments = comments;
         Ok(Progress::Done)
     }
 }

@@ -72,10 +72,18 @@ struct Watched {
     /// The requests that have changed and are not read yet.
     unread: HashSet<RequestId>,
     /// What the streams were told last of each request, and when.
-    told: HashMap<RequestId, (Status, Instant)>,
+    told: HashMap<RequestId, Told>,
     /// Whether something has changed since the last count.
     is_count_due: bool,
     counted_at: Option<Instant>,
+}
+
+/// What the streams were told of a request.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    status: Status,
+    last_comment: Option<i64>,
+    at: Instant,
 }
 
 /// What the streams of a tenant are told at once.
@@ -302,14 +310,20 @@ impl Watched {
     fn news_of(&mut self, read: Vec<Changed>) -> Vec<Changed> {
         let now = Instant::now();
         let mut news = Vec::new();
-        for changed in read {
-            let told = self.told.insert(changed.id.clone(), (changed.status, now));
-            if told.is_none_or(|(status, _at)| status != changed.status) {
+        for mut changed in read {
+            let told = self.told.get(&changed.id).copied();
+            let known = told.and_then(|told| told.last_comment);
+            changed.is_commented =
+                changed.status == Status::Pending && changed.last_comment > known;
+            let last_comment = changed.last_comment.max(known);
+            let status = changed.status;
+            self.told.insert(changed.id.clone(), Told { status, last_comment, at: now });
+            if changed.is_commented || told.is_none_or(|told| told.status != status) {
                 news.push(changed);
             }
         }
         if !news.is_empty() {
-            self.told.retain(|_id, (_status, at)| now - *at < MEMORY);
+            self.told.retain(|_id, told| now - told.at < MEMORY);
         }
         news
     }
@@ -325,6 +339,12 @@ impl Worker for InboxWorker {
             Failed
         };
         let window = self.is_poll_due().then(|| self.clock.now() - POLL_WINDOW);
+        if let Some(since) = window.filter(|_since| !self.inbox.watched().is_empty()) {
+            let commented = self.ledger.commented_since(since).await.map_err(failed)?;
+            for (_session, tenant, request, _number) in commented {
+                self.inbox.deliver(&tenant, &request);
+            }
+        }
         for (tenant, since) in self.inbox.watched() {
             self.tell(&tenant, window.map(|start| start.max(since))).await.map_err(failed)?;
         }

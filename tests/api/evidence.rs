@@ -205,3 +205,28 @@ both_modes! {
         assert_eq!((&lines[0]["tokenId"], &lines[0]["deciderRole"]), (&json!("token-7"), &json!("admin")));
     }
 }
+
+both_modes! {
+    async fn each_refusal_in_a_bulk_is_evidence_like_that_of_a_single_call(app: TestApp) {
+        let asked = Asked::new();
+        app.ask(&asked).await;
+        let unknown = support::unique("req");
+        for atomic in [false, true] {
+            let body = json!({ "userId": ALICE.user, "atomic": atomic, "decisions": [
+                { "requestId": asked.id, "decision": "reject", "etag": "other" },
+                { "requestId": unknown, "decision": "approve" },
+            ] });
+            app.post(ALICE, "/aura/hitl/decisions", body).await;
+        }
+        let rows = refused(&app, 4).await;
+        let said = |row: &Value| {
+            ["requestId", "userId", "verdict", "errorCode"].map(|name| row[name].as_str().unwrap().to_owned())
+        };
+        let of = |id: &str, verdict: &str, code: &str| {
+            [id, ALICE.user, verdict, code].map(str::to_owned)
+        };
+        let once = [of(&asked.id, "rejected", "E4120"), of(&unknown, "approved", "E1004")];
+        assert_eq!(rows.iter().map(said).collect::<Vec<_>>(), [once.clone(), once].concat());
+        assert_eq!(rows[0]["ifMatch"], "other");
+    }
+}

@@ -574,6 +574,10 @@ async fn fill(url: &str, from: u32, to: u32) {
                                            verdict, error_code, reason)
          SELECT now() - interval '2 days' - n * interval '1 ms', 'tenant1', 'bob', 'USER',
                 'old_' || n, 'approved', 'E3005', 'no' FROM numbers",
+        "INSERT INTO hitl_comment (tenant_id, request_id, number, session_id, user_id, author, text,
+                                   created_at)
+         SELECT 'tenant1', 'old_' || n, 1, 's' || n % 5000, 'bob', 'person', 'why?',
+                now() - interval '2 days' FROM numbers",
     ] {
         let numbers = format!("WITH numbers AS (SELECT * FROM generate_series({from}, {to}) AS n)");
         sql(url, &[&format!("{numbers} {rows}")]).await;
@@ -627,6 +631,19 @@ async fn run_every_statement(app: &TestApp) {
     list_requests(app, &asked).await;
     app.get(ALICE, "/metrics").await;
 
+    let mut decisions = Vec::new();
+    for _request in 0..12 {
+        let asked = Asked::new();
+        app.ask(&asked).await;
+        for id in [registered(app).await.id, asked.id] {
+            app.post(BOB, &format!("/aura/hitl/requests/{id}/comments"), json!({ "text": "?" }))
+                .await;
+            decisions.push(json!({ "requestId": id, "decision": "approve" }));
+        }
+    }
+    let bulk = json!({ "userId": BOB.user, "decisions": decisions, "atomic": true });
+    app.post(BOB, "/aura/hitl/decisions", bulk).await.assert(200, "");
+
     let late = registered(app).await;
     let id = RequestId::parse(late.id.clone()).unwrap();
     let session = SessionId::parse(seen.session.clone()).unwrap();
@@ -653,6 +670,9 @@ async fn run_every_statement(app: &TestApp) {
     ledger.outcomes(tenant, &session, 0, Some(ago), 100).await.unwrap();
     ledger.last_outcome(tenant, &session).await.unwrap();
     ledger.settled_since(now - TimeDelta::seconds(10)).await.unwrap();
+    ledger.commented_since(now - TimeDelta::seconds(10)).await.unwrap();
+    ledger.comments(tenant, &id).await.unwrap();
+    ledger.comments_in(tenant, &session, ago).await.unwrap();
     ledger.newest_of_redis(&session).await.unwrap();
     ledger.find_request_of_redis(&of_redis).await.unwrap();
     ledger.decisions_of(&[of_redis.clone(), id.clone()]).await.unwrap();

@@ -15,6 +15,8 @@ mod anothers_session;
 mod approvals;
 mod audit;
 mod auth;
+mod bulk;
+mod comments;
 mod connections;
 mod detail;
 mod evidence;

@@ -71,7 +71,11 @@ impl Operation {
 
     /// Largest body that it reads, in bytes.
     pub fn body_limit(&self) -> usize {
-        if self.decides() { 16 * 1024 } else { 1024 * 1024 }
+        match self.pattern {
+            path if path.ends_with("/comments") => 32 * 1024,
+            _ if self.decides() && self.id().is_some() => 16 * 1024,
+            _ => 1024 * 1024,
+        }
     }
 }
 
