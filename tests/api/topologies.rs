@@ -57,14 +57,28 @@ impl Site {
         Some((value?, server.command(&["TTL", key]).await))
     }
 
-    /// An agent on a session's channel; in a Cluster on another node than the signal's.
-    async fn listen(&self, session: &str) -> Listener {
+    /// The server on which a session's agent listens; in a Cluster another than the signal's.
+    fn server_of_agent(&self, session: &str) -> &PrivateRedis {
         let signal = format!("hitl:signal:{session}");
-        let there = match self {
+        match self {
             Self::Cluster(cluster) => &cluster.nodes[(PrivateCluster::node_of(&signal) + 1) % 3],
             _ => self.server_of(&signal),
-        };
-        Listener::on(there, format!("hitl:channel:{session}")).await
+        }
+    }
+
+    /// An agent on a session's channel.
+    async fn listen(&self, session: &str) -> Listener {
+        Listener::on(self.server_of_agent(session), format!("hitl:channel:{session}")).await
+    }
+
+    /// Waits until the agent's server has received all that was published to the session. The nodes
+    /// of a Cluster pass messages on in order, but after `PUBLISH` has answered.
+    async fn has_passed_on(&self, session: &str) {
+        let channel = unique("last");
+        let mut listener = Listener::on(self.server_of_agent(session), channel.clone()).await;
+        let signal = format!("hitl:signal:{session}");
+        let _count: i64 = self.server_of(&signal).command(&["PUBLISH", &channel, "passed"]).await;
+        assert_eq!(listener.next().await, "passed");
     }
 
     /// Somebody on a channel of another kind.
@@ -239,6 +253,7 @@ mod suite {
             app.ask(&asked).await;
             app.approve(ALICE, &asked.id).await.assert(200, "");
             assert_eq!(app.settled(&asked.id).await.listeners, Some(0));
+            site.has_passed_on(&asked.session).await;
             let mut listener = site.listen(&asked.session).await;
             eventually(async || (app.record(&asked.id).await.listeners == Some(1)).then_some(()))
                 .await;
