@@ -7,12 +7,11 @@ use std::collections::VecDeque;
 use futures_util::StreamExt as _;
 use futures_util::stream::SelectAll;
 use redis::aio::{PubSubSink, PubSubStream};
-use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
 use redis::{RedisResult, Value, cmd, from_redis_value};
 
 use super::keys::{REQUEST_KEY_PREFIX, SESSION_KEY_PREFIX, request_key};
 use super::redis::{RedisCourier, Script, stored, unavailable, with_timeout, without_comments};
-use super::topology::Connection;
+use super::topology::Node;
 use super::types::{Result, StoredRequest, Unavailable};
 use crate::domain::ids::RequestId;
 use crate::domain::request::MAX_DOCUMENT_BYTES;
@@ -48,7 +47,7 @@ pub struct Looked {
 /// How far a pass over all keys has come: the nodes that are left, each with its cursor.
 #[derive(Debug, Default)]
 pub struct Scan {
-    left: VecDeque<(Option<(String, u16)>, u64)>,
+    left: VecDeque<(Node, u64)>,
     has_begun: bool,
 }
 
@@ -179,19 +178,11 @@ impl RedisCourier {
         }
         Ok(RedisChanges { sinks, messages })
     }
-
-    /// Runs a command on the server or on every master of a Cluster. Each answer comes with the master's
-    /// address.
-    async fn on_masters(&self, words: redis::Cmd) -> Result<Vec<(Option<(String, u16)>, Value)>> {
-        // `attempt`, because this asks all masters: if one is down, the connection need not be replaced.
-        let asking = |redis: Connection| async move { redis.on_every_master(words).await };
-        self.link().attempt(asking).await.map_err(|error| unavailable(&error))
-    }
 }
 
 impl Scan {
     /// Takes one answer to `SCAN`: the ids in it, and the cursor for the next call.
-    fn take(&mut self, node: Option<(String, u16)>, answer: Value) -> Result<Vec<RequestId>> {
+    fn take(&mut self, node: Node, answer: Value) -> Result<Vec<RequestId>> {
         let (cursor, keys): (u64, Vec<Vec<u8>>) =
             from_redis_value(answer).map_err(|error| unavailable(&error.into()))?;
         if cursor != 0 {
@@ -257,44 +248,6 @@ fn flat(answer: Value) -> Value {
             Value::Array(pairs.into_iter().flat_map(|(name, value)| [name, value]).collect())
         }
         answer => answer,
-    }
-}
-
-impl Connection {
-    /// Runs a command on the server, or on this node of a Cluster.
-    async fn on_node(self, node: Option<(String, u16)>, words: redis::Cmd) -> RedisResult<Value> {
-        match (self, node) {
-            (Self::Cluster(mut cluster), Some((host, port))) => {
-                let to = SingleNodeRoutingInfo::ByAddress { host, port };
-                cluster.route_command(words, RoutingInfo::SingleNode(to)).await
-            }
-            (mut single, _) => words.query_async(&mut single).await,
-        }
-    }
-
-    /// Runs a command on the server or on every master of a Cluster.
-    async fn on_every_master(
-        self,
-        words: redis::Cmd,
-    ) -> RedisResult<Vec<(Option<(String, u16)>, Value)>> {
-        let mut cluster = match self {
-            Self::Single(mut single) => {
-                return Ok(vec![(None, words.query_async(&mut single).await?)]);
-            }
-            Self::Cluster(cluster) => cluster,
-        };
-        let to = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-        let Value::Map(nodes) = cluster.route_command(words, to).await? else {
-            return Ok(Vec::new());
-        };
-        let addressed = nodes.into_iter().map(|(node, answer)| {
-            let node: String = from_redis_value(node)?;
-            let address = node
-                .rsplit_once(':')
-                .and_then(|(host, port)| Some((host.to_owned(), port.parse::<u16>().ok()?)));
-            Ok((address, answer))
-        });
-        addressed.collect()
     }
 }
 

@@ -9,13 +9,13 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use redis::aio::{PubSubSink, PubSubStream};
 use redis::{
-    AsyncCommands, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, SetExpiry,
-    SetOptions, ToRedisArgs, Value, cmd, from_redis_value,
+    AsyncCommands, Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind,
+    SetExpiry, SetOptions, ToRedisArgs, Value, cmd, from_redis_value,
 };
 
 use super::keys::{self, REQUEST_KEY_PREFIX, SESSION_KEY_PREFIX};
 use super::link::{Link, Login};
-use super::topology::{Connection, RedisSettings};
+use super::topology::{Connection, Node, RedisSettings};
 use super::types::{Outgoing, Polled, Result, Sent, StoredRequest, TIMEOUT, Unavailable};
 use crate::domain::ids::SessionId;
 use crate::domain::rate::RateLimit;
@@ -76,24 +76,22 @@ impl RedisCourier {
     }
 
     pub async fn replication_ids(&self) -> Result<Vec<String>> {
-        // `attempt`, because this asks all masters: if one is down, the connection need not be replaced.
-        let info = self
-            .link
-            .attempt(|mut redis| async move {
-                cmd("INFO").arg("replication").query_async::<Value>(&mut redis).await
-            })
-            .await
-            .map_err(|error| unavailable(&error))?;
-        let answers = match info {
-            // A Cluster answers with one entry per node.
-            Value::Map(nodes) => nodes.into_iter().map(|(_node, answer)| answer).collect(),
-            answer => vec![answer],
-        };
-        let replication_id = |answer: Value| {
+        let mut words = cmd("INFO");
+        words.arg("replication");
+        let answers = self.on_masters(words).await?;
+        let replication_id = |(_node, answer)| {
             let text: String = from_redis_value(answer).ok()?;
             text.lines().find_map(|line| line.strip_prefix("master_replid:")).map(ToOwned::to_owned)
         };
         Ok(answers.into_iter().filter_map(replication_id).collect())
+    }
+
+    /// Runs a command on the server or on every master of a Cluster. Each answer comes with the master's
+    /// address.
+    pub(super) async fn on_masters(&self, words: Cmd) -> Result<Vec<(Node, Value)>> {
+        // `attempt`, because this asks all masters: if one is down, the connection need not be replaced.
+        let asking = |redis: Connection| async move { redis.on_every_master(words).await };
+        self.link.attempt(asking).await.map_err(|error| unavailable(&error))
     }
 
     pub async fn find_request(&self, key: &str) -> Result<Option<StoredRequest>> {

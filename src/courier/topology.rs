@@ -9,12 +9,14 @@ use futures_util::future::select_ok;
 use redis::aio::{ConnectionLike, MultiplexedConnection, PubSub};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
+use redis::cluster_routing::{
+    MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo, SingleNodeRoutingInfo,
+};
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncCommands as _, AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo,
     IntoConnectionInfo, Pipeline, RedisConnectionInfo, RedisFuture, RedisResult, TlsCertificates,
-    TlsMode, Value, cmd,
+    TlsMode, Value, cmd, from_redis_value,
 };
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
@@ -258,7 +260,7 @@ impl Topology {
 
     /// A connection for subscriptions to one node of a Cluster, by its address; `None` for the server
     /// that has all keys.
-    pub async fn listen_on(&self, node: Option<(String, u16)>) -> RedisResult<PubSub> {
+    pub async fn listen_on(&self, node: Node) -> RedisResult<PubSub> {
         match (self, node) {
             (Self::Cluster { nodes, .. }, Some((host, port))) => {
                 let Some(known) = nodes.first() else { return self.listen().await };
@@ -363,6 +365,9 @@ pub enum Connection {
     Cluster(ClusterConnection),
 }
 
+/// The address of one master of a Cluster; `None` for a single server.
+pub type Node = Option<(String, u16)>;
+
 impl Connection {
     /// The answer to `INFO server` of one server.
     pub async fn server_info(&mut self) -> RedisResult<String> {
@@ -374,7 +379,7 @@ impl Connection {
                 let any = Some(ResponsePolicy::OneSucceeded);
                 let to = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, any));
                 let answer = connection.route_command(asking, to).await?;
-                Ok(redis::from_redis_value(answer)?)
+                Ok(from_redis_value(answer)?)
             }
         }
     }
@@ -390,6 +395,39 @@ impl Connection {
                 connection.route_command(cmd("PING"), to).await.map(drop)
             }
         }
+    }
+
+    /// Runs a command on the server, or on this node of a Cluster.
+    pub async fn on_node(self, node: Node, words: Cmd) -> RedisResult<Value> {
+        match (self, node) {
+            (Self::Cluster(mut cluster), Some((host, port))) => {
+                let to = SingleNodeRoutingInfo::ByAddress { host, port };
+                cluster.route_command(words, RoutingInfo::SingleNode(to)).await
+            }
+            (mut single, _) => words.query_async(&mut single).await,
+        }
+    }
+
+    /// Runs a command on the server or on every master of a Cluster.
+    pub async fn on_every_master(self, words: Cmd) -> RedisResult<Vec<(Node, Value)>> {
+        let mut cluster = match self {
+            Self::Single(mut single) => {
+                return Ok(vec![(None, words.query_async(&mut single).await?)]);
+            }
+            Self::Cluster(cluster) => cluster,
+        };
+        let to = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+        let Value::Map(nodes) = cluster.route_command(words, to).await? else {
+            return Ok(Vec::new());
+        };
+        let addressed = nodes.into_iter().map(|(node, answer)| {
+            let node: String = from_redis_value(node)?;
+            let address = node
+                .rsplit_once(':')
+                .and_then(|(host, port)| Some((host.to_owned(), port.parse::<u16>().ok()?)));
+            Ok((address, answer))
+        });
+        addressed.collect()
     }
 
     /// Runs a command on every node and returns the answers.
