@@ -7,11 +7,11 @@ use std::collections::VecDeque;
 use futures_util::StreamExt as _;
 use futures_util::stream::SelectAll;
 use redis::aio::{PubSubSink, PubSubStream};
-use redis::{RedisResult, Value, cmd, from_redis_value};
+use redis::{Value, cmd, from_redis_value};
 
 use super::keys::{REQUEST_KEY_PREFIX, SESSION_KEY_PREFIX, request_key};
 use super::redis::{RedisCourier, Script, stored, unavailable, with_timeout, without_comments};
-use super::topology::Node;
+use super::topology::{Connection, Node};
 use super::types::{Result, StoredRequest, Unavailable};
 use crate::domain::ids::RequestId;
 use crate::domain::request::MAX_DOCUMENT_BYTES;

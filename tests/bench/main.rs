@@ -18,6 +18,7 @@ mod inbox;
 mod limits;
 mod lists;
 mod load;
+mod peers;
 mod report;
 mod service;
 mod speed;
@@ -42,6 +43,8 @@ enum What {
     Waiting(waiting::Options),
     /// People who watch their inboxes on two replicas.
     Inbox(inbox::Options),
+    /// The service beside Restate.
+    Peers(peers::Options),
 }
 
 #[tokio::main]
@@ -50,5 +53,6 @@ async fn main() -> ExitCode {
         What::Speed(options) => speed::run(&options).await,
         What::Waiting(options) => waiting::run(&options).await,
         What::Inbox(options) => inbox::run(&options).await,
+        What::Peers(options) => peers::run(&options).await,
     }
 }

@@ -27,13 +27,18 @@ pub struct Service<'a> {
 
 impl<'a> Service<'a> {
     pub async fn start(world: &'a World, name: &str, time: Duration) -> Self {
+        let mut started = Self { time, ..Self::fresh(world, name).await };
+        started.warm_up().await;
+        started
+    }
+
+    /// The same before its first call.
+    pub async fn fresh(world: &'a World, name: &str) -> Self {
         let mut database = world.database(name).await;
         let service = world.program(&database.url).serve().await;
         let stores = [postgres_pid(&mut database.connection).await, redis_pid(world).await];
         let watched = Watched([service.pid()].into_iter().chain(stores).collect());
-        let mut started = Self { world, database, watched, running: vec![service], time };
-        started.warm_up().await;
-        started
+        Self { world, database, watched, running: vec![service], time: Duration::from_secs(1) }
     }
 
     /// Another process beside it.
@@ -143,6 +148,10 @@ impl<'a> Service<'a> {
                 .fetch_one(&mut self.database.connection)
                 .await
                 .unwrap();
+            eprintln!(
+                "registered {registered}, expected {fewest}..={most}, refused {}",
+                run.refused
+            );
             (fewest..=most).contains(&u64::try_from(registered).unwrap()).then_some(())
         })
         .await;
