@@ -138,13 +138,16 @@ impl<'a> Service<'a> {
         let count = usize::try_from(MOST_PER_SECOND * self.time.as_secs()).unwrap();
         let asked = Asked::fresh(count);
         let calls = asked.iter().map(Asked::registration).collect::<Vec<_>>();
+        // What the run before had under way when its client stopped may have come after it.
+        let began = Clock::System.now();
         let run = self.play_well(&calls, at_once).await;
         assert!(run.calls < calls.len() as u64, "too few requests were made up");
         let (fewest, most) = (run.calls - run.refused, run.calls + at_once as u64);
         eventually_within(Duration::from_secs(5), async || {
             let registered = "SELECT count(*) FROM hitl_request
-                               WHERE status = 'pending' AND origin = 'http'";
+                               WHERE status = 'pending' AND origin = 'http' AND created_at >= $1";
             let registered: i64 = sqlx::query_scalar(registered)
+                .bind(began)
                 .fetch_one(&mut self.database.connection)
                 .await
                 .unwrap();
