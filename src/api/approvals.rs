@@ -14,7 +14,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 use validator::{Validate, ValidationError};
 
-use super::body::{Checked, MAX_DECISION_BYTES, MAX_TASK_BYTES, check_id, in_turn, whole_number};
+use super::body::{
+    Checked, MAX_DECISION_BYTES, MAX_TASK_BYTES, Verbatim, check_id, in_turn, sentence,
+    whole_number,
+};
 use super::envelope::{Answer, Envelope, created, ok, wire_time};
 use super::error::ApiError;
 use super::examples::{FINGERPRINT, REQUEST, SESSION, TASK, plan_step, success};
@@ -25,10 +28,13 @@ use super::text::Text;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{DEFAULT_REASON, State, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TaskId};
+use crate::domain::json::raw_or_null;
 use crate::domain::plan::{self, InvalidStep, PlanStep};
 use crate::domain::record::{Candidate, Record};
 use crate::domain::request::{ApprovalRequest, Origin, REQUEST_TTL_SECONDS, Registration};
 use crate::domain::rules::Expected;
+use crate::domain::schema::{MAX_SCHEMA_BYTES, Schema, SchemaProblem};
+use crate::domain::ways::{Risk, Way};
 use crate::ledger::Registered;
 use crate::requests::decide::{self, Decided};
 use crate::requests::error::RequestError;
@@ -40,6 +46,10 @@ const APPROVED: &str = "Request approved successfully";
 /// See [`APPROVED`].
 pub(super) const REJECTED: &str = "Request rejected";
 
+const ANSWERED: &str = "Request answered";
+/// Largest body of an answer, in bytes.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
 /// The body of an approval.
 #[derive(Debug, Deserialize, Validate, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -48,6 +58,26 @@ pub struct ApproveBody {
     #[validate(required)]
     #[schema(required, nullable = false, example = "user123")]
     user_id: Option<String>,
+    /// Approve with these arguments instead of those that were asked for: a JSON object, kept to the
+    /// letter.
+    #[validate(custom(function = an_object))]
+    #[schema(schema_with = schemas::object)]
+    arguments: Option<Box<RawValue>>,
+}
+
+/// The body of an answer.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RespondBody {
+    /// The token's `sub`, repeated.
+    #[validate(required)]
+    #[schema(required, nullable = false, example = "user123")]
+    user_id: Option<String>,
+    /// The answer: any JSON, kept to the letter.
+    #[serde(default, deserialize_with = "given")]
+    #[validate(required)]
+    #[schema(schema_with = schemas::any, required)]
+    response: Option<Box<RawValue>>,
 }
 
 /// The body of a rejection.
@@ -74,12 +104,20 @@ pub struct DecisionView {
     /// The session of the request.
     #[schema(example = "session_user123_1706149260")]
     session_id: String,
-    /// `approved` or `rejected`.
+    /// `approved`, `rejected` or `answered`.
     #[schema(example = "approved")]
     status: &'static str,
     /// Why it was rejected.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// The arguments that were approved instead of those that were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schemas::any)]
+    arguments: Option<Box<RawValue>>,
+    /// The answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schemas::any)]
+    response: Option<Box<RawValue>>,
 }
 
 impl DecisionView {
@@ -92,13 +130,19 @@ impl DecisionView {
             session_id: session.to_string(),
             status: decision.verdict.status(),
             reason: decision.verdict.reason().map(ToOwned::to_owned),
+            arguments: decision.verdict.arguments().map(raw_or_null),
+            response: decision.verdict.response().map(raw_or_null),
         }
     }
 
     /// The message of an answer with this decision.
     #[must_use]
     pub fn message(&self) -> &'static str {
-        if self.status == Verdict::Approve.status() { APPROVED } else { REJECTED }
+        match self.status {
+            "approved" => APPROVED,
+            "answered" => ANSWERED,
+            _ => REJECTED,
+        }
     }
 }
 
@@ -144,6 +188,22 @@ pub struct RegisterBody {
     #[serde(default, deserialize_with = "whole_number")]
     #[schema(minimum = 1, maximum = 86400)]
     expires_in_seconds: Option<i64>,
+    /// The ways to decide that this agent can handle: `approve`, `reject`, `edit` (approve with other
+    /// arguments), `respond` (an answer instead). `approve` and `reject` when absent.
+    #[validate(custom(function = valid_decisions))]
+    #[schema(schema_with = schemas::decisions)]
+    decisions: Option<Vec<String>>,
+    /// What edited arguments must look like: JSON Schema 2020-12, at most 32 KiB, without references that
+    /// lead out of it or back to themselves.
+    #[schema(schema_with = schemas::any)]
+    arguments_schema: Option<Box<RawValue>>,
+    /// What an answer must look like; as `argumentsSchema`.
+    #[schema(schema_with = schemas::any)]
+    response_schema: Option<Box<RawValue>>,
+    /// The least risk that the request has: `low`, `medium`, `high` or `critical`.
+    #[validate(custom(function = valid_risk))]
+    #[schema(schema_with = schemas::risk)]
+    risk: Option<String>,
 }
 
 /// A registered request.
@@ -165,6 +225,82 @@ pub struct RegisteredView {
     /// SHA-256 of `actionType` and `context`, in hex. A decision holds for this content only.
     #[schema(example = "3b64db95cb55c763391c707108489ae18b4112d783300de38e033b4c98c3deaf")]
     fingerprint: String,
+}
+
+fn valid_decisions(words: &[String]) -> Result<(), ValidationError> {
+    let ways = Way::list(words.iter().map(String::as_str));
+    match ways {
+        Some(ways) if ways.len() == words.len() => Ok(()),
+        _ => Err(sentence(
+            "must name one or more of approve, reject, edit and respond, each once",
+            "approve, reject, edit, respond 중 하나 이상을 한 번씩 지정해야 합니다",
+        )),
+    }
+}
+
+fn valid_risk(risk: &str) -> Result<(), ValidationError> {
+    let why = || {
+        sentence(
+            "must be low, medium, high or critical",
+            "low, medium, high, critical 중 하나여야 합니다",
+        )
+    };
+    Risk::parse(risk).map(drop).ok_or_else(why)
+}
+
+fn an_object(arguments: &RawValue) -> Result<(), ValidationError> {
+    if arguments.get().starts_with('{') {
+        return Ok(());
+    }
+    Err(sentence("must be a JSON object", "JSON 객체여야 합니다"))
+}
+
+/// A value that is there, even if it is `null`.
+fn given<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// A schema that may be used.
+///
+/// # Errors
+/// `E4000`, naming the field.
+fn schema(field: &str, schema: Option<Box<RawValue>>) -> Result<Option<String>, ApiError> {
+    let Some(schema) = schema else { return Ok(None) };
+    let problem = match Schema::read(schema.get()) {
+        Ok(_valid) => return Ok(Some(schema.get().to_owned())),
+        Err(problem) => problem,
+    };
+    let text = match problem {
+        SchemaProblem::TooLarge => Text::new(
+            format!("may have at most {MAX_SCHEMA_BYTES} bytes"),
+            format!("최대 {MAX_SCHEMA_BYTES}바이트여야 합니다"),
+        ),
+        SchemaProblem::Invalid(why) => {
+            Text::new(format!("is not a valid JSON Schema: {why}"), "올바른 JSON 스키마가 아닙니다")
+        }
+        SchemaProblem::OtherDialect => Text::new(
+            "must be JSON Schema 2020-12: another $schema is not taken",
+            "JSON Schema 2020-12여야 합니다. 다른 $schema는 사용할 수 없습니다",
+        ),
+        SchemaProblem::Barred(keyword) => Text::new(
+            format!("must not use {keyword}"),
+            format!("{keyword}을(를) 사용할 수 없습니다"),
+        ),
+        SchemaProblem::Remote => Text::new(
+            "must not refer to another document: a $ref begins with #",
+            "다른 문서를 참조할 수 없습니다. $ref는 #으로 시작해야 합니다",
+        ),
+        SchemaProblem::Recursive => {
+            Text::new("must not refer back to itself", "자기 자신을 다시 참조할 수 없습니다")
+        }
+        SchemaProblem::TooComplex => Text::new(
+            "is too complex: too many parts or patterns, with its references expanded",
+            "너무 복잡합니다. 참조를 펼친 항목이나 정규식이 너무 많습니다",
+        ),
+    };
+    Err(ApiError::invalid_field(field, text))
 }
 
 fn valid_request_id(id: &str) -> Result<(), ValidationError> {
@@ -250,9 +386,13 @@ pub async fn approve(
     app: web::Data<AppState>,
     id: web::Path<String>,
     expected: ExpectedContent,
-    body: Checked<ApproveBody, MAX_DECISION_BYTES>,
+    body: Verbatim<ApproveBody, MAX_DECISION_BYTES>,
 ) -> Result<Answer<DecisionView>, ApiError> {
-    let (user, verdict) = (body.0.user_id, Verdict::Approve);
+    let ApproveBody { user_id: user, arguments } = body.0;
+    let verdict = match arguments {
+        Some(arguments) => Verdict::Edit { arguments: arguments.get().to_owned() },
+        None => Verdict::Approve,
+    };
     let (decided, tag) = decide(&app, approver, &id, expected, user, verdict).await?;
     Ok(ok(APPROVED, decided).with(tag))
 }
@@ -285,6 +425,38 @@ pub async fn reject(
     let (user, verdict) = (body.0.user_id, Verdict::Reject { reason });
     let (decided, tag) = decide(&app, approver, &id, expected, user, verdict).await?;
     Ok(ok(REJECTED, decided).with(tag))
+}
+
+/// Answer a request instead of approving it: the agent does not act, and gets the answer. Only for
+/// requests that were registered with `respond` among their `decisions`.
+///
+/// # Errors
+/// The codes in [`routes::table`](super::routes::table), a code for each refusal. After an error
+/// nothing was decided, unless its message says `Outcome unknown`.
+#[utoipa::path(
+    post, path = "/aura/hitl/respond/{requestId}",
+    params(("If-Match" = Option<String>, Header)),
+    request_body(content = RespondBody, example = json!({ "userId": "user123", "response": { "folder": "inbox" } })),
+    responses((
+        status = 200, description = "Answered, and the agent is told", body = Envelope<DecisionView>,
+        example = json!(success(ANSWERED, json!({
+            "requestId": REQUEST, "sessionId": SESSION, "status": "answered",
+            "response": { "folder": "inbox" },
+        }))),
+    ))
+)]
+pub async fn respond(
+    approver: ApproverOf,
+    app: web::Data<AppState>,
+    id: web::Path<String>,
+    expected: ExpectedContent,
+    body: Verbatim<RespondBody, MAX_ANSWER_BYTES>,
+) -> Result<Answer<DecisionView>, ApiError> {
+    let RespondBody { user_id: user, response } = body.0;
+    let response = response.map(|response| response.get().to_owned()).unwrap_or_default();
+    let verdict = Verdict::Respond { response };
+    let (decided, tag) = decide(&app, approver, &id, expected, user, verdict).await?;
+    Ok(ok(ANSWERED, decided).with(tag))
 }
 
 async fn decide(
@@ -415,6 +587,10 @@ fn registration(
         context: body.context.map(|context| context.get().to_owned()),
         task,
         plan_steps: body.plan_steps.map(|steps| steps.get().to_owned()),
+        ways: body.decisions.and_then(|words| Way::list(words.iter().map(String::as_str))),
+        arguments_schema: schema("argumentsSchema", body.arguments_schema)?,
+        response_schema: schema("responseSchema", body.response_schema)?,
+        risk: body.risk.and_then(|risk| Risk::parse(&risk)),
         created_at: now,
     };
     let request = ApprovalRequest::read(&registration.id, registration.document());

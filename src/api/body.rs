@@ -45,6 +45,10 @@ pub type Turn = Option<LargeBodyTurn>;
 #[derive(Debug)]
 pub struct Checked<T, const LIMIT: usize>(pub T, pub Turn);
 
+/// Like [`Checked`], for a body of any size with fields that are stored exactly as they were sent.
+#[derive(Debug)]
+pub struct Verbatim<T, const LIMIT: usize>(pub T, pub Turn);
+
 /// A JSON body of at most `LIMIT` bytes as raw text; `None` without a body.
 #[derive(Debug)]
 pub struct AnyJson<const LIMIT: usize>(pub Option<Box<RawValue>>, pub Turn);
@@ -73,6 +77,28 @@ impl<T: DeserializeOwned + Validate + Send + 'static, const LIMIT: usize> FromRe
                 } else {
                     from_object(parse::<StrictJsonValue>(&body)?.0)?
                 };
+                value.validate().map_err(|errors| ApiError::invalid(field_errors(&errors)))?;
+                Ok(value)
+            };
+            let (value, turn) = in_turn(turn, check).await?;
+            Ok(Self(value, turn))
+        })
+    }
+}
+
+impl<T: DeserializeOwned + Validate + Send + 'static, const LIMIT: usize> FromRequest
+    for Verbatim<T, LIMIT>
+{
+    type Error = ApiError;
+    type Future = Reading<Self>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let reading = read::<LIMIT>(request, payload);
+        Box::pin(async move {
+            let (body, turn) = reading.await?;
+            let check = move || {
+                parse::<StrictJson>(&body)?;
+                let value: T = parse_object(&body)?;
                 value.validate().map_err(|errors| ApiError::invalid(field_errors(&errors)))?;
                 Ok(value)
             };
@@ -401,7 +427,7 @@ pub fn field_errors(errors: &ValidationErrors) -> FieldErrors {
     let fields = errors.field_errors();
     fields
         .into_iter()
-        .filter_map(|(field, problems)| Some((camel(&field), sentence(problems.first()?))))
+        .filter_map(|(field, problems)| Some((camel(&field), text_of(problems.first()?))))
         .collect()
 }
 
@@ -416,7 +442,15 @@ fn camel(field: &str) -> String {
     })
 }
 
-fn sentence(problem: &ValidationError) -> Text {
+/// A validator's error with a sentence of its own.
+#[must_use]
+pub fn sentence(en: &'static str, ko: &'static str) -> ValidationError {
+    let mut error = ValidationError::new("sentence");
+    error.add_param("ko".into(), &ko);
+    error.with_message(en.into())
+}
+
+fn text_of(problem: &ValidationError) -> Text {
     let number = |name: &str| problem.params.get(name).map(ToString::to_string);
     match (problem.code.as_ref(), number("min"), number("max")) {
         ("required", ..) => Text::new("is required", "필수 항목입니다"),
@@ -432,6 +466,10 @@ fn sentence(problem: &ValidationError) -> Text {
             format!("must be from {min} to {max}"),
             format!("{min}에서 {max} 사이여야 합니다"),
         ),
+        ("sentence", ..) => {
+            let ko = problem.params.get("ko").and_then(Value::as_str).unwrap_or_default();
+            Text::new(problem.message.clone().unwrap_or_default(), ko.to_owned())
+        }
         ("id", ..) => Text::new("is not a valid id", "올바른 형식의 ID가 아닙니다"),
         ("plan", ..) => Text::new(
             problem.message.clone().unwrap_or_else(|| "is not a list of plan steps".into()),

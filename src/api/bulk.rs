@@ -272,7 +272,7 @@ fn attempt(item: &Item) -> Attempt {
         Expected::Anything => None,
         Expected::OneOf { strong, weak } => strong.iter().chain(weak).next().cloned(),
     };
-    Attempt { request: item.id.clone(), verdict: item.verdict.status(), if_match }
+    Attempt { request: item.id.clone(), verdict: item.verdict.column_status(), if_match }
 }
 
 /// Records the refusals as evidence, each as that of a single call.

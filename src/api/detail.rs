@@ -17,7 +17,9 @@ use super::outcomes::{NO_SIGNAL, SignalView, signal};
 use super::request_id;
 use super::schemas;
 use super::text::Text;
+use crate::domain::decision::Verdict;
 use crate::domain::ids::UserId;
+use crate::domain::json::raw_or_null;
 use crate::domain::list::Owners;
 use crate::domain::rules;
 use crate::requests::detail::{self, Detail, Happened};
@@ -42,6 +44,22 @@ pub struct DetailView {
     votes: [(); 0],
     /// Questions and answers, the oldest first.
     comments: Vec<CommentView>,
+    /// What edited arguments must look like (JSON Schema), if its agent says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schemas::any)]
+    arguments_schema: Option<Box<RawValue>>,
+    /// What an answer must look like (JSON Schema), if its agent says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schemas::any)]
+    response_schema: Option<Box<RawValue>>,
+    /// The arguments with which it was approved, if other than it asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schemas::any)]
+    arguments: Option<Box<RawValue>>,
+    /// The answer that was given instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schemas::any)]
+    response: Option<Box<RawValue>>,
     /// The state of the signal in Redis. `listeners` 0: no agent has heard it yet.
     signal: SignalView,
     /// What happened, the oldest first.
@@ -56,7 +74,7 @@ pub struct DetailView {
 pub struct HappenedView {
     #[schema(example = "2026-01-16T12:00:00")]
     at: String,
-    /// `created`, `seen` (in Redis), `approved`, `rejected`, `expired`, `cancelled`, `sent`,
+    /// `created`, `seen` (in Redis), `approved`, `edited`, `rejected`, `answered`, `expired`, `cancelled`, `sent`,
     /// `superseded`, `heard` or `acted`.
     #[schema(example = "created")]
     event: &'static str,
@@ -92,7 +110,10 @@ pub async fn read(
 }
 
 fn view(detail: Detail, why: Text) -> DetailView {
-    let Detail { row, may_decide, context, plan_steps, record, history, comments } = detail;
+    let Detail { row, may_decide, context, plan_steps, record, history, comments, offer } = detail;
+    let offer = offer.unwrap_or_default();
+    let decision = record.as_ref().and_then(|record| record.state.decision());
+    let verdict = decision.map(|decision| &decision.verdict);
     let happened = |Happened { at, event, by }: Happened| HappenedView {
         at: wire_time(at),
         event: event.as_str(),
@@ -105,6 +126,10 @@ fn view(detail: Detail, why: Text) -> DetailView {
             .unwrap_or_else(|_invalid| crate::domain::json::raw(&[(); 0])),
         votes: [],
         comments: comments.into_iter().map(Into::into).collect(),
+        arguments_schema: offer.arguments_schema.as_deref().map(raw_or_null),
+        response_schema: offer.response_schema.as_deref().map(raw_or_null),
+        arguments: verdict.and_then(Verdict::arguments).map(raw_or_null),
+        response: verdict.and_then(Verdict::response).map(raw_or_null),
         signal: record.as_ref().map_or(NO_SIGNAL, signal),
         history: history.into_iter().map(happened).collect(),
         why: why.in_language(Call::current().language),

@@ -18,7 +18,9 @@ use super::text::{Language, Text};
 use crate::domain::comment::MAX_COMMENTS;
 use crate::domain::decision::DEFAULT_REASON;
 use crate::domain::rules::{ExistingDecision, Refusal};
+use crate::domain::schema::Mismatch;
 use crate::domain::task::TaskRefusal;
+use crate::domain::ways::Way;
 use crate::identity::TokenProblem;
 use crate::ledger::LedgerError;
 use crate::limits::{LARGE_BODY_BYTES, Limit, TooMany};
@@ -525,6 +527,46 @@ impl ApiError {
         }
     }
 
+    /// A decision of a way that the agent cannot handle.
+    fn not_offered(way: Way) -> Self {
+        let (en, ko) = match way {
+            Way::Approve => ("Cannot be approved", "승인 불가"),
+            Way::Reject => ("Cannot be rejected", "거절 불가"),
+            Way::Edit => ("Cannot be edited", "수정 불가"),
+            Way::Respond => ("Cannot be answered", "답변 불가"),
+        };
+        Self::new(
+            ErrorCode::Forbidden,
+            format!("{en}: its agent does not take such a decision. Nothing was decided."),
+            format!("{ko}: 에이전트가 이 방식의 결정을 받지 않아 결정되지 않았습니다."),
+        )
+    }
+
+    /// Arguments or an answer that do not match the agent's schema. `data` names each place by the field
+    /// and a JSON Pointer into it.
+    fn mismatch(field: &str, mismatches: Vec<Mismatch>) -> Self {
+        let mut fields = FieldErrors::new();
+        for Mismatch { pointer, keyword, problem } in mismatches {
+            let ko = match keyword.as_str() {
+                "required" => "필수 항목이 빠졌습니다",
+                "type" => "값의 종류가 올바르지 않습니다",
+                "enum" | "const" => "허용된 값이 아닙니다",
+                "additionalProperties" | "unevaluatedProperties" => "허용되지 않은 항목이 있습니다",
+                "minimum" | "exclusiveMinimum" | "minLength" | "minItems" | "minProperties" => {
+                    "너무 작거나 짧습니다"
+                }
+                "maximum" | "exclusiveMaximum" | "maxLength" | "maxItems" | "maxProperties" => {
+                    "너무 크거나 깁니다"
+                }
+                "pattern" => "형식이 올바르지 않습니다",
+                _ => "에이전트의 스키마에 맞지 않습니다",
+            };
+            let text = Text::new(format!("does not match the agent's schema: {problem}"), ko);
+            fields.entry(format!("/{field}{pointer}")).or_insert(text);
+        }
+        Self::invalid(fields)
+    }
+
     fn already_decided(standing: &ExistingDecision) -> Self {
         let decision = &standing.decision;
         let mut data = json!({
@@ -540,6 +582,7 @@ impl ApiError {
         let by = shown(decision.by.as_str());
         let (en, ko) = match decision.verdict.status() {
             "approved" => ("approved", "승인"),
+            "answered" => ("answered", "답변"),
             _ => ("rejected", "거절"),
         };
         // The default reason would only repeat "rejected".
@@ -611,6 +654,7 @@ impl From<Refusal> for ApiError {
                  strong ETag in If-Match.",
                 "약한 ETag: 프록시가 바꾸어(응답 압축 등) 결정되지 않았습니다. 강한 ETag를 If-Match로 보내 주세요.",
             ),
+            Refusal::NotOffered(way) => Self::not_offered(way),
             Refusal::Unconditional => Self::unconditional(),
             Refusal::Undecided => Self::new(
                 ErrorCode::Conflict,
@@ -643,6 +687,7 @@ impl From<RequestError> for ApiError {
                 ),
                 "읽을 수 없는 요청: 결정되지 않았습니다. 에이전트가 다시 요청해야 합니다.",
             ),
+            RequestError::Mismatch(field, mismatches) => Self::mismatch(field, mismatches),
             RequestError::UnrecordedDecision => Self::new(
                 ErrorCode::Unprocessable,
                 "Request altered: nobody decided it here, but Redis says that it is no longer \

@@ -184,7 +184,7 @@ pub struct RequestView {
     /// Whether you may decide it now. An agent on Redis may have moved on nevertheless.
     may_decide: bool,
     /// The ways to decide it.
-    decisions: [&'static str; 2],
+    decisions: Vec<&'static str>,
     /// The `ETag` of its content, without quotes.
     etag: String,
     /// Whether it was decided, and its agent has asked again: only the person who decided may decide it,
@@ -225,7 +225,7 @@ impl RequestView {
             approvals: u32::from(row.status == Status::Approved),
             approvals_needed: 1,
             may_decide,
-            decisions: ["approve", "reject"],
+            decisions: row.ways.iter().map(|way| way.as_str()).collect(),
             etag: row.etag,
             asked_again: row.is_asked_again,
             agent_waits_until,

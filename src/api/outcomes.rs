@@ -7,6 +7,7 @@ use actix_web::http::header::RETRY_AFTER;
 use actix_web::{HttpRequest, web};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
 use super::approvals::etag;
@@ -16,11 +17,13 @@ use super::error::ApiError;
 use super::examples::{FINGERPRINT, REQUEST, SESSION, success};
 use super::identity::{CallerOf, is_agent, token_time_left};
 use super::request_id;
+use super::schemas;
 use super::text::Text;
 use crate::api::connection::end_with_client;
 use crate::domain::decision::State;
 use crate::domain::record::{Delivery, Record};
 use crate::domain::request::Origin;
+use crate::requests::answers::Answer as Told;
 use crate::requests::read::{Found, find};
 use crate::requests::read_receipts::record_decision_read;
 use crate::requests::{acknowledge, wait, withdraw};
@@ -49,11 +52,23 @@ pub struct OutcomeView {
     /// The session of the request.
     #[schema(example = "session_user123_1706149260")]
     session_id: String,
-    /// `pending`, `approved`, `rejected`, `expired` or `cancelled`.
+    /// `pending`, `approved`, `rejected`, `answered`, `expired` or `cancelled`.
     #[schema(example = "approved")]
     status: &'static str,
-    /// SHA-256 of `actionType` and `context`, in hex. Act only on this content.
+    /// SHA-256 of `actionType` and `context`, in hex; of an edit, with its `arguments` as the context. Act
+    /// only on this content.
     fingerprint: String,
+    /// Of an approved request whose agent takes other arguments: the fingerprint of what was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    requested_fingerprint: Option<String>,
+    /// The arguments to act with, if other than those that were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schemas::any)]
+    arguments: Option<Box<RawValue>>,
+    /// The answer that was given instead of an approval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schemas::any)]
+    response: Option<Box<RawValue>>,
     /// When the request expires. UTC, whole seconds, no zone suffix, as all times here.
     expires_at: String,
     /// Why it was rejected.
@@ -244,6 +259,8 @@ fn view(found: Found) -> OutcomeView {
     match found {
         Found::InLedger(record) => {
             let decision = record.state.decision();
+            let Told { fingerprint, requested_fingerprint, arguments, response } =
+                Told::of(&record);
             OutcomeView {
                 request_id: record.id.to_string(),
                 session_id: record.session.to_string(),
@@ -257,7 +274,10 @@ fn view(found: Found) -> OutcomeView {
                 settled_at: record.closed_at.map(wire_time),
                 signal: signal(&record),
                 acted_at: record.acted_at.map(wire_time),
-                fingerprint: record.fingerprint,
+                fingerprint,
+                requested_fingerprint,
+                arguments,
+                response,
             }
         }
         Found::InRedis(candidate) => OutcomeView {
@@ -265,6 +285,9 @@ fn view(found: Found) -> OutcomeView {
             session_id: candidate.request.session.to_string(),
             status: State::Pending.as_str(),
             fingerprint: candidate.request.fingerprint,
+            requested_fingerprint: None,
+            arguments: None,
+            response: None,
             expires_at: wire_time(candidate.expires_at),
             reason: None,
             decided_by: None,

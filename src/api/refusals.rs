@@ -18,7 +18,8 @@ const MAX_REASON_CHARS: usize = 500;
 pub fn record(request: &HttpRequest, route: &str, error: &ApiError) {
     let verdict = if route.ends_with("/approve/{requestId}") {
         "approved"
-    } else if route.ends_with("/reject/{requestId}") {
+    } else if route.ends_with("/reject/{requestId}") || route.ends_with("/respond/{requestId}") {
+        // An answer is kept as a rejection, as in the request's row: the agent does not act.
         "rejected"
     } else {
         return;

@@ -42,6 +42,7 @@ pub fn table() -> Vec<Endpoint> {
     endpoints! {
         approver approvals::approve [NotFound, AlreadyDecided, Gone, Changed, Unprocessable, Unconditional]
         approver approvals::reject [NotFound, AlreadyDecided, Gone, Changed, Unprocessable, Unconditional]
+        approver approvals::respond [NotFound, AlreadyDecided, Gone, Changed, Unprocessable, Unconditional]
         approver bulk::decide [Conflict]
         caller lists::list []
         caller approvals::register [Conflict, WrongState]

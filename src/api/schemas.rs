@@ -53,6 +53,22 @@ pub fn verdict() -> Schema {
     of(json!({ "type": "string", "enum": ["approve", "reject"], "example": "approve" }))
 }
 
+/// Any JSON object, or `null`.
+pub fn object() -> Schema {
+    of(json!({ "type": ["object", "null"] }))
+}
+
+/// The ways to decide a request that an agent can handle.
+pub fn decisions() -> Schema {
+    let ways = json!({ "type": "string", "enum": ["approve", "reject", "edit", "respond"] });
+    of(json!({ "type": ["array", "null"], "items": ways, "minItems": 1, "uniqueItems": true }))
+}
+
+/// A risk.
+pub fn risk() -> Schema {
+    of(json!({ "type": ["string", "null"], "enum": ["low", "medium", "high", "critical", null] }))
+}
+
 /// A list that is empty in this release.
 pub fn no_items() -> Schema {
     of(json!({ "type": "array", "items": { "type": "object" } }))

@@ -7,6 +7,7 @@ use actix_web::{HttpRequest, Responder, web};
 use actix_web_lab::sse::{Data, Event, Sse};
 use futures_util::stream::{StreamExt as _, unfold};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use tokio::time::sleep;
 use utoipa::IntoParams;
 
@@ -25,6 +26,7 @@ use crate::domain::decision::State;
 use crate::domain::ids::RequestId;
 use crate::domain::json;
 use crate::domain::record::Record;
+use crate::requests::answers::Answer as Told;
 use crate::requests::read_receipts::{
     record_decision_read, record_decision_read_by_id, record_signal_read,
 };
@@ -89,7 +91,14 @@ struct OutcomeEvent<'a> {
     reason: Option<&'a str>,
     /// Unix seconds.
     timestamp: i64,
-    fingerprint: &'a str,
+    fingerprint: String,
+    /// See [`Told`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    requested_fingerprint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arguments: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response: Option<Box<RawValue>>,
 }
 
 /// Read the signal for which a session waits, and wait for it if asked to. `data` is the signal as a
@@ -151,7 +160,8 @@ pub async fn read(
     if let Some(wait) = wait.filter(|wait| signal.is_none() && !wait.is_zero()) {
         end_with_client(&request);
         let ask = || ask(None);
-        signal = wait::wait(&app, &caller, &session, wait, ask, Option::is_some).await?;
+        let waiting = wait::wait(&app, &caller, &session, wait, ask, Option::is_some);
+        signal = Box::pin(waiting).await?;
     }
     if let Some(signal) = &signal {
         record_signal_read(&app, &caller, signal);
@@ -176,7 +186,7 @@ pub async fn read(
     get, path = "/aura/hitl/signals/{sessionId}/stream",
     params(StreamQuery, ("Last-Event-ID" = Option<String>, Header)),
     responses((
-        status = 200, description = "Events `approval`, `rejection`, `expired`, `cancelled` and `comment`",
+        status = 200, description = "Events `approval`, `rejection`, `answer`, `expired`, `cancelled` and `comment`",
         body = String, content_type = "text/event-stream",
         example = json!(concat!(
             "retry: 1000\n\nid: 1\nevent: approval\n",
@@ -267,6 +277,7 @@ fn event(record: &Record) -> Data {
         State::Decided(decision) => (decision.verdict.signal_type(), decision.verdict.reason()),
         state => (state.as_str(), None),
     };
+    let Told { fingerprint, requested_fingerprint, arguments, response } = Told::of(record);
     let at = record.state.decision().map(|decision| decision.at).or(record.closed_at);
     let data = OutcomeEvent {
         r#type: kind,
@@ -274,7 +285,10 @@ fn event(record: &Record) -> Data {
         status: record.state.as_str(),
         reason,
         timestamp: at.unwrap_or_default().timestamp(),
-        fingerprint: &record.fingerprint,
+        fingerprint,
+        requested_fingerprint,
+        arguments,
+        response,
     };
     let id = record.sequence.unwrap_or_default().to_string();
     Data::new(json::raw(&data).get()).event(kind).id(id)

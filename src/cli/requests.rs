@@ -177,6 +177,7 @@ mod tests {
             decided_at: None,
             reason: None,
             closed_at: None,
+            ways: crate::domain::ways::PLAIN_WAYS.to_vec(),
         };
         let english = table(std::slice::from_ref(&row), now, Language::English);
         assert!(english.contains("결재\\u{1b}[2J\\nnext xx"), "{english}");

@@ -26,8 +26,11 @@ impl AuditEntry {
         let (action, reason) = match state {
             State::Pending => ("HITL_REQUEST", None),
             State::Decided(decision) => match &decision.verdict {
-                Verdict::Approve => ("HITL_APPROVE", None),
-                Verdict::Reject { reason } => ("HITL_REJECT", Some(reason.as_str())),
+                Verdict::Approve | Verdict::Edit { .. } => ("HITL_APPROVE", None),
+                // The Auth server knows no answers. The agent does not act.
+                verdict @ (Verdict::Reject { .. } | Verdict::Respond { .. }) => {
+                    ("HITL_REJECT", verdict.column_reason())
+                }
             },
             State::Expired | State::Cancelled => return Self::None,
         };

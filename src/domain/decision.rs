@@ -3,9 +3,12 @@
 use chrono::{DateTime, Utc};
 
 use super::ids::UserId;
+use super::ways::Way;
 
 /// The reason recorded and signalled when a person rejects without giving one (wire contract).
 pub const DEFAULT_REASON: &str = "User rejected";
+/// The column `reason` of an answer, for replicas of an older release.
+const ANSWERED: &str = "Answered instead";
 
 /// A person's answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,24 +20,58 @@ pub enum Verdict {
         /// The reason in the person's words; [`DEFAULT_REASON`] if the person gave none.
         reason: String,
     },
+    /// The agent may act, with these arguments instead of those that it asked for.
+    Edit {
+        /// A JSON object, as the person wrote it: what takes the place of the request's `context`.
+        arguments: String,
+    },
+    /// The agent must not act; it gets this answer.
+    Respond {
+        /// Any JSON, as the person wrote it.
+        response: String,
+    },
 }
 
 impl Verdict {
-    /// `approved` or `rejected`: the status on the wire and in the ledger.
+    /// The way in which the person decides.
     #[must_use]
-    pub fn status(&self) -> &'static str {
+    pub fn way(&self) -> Way {
         match self {
-            Self::Approve => "approved",
-            Self::Reject { .. } => "rejected",
+            Self::Approve => Way::Approve,
+            Self::Reject { .. } => Way::Reject,
+            Self::Edit { .. } => Way::Edit,
+            Self::Respond { .. } => Way::Respond,
         }
     }
 
-    /// `approval` or `rejection`: the `type` of the signal.
+    /// `approved`, `rejected` or `answered`: the status on the wire.
+    #[must_use]
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self::Approve | Self::Edit { .. } => "approved",
+            Self::Reject { .. } => "rejected",
+            Self::Respond { .. } => "answered",
+        }
+    }
+
+    /// `approved` or `rejected`: the column `status`. An answer has the status of a rejection there, and a
+    /// response: a replica of an older release, which knows no answers, tells the agent not to act.
+    #[must_use]
+    pub fn column_status(&self) -> &'static str {
+        match self {
+            Self::Approve | Self::Edit { .. } => "approved",
+            Self::Reject { .. } | Self::Respond { .. } => "rejected",
+        }
+    }
+
+    /// `approval`, `rejection` or `answer`: the `type` of the signal. Only the first two are ever sent to
+    /// Redis.
     #[must_use]
     pub fn signal_type(&self) -> &'static str {
         match self {
-            Self::Approve => "approval",
+            Self::Approve | Self::Edit { .. } => "approval",
             Self::Reject { .. } => "rejection",
+            Self::Respond { .. } => "answer",
         }
     }
 
@@ -42,8 +79,44 @@ impl Verdict {
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match self {
-            Self::Approve => None,
+            Self::Approve | Self::Edit { .. } | Self::Respond { .. } => None,
             Self::Reject { reason } => Some(reason),
+        }
+    }
+
+    /// The column `reason`, which every row with the status of a rejection has.
+    #[must_use]
+    pub fn column_reason(&self) -> Option<&str> {
+        match self {
+            Self::Respond { .. } => Some(ANSWERED),
+            verdict => verdict.reason(),
+        }
+    }
+
+    /// The arguments of an edit: a JSON object.
+    #[must_use]
+    pub fn arguments(&self) -> Option<&str> {
+        match self {
+            Self::Edit { arguments } => Some(arguments),
+            Self::Approve | Self::Reject { .. } | Self::Respond { .. } => None,
+        }
+    }
+
+    /// The answer: any JSON.
+    #[must_use]
+    pub fn response(&self) -> Option<&str> {
+        match self {
+            Self::Respond { response } => Some(response),
+            Self::Approve | Self::Reject { .. } | Self::Edit { .. } => None,
+        }
+    }
+
+    /// Whether another verdict says the same. The reason of a rejection does not count.
+    #[must_use]
+    pub fn repeats(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Reject { .. }, Self::Reject { .. }) => true,
+            (one, other) => one == other,
         }
     }
 }
@@ -73,7 +146,7 @@ pub enum State {
 }
 
 impl State {
-    /// `pending`, `approved`, `rejected`, `expired` or `cancelled`: on the wire and in the ledger.
+    /// `pending`, `approved`, `rejected`, `answered`, `expired` or `cancelled`: on the wire.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {

@@ -25,6 +25,12 @@ pub fn raw<T: serde::Serialize + ?Sized>(value: &T) -> Box<RawValue> {
     to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
+/// A text of JSON as a value; `null` when it is not valid JSON.
+#[must_use]
+pub fn raw_or_null(text: &str) -> Box<RawValue> {
+    RawValue::from_string(text.to_owned()).unwrap_or_else(|_invalid| raw(&()))
+}
+
 /// The value of a field; `None` when the field is absent or `null`.
 #[must_use]
 pub fn present<'a>(object: &'a RawObject, name: &str) -> Option<&'a RawValue> {

@@ -7,6 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use super::request::{AGENT_TIMEOUT, Origin};
+use super::ways::Way;
 
 /// The longest life of a request: the largest `expiresInSeconds`, and more than a key in Redis lives.
 pub const MAX_LIFETIME: TimeDelta = TimeDelta::days(1);
@@ -22,7 +23,7 @@ pub enum Status {
     Approved,
     /// A person has rejected.
     Rejected,
-    /// A person has answered in words. No request has this status yet.
+    /// A person has answered instead, and the agent does not act.
     Answered,
     /// Nobody decided in time.
     Expired,
@@ -216,6 +217,8 @@ pub struct Listed {
     pub reason: Option<String>,
     /// When the request was closed, UTC.
     pub closed_at: Option<DateTime<Utc>>,
+    /// The ways in which it can be decided, as far as its agent goes.
+    pub ways: Vec<Way>,
 }
 
 /// The longest message in a list, in characters: the longest that can be registered over HTTP.

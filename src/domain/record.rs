@@ -6,6 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::decision::{State, Verdict};
 use super::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use super::request::{AGENT_TIMEOUT, ApprovalRequest, Origin};
+use super::ways::{PLAIN_WAYS, Way};
 
 /// How long an agent that missed a message may take to find the signal under its key.
 const KEY_LOOKUP_TIMEOUT: TimeDelta = TimeDelta::seconds(30);
@@ -25,6 +26,17 @@ pub struct Candidate {
     pub created_at: DateTime<Utc>,
     /// When the request expires, UTC. From then on nobody may decide it.
     pub expires_at: DateTime<Utc>,
+}
+
+impl Candidate {
+    /// The ways in which the request can be decided, as far as its agent goes.
+    #[must_use]
+    pub fn ways(&self) -> &[Way] {
+        match self.origin {
+            Origin::Redis => &PLAIN_WAYS,
+            Origin::Http => &self.request.offer.ways,
+        }
+    }
 }
 
 /// The delivery state of a signal. Only requests of Redis have signals; a request registered over HTTP
@@ -178,10 +190,11 @@ impl Record {
         self.origin == Origin::Redis && matches!(self.state, State::Pending | State::Expired)
     }
 
-    /// Whether the request was approved.
+    /// Whether the request was approved, as it was asked or with other arguments.
     #[must_use]
     pub fn is_approved(&self) -> bool {
-        self.state.decision().is_some_and(|decision| decision.verdict == Verdict::Approve)
+        let decision = self.state.decision();
+        decision.is_some_and(|one| matches!(one.verdict, Verdict::Approve | Verdict::Edit { .. }))
     }
 
     /// The entity tag of the request: see [`etag`](super::request::etag).

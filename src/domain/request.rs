@@ -16,6 +16,7 @@ use super::decision::{Decision, State, Verdict};
 use super::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use super::json::{self, RawObject};
 use super::python_json::{self, Fields};
+use super::ways::{Offer, Risk, Way};
 
 /// How long `hitl:request:{requestId}` lives, in seconds (wire contract).
 pub const REQUEST_TTL_SECONDS: u64 = 1800;
@@ -68,6 +69,8 @@ pub struct ApprovalRequest {
     pub task: Option<TaskId>,
     /// The plan in the request: a JSON array, made storable like `context`.
     pub plan_steps: String,
+    /// What its agent says of the decision. Counts only for registered requests.
+    pub offer: Offer,
     /// `pending` until decided.
     pub status: String,
     /// Lower-case hex SHA-256 of the canonical `actionType` and `context`. Two requests with the same
@@ -157,6 +160,7 @@ impl ApprovalRequest {
             task: task.and_then(|task| TaskId::parse(task).ok()),
             plan_steps: plan_steps(object, context),
             context: json::storable(&python_json::quoted(context)),
+            offer: Offer::read(object),
             status,
             document: String::new(),
         })
@@ -239,13 +243,24 @@ fn hashes(action_type: &str, object: &Fields<'_>) -> Hashes {
         everything.update(",");
     }
     let context = fields.remove("context").unwrap_or_else(|| "null".to_owned());
-    let action_type = json::raw(action_type);
-    let asked = format!(r#"{{"actionType":{},"context":{context}}}"#, action_type.get());
     Hashes {
-        fingerprint: format!("{:x}", Sha256::digest(asked)),
+        fingerprint: fingerprint_of(action_type, &context),
         content_hash: format!("{:x}", everything.finalize()),
         etag,
     }
+}
+
+/// The fingerprint of an action with a context in canonical form.
+fn fingerprint_of(action_type: &str, context: &str) -> String {
+    let action_type = json::raw(action_type);
+    let asked = format!(r#"{{"actionType":{},"context":{context}}}"#, action_type.get());
+    format!("{:x}", Sha256::digest(asked))
+}
+
+/// The fingerprint of an action with these arguments instead of those that were asked: JSON.
+#[must_use]
+pub fn edited_fingerprint(action_type: &str, arguments: &str) -> String {
+    fingerprint_of(action_type, &python_json::canonical(arguments))
 }
 
 /// All fields of a request except `createdAt`, sorted by name, each value in canonical form.
@@ -274,8 +289,9 @@ fn hash_of_content(fields: &BTreeMap<&str, String>) -> String {
 #[must_use]
 pub fn decided_document(document: &str, decision: &Decision) -> String {
     let (by, at) = match decision.verdict {
-        Verdict::Approve => ("approvedBy", "approvedAt"),
+        Verdict::Approve | Verdict::Edit { .. } => ("approvedBy", "approvedAt"),
         Verdict::Reject { .. } => ("rejectedBy", "rejectedAt"),
+        Verdict::Respond { .. } => ("answeredBy", "answeredAt"),
     };
     let mut fields = vec![
         ("status", json::raw(decision.verdict.status())),
@@ -284,6 +300,11 @@ pub fn decided_document(document: &str, decision: &Decision) -> String {
     ];
     if let Some(reason) = decision.verdict.reason() {
         fields.push(("reason", json::raw(reason)));
+    }
+    let said =
+        [("arguments", decision.verdict.arguments()), ("response", decision.verdict.response())];
+    for (name, value) in said {
+        fields.extend(value.map(|value| (name, json::raw_or_null(value))));
     }
     rewritten(document, fields)
 }
@@ -329,6 +350,14 @@ pub struct Registration {
     pub task: Option<TaskId>,
     /// A raw JSON array.
     pub plan_steps: Option<String>,
+    /// `decisions`, if the agent names them.
+    pub ways: Option<Vec<Way>>,
+    /// `argumentsSchema`, raw JSON.
+    pub arguments_schema: Option<String>,
+    /// `responseSchema`, raw JSON.
+    pub response_schema: Option<String>,
+    /// `risk`
+    pub risk: Option<Risk>,
     /// When the request was registered, UTC.
     pub created_at: DateTime<Utc>,
 }
@@ -343,11 +372,7 @@ impl Registration {
         put("requestId", json::raw(self.id.as_str()));
         put("sessionId", json::raw(self.session.as_str()));
         put("actionType", json::raw(&self.action_type));
-        let raw_or_null = |text: &str| {
-            serde_json::value::RawValue::from_string(text.to_owned())
-                .unwrap_or_else(|_| json::raw(&()))
-        };
-        put("context", raw_or_null(self.context.as_deref().unwrap_or("null")));
+        put("context", json::raw_or_null(self.context.as_deref().unwrap_or("null")));
         put("status", json::raw("pending"));
         put("userId", json::raw(self.user.as_str()));
         put("tenantId", json::raw(self.tenant.as_str()));
@@ -359,7 +384,20 @@ impl Registration {
             put("taskId", json::raw(task.as_str()));
         }
         if let Some(steps) = &self.plan_steps {
-            put("planSteps", raw_or_null(steps));
+            put("planSteps", json::raw_or_null(steps));
+        }
+        if let Some(ways) = &self.ways {
+            put("decisions", Way::json(ways));
+        }
+        for (name, schema) in
+            [("argumentsSchema", &self.arguments_schema), ("responseSchema", &self.response_schema)]
+        {
+            if let Some(schema) = schema {
+                put(name, json::raw_or_null(schema));
+            }
+        }
+        if let Some(risk) = self.risk {
+            put("risk", json::raw(risk.as_str()));
         }
         json::raw(&object).get().to_owned()
     }

@@ -13,6 +13,7 @@ use super::list::Owners;
 use super::record::{Candidate, Record};
 use super::request::Origin;
 use super::session::SessionPointer;
+use super::ways::Way;
 
 /// The operator's settings on who may decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +75,8 @@ pub enum Refusal {
     Changed,
     /// A tag in `If-Match` is the tag of the request's content, but weakened by a proxy.
     WeakTag,
+    /// The agent cannot handle a decision of this way, or waits on Redis, where there is no such decision.
+    NotOffered(Way),
     /// [`Policy::require_if_match`] holds, and the caller named no content.
     Unconditional,
     /// The request is pending, so there is no outcome to acknowledge.
@@ -183,7 +186,8 @@ pub fn may_write(owner: Option<&UserId>, caller: &Caller) -> bool {
 ///
 /// # Errors
 /// The first that applies of [`Refusal::NotFound`], [`Refusal::NotTheRequester`], [`Refusal::MovedOn`],
-/// [`Refusal::AnothersSession`] and [`Refusal::Expired`]. Then nothing may be recorded.
+/// [`Refusal::AnothersSession`], [`Refusal::Expired`] and [`Refusal::NotOffered`]. Then nothing may be
+/// recorded.
 pub fn decide(
     candidate: &Candidate,
     pointer: &SessionPointer,
@@ -207,6 +211,9 @@ pub fn decide(
     }
     if now >= candidate.expires_at {
         return Err(Refusal::Expired);
+    }
+    if !candidate.ways().contains(&verdict.way()) {
+        return Err(Refusal::NotOffered(verdict.way()));
     }
     Ok(Decision { verdict, by: caller.user.clone(), at: now })
 }
@@ -236,7 +243,7 @@ pub fn judge_lost_decision(
     match &record.state {
         State::Decided(_) if is_altered => Err(Refusal::Altered),
         State::Decided(standing) => {
-            let same = standing.by == caller.user && standing.verdict.status() == verdict.status();
+            let same = standing.by == caller.user && standing.verdict.repeats(verdict);
             if same {
                 return Ok(standing.clone());
             }

@@ -57,7 +57,8 @@ const MAX_ASKED_AGAIN: i64 = 1000;
 /// The columns of a [`Changed`].
 const CHANGED_COLUMNS: &str = "\
     request_id, user_id,
-    CASE WHEN asked_again_until IS NULL THEN status ELSE 'pending' END AS status";
+    CASE WHEN asked_again_until IS NOT NULL THEN 'pending'
+         WHEN response IS NOT NULL THEN 'answered' ELSE status END AS status";
 /// No comment is read: most of what has changed has none that is new.
 const NO_COMMENT: &str = "CAST(NULL AS BIGINT) AS last_comment";
 /// The number of the last comment.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use moka::sync::Cache;
 
-use crate::domain::decision::{Decision, State};
+use crate::domain::decision::{Decision, State, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TenantId};
 use crate::domain::record::Record;
 use crate::domain::request::Origin;
@@ -65,12 +65,14 @@ impl Default for KnownDecisions {
 }
 
 impl KnownDecisions {
-    /// Caches the decision of this row, if the request is decided. A decision older than
+    /// Caches the decision of this row, if the request was approved or rejected as it was asked. A decision older than
     /// `MAX_DECISION_AGE` is not cached: its row could be purged while the decision is cached, and
     /// the id could then belong to another request.
     pub fn remember(&self, record: &Record, now: DateTime<Utc>) {
         let State::Decided(decision) = &record.state else { return };
-        if now - decision.at >= MAX_DECISION_AGE {
+        // An agent is told more of an edit and of an answer than their signals say.
+        let is_plain = matches!(decision.verdict, Verdict::Approve | Verdict::Reject { .. });
+        if now - decision.at >= MAX_DECISION_AGE || !is_plain {
             return;
         }
         let key = match record.origin {

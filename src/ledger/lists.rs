@@ -18,6 +18,7 @@ use crate::domain::list::{
 };
 use crate::domain::request::{self, ApprovalRequest, Origin};
 use crate::domain::search::INDEXED_CHARS;
+use crate::domain::ways::Offer;
 
 /// The most rows that one page or one count reads.
 pub const MAX_WALK: i64 = 10_000;
@@ -34,19 +35,39 @@ const CLOCK_DIFFERENCE: TimeDelta = TimeDelta::minutes(1);
 const NAMES: &str = "\
     request_id, session_id, tenant_id, user_id, origin, action_type, message, status, created_at,
     expires_at, task_id, fingerprint, decided_by, decided_at, reason, settled_at, etag, asked_at,
-    moved_on, asked_again_until, document";
+    moved_on, asked_again_until, offered, is_answered, document";
 /// `settled_at` of a closed request, as its index has it: see the migration.
 pub(super) const CLOSED_AT: &str = "COALESCE(settled_at, created_at)";
 /// The same as a table has them.
 const COLUMNS: &str = "\
     request_id, session_id, tenant_id, user_id, origin, action_type, message, status, created_at,
     expires_at, task_id, fingerprint, decided_by, decided_at, reason, settled_at, etag, asked_at,
-    moved_on, asked_again_until, CASE WHEN etag IS NULL THEN document END AS document";
+    moved_on, asked_again_until, offered, response IS NOT NULL AS is_answered,
+    CASE WHEN etag IS NULL THEN document END AS document";
 
 /// The pending requests of all tenants, by an index for all of them.
 const OPEN_OF_ALL: &str = "status = 'pending' AND decided_at IS NULL AND expires_at >= '-infinity'";
 /// The closed requests of all tenants, by an index for all of them.
 const CLOSED_OF_ALL: &str = "settled_at <= 'infinity' AND status <> 'pending'";
+
+/// The condition that a request has one of these statuses. An answer has the status of a rejection in its
+/// row, and a response.
+fn has_status(statuses: &[Status]) -> String {
+    let columns = statuses.iter().map(|status| match status {
+        Status::Answered => "'rejected'".to_owned(),
+        status => format!("'{}'", status.as_str()),
+    });
+    let columns = columns.collect::<std::collections::BTreeSet<_>>();
+    let columns = columns.into_iter().collect::<Vec<_>>().join(", ");
+    let has = |status| statuses.contains(&status);
+    match (has(Status::Rejected), has(Status::Answered)) {
+        (true, false) => format!("(status IN ({columns}) AND NOT is_answered)"),
+        (false, true) => {
+            format!("(status IN ({columns}) AND (status <> 'rejected' OR is_answered))")
+        }
+        _ => format!("status IN ({columns})"),
+    }
+}
 
 /// A row of a page.
 #[derive(Debug, sqlx::FromRow)]
@@ -71,6 +92,9 @@ struct ListedRow {
     asked_at: Option<DateTime<Utc>>,
     moved_on: bool,
     asked_again_until: Option<DateTime<Utc>>,
+    offered: Option<String>,
+    /// Whether it has the status of a rejection, but is an answer.
+    is_answered: bool,
     /// Only if `etag` is missing.
     document: Option<String>,
     /// The time by which the list is ordered.
@@ -102,7 +126,10 @@ impl ListedRow {
             }
         };
         let origin = if self.origin == "http" { Origin::Http } else { Origin::Redis };
-        let status = Status::parse(&self.status).ok_or_else(|| odd("status"))?;
+        let status = match Status::parse(&self.status).ok_or_else(|| odd("status"))? {
+            Status::Rejected if self.is_answered => Status::Answered,
+            status => status,
+        };
         // The row of a request that was only seen in Redis names a task that does not exist yet.
         let is_only_seen =
             origin == Origin::Redis && matches!(status, Status::Pending | Status::Expired);
@@ -126,8 +153,9 @@ impl ListedRow {
             etag,
             decided_by: user(self.decided_by, "decided_by")?,
             decided_at: self.decided_at,
-            reason: self.reason,
+            reason: self.reason.filter(|_reason| !self.is_answered),
             closed_at: self.settled_at,
+            ways: Offer::ways_of_column(self.offered.as_deref()),
         })
     }
 }
@@ -346,10 +374,7 @@ impl Ledger {
         let mut found = Vec::new();
         let walks = [
             (!has_pending.is_empty(), OPEN_OF_ALL, "expires_at", "TRUE".to_owned()),
-            (!closed.is_empty(), CLOSED_OF_ALL, "settled_at DESC", {
-                let closed = closed.iter().map(|status| format!("'{}'", status.as_str()));
-                format!("status IN ({})", closed.collect::<Vec<_>>().join(", "))
-            }),
+            (!closed.is_empty(), CLOSED_OF_ALL, "settled_at DESC", { has_status(&closed) }),
         ];
         for (is_wanted, rows, order, condition) in walks {
             if !is_wanted || found.len() >= limit {
@@ -619,7 +644,8 @@ impl Reading {
             format!(
                 "SELECT COUNT(*) FROM (
                     SELECT tenant_id, request_id, session_id, user_id, action_type, status, task_id, decided_by,
-                           created_at, expires_at, moved_on, asked_again_until
+                           created_at, expires_at, moved_on, asked_again_until,
+                           response IS NOT NULL AS is_answered
                       FROM hitl_request WHERE {rows} ORDER BY {order} LIMIT {limit}
                  ) AS walk WHERE {filters}"
             )
@@ -721,16 +747,15 @@ impl Reading {
             Walk::Created => Status::ALL.iter().all(|status| filter.statuses.contains(status)),
         };
         if !is_every_status {
-            let statuses = filter.statuses.iter().map(|status| format!("'{}'", status.as_str()));
-            let statuses = statuses.collect::<Vec<_>>().join(", ");
+            let has_status = has_status(&filter.statuses);
             filters.push(match (walk, filter.has_pending()) {
                 (Walk::Created, true) => {
-                    format!("(status IN ({statuses}) OR asked_again_until IS NOT NULL)")
+                    format!("({has_status} OR asked_again_until IS NOT NULL)")
                 }
                 (Walk::Created, false) => {
-                    format!("status IN ({statuses}) AND asked_again_until IS NULL")
+                    format!("{has_status} AND asked_again_until IS NULL")
                 }
-                _ => format!("status IN ({statuses})"),
+                _ => has_status,
             });
         }
         // Only the values of parameters that the statement names are bound.

@@ -15,7 +15,7 @@ pub(super) const REQUEST_COLUMNS: &str = "\
     document, task_id, owns_task, created_at, expires_at, status, decided_by, decided_at, reason,
     delivery, owed_since, listeners, sent_to, sent_at, outcome, settled_at, acted_at, asked_at,
     moved_on, asked_again_until, decided_via, rule, policy_version, binding, risk,
-    approvals_needed, approvals, ballots, voters";
+    approvals_needed, approvals, ballots, voters, arguments, response";
 
 /// When the agent of a request of Redis made it. `created_at` is when the service first saw it.
 pub(super) const ASKED_AT: &str = "COALESCE(asked_at, created_at)";
@@ -58,6 +58,8 @@ pub(super) struct RequestRow {
     approvals: Option<i64>,
     ballots: Option<i64>,
     voters: Option<String>,
+    arguments: Option<String>,
+    response: Option<String>,
     /// The status of the request's task. Only statements that write a request return it.
     #[sqlx(default)]
     pub(super) task_status: Option<String>,
@@ -76,7 +78,13 @@ impl RequestRow {
         };
         let state = match self.status.as_str() {
             "pending" => State::Pending,
-            "approved" => decided(Verdict::Approve)?,
+            "approved" => decided(match self.arguments.clone() {
+                Some(arguments) => Verdict::Edit { arguments },
+                None => Verdict::Approve,
+            })?,
+            "rejected" if let Some(response) = self.response.clone() => {
+                decided(Verdict::Respond { response })?
+            }
             "rejected" => {
                 let reason = self.reason.clone().ok_or_else(|| odd("reason"))?;
                 decided(Verdict::Reject { reason })?

@@ -32,6 +32,7 @@ use crate::domain::record::{Candidate, Record, Ruling};
 use crate::domain::request::Origin;
 use crate::domain::task::TaskStatus;
 use crate::domain::vote::Vote;
+use crate::domain::ways::{Offer, Risk};
 use crate::observe::metrics::{self, AuditResult};
 use crate::observe::traces;
 use crate::permit::{Ballot, Permit};
@@ -83,7 +84,7 @@ impl Change {
         match self {
             Self::Register(_) | Self::Vote(_) => State::Pending.as_str(),
             Self::Withdraw => State::Cancelled.as_str(),
-            Self::Decide(permit) => permit.decision().verdict.status(),
+            Self::Decide(permit) => permit.decision().verdict.column_status(),
         }
     }
 
@@ -159,9 +160,26 @@ impl<'a> Writing<'a> {
     /// The task's `error_message` after a rejection; `None` if the request is not rejected.
     fn rejection_message(&self) -> Option<String> {
         let decision = self.change.decision()?;
+        let by = printable(decision.by.as_str());
+        if decision.verdict.response().is_some() {
+            return Some(format!("Answered by {by}, not done"));
+        }
         let reason = decision.verdict.reason()?;
-        let by = decision.by.as_str();
-        Some(format!("Rejected by {}: {}", printable(by), printable(reason)))
+        Some(format!("Rejected by {by}: {}", printable(reason)))
+    }
+
+    /// What the agent of a registered request says of the decision.
+    fn offered(&self) -> Option<&Offer> {
+        let Candidate { request, origin, .. } = self.candidate;
+        (*origin == Origin::Http).then_some(&request.offer)
+    }
+
+    /// The column `risk`: that of the policy file, raised by what the agent says.
+    fn risk(&self) -> Option<String> {
+        let of_file = self.change.ruling().and_then(|ruling| ruling.risk.as_deref());
+        let of_agent = self.offered().and_then(|offer| offer.risk);
+        let of_file = of_file.and_then(Risk::parse);
+        of_file.max(of_agent).map(|risk| risk.as_str().to_owned())
     }
 
     /// The tenant of the row: the request's tenant, else the tenant of the caller.
@@ -209,7 +227,7 @@ impl<'a> Writing<'a> {
             /* status */ self.change.status(),
             /* decided_by */ decision.map(|decision| &decision.by),
             /* decided_at */ decision.map(|decision| decision.at),
-            /* reason */ decision.and_then(|decision| decision.verdict.reason()),
+            /* reason */ decision.and_then(|decision| decision.verdict.column_reason()),
             /* rejection: the error_message of a rejected task */ self.rejection_message(),
             /* decider_role */ decision.and(Some(role.as_str())),
             /* token_id: of the decider's token */
@@ -233,7 +251,7 @@ impl<'a> Writing<'a> {
             /* rule */ ruling.and_then(|ruling| ruling.rule.as_ref()),
             /* policy_version */ ruling.and_then(|ruling| ruling.version.as_ref()),
             /* binding */ ruling.and_then(|ruling| ruling.binding.as_ref()),
-            /* risk */ ruling.and_then(|ruling| ruling.risk.as_ref()),
+            /* risk */ self.risk(),
             /* approvals_needed */ ruling.and_then(|ruling| ruling.approvals_needed),
             /* approvals */ ruling.and_then(|ruling| ruling.approvals),
             /* ballots: with the vote; NULL without one */
@@ -245,6 +263,10 @@ impl<'a> Writing<'a> {
             vote.map(|vote| json::raw(&vote.memberships.groups).get().to_owned()),
             /* arguments: the fingerprint of those that the vote is for */
             vote.and_then(|vote| vote.arguments.as_ref()),
+            /* offered */ self.offered().and_then(Offer::column),
+            /* new_arguments: of an edit */
+            decision.and_then(|decision| decision.verdict.arguments()),
+            /* response */ decision.and_then(|decision| decision.verdict.response()),
         ])
     }
 
@@ -563,7 +585,7 @@ macro_rules! given {
 }
 
 given! {
-    GIVEN, GIVEN_ON_SQLITE, 52;
+    GIVEN, GIVEN_ON_SQLITE, 55;
     1 tenant_id, 2 request_id, 3 origin, 4 session_id, 5 user_id, 6 action_type, 7 fingerprint,
     8 content_hash, 9 etag, 10 document, 11 context, 12 message, 13 plan_steps, 14 named_task,
     15 new_task, 16 is_task_taken, 17 task_owner, 18 created_at, 19 expires_at, 20 status,
@@ -572,7 +594,7 @@ given! {
     33 gateway_request_id, 34 trace_parent, 35 audit, 36 written_at, 37 due_at, 38 only_newest,
     39 alone_since, 40 decided_via, 41 rule, 42 policy_version, 43 binding, 44 risk,
     45 approvals_needed, 46 approvals, 47 ballots, 48 voters, 49 voter_roles, 50 voter_groups,
-    51 arguments,
+    51 arguments, 52 offered, 53 new_arguments, 54 response,
 }
 
 /// `given` with the existing task that each request uses, as `kept`: the task that the request
@@ -638,7 +660,7 @@ const INSERT_REQUEST: &str = formatcp!(
         reason, caller_source, caller_type, agent_id, trace_id, gateway_request_id, delivery,
         owed_since, due_at, if_match, decider_role, token_id, outcome, settled_at, trace_parent,
         message, etag, asked_at, decided_via, rule, policy_version, binding, risk,
-        approvals_needed, approvals, ballots, voters
+        approvals_needed, approvals, ballots, voters, offered, arguments, response
      )
      SELECT input.request_id, input.origin, input.tenant_id, input.session_id, input.user_id,
         input.action_type, input.fingerprint, input.content_hash, input.document,
@@ -665,7 +687,8 @@ const INSERT_REQUEST: &str = formatcp!(
         CASE WHEN input.status <> 'pending' THEN input.written_at END, input.trace_parent,
         SUBSTR(input.message, 1, 2000), input.etag, input.created_at, input.decided_via,
         input.rule, input.policy_version, input.binding, input.risk, input.approvals_needed,
-        input.approvals, input.ballots, input.voters
+        input.approvals, input.ballots, input.voters, input.offered, input.new_arguments,
+        input.response
      FROM input"
 );
 
@@ -724,6 +747,7 @@ const DECIDE_REQUEST: &str = formatcp!(
         sent_to = NULL, outcome = excluded.outcome, settled_at = excluded.settled_at,
         {CONTENT_OF_SEEN} {RULING_OF_DECISION} asked_at = excluded.asked_at, moved_on = FALSE,
         ballots = COALESCE(excluded.ballots, hitl_request.ballots),
+        arguments = excluded.arguments, response = excluded.response,
         trace_parent = excluded.trace_parent
       WHERE hitl_request.origin = excluded.origin AND CASE WHEN hitl_request.origin = 'redis'
         THEN hitl_request.status = 'pending'

@@ -103,7 +103,7 @@ pub fn start(
     let Deployment { ledger, courier, max_clients } = deployment;
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION"), "ledger" => ledger, "courier" => courier)
         .set(1);
-    for outcome in ["approved", "rejected"] {
+    for outcome in ["approved", "rejected", "answered"] {
         for origin in ["redis", "http"] {
             decisions(courier, outcome, origin).absolute(0);
         }

@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::domain::ids::{SessionId, TaskId, TenantId, UserId};
 use crate::domain::request::Origin;
+pub use crate::domain::ways::{Risk, Way};
 
 /// What the expressions of the rules are evaluated over: one request, as it was asked or as an edit
 /// makes it.
@@ -41,77 +42,6 @@ pub struct Person<'a> {
     pub roles: &'a [String],
     /// The token's `groups`. The groups of the policy file are looked up beside them.
     pub groups: &'a [String],
-}
-
-/// A way to answer a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Way {
-    /// The agent may act as it asked.
-    Approve,
-    /// The agent must not act.
-    Reject,
-    /// The agent may act, with other arguments than it asked for.
-    Edit,
-    /// No action; the agent gets an answer.
-    Respond,
-}
-
-impl Way {
-    /// Every way.
-    pub const ALL: [Self; 4] = [Self::Approve, Self::Reject, Self::Edit, Self::Respond];
-
-    /// The word of the policy file and of the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Approve => "approve",
-            Self::Reject => "reject",
-            Self::Edit => "edit",
-            Self::Respond => "respond",
-        }
-    }
-
-    /// The way of this word.
-    #[must_use]
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|way| way.as_str() == word)
-    }
-}
-
-/// How much harm the action can do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Risk {
-    /// `low`
-    Low,
-    /// `medium`, the default.
-    #[default]
-    Medium,
-    /// `high`
-    High,
-    /// `critical`
-    Critical,
-}
-
-impl Risk {
-    /// Every risk, the lowest first.
-    pub const ALL: [Self; 4] = [Self::Low, Self::Medium, Self::High, Self::Critical];
-
-    /// The word of the policy file and of the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Low => "low",
-            Self::Medium => "medium",
-            Self::High => "high",
-            Self::Critical => "critical",
-        }
-    }
-
-    /// The risk of this word.
-    #[must_use]
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|risk| risk.as_str() == word)
-    }
 }
 
 /// How far an approval may stand for later requests (a grant).

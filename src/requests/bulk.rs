@@ -66,6 +66,7 @@ impl Standing {
         match error {
             RequestError::Refused(_)
             | RequestError::Unreadable(_)
+            | RequestError::Mismatch(..)
             | RequestError::UnrecordedDecision => Ok(Self::Obstacle(error)),
             RequestError::Courier(_)
             | RequestError::Ledger(_)

@@ -28,6 +28,7 @@ use crate::domain::record::{
 };
 use crate::domain::request::Origin;
 use crate::domain::rules::{Expected, Refusal, judge_lost_decision};
+use crate::domain::schema::Schema;
 use crate::domain::session::SessionPointer;
 use crate::ledger::{Change, LEASE, LedgerError, Overdue, Recorded, Writing};
 use crate::observe::metrics;
@@ -280,6 +281,7 @@ impl Attempt<'_> {
     /// Whether this person may decide the request now, and whether they saw its current content.
     async fn judge<'a>(&self, subject: &'a Subject) -> Result<Judged<'a>> {
         let Subject { candidate, pointer } = subject;
+        self.check_schema(candidate)?;
         let permit = match self.may_decide(candidate, &pointer.clone().unwrap_or_default()) {
             // Only the ledger knows whether the request was decided before it expired.
             Err(Refusal::Expired) => match self.recorded().await? {
@@ -302,6 +304,26 @@ impl Attempt<'_> {
         };
         let if_match = self.expected.check(&candidate.request.etag)?;
         Ok(Judged::MayDecide { permit, if_match })
+    }
+
+    /// Checks edited arguments and an answer against the schema of the request's agent.
+    fn check_schema(&self, candidate: &Candidate) -> Result<()> {
+        let offer = &candidate.request.offer;
+        let (field, value, schema) = match &self.verdict {
+            Verdict::Approve | Verdict::Reject { .. } => return Ok(()),
+            Verdict::Edit { arguments } => ("arguments", arguments, &offer.arguments_schema),
+            Verdict::Respond { response } => ("response", response, &offer.response_schema),
+        };
+        // A request of Redis takes neither, whatever it says.
+        let Some(schema) = schema.as_ref().filter(|_schema| candidate.origin == Origin::Http)
+        else {
+            return Ok(());
+        };
+        let unreadable = RequestError::Unreadable("has a schema that cannot be read");
+        let Ok(schema) = Schema::read(schema) else { return Err(unreadable) };
+        let value = serde_json::from_str(value).unwrap_or_default();
+        let mismatches = schema.mismatches(&value);
+        if mismatches.is_empty() { Ok(()) } else { Err(RequestError::Mismatch(field, mismatches)) }
     }
 
     fn may_decide(

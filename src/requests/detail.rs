@@ -13,6 +13,7 @@ use crate::domain::ids::{RequestId, UserId};
 use crate::domain::list::{Listed, Status};
 use crate::domain::record::{Candidate, Delivery, Record};
 use crate::domain::request::{ApprovalRequest, Origin, shown_context};
+use crate::domain::ways::{Offer, PLAIN_WAYS, Way};
 use crate::state::AppState;
 
 /// A request with its content and its history.
@@ -32,6 +33,8 @@ pub struct Detail {
     pub history: Vec<Happened>,
     /// The comments, the oldest first.
     pub comments: Vec<Comment>,
+    /// What its agent says of the decision; `None` of an agent on Redis.
+    pub offer: Option<Offer>,
 }
 
 /// Something that happened to a request.
@@ -54,8 +57,12 @@ pub enum Event {
     Seen,
     /// A person approved.
     Approved,
+    /// A person approved with other arguments.
+    Edited,
     /// A person rejected.
     Rejected,
+    /// A person answered instead.
+    Answered,
     /// Nobody decided in time.
     Expired,
     /// The agent withdrew it.
@@ -78,7 +85,9 @@ impl Event {
             Self::Created => "created",
             Self::Seen => "seen",
             Self::Approved => "approved",
+            Self::Edited => "edited",
             Self::Rejected => "rejected",
+            Self::Answered => "answered",
             Self::Expired => "expired",
             Self::Cancelled => "cancelled",
             Self::Sent => "sent",
@@ -121,6 +130,7 @@ pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<D
                 record: None,
                 history,
                 comments,
+                offer: None,
             })
         }
         Found::InLedger(record) => {
@@ -136,6 +146,7 @@ pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<D
                 plan_steps: request.plan_steps,
                 history: history(&record, heard_at),
                 comments,
+                offer: (record.origin == Origin::Http).then_some(request.offer),
                 record: Some(*record),
             })
         }
@@ -165,6 +176,7 @@ fn of_candidate(candidate: &Candidate, caller: &Caller) -> Listed {
         decided_at: None,
         reason: None,
         closed_at: None,
+        ways: candidate.ways().to_vec(),
     }
 }
 
@@ -194,6 +206,10 @@ fn of_record(record: &Record, request: &ApprovalRequest) -> Listed {
         decided_at: decision.map(|decision| decision.at),
         reason: decision.and_then(|decision| decision.verdict.reason()).map(ToOwned::to_owned),
         closed_at: record.closed_at,
+        ways: match record.origin {
+            Origin::Redis => PLAIN_WAYS.to_vec(),
+            Origin::Http => request.offer.ways.clone(),
+        },
     }
 }
 
@@ -210,7 +226,12 @@ fn history(record: &Record, heard_at: Option<DateTime<Utc>>) -> Vec<Happened> {
     match &record.state {
         State::Pending => {}
         State::Decided(decision) => {
-            let event = if record.is_approved() { Event::Approved } else { Event::Rejected };
+            let event = match decision.verdict.way() {
+                Way::Approve => Event::Approved,
+                Way::Edit => Event::Edited,
+                Way::Reject => Event::Rejected,
+                Way::Respond => Event::Answered,
+            };
             add(Some(decision.at), event, Some(&decision.by));
         }
         State::Expired => add(record.closed_at, Event::Expired, None),

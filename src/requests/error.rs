@@ -2,6 +2,7 @@
 
 use crate::courier::Unavailable;
 use crate::domain::rules::Refusal;
+use crate::domain::schema::Mismatch;
 use crate::ledger::LedgerError;
 use crate::limits::TooMany;
 use crate::limits::quotas::QuotaError;
@@ -16,6 +17,10 @@ pub enum RequestError {
     /// The request in Redis cannot be read.
     #[error("the request {0}")]
     Unreadable(&'static str),
+    /// The arguments or the answer do not match the agent's schema. The problems are those of the field
+    /// of the body with this name.
+    #[error("{0} does not match the agent's schema")]
+    Mismatch(&'static str, Vec<Mismatch>),
     /// Redis says that the request is closed, but the ledger has no decision: Redis was forged.
     #[error("the request is closed in Redis, and the ledger has no decision")]
     UnrecordedDecision,

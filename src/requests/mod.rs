@@ -2,6 +2,7 @@
 //! send. The rules are in `domain`; `ledger` keeps the guarantees.
 
 pub mod acknowledge;
+pub mod answers;
 pub mod bulk;
 pub mod comments;
 pub mod decide;

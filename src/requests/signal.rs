@@ -4,6 +4,7 @@
 
 use chrono::{DateTime, Utc};
 
+use super::answers::answer_json;
 use super::error::Result;
 use crate::courier::{Polled, Unavailable};
 use crate::domain::approver::Caller;
@@ -185,7 +186,7 @@ fn answer_of(record: &Record, caller: &Caller, session: &SessionId) -> Option<St
         State::Decided(decision)
             if record.tenant == caller.tenant && record.session == *session =>
         {
-            Some(signal_json(&record.id, decision))
+            Some(answer_json(record, decision))
         }
         _ => None,
     }

@@ -68,8 +68,12 @@ fn only_the_open_routes_are_open_and_only_decisions_ask_for_a_person() {
         paths.collect::<BTreeSet<_>>()
     };
     assert_eq!(with(Access::Open), BTreeSet::from(OPEN));
-    let decisions =
-        ["/aura/hitl/approve/{requestId}", "/aura/hitl/decisions", "/aura/hitl/reject/{requestId}"];
+    let decisions = [
+        "/aura/hitl/approve/{requestId}",
+        "/aura/hitl/decisions",
+        "/aura/hitl/reject/{requestId}",
+        "/aura/hitl/respond/{requestId}",
+    ];
     assert_eq!(with(Access::Approver), BTreeSet::from(decisions));
 }
 

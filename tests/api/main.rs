@@ -54,4 +54,5 @@ mod topologies;
 mod unheard;
 mod waiting;
 mod watching;
+mod ways;
 mod wire;

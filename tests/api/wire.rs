@@ -452,7 +452,9 @@ async fn the_documented_bodies_are_accepted() {
         let content = &operation.document["requestBody"]["content"]["application/json"];
         let Some(example) = content.get("example") else { continue };
         let asked = Asked::new();
-        app.ask(&asked).await;
+        let mut registration = asked.registration();
+        registration["decisions"] = json!(["approve", "reject", "respond"]);
+        app.post(ALICE, "/aura/hitl/requests", registration).await.assert(201, "");
         let made = app.post(ALICE, "/main/agent/tasks", body.clone()).await;
         let task = made.data()["taskId"].as_str().unwrap();
         app.call(ALICE, Method::POST, &format!("/main/agent/tasks/{task}/start"))

@@ -73,6 +73,7 @@ impl Operation {
     pub fn body_limit(&self) -> usize {
         match self.pattern {
             path if path.ends_with("/comments") => 32 * 1024,
+            path if path.contains("/respond/") => 64 * 1024,
             _ if self.decides() && self.id().is_some() => 16 * 1024,
             _ => 1024 * 1024,
         }
