@@ -3,6 +3,7 @@
 mod demo;
 mod export;
 mod healthcheck;
+mod inbox_demo;
 mod migrate;
 mod openapi;
 mod purge;
@@ -44,6 +45,9 @@ enum Command {
         /// Leave the decisions to you: prints the curl lines to paste.
         #[arg(long)]
         interactive: bool,
+        /// Three agents ask; decide on the inbox page. Prints a link that opens it signed in.
+        #[arg(long, conflicts_with = "interactive")]
+        inbox: bool,
     },
     /// Print a token for development.
     Token {
@@ -129,7 +133,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let file = arguments.config.as_deref();
     match arguments.command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(file).await,
-        Command::Demo { interactive } => demo::run(interactive).await,
+        Command::Demo { inbox: true, .. } => inbox_demo::run().await,
+        Command::Demo { interactive, .. } => demo::run(interactive).await,
         Command::Token { sub, tenant, role, ttl } => token::run(file, sub, tenant, role, ttl),
         Command::Migrate { finish } => migrate::run(file, finish).await,
         Command::Purge { older_than, tasks_older_than, dry_run } => {

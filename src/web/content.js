@@ -19,6 +19,8 @@ const FIRST_FIELDS = 40;
 const MORE_FIELDS = 1000;
 const GROUP = 50;
 const OPEN_DEPTH = 2;
+/** What is deeper is not shifted to the right any more. */
+const SHIFT_DEPTH = 5;
 const OPEN_LEAVES = 8;
 
 /**
@@ -211,7 +213,9 @@ export function fields(source, json, depth, seen, only = () => true) {
     'div', { class: isLeaf(child) ? 'field' : 'field nested' },
     name === null
       ? h('span', { class: 'name index' }, `${from + place + 1}`)
-      : h('span', { class: 'name' }, name === '' ? h('span', { class: 'nothing' }, t('emptyText')) : theirs(name), warning(hiddenIn(name))),
+      : h('span', { class: 'name' }, name === '' ? h('span', { class: 'nothing' }, t('emptyText'))
+        // A long name is content like any other; a short one is seen with its value.
+        : name.length > PIECE / 2 ? longText(name, seen) : [theirs(name), warning(hiddenIn(name))]),
     h('div', { class: 'value' }, value(source, child, depth + 1, seen)),
   )));
   /** @param {number} from */
@@ -228,5 +232,5 @@ export function fields(source, json, depth, seen, only = () => true) {
   };
   // Twelve more are not worth a fold.
   const first = entries.length <= FIRST_FIELDS + 12 ? entries.length : FIRST_FIELDS;
-  return h('div', { class: 'fields' }, rows(0, first), more(first));
+  return h('div', { class: depth > SHIFT_DEPTH ? 'fields deep' : 'fields' }, rows(0, first), more(first));
 }

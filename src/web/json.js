@@ -11,7 +11,7 @@
  * @typedef {JsonObject | JsonArray | JsonString | JsonText} Json
  */
 
-const MAX_DEPTH = 64;
+const MAX_DEPTH = 32;
 const SPACE = /[ \t\n\r]*/y;
 const NUMBER = /-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?/y;
 // Python's three, too: requests in Redis may hold them.

@@ -31,10 +31,9 @@ export class Tasks {
     this.count = h('span', { class: 'count' });
     this.rows = h('div', { class: 'tasks' });
     this.end = h('div', { class: 'empty' });
-    this.scroll = h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': t('tabTasks') }, this.rows, this.end);
-    this.element = h('section', { class: 'taskview', 'aria-label': t('tabTasks') }, h('div', { class: 'listbar' }, this.count, this.filter), this.scroll);
+    this.scroll = h('div', { class: 'scroll', tabindex: '0', role: 'group', 'aria-label': t('tabTasks') }, this.rows, this.end);
+    this.element = h('section', { class: 'taskview', 'aria-labelledby': 'taskstitle' }, h('h2', { class: 'unseen', id: 'taskstitle' }, t('tabTasks')), h('div', { class: 'listbar' }, this.count, this.filter), this.scroll);
     setInterval(() => {
-      // An open selection or a pointer on the way would be disturbed by rows that move; these do not.
       if (this.isShown && document.visibilityState === 'visible' && current()) this.read();
     }, INTERVAL);
   }

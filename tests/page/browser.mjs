@@ -4,7 +4,7 @@ import { createRequire } from 'node:module';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { chromium } from 'playwright-core';
-import { PICTURES, frames, gateway, inbox, service, token } from './world.mjs';
+import { PICTURES, frames, gateway, here, inbox, service, token } from './world.mjs';
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 export const LANGUAGES = { en: 'en-US', ko: 'ko-KR' };
@@ -15,13 +15,11 @@ export const browser = await chromium.launch({
   args: ['--no-sandbox', '--disable-dev-shm-usage', '--font-render-hinting=none'],
 });
 
-/** What went wrong on any page, in words. */
-export const faults = [];
 /** Console errors that a test brings about on purpose. */
 const EXPECTED = [/Failed to load resource/, /net::ERR_/];
 
 export async function open({ language = 'en', size = 'wide', user = 'user123', role, seconds, query = '', at = inbox, dark = false, signIn = true, allow = [] } = {}) {
-  const context = await browser.newContext({ locale: LANGUAGES[language], viewport: SIZES[size], colorScheme: dark ? 'dark' : 'light', timezoneId: 'Asia/Seoul', reducedMotion: 'reduce' });
+  const context = await newContext({ locale: LANGUAGES[language], viewport: SIZES[size], colorScheme: dark ? 'dark' : 'light', timezoneId: 'Asia/Seoul', reducedMotion: 'reduce' });
   const page = await context.newPage();
   page.setDefaultTimeout(15000);
   watch(page, allow);
@@ -30,7 +28,16 @@ export async function open({ language = 'en', size = 'wide', user = 'user123', r
   return page;
 }
 
+/** A context that ends with the test. */
+export async function newContext(options) {
+  const context = await browser.newContext(options);
+  here.getStore().contexts.push(context);
+  return context;
+}
+
+/** What goes wrong on this page is noted as the test's fault. */
 export function watch(page, allow = []) {
+  const { faults } = here.getStore();
   page.calls = [];
   const ours = [gateway, service, frames.allowed, frames.refused, 'data:', 'about:', 'blob:', ...allow];
   page.on('request', (request) => {

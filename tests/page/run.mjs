@@ -2,13 +2,16 @@
 // a test; the last line says how many passed and failed, and so does the exit code. Arguments choose tests by a
 // part of their names.
 import assert from 'node:assert/strict';
-import { LANGUAGES, SIZES, axe, browser, faults, open, overflows, picture, watch } from './browser.mjs';
+import { AsyncLocalStorage } from 'node:async_hooks';
+import { LANGUAGES, SIZES, axe, browser, newContext, open, overflows, picture, watch } from './browser.mjs';
 import * as world from './world.mjs';
-import { call, gateway, inbox, letWork, redis, register, service, sleep, sql, token, until, writeToRedis } from './world.mjs';
+import { call, gateway, here, inbox, letWork, redis, register, service, sleep, sql, token, until, writeToRedis } from './world.mjs';
 
 const tests = [];
-const test = (name, run) => tests.push([name, run]);
-const inEach = (name, run) => Object.keys(LANGUAGES).forEach((language) => test(`${language}: ${name}`, () => run(language)));
+const test = (name, run, isAlone = false) => tests.push({ name, run, isAlone });
+/** One that stops the service, or measures. */
+const alone = (name, run) => test(name, run, true);
+const inEach = (name, run, isAlone = false) => Object.keys(LANGUAGES).forEach((language) => test(`${language}: ${name}`, () => run(language), isAlone));
 
 const WORDS = {
   en: { approve: 'Approve', reject: 'Reject', pick: 'Wrong recipient or target', waiting: 'Waiting', approvedBy: /Approved · by user123/, rejectedBy: /Rejected · by user123/ },
@@ -80,7 +83,7 @@ inEach('a request is rejected by keyboard with a quick pick, the agent stops, an
 });
 
 test('approve is locked until all of it has been on screen, and folded parts are opened', async () => {
-  const context = `{"big":12345678901234567890.10,"huge":1e400,"body":${JSON.stringify('A line of the letter.\n'.repeat(120))},"deep":{"a":{"b":{"c":{"d":[1,2,3,4,5,6,7,8,9,10,11]}}}},"many":{${Array.from({ length: 100 }, (_, n) => `"10${n}":${n}`).join()}},"end":"last words"}`;
+  const context = `{"big":12345678901234567890.10,"huge":1.50e300,"body":${JSON.stringify('A line of the letter.\n'.repeat(120))},"deep":{"a":{"b":{"c":{"d":[1,2,3,4,5,6,7,8,9,10,11]}}}},"many":{${Array.from({ length: 100 }, (_, n) => `"10${n}":${n}`).join()}},"end":"last words"}`;
   const id = await register({ actionType: 'send_letter' }, { context });
   const page = await open({ query: `?request=${id}` });
   await page.locator('.actions .progress').waitFor();
@@ -100,7 +103,7 @@ test('approve is locked until all of it has been on screen, and folded parts are
   }
   await unlocked(page);
   const text = await shown(page);
-  for (const words of ['12345678901234567890.10', '1e400', 'last words']) assert.ok(text.includes(words), words);
+  for (const words of ['12345678901234567890.10', '1.50e300', 'last words']) assert.ok(text.includes(words), words);
   assert.equal(await page.locator('.fold').count(), 0);
   assert.equal(text.split('A line of the letter.').length - 1, 120);
   // In the order in which they were written, also names that are numbers.
@@ -139,8 +142,9 @@ inEach('one that was decided elsewhere says by whom and why, in place of the but
   await page.goto(`${inbox}?request=${other}`);
   await unlocked(page);
   await page.route('**/inbox/stream', (route) => route.abort());
+  const first = AsyncLocalStorage.bind(() => call('POST', `/aura/hitl/approve/${other}`, { userId: 'kim' }, { user: 'kim' }));
   await page.route('**/approve/**', async (route) => {
-    await call('POST', `/aura/hitl/approve/${other}`, { userId: 'kim' }, { user: 'kim' });
+    await first();
     await route.continue();
   });
   await approveButton(page).click();
@@ -161,7 +165,7 @@ inEach('one that expired, was withdrawn, or whose agent has moved on says so', a
   const { requestId, session } = writeToRedis({});
   await page.goto(`${inbox}?request=${requestId}`);
   await unlocked(page);
-  redis('SET', `hitl:session:${session}`, JSON.stringify({ sessionId: session, requestId: 'req_elsewhere', userId: 'user123', tenantId: world.tenant }));
+  redis('SET', `hitl:session:${session}`, JSON.stringify({ sessionId: session, requestId: 'req_elsewhere', userId: 'user123', tenantId: world.tenant() }));
   await approveButton(page).click();
   await page.locator('.refusal, .cannot').waitFor();
   assert.match(await page.locator('.actions').innerText(), language === 'ko' ? /에이전트가 떠남/ : /The agent moved on/);
@@ -221,7 +225,7 @@ inEach('while the service is away the page says so, and a decision is made as so
   await page.locator('.connection.live').waitFor({ timeout: 30000 });
   assert.equal(statusOf(id), 'approved');
   await page.context().close();
-});
+}, true);
 
 // ── The list ──
 
@@ -267,7 +271,7 @@ inEach('a search in the address shows the same to who opens the link', async (la
   await other.context().close();
 });
 
-test('ten thousand requests scroll without a hitch, and only what is seen exists', async () => {
+alone('ten thousand requests scroll without a hitch, and only what is seen exists', async () => {
   const [, last] = await register({ message: 'the pattern' }).then((id) => [id, id]);
   const columns = sql("SELECT string_agg(quote_ident(column_name), ',') FROM information_schema.columns WHERE table_name = 'hitl_request' AND is_generated = 'NEVER' AND is_identity = 'NO'").split(',');
   const values = columns.map((column) => column === 'request_id' ? `'req-many-' || n` : column === 'expires_at' ? "expires_at - n * interval '0.1 second'" : column === 'task_id' ? `'task-many-' || n` : column);
@@ -462,7 +466,7 @@ test('the page works under both addresses', async () => {
 
 test('an allowed origin may frame the page, another may not', async () => {
   for (const [origin, isAllowed] of [[world.frames.allowed, true], [world.frames.refused, false]]) {
-    const context = await browser.newContext();
+    const context = await newContext();
     const page = await context.newPage();
     watch(page, [/frame-ancestors/, 'chrome-error:']);
     await page.goto(origin);
@@ -486,6 +490,35 @@ test('the first load is small, and the next one asks only whether the page is ne
   assert.ok([200, 304].includes(answer.status()));
   assert.ok(statuses.every((size) => size === true || size <= 0), String(statuses));
   await page.context().close();
+});
+
+// ── The demo ──
+
+inEach('the demo prints one link, and its three agents go on as they are decided on the page', async (language) => {
+  const demo = world.start(process.env.HITL, ['demo', '--inbox'], { LC_ALL: language === 'ko' ? 'ko_KR.UTF-8' : 'C.UTF-8', RUST_LOG: 'warn' });
+  const link = await until('the link', () => /http:\S+/.exec(demo.said)?.[0], 30);
+  const { origin } = new URL(link);
+  const page = await open({ language, at: link, signIn: false, allow: [origin] });
+  await until('three requests', async () => await page.locator('.rows li').count() === 3);
+  for (const [action, verb] of [['send_email', 'approve'], ['send_payment', 'approve'], ['delete_files', 'reject']]) {
+    await page.locator('.rows li', { hasText: action }).locator('a').click();
+    for (let presses = 0; presses < 40 && await approveButton(page).isDisabled(); presses += 1) { await page.keyboard.press('n'); await sleep(450); }
+    await page.locator(`.actions .${verb}`).click();
+    if (verb === 'reject') {
+      await page.keyboard.press('1');
+      await page.keyboard.press('Enter');
+    }
+    await until(`${action} is decided`, async () => await page.locator('.rows li:not(.closed)', { hasText: action }).count() === 0);
+  }
+  await until('all three end', () => demo.said.includes(language === 'ko' ? '셋 모두 끝났습니다' : 'All three have ended'), 30);
+  const lines = language === 'ko'
+    ? ['메일 에이전트: 계속 진행: user123 승인', '메일 에이전트: 완료', '결제 에이전트: 완료', '파일 에이전트: 중단: 승인되지 않음 (user123: 더 이상 필요하지 않음)']
+    : ['Mail agent: goes on: approved by user123', 'Mail agent: is done', 'Payment agent: is done', 'File agent: stops: not approved (user123: No longer needed)'];
+  for (const line of lines) assert.ok(demo.said.includes(line), `${line} in ${demo.said}`);
+  await page.goto(`${origin}/api/aura/hitl/inbox/?tab=tasks`);
+  await page.locator('.task .COMPLETED').nth(1).waitFor();
+  demo.kill('SIGINT');
+  await demo.isOver;
 });
 
 // ── How fast, and how surely ──
@@ -534,30 +567,42 @@ test('a stopwatch: 100 mixed requests are cleared by keyboard, none wrongly', as
 
 // ── Running them ──
 
+/** Tests at once: most of their time they wait, as people do. */
+const AT_ONCE = 4;
 const chosen = process.argv.slice(2);
 let [passed, failed] = [0, 0];
 const begun = Date.now();
-try {
-  await world.startWorld();
-  for (const [name, run] of tests) {
-    if (chosen.length && !chosen.some((part) => name.includes(part))) continue;
-    const start = Date.now();
-    faults.length = 0;
-    world.enterTenant();
+
+async function perform({ name, run }, number) {
+  const store = { tenant: `tenant${number + 1}`, faults: [], contexts: [] };
+  const start = Date.now();
+  await here.run(store, async () => {
     try {
       await run();
-      assert.deepEqual(faults, []);
+      assert.deepEqual(store.faults, []);
       passed += 1;
       console.log(`ok    ${name} (${((Date.now() - start) / 1000).toFixed(1)} s)`);
     } catch (error) {
       failed += 1;
-      console.log(`FAIL  ${name}\n      ${String(error.stack ?? error).replaceAll('\n', '\n      ')}\n      ${faults.join('\n      ')}`);
-      for (const [place, context] of browser.contexts().entries()) {
-        for (const page of context.pages()) await page.screenshot({ path: `${world.PICTURES}/failed-${failed}-${place}.png` }).catch(() => {});
-        await context.close();
+      console.log(`FAIL  ${name}\n      ${[String(error.stack ?? error), ...store.faults].join('\n').replaceAll('\n', '\n      ')}`);
+      for (const page of store.contexts.flatMap((context) => context.pages())) {
+        await page.screenshot({ path: `${world.PICTURES}/failed-${number}.png` }).catch(() => {});
       }
     }
-  }
+    for (const context of store.contexts) await context.close().catch(() => {});
+  });
+}
+
+try {
+  await world.startWorld();
+  const wanted = tests.map((one, number) => [one, number]).filter(([{ name }]) => !chosen.length || chosen.some((part) => name.includes(part)));
+  const together = wanted.filter(([{ isAlone }]) => !isAlone);
+  // The longest first, so that it is not the last to end.
+  together.sort(([one], [other]) => Number(other.name.includes('stopwatch')) - Number(one.name.includes('stopwatch')));
+  await Promise.all(Array.from({ length: AT_ONCE }, async () => {
+    for (let next = together.shift(); next; next = together.shift()) await perform(...next);
+  }));
+  for (const [one, number] of wanted.filter(([{ isAlone }]) => isAlone)) await perform(one, number);
 } catch (error) {
   failed += 1;
   console.log(`FAIL  ${error.stack ?? error}`);

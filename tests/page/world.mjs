@@ -1,6 +1,7 @@
 // What the tests of the page need: the service on PostgreSQL and Redis behind the Gateway's own configuration,
 // the reference agent, and a browser. Everything that is started here ends with the process.
 import { execFileSync, spawn } from 'node:child_process';
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { createServer } from 'node:net';
 import { createServer as createHttpServer } from 'node:http';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -71,7 +72,7 @@ let running;
 export async function startService() {
   running = start(HITL, ['serve'], {
     HOST: '127.0.0.1', PORT: String(ports.service), DATABASE_URL: databaseUrl, REDIS_URL: TEST_REDIS_URL, JWT_SECRET: SECRET, RUST_LOG: 'warn',
-    AURA_HITL_RATE_LIMIT_PER_SECOND: '0', AURA_HITL_MAX_PENDING_PER_PERSON: '100000', AURA_HITL_INBOX_FRAME_ANCESTORS: frames.allowed,
+    AURA_HITL_RATE_LIMIT_PER_SECOND: '0', AURA_HITL_JWT_LEEWAY_SECONDS: '0', AURA_HITL_MAX_PENDING_PER_PERSON: '100000', AURA_HITL_INBOX_FRAME_ANCESTORS: frames.allowed,
     ...JSON.parse(process.env.PAGE_SETTINGS ?? '{}'),
   });
   await until(`the service: ${running.said}`, async () => {
@@ -113,19 +114,15 @@ export function endWorld() {
   rmSync(folder, { recursive: true, force: true });
 }
 
-/** The tenant of this test: each has its own, so that nobody else's requests are in its way. */
-export let tenant = 'tenant1';
-let tenants = 0;
-export function enterTenant() {
-  tenants += 1;
-  tenant = `tenant${tenants}`;
-}
+/** What belongs to the test that runs. Each has a tenant, so that nobody else's requests are in its way. */
+export const here = new AsyncLocalStorage();
+export const tenant = () => here.getStore().tenant;
 
 const tokens = new Map();
 export function token(user = 'user123', { role = 'user', seconds = 3600 } = {}) {
-  const key = [user, tenant, role, seconds].join();
+  const key = [user, tenant(), role, seconds].join();
   if (seconds < 3600 || !tokens.has(key)) {
-    tokens.set(key, execFileSync(HITL, ['token', '--sub', user, '--tenant', tenant, '--role', role, '--ttl', String(seconds)], { env: { ...process.env, JWT_SECRET: SECRET, REDIS_URL: TEST_REDIS_URL, DATABASE_URL: databaseUrl } }).toString().trim());
+    tokens.set(key, execFileSync(HITL, ['token', '--sub', user, '--tenant', tenant(), '--role', role, '--ttl', String(seconds)], { env: { ...process.env, JWT_SECRET: SECRET, REDIS_URL: TEST_REDIS_URL, DATABASE_URL: databaseUrl } }).toString().trim());
   }
   return tokens.get(key);
 }
@@ -133,7 +130,7 @@ export function token(user = 'user123', { role = 'user', seconds = 3600 } = {}) 
 export async function call(method, path, body, { user = 'user123', headers = {} } = {}) {
   const response = await fetch(`${service}${path}`, {
     method,
-    headers: { Authorization: `Bearer ${token(user)}`, 'X-Tenant-ID': tenant, 'X-User-ID': user, 'Content-Type': 'application/json', ...headers },
+    headers: { Authorization: `Bearer ${token(user)}`, 'X-Tenant-ID': tenant(), 'X-User-ID': user, 'Content-Type': 'application/json', ...headers },
     body: body === undefined ? undefined : typeof body === 'string' ? body : JSON.stringify(body),
   });
   return { http: response.status, ...(await response.json()) };
@@ -154,9 +151,9 @@ export async function register(fields = {}, { user = 'user123', context } = {}) 
 /** Writes a request to Redis, as Aura does. */
 export function writeToRedis(fields, session = `session_user123_${Date.now()}${number++}`) {
   const requestId = fields.requestId ?? `req_${Math.random().toString(16).slice(2, 14).padEnd(12, '0')}`;
-  const request = { requestId, sessionId: session, actionType: 'send_email', context: { to: 'a@b.c' }, status: 'pending', userId: 'user123', tenantId: tenant, createdAt: 8123456789, ...fields };
+  const request = { requestId, sessionId: session, actionType: 'send_email', context: { to: 'a@b.c' }, status: 'pending', userId: 'user123', tenantId: tenant(), createdAt: 8123456789, ...fields };
   redis('SET', `hitl:request:${requestId}`, JSON.stringify(request), 'EX', '1800');
-  redis('SET', `hitl:session:${session}`, JSON.stringify({ sessionId: session, requestId, userId: 'user123', tenantId: tenant }), 'EX', '3600');
+  redis('SET', `hitl:session:${session}`, JSON.stringify({ sessionId: session, requestId, userId: 'user123', tenantId: tenant() }), 'EX', '3600');
   return { requestId, session };
 }
 
@@ -166,7 +163,7 @@ export function letWork(prompt, session, user = 'user123') {
   run.isOver = (async () => {
     const response = await fetch(`${gateway}/api/aura/test/stream`, {
       method: 'POST',
-      headers: { Authorization: `Bearer ${token(user)}`, 'X-Tenant-ID': tenant, 'X-User-ID': user, 'Content-Type': 'application/json', Accept: 'text/event-stream' },
+      headers: { Authorization: `Bearer ${token(user)}`, 'X-Tenant-ID': tenant(), 'X-User-ID': user, 'Content-Type': 'application/json', Accept: 'text/event-stream' },
       body: JSON.stringify({ prompt, context: { sessionId: session } }),
     });
     let unread = '';
