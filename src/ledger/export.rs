@@ -39,10 +39,13 @@ pub struct Exported {
     session_id: String,
     user_id: Option<String>,
     action_type: String,
+    /// `answered` for a row that has a response, else the row's own.
+    #[sqlx(rename = "shown_status")]
     status: String,
     decided_by: Option<String>,
     #[serde(serialize_with = "instant_or_null")]
     decided_at: Option<DateTime<Utc>>,
+    #[sqlx(rename = "shown_reason")]
     reason: Option<String>,
     #[serde(serialize_with = "instant_or_null")]
     settled_at: Option<DateTime<Utc>>,
@@ -72,6 +75,10 @@ pub struct Exported {
     acted_at: Option<DateTime<Utc>>,
     /// The request as it was when it was decided, byte for byte.
     document: String,
+    /// The arguments that were approved instead of those in the document, byte for byte.
+    arguments: Option<String>,
+    /// The answer that was given instead of an approval, byte for byte.
+    response: Option<String>,
 }
 
 /// A row of `hitl_refused_attempt`. The JSON has every field; a field that does not apply is
@@ -116,7 +123,9 @@ fn instant_or_null<S: Serializer>(
 /// the requests that expired or were withdrawn in that time. `*` is safe here: the connection is
 /// new, and no prepared statement outlives the query.
 const OUTCOMES_BETWEEN: &str = "\
-    SELECT * FROM hitl_request
+    SELECT *, CASE WHEN response IS NOT NULL THEN 'answered' ELSE status END AS shown_status,
+           CASE WHEN response IS NULL THEN reason END AS shown_reason
+      FROM hitl_request
      WHERE COALESCE(decided_at, settled_at) >= $1 AND COALESCE(decided_at, settled_at) < $2
        AND ($3 OR decided_at IS NOT NULL)
      ORDER BY COALESCE(decided_at, settled_at), tenant_id, request_id";

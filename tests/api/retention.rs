@@ -401,7 +401,7 @@ both_modes! {
             "fingerprint": record.fingerprint, "callerSource": "FRONTEND", "callerType": "USER",
             "agentId": null, "traceId": "trace-4711", "gatewayRequestId": "gateway-1", "ifMatch": null,
             "delivery": "sent", "sentAt": null, "actedAt": time(record.acted_at),
-            "document": record.document,
+            "document": record.document, "arguments": null, "response": null,
         });
         assert_eq!(lines, [expected]);
         // Both hashes, made again as the docs say.

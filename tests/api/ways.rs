@@ -1,8 +1,11 @@
 //! Ways to decide beside approve and reject: with other arguments, or with an answer. Only what the agent
 //! said that it can handle when it registered, and never on Redis.
 
+use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::Verdict;
 use aura_hitl::domain::task::TaskStatus;
+use aura_hitl::ledger::{Exported, Span};
+use chrono::TimeDelta;
 use reqwest::Method;
 use serde_json::{Value, json};
 use support::{ALICE, Answer, Asked, BOB, MALLORY, Subscriber, TestApp, Who};
@@ -55,6 +58,19 @@ async fn events(app: &TestApp, session: &str) -> Vec<(String, Value)> {
         Some((field("event: ")?.to_owned(), data))
     };
     heard.text.split("\n\n").filter_map(event).collect()
+}
+
+/// The export's lines of the last hour.
+async fn exported(app: &TestApp) -> Vec<Value> {
+    let (now, hour) = (Clock::System.now(), TimeDelta::hours(1));
+    let span = Span { from: now - hour, to: now + hour, undecided: false };
+    let mut lines = Vec::new();
+    let write = |row: &Exported| {
+        lines.push(serde_json::to_value(row).unwrap());
+        Ok(())
+    };
+    app.state.ledger.export(&span, write).await.unwrap().unwrap();
+    lines
 }
 
 async fn listed(app: &TestApp, status: &str) -> Vec<String> {
@@ -198,6 +214,12 @@ both_modes! {
         assert_eq!(listed(&app, "rejected,answered").await.len(), 2);
         assert_eq!(listed(&app, "pending,answered").await, [asked.id.as_str()]);
         assert_eq!(app.task_of(&asked.id).await.status, TaskStatus::Failed);
+        let lines = exported(&app).await;
+        assert_eq!(
+            [&lines[0]["status"], &lines[0]["reason"], &lines[0]["response"], &lines[0]["arguments"]],
+            [&json!("answered"), &Value::Null, &json!(r#"{"folder":"받은 편지함"}"#), &Value::Null]
+        );
+        assert_eq!((&lines[1]["status"], &lines[1]["reason"]), (&json!("rejected"), &json!("User rejected")));
         // A replica of an older release does not know the column: to it this is a rejection.
         app.sql(format!("UPDATE hitl_request SET response = NULL WHERE request_id = '{}'", asked.id)).await;
         let told = decision(&app, &asked.id).await;
@@ -256,6 +278,9 @@ both_modes! {
         let verdict = app.record(&asked.id).await.state.decision().unwrap().verdict.clone();
         assert_eq!(verdict, Verdict::Edit { arguments: r#"{"to":"kim@b.c","amount":1.50}"#.to_owned() });
         assert_eq!(listed(&app, "approved").await, [asked.id.as_str()]);
+        let line = exported(&app).await.remove(0);
+        assert_eq!((&line["status"], &line["arguments"]), (&json!("approved"), &json!(r#"{"to":"kim@b.c","amount":1.50}"#)));
+        assert_eq!(line["fingerprint"], before.fingerprint);
         assert_eq!(app.task_of(&asked.id).await.status, TaskStatus::InProgress);
         // A plain approval is another decision.
         app.approve(BOB, &asked.id).await.assert(409, "E3006");

@@ -4,6 +4,10 @@ The node stops with `interrupt()`; whoever runs the graph asks for approval and 
 decision. So the graph knows nothing of the service, and nothing waits inside of a node: the
 checkpoint holds the state meanwhile, and with a durable checkpointer it survives a restart.
 
+What the node says and hears are the words of LangChain's HumanInTheLoopMiddleware: it asks with
+`action_requests` and `review_configs`, and is answered with `decisions`, each of which is `approve`,
+`edit`, `reject` or `respond`. So `run` also serves a graph that has that middleware.
+
     HITL_URL=http://127.0.0.1:8081 HITL_TOKEN=... python langgraph_agent.py a@b.c
 """
 
@@ -23,11 +27,27 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command, Interrupt, StateSnapshot, interrupt
 
-from aura_hitl import Approved, Client, Rejected, Result
+from aura_hitl import (
+    Answered,
+    Approved,
+    ApprovedWithEdits,
+    Cancelled,
+    Client,
+    Expired,
+    Rejected,
+    Result,
+)
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
 
 OUTBOX: list[dict[str, str]] = []
+# What a person may make of the draft.
+MAIL_SCHEMA = {
+    "type": "object",
+    "properties": {"to": {"type": "string", "pattern": "@"}, "subject": {"type": "string"}},
+    "required": ["to", "subject"],
+    "additionalProperties": False,
+}
 
 
 class State(TypedDict, total=False):
@@ -40,14 +60,41 @@ def draft(state: State) -> State:
     return {"mail": {"to": state["to"], "subject": "Weekly summary"}}
 
 
+def question(mail: dict[str, str]) -> dict[str, Any]:
+    """What HumanInTheLoopMiddleware asks for a tool call."""
+    return {
+        "action_requests": [
+            {
+                "name": "send_email",
+                "args": mail,
+                "description": f"Send a mail to {mail['to']}?",
+            }
+        ],
+        "review_configs": [
+            {
+                "action_name": "send_email",
+                "allowed_decisions": ["approve", "edit", "reject", "respond"],
+                "args_schema": MAIL_SCHEMA,
+            }
+        ],
+    }
+
+
 def ask(state: State) -> Command[Literal["send", "__end__"]]:
     # On resumption LangGraph runs the node again from its top, and interrupt() returns the answer.
     # Nothing with an effect may stand before it.
-    answer = interrupt({"action_type": "send_email", "context": state["mail"]})
-    # Only the very word: whatever else comes, the mail is not sent.
-    if isinstance(answer, dict) and answer.get("approved") is True:
-        return Command(goto="send")
-    return Command(goto="__end__", update={"report": f"not sent: {answer['why']}"})
+    [decision] = interrupt(question(state["mail"]))["decisions"]
+    # Only these very words: whatever else comes, the mail is not sent.
+    match decision:
+        case {"type": "approve"}:
+            return Command(goto="send")
+        case {"type": "edit", "edited_action": {"name": "send_email", "args": mail}}:
+            return Command(goto="send", update={"mail": mail})
+        case {"type": "respond", "message": message}:
+            return Command(goto="__end__", update={"report": f"answered instead: {message}"})
+        case _:
+            why = decision.get("message", "no reason given")
+            return Command(goto="__end__", update={"report": f"not sent: {why}"})
 
 
 def send(state: State) -> State:
@@ -66,14 +113,21 @@ def build(checkpointer: BaseCheckpointSaver[Any] | None = None) -> Graph:
     return graph.compile(checkpointer=checkpointer or InMemorySaver())
 
 
-def resumption(result: Result) -> dict[str, Any]:
+def resumption(action: str, result: Result) -> dict[str, Any]:
+    """What HumanInTheLoopMiddleware is answered."""
     match result:
         case Approved():
-            return {"approved": True}
+            return {"type": "approve"}
+        case ApprovedWithEdits(arguments=arguments):
+            return {"type": "edit", "edited_action": {"name": action, "args": arguments}}
+        case Answered(response=response):
+            text = response if isinstance(response, str) else json.dumps(response)
+            return {"type": "respond", "message": text}
         case Rejected(reason=reason, decided_by=person):
-            return {"approved": False, "why": f"{person} says: {reason}"}
+            return {"type": "reject", "message": f"{person} says: {reason}"}
         case _:
-            return {"approved": False, "why": f"{type(result).__name__.lower()}, nobody decided"}
+            nobody = f"{type(result).__name__.lower()}, nobody decided"
+            return {"type": "reject", "message": nobody}
 
 
 def run(
@@ -91,37 +145,49 @@ def run(
     config: RunnableConfig = {"configurable": {"thread_id": session_id}}
     state = graph.invoke(None if graph.get_state(config).next else given, config)
     while stops := state.get("__interrupt__"):
-        results = [approve(client, graph, config, stop, session_id, timeout) for stop in stops]
-        answers = {stop.id: resumption(result) for stop, result in zip(stops, results, strict=True)}
+        results: list[Result] = []
+        answers: dict[str, Any] = {}
+        for stop in stops:
+            decisions = []
+            for number, action in enumerate(stop.value["action_requests"]):
+                id = request_id(graph, config, stop, number)
+                result = review(client, stop.value, action, id, session_id, timeout)
+                decisions.append(resumption(action["name"], result))
+                results.append(result)
+            answers[stop.id] = {"decisions": decisions}
         state = graph.invoke(Command(resume=answers), config)
         # Now that the checkpoint holds the answers: a crash before this asks for them once more.
         for result in results:
-            if isinstance(result, Approved | Rejected):
+            if not isinstance(result, Expired | Cancelled):
                 client.acknowledge(result.request_id)
     return state
 
 
-def approve(
+def review(
     client: Client,
-    graph: Graph,
-    config: RunnableConfig,
-    stop: Interrupt,
+    asked: dict[str, Any],
+    action: dict[str, Any],
+    id: str,
     session_id: str,
     timeout: float,
 ) -> Result:
+    configs = asked["review_configs"]
+    config = next(each for each in configs if each["action_name"] == action["name"])
     return client.request_approval(
-        stop.value["action_type"],
-        stop.value["context"],
+        action["name"],
+        action["args"],
         session_id=session_id,
-        message=f"Send a mail to {stop.value['context']['to']}?",
-        request_id=request_id(graph, config, stop),
+        message=action.get("description"),
+        request_id=id,
+        decisions=config["allowed_decisions"],
+        arguments_schema=config.get("args_schema"),
         timeout=timeout,
         acknowledge=False,
     )
 
 
-def request_id(graph: Graph, config: RunnableConfig, stop: Interrupt) -> str:
-    """The same for the same stop, another for every other one.
+def request_id(graph: Graph, config: RunnableConfig, stop: Interrupt, number: int = 0) -> str:
+    """The same for the same action of the same stop, another for every other one.
 
     `stop.id` is not: up to LangGraph 1.2.12 all stops of a task share it, so that the second would
     be approved by what was said to the first. A stop is known by its thread, checkpoint and task,
@@ -139,7 +205,7 @@ def request_id(graph: Graph, config: RunnableConfig, stop: Interrupt) -> str:
             answered = len(answers)
     where = place.get("configurable", {})
     parts = [where["thread_id"], where.get("checkpoint_ns"), where["checkpoint_id"], task_id]
-    return f"req_{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([*parts, answered])).hex}"
+    return f"req_{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([*parts, answered, number])).hex}"
 
 
 def stopped_at(snapshot: StateSnapshot, stop: Interrupt) -> tuple[RunnableConfig, str] | None:

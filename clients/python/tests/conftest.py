@@ -124,7 +124,7 @@ class Service:
         # Plain HTTP: reading all certificates for each call would take longer than the call.
         return httpx.request(method, url, headers=headers, timeout=10, verify=False, **more)
 
-    def decide(self, verb: str, request_id: str, **body: str) -> httpx.Response:
+    def decide(self, verb: str, request_id: str, **body: Any) -> httpx.Response:
         path = f"/aura/hitl/{verb}/{request_id}"
         answer = self.call("POST", path, json={"userId": PERSON, **body})
         assert answer.status_code == 200, answer.text

@@ -28,19 +28,24 @@ from faults import Faulty, Once, busy
 
 from aura_hitl import (
     AlreadyActed,
+    Answered,
     Approved,
+    ApprovedWithEdits,
     Cancelled,
     Client,
     Conflict,
     ContentChanged,
+    Decision,
     Expired,
     Gone,
     NotAllowed,
     NotFound,
     PreconditionFailed,
     PreconditionRequired,
+    Registration,
     Rejected,
     Unavailable,
+    UnexpectedAnswer,
     Unprocessable,
     _core,
     _wire,
@@ -531,3 +536,61 @@ def test_what_cannot_be_decided_has_names(make_service: MakeService, production:
         call_as_a_person(strict, "POST", f"/aura/hitl/approve/{blind}", json={"userId": PERSON})
     assert (required.value.status, required.value.error_code) == (428, "E4280")
     strict.stop()
+
+
+def test_edits_and_answers_are_never_true(service: Service, agent: _Agent) -> None:
+    decisions = ["approve", "reject", "edit", "respond"]
+    edited, answered = new_request(), new_request()
+    future = agent.ask_and_wait_until_pending(
+        service, edited, session_id=new_session(), decisions=decisions
+    )
+    service.decide("approve", edited, arguments={"to": "kim@b.c"})
+    result = future.result(10)
+    assert isinstance(result, ApprovedWithEdits) and not result
+    assert result.arguments == {"to": "kim@b.c"}
+    assert result.fingerprint != result.requested_fingerprint
+    future = agent.ask_and_wait_until_pending(
+        service, answered, session_id=new_session(), decisions=decisions
+    )
+    service.decide("respond", answered, response=None)
+    result = future.result(10)
+    assert isinstance(result, Answered) and not result
+    assert result.response is None
+
+
+def test_an_edit_is_of_what_was_asked() -> None:
+    """And a replica that does not tell edits apart is not believed."""
+    registered = Registration(
+        request_id="req-1",
+        session_id="s",
+        status="pending",
+        fingerprint="asked",
+        expires_at=datetime.now(UTC),
+    )
+
+    def decided(**fields: Any) -> Decision:
+        values = {
+            "requestId": "req-1",
+            "sessionId": "s",
+            "status": "approved",
+            "fingerprint": "asked",
+            **fields,
+        }
+        return _wire.decision(values, "req-1")
+
+    def result(decision: Decision) -> object:
+        return _core.result_of(decision, registered, takes_edits=True)
+
+    plain = decided(requestedFingerprint="asked")
+    assert isinstance(result(plain), Approved)
+    edit = {"fingerprint": "edited", "arguments": {"to": "x"}}
+    assert isinstance(result(decided(requestedFingerprint="asked", **edit)), ApprovedWithEdits)
+    # Even unasked it is no plain approval.
+    found = _core.result_of(decided(requestedFingerprint="asked", **edit), registered)
+    assert isinstance(found, ApprovedWithEdits)
+    with pytest.raises(ContentChanged):
+        result(decided(requestedFingerprint="other", **edit))
+    with pytest.raises(UnexpectedAnswer):
+        result(decided())
+    with pytest.raises(UnexpectedAnswer):
+        decided(requestedFingerprint="asked", arguments=[1])

@@ -265,8 +265,13 @@ class Play:
         if step["person"] == "look":
             answer = self.service.call("GET", f"/aura/hitl/requests/{request}")
             self.names["etag"] = answer.headers.get("ETag", "")
+        elif step["person"] == "comment":
+            path = f"/aura/hitl/requests/{request}/comments"
+            headers = {"X-DWP-Caller-Type": "USER"}
+            answer = self.service.call("POST", path, json={"text": step["text"]}, headers=headers)
         else:
-            body = {"userId": PERSON} | ({"reason": step["reason"]} if "reason" in step else {})
+            given = ("reason", "arguments", "response")
+            body = {"userId": PERSON} | {name: step[name] for name in given if name in step}
             headers = {"If-Match": step["ifMatch"]} if "ifMatch" in step else {}
             path = f"/aura/hitl/{step['person']}/{request}"
             answer = self.service.call("POST", path, json=body, headers=headers)

@@ -43,7 +43,7 @@ def in_background(work: Callable[[], None]) -> threading.Thread:
     return person
 
 
-def mail_with(service: Service, client: Client, verb: str, **body: str) -> str:
+def mail_with(service: Service, client: Client, verb: str, **body: Any) -> str:
     session = new_session()
 
     def click() -> None:
@@ -63,6 +63,38 @@ def test_approved(service: Service, client: Client) -> None:
     assert langgraph_agent.OUTBOX == [{"to": "team@example.com", "subject": "Weekly summary"}]
 
 
+def test_edited(service: Service, client: Client) -> None:
+    mail = {"to": "kim@example.com", "subject": "주간 요약"}
+    report = mail_with(service, client, "approve", arguments=mail)
+    assert report == "sent to kim@example.com"
+    assert langgraph_agent.OUTBOX == [mail], "never what was asked"
+
+
+def test_answered(service: Service, client: Client) -> None:
+    report = mail_with(service, client, "respond", response="Ask the team first")
+    assert report == "answered instead: Ask the team first"
+    assert langgraph_agent.OUTBOX == []
+
+
+def test_edits_are_checked_before_they_are_taken(service: Service, client: Client) -> None:
+    session = new_session()
+
+    def click() -> None:
+        [request] = until(lambda: pending_of(service, session))
+        path = f"/aura/hitl/approve/{request}"
+        wrong = {"userId": PERSON, "arguments": {"to": "nobody", "subject": "a"}}
+        refused = service.call("POST", path, json=wrong)
+        assert (refused.status_code, list(refused.json()["data"])) == (400, ["/arguments/to"])
+        service.reject(request, "no")
+
+    person = in_background(click)
+    given = {"to": "team@example.com"}
+    graph = langgraph_agent.build()
+    langgraph_agent.run(client, graph, given, session_id=session, timeout=30)
+    person.join()
+    assert langgraph_agent.OUTBOX == []
+
+
 def test_rejected(service: Service, client: Client) -> None:
     report = mail_with(service, client, "reject", reason="아직 아닙니다")
     assert report == f"not sent: {PERSON} says: 아직 아닙니다"
@@ -80,18 +112,23 @@ class Nothing(TypedDict, total=False):
     pass
 
 
-QUESTION = {"action_type": "send_email", "context": {"to": "a@b.c"}}
+QUESTION = langgraph_agent.question({"to": "a@b.c", "subject": "Weekly summary"})
 ANSWERS: list[bool] = []
 
 
+def is_approved() -> bool:
+    [decision] = interrupt(QUESTION)["decisions"]
+    return bool(decision["type"] == "approve")
+
+
 def asks_twice(state: Nothing) -> Nothing:
-    answers = [interrupt(QUESTION)["approved"], interrupt(QUESTION)["approved"]]
+    answers = [is_approved(), is_approved()]
     ANSWERS.extend(answers)
     return {}
 
 
 def asks_once(state: Nothing) -> Nothing:
-    ANSWERS.append(interrupt(QUESTION)["approved"])
+    ANSWERS.append(is_approved())
     return {}
 
 

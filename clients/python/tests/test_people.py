@@ -483,7 +483,16 @@ def test_what_a_newer_service_may_send() -> None:
         "arguments": {"to": "c@d.e"},
         "response": [1],
         "votes": [{**VOTE, "arguments": {"to": "c@d.e"}}],
-        "comments": [{"userId": "kim", "text": "왜요?"}],
+        "comments": [
+            {
+                "requestId": "req-1",
+                "number": 1,
+                "userId": "kim",
+                "author": "person",
+                "text": "왜요?",
+                "at": "2026-01-16T12:00:00",
+            }
+        ],
         "history": [{"at": "2026-01-16T12:00:00", "event": "pondered", "by": "kim", "for": 5}],
     }
     detail = _wire.detail(newer, "r")
@@ -492,7 +501,7 @@ def test_what_a_newer_service_may_send() -> None:
     assert detail.asked_again and detail.more == {"requestedFingerprint": "g"}
     assert (detail.arguments, detail.response) == ({"to": "c@d.e"}, [1])
     assert detail.votes[0].counted and detail.votes[0].more == {"arguments": {"to": "c@d.e"}}
-    assert detail.comments[0]["text"] == "왜요?"
+    assert detail.comments[0].text == "왜요?"
     assert (detail.history[0].event, detail.history[0].more) == ("pondered", {"for": 5})
     page = _wire.page({**PAGE, "content": [{**LISTED, "mood": "good"}], "bounded": True})
     assert page.more == {"bounded": True} and page.content[0].more == {"mood": "good"}

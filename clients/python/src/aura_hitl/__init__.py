@@ -24,7 +24,9 @@ from .errors import (
 )
 from .outcomes import (
     Acknowledgement,
+    Answered,
     Approved,
+    ApprovedWithEdits,
     Cancelled,
     Decision,
     Expired,
@@ -32,10 +34,13 @@ from .outcomes import (
     Registration,
     Rejected,
     Result,
+    Risk,
     Signal,
     SignalDelivery,
+    Way,
 )
 from .people import (
+    Comment,
     HistoryEntry,
     InboxChange,
     InboxCounts,
@@ -50,12 +55,15 @@ from .people import (
 __all__ = [
     "Acknowledgement",
     "AlreadyActed",
+    "Answered",
     "ApiError",
     "Approved",
+    "ApprovedWithEdits",
     "AsyncClient",
     "AsyncTask",
     "Cancelled",
     "Client",
+    "Comment",
     "Conflict",
     "ContentChanged",
     "Decision",
@@ -78,6 +86,7 @@ __all__ = [
     "RequestFilter",
     "RequestPage",
     "Result",
+    "Risk",
     "Signal",
     "SignalDelivery",
     "Task",
@@ -85,4 +94,5 @@ __all__ = [
     "UnexpectedAnswer",
     "Unprocessable",
     "Vote",
+    "Way",
 ]

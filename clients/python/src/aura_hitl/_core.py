@@ -55,7 +55,9 @@ from .errors import (
 )
 from .outcomes import (
     Acknowledgement,
+    Answered,
     Approved,
+    ApprovedWithEdits,
     Cancelled,
     Decision,
     Expired,
@@ -63,9 +65,20 @@ from .outcomes import (
     Registration,
     Rejected,
     Result,
+    Risk,
     Signal,
+    Way,
 )
-from .people import InboxCounts, InboxEvent, ListedRequest, RequestDetail, RequestPage, Scope, Sort
+from .people import (
+    Comment,
+    InboxCounts,
+    InboxEvent,
+    ListedRequest,
+    RequestDetail,
+    RequestPage,
+    Scope,
+    Sort,
+)
 
 log = logging.getLogger("aura_hitl")
 
@@ -106,6 +119,7 @@ class _Asked:
 
     registration: Registration
     deadline: float
+    takes_edits: bool = False
 
     @property
     def id(self) -> str:
@@ -126,10 +140,38 @@ def new_request_id() -> str:
     return f"req_{uuid.uuid4().hex}"
 
 
-def result_of(decision: Decision, registration: Registration) -> Result:
+def result_of(
+    decision: Decision, registration: Registration, *, takes_edits: bool = False
+) -> Result:
     """The result of a closed request, for the agent that registered it."""
     ids = {"request_id": registration.request_id, "session_id": registration.session_id}
     match decision.status:
+        case "approved" if takes_edits and decision.requested_fingerprint is None:
+            # It does not tell edits apart, and would call one a plain approval.
+            raise UnexpectedAnswer(f"{registration.request_id}: this service knows no edits")
+        case "approved" if decision.arguments is not None:
+            if decision.requested_fingerprint != registration.fingerprint or not decision.fingerprint:
+                raise ContentChanged(
+                    registration.request_id,
+                    registered=registration.fingerprint,
+                    approved=decision.requested_fingerprint,
+                )
+            return ApprovedWithEdits(
+                **ids,
+                arguments=decision.arguments,
+                fingerprint=decision.fingerprint,
+                requested_fingerprint=registration.fingerprint,
+                decided_by=decision.decided_by,
+                decided_at=decision.decided_at,
+                acted_at=decision.acted_at,
+            )
+        case "answered":
+            return Answered(
+                **ids,
+                response=decision.response,
+                decided_by=decision.decided_by,
+                decided_at=decision.decided_at,
+            )
         case "approved":
             if decision.fingerprint != registration.fingerprint:
                 raise ContentChanged(
@@ -330,6 +372,10 @@ class Core:
         task_id: str | None = None,
         plan_steps: Sequence[PlanStep] | None = None,
         expires_in: int | None = None,
+        decisions: Collection[Way] | None = None,
+        arguments_schema: Any = None,
+        response_schema: Any = None,
+        risk: Risk | None = None,
         patience: float | None = None,
         until: float = math.inf,
     ) -> Registration:
@@ -343,6 +389,10 @@ class Core:
             "taskId": task_id,
             "planSteps": None if plan_steps is None else _plan(plan_steps),
             "expiresInSeconds": expires_in,
+            "decisions": None if decisions is None else list(decisions),
+            "argumentsSchema": arguments_schema,
+            "responseSchema": response_schema,
+            "risk": risk,
         }
         body = {name: value for name, value in body.items() if value is not None}
         answer = await self._call(
@@ -459,6 +509,15 @@ class Core:
     async def acknowledge(self, request_id: str, *, until: float = math.inf) -> Acknowledgement:
         path = f"/aura/hitl/requests/{quote(request_id, safe='')}/ack"
         return _wire.acknowledgement(await self._call_until(until, "POST", path))
+
+    async def comment(self, request_id: str, text: str) -> Comment:
+        # A comment whose answer is lost may be there; twice is worse than once more asked.
+        path = f"/aura/hitl/requests/{quote(request_id, safe='')}/comments"
+        return _wire.comment(await self._call("POST", path, repeatable=False, body={"text": text}))
+
+    async def comments(self, request_id: str) -> tuple[Comment, ...]:
+        path = f"/aura/hitl/requests/{quote(request_id, safe='')}/comments"
+        return _wire.comments(await self._call("GET", path))
 
     # For people
 
@@ -584,6 +643,10 @@ class Core:
         plan_steps: Sequence[PlanStep] | None = None,
         timeout: float = 300,
         expires_in: int | None = None,
+        decisions: Collection[Way] | None = None,
+        arguments_schema: Any = None,
+        response_schema: Any = None,
+        risk: Risk | None = None,
         acknowledge: bool = True,
         act_again: bool = False,
     ) -> Result:
@@ -601,8 +664,13 @@ class Core:
                 task_id=task_id,
                 plan_steps=plan_steps,
                 expires_in=expires_in or _lifetime(timeout),
+                decisions=decisions,
+                arguments_schema=arguments_schema,
+                response_schema=response_schema,
+                risk=risk,
             ),
             deadline,
+            takes_edits=decisions is not None and "edit" in decisions,
         )
         # One that is settled already is just looked at.
         pending = asked.registration.status == "pending"
@@ -615,8 +683,8 @@ class Core:
         if decision is None:
             result = await self._give_up(asked)
         else:
-            result = result_of(decision, asked.registration)
-        if isinstance(result, Approved) and result.acted_at is not None and not act_again:
+            result = result_of(decision, asked.registration, takes_edits=asked.takes_edits)
+        if isinstance(result, Approved | ApprovedWithEdits) and result.acted_at is not None and not act_again:
             raise AlreadyActed(result)
         if acknowledge:
             await self._acknowledge_quietly(result, asked.closes)
@@ -735,7 +803,7 @@ class Core:
             )
             if decision.status == "pending":
                 raise problem
-            return result_of(decision, registration)
+            return result_of(decision, registration, takes_edits=asked.takes_edits)
         except Unavailable as problem:
             log.warning("%s could not be withdrawn: %s", asked.id, problem)
             return _expired(registration, withdrawn=False)

@@ -40,6 +40,7 @@ from .outcomes import (
     Status,
 )
 from .people import (
+    Comment,
     HistoryEntry,
     InboxChange,
     InboxCounts,
@@ -237,7 +238,33 @@ def decision(values: Any, request_id: str) -> Decision:
         settled_at=_time(values, "settledAt"),
         signal=None if signal is None else _delivery(signal),
         acted_at=_time(values, "actedAt"),
+        requested_fingerprint=_text(values, "requestedFingerprint"),
+        arguments=_arguments(values),
+        response=values.get("response"),
     )
+
+
+def _arguments(values: Any) -> dict[str, Any] | None:
+    if values.get("arguments") is None:
+        return None
+    arguments: dict[str, Any] = _member(values, "arguments", dict)
+    return arguments
+
+
+def comment(values: Any) -> Comment:
+    return Comment(
+        request_id=_member(values, "requestId", str),
+        number=_member(values, "number", int),
+        user_id=_member(values, "userId", str),
+        author=_member(values, "author", str),
+        text=_member(values, "text", str),
+        at=_required_time(values, "at"),
+        more=_unknown(values, "requestId", "number", "userId", "author", "text", "at"),
+    )
+
+
+def comments(values: Any) -> tuple[Comment, ...]:
+    return tuple(comment(each) for each in _each(values, "comments"))
 
 
 def _delivery(values: Any) -> SignalDelivery:
@@ -278,6 +305,8 @@ def signal(text: Any) -> Signal | None:
     match kind, values.get("status"):
         case "approval", "approved":
             return Signal(type="approval", request_id=request, status="approved", timestamp=stamp)
+        case "answer", "answered":
+            return Signal(type="answer", request_id=request, status="answered", timestamp=stamp)
         case "rejection", "rejected":
             return Signal(
                 type="rejection",
@@ -292,7 +321,7 @@ def signal(text: Any) -> Signal | None:
 
 def outcome(event: str, id: str, text: str) -> Outcome | None:
     """An event of the stream; None for a kind that this client does not know (yet)."""
-    if event not in ("approval", "rejection", "expired", "cancelled"):
+    if event not in ("approval", "rejection", "answer", "expired", "cancelled"):
         return None
     try:
         values = json.loads(text)
@@ -409,7 +438,7 @@ def page(values: Any) -> RequestPage:
 
 _OF_DETAIL = (
     *("context", "arguments", "response", "planSteps", "votes", "comments", "signal", "history"),
-    "why",
+    *("why", "argumentsSchema", "responseSchema"),
 )
 
 
@@ -424,9 +453,11 @@ def detail(values: Any, request_id: str) -> RequestDetail:
         context=values["context"],
         arguments=values.get("arguments"),
         response=values.get("response"),
+        arguments_schema=values.get("argumentsSchema"),
+        response_schema=values.get("responseSchema"),
         plan_steps=tuple(_each(values, "planSteps")),
         votes=tuple(_vote(each) for each in _each(values, "votes")),
-        comments=tuple(_each(values, "comments")),
+        comments=comments(values),
         signal=_delivery(_member(values, "signal", dict)),
         history=tuple(_happened(each) for each in _each(values, "history")),
         why=_member(values, "why", str),

@@ -20,8 +20,17 @@ import httpx
 
 from ._core import Core, Listening, PlanStep
 from ._io import AsyncIo, BlockingIo, Kept, Loop, run
-from .outcomes import Acknowledgement, Decision, Outcome, Registration, Result, Signal
-from .people import InboxEvent, ListedRequest, RequestDetail, RequestFilter, RequestPage
+from .outcomes import (
+    Acknowledgement,
+    Decision,
+    Outcome,
+    Registration,
+    Result,
+    Risk,
+    Signal,
+    Way,
+)
+from .people import Comment, InboxEvent, ListedRequest, RequestDetail, RequestFilter, RequestPage
 
 if TYPE_CHECKING:
     import redis
@@ -43,6 +52,10 @@ class ApprovalOptions(TypedDict, total=False):
     plan_steps: Sequence[PlanStep] | None
     timeout: float
     expires_in: int | None
+    decisions: Collection[Way] | None
+    arguments_schema: Any
+    response_schema: Any
+    risk: Risk | None
     acknowledge: bool
     act_again: bool
 
@@ -192,6 +205,10 @@ class Client:
         plan_steps: Sequence[PlanStep] | None = None,
         timeout: float = 300,
         expires_in: int | None = None,
+        decisions: Collection[Way] | None = None,
+        arguments_schema: Any = None,
+        response_schema: Any = None,
+        risk: Risk | None = None,
         acknowledge: bool = True,
         act_again: bool = False,
     ) -> Result:
@@ -205,6 +222,11 @@ class Client:
         timeout: at most 86,400 s, the longest life of a request.
         expires_in: how long people may decide, in seconds, 1 to 86,400; `timeout` and half a minute
             when absent. It matters if the agent dies.
+        decisions: how this agent lets people decide: `approve` and `reject` when absent; `edit` too
+            for `ApprovedWithEdits`, `respond` for `Answered`.
+        arguments_schema, response_schema: what edited arguments and an answer must look like, as
+            JSON Schema 2020-12.
+        risk: the least risk that the request has.
         acknowledge: tell the service that the agent acts on the outcome. With False, call
             `acknowledge` once it has.
         act_again: return an approval that was acknowledged before, instead of raising AlreadyActed.
@@ -223,6 +245,10 @@ class Client:
                 plan_steps=plan_steps,
                 timeout=timeout,
                 expires_in=expires_in,
+                decisions=decisions,
+                arguments_schema=arguments_schema,
+                response_schema=response_schema,
+                risk=risk,
                 acknowledge=acknowledge,
                 act_again=act_again,
             )
@@ -239,6 +265,10 @@ class Client:
         task_id: str | None = None,
         plan_steps: Sequence[PlanStep] | None = None,
         expires_in: int | None = None,
+        decisions: Collection[Way] | None = None,
+        arguments_schema: Any = None,
+        response_schema: Any = None,
+        risk: Risk | None = None,
     ) -> Registration:
         """Registers a request and does not wait. Again with the same id and content: the same."""
         return run(
@@ -251,6 +281,10 @@ class Client:
                 task_id=task_id,
                 plan_steps=plan_steps,
                 expires_in=expires_in,
+                decisions=decisions,
+                arguments_schema=arguments_schema,
+                response_schema=response_schema,
+                risk=risk,
             )
         )
 
@@ -284,6 +318,14 @@ class Client:
     def acknowledge(self, request_id: str) -> Acknowledgement:
         """Tells the service that the agent has acted on the outcome; the first time counts."""
         return run(self._core.acknowledge(request_id))
+
+    def comment(self, request_id: str, text: str) -> Comment:
+        """Asks or answers something about a pending request, which stays pending."""
+        return run(self._core.comment(request_id, text))
+
+    def comments(self, request_id: str) -> tuple[Comment, ...]:
+        """The questions and answers about a request, the oldest first."""
+        return run(self._core.comments(request_id))
 
     def requests(
         self, *, cursor: str | None = None, **filters: Unpack[RequestFilter]
@@ -378,6 +420,10 @@ class AsyncClient:
         plan_steps: Sequence[PlanStep] | None = None,
         timeout: float = 300,
         expires_in: int | None = None,
+        decisions: Collection[Way] | None = None,
+        arguments_schema: Any = None,
+        response_schema: Any = None,
+        risk: Risk | None = None,
         acknowledge: bool = True,
         act_again: bool = False,
     ) -> Result:
@@ -392,6 +438,10 @@ class AsyncClient:
             plan_steps=plan_steps,
             timeout=timeout,
             expires_in=expires_in,
+            decisions=decisions,
+            arguments_schema=arguments_schema,
+            response_schema=response_schema,
+            risk=risk,
             acknowledge=acknowledge,
             act_again=act_again,
         )
@@ -407,6 +457,10 @@ class AsyncClient:
         task_id: str | None = None,
         plan_steps: Sequence[PlanStep] | None = None,
         expires_in: int | None = None,
+        decisions: Collection[Way] | None = None,
+        arguments_schema: Any = None,
+        response_schema: Any = None,
+        risk: Risk | None = None,
     ) -> Registration:
         """See `Client.register`."""
         return await self._core.register(
@@ -418,6 +472,10 @@ class AsyncClient:
             task_id=task_id,
             plan_steps=plan_steps,
             expires_in=expires_in,
+            decisions=decisions,
+            arguments_schema=arguments_schema,
+            response_schema=response_schema,
+            risk=risk,
         )
 
     async def decision(self, request_id: str, wait_seconds: int = 0) -> Decision:
@@ -445,6 +503,14 @@ class AsyncClient:
     async def acknowledge(self, request_id: str) -> Acknowledgement:
         """See `Client.acknowledge`."""
         return await self._core.acknowledge(request_id)
+
+    async def comment(self, request_id: str, text: str) -> Comment:
+        """See `Client.comment`."""
+        return await self._core.comment(request_id, text)
+
+    async def comments(self, request_id: str) -> tuple[Comment, ...]:
+        """See `Client.comments`."""
+        return await self._core.comments(request_id)
 
     async def requests(
         self, *, cursor: str | None = None, **filters: Unpack[RequestFilter]

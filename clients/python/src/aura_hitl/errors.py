@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .outcomes import Approved
+from .outcomes import Approved, ApprovedWithEdits
 
 
 class HitlError(Exception):
@@ -106,7 +106,7 @@ class AlreadyActed(HitlError):
     `result` is the approval; its `acted_at` says when it was acknowledged.
     """
 
-    def __init__(self, result: Approved) -> None:
+    def __init__(self, result: Approved | ApprovedWithEdits) -> None:
         super().__init__(
             f"the approval of {result.request_id} was acted on already, at {result.acted_at}"
         )

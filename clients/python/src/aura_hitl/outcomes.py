@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
-Status = Literal["pending", "approved", "rejected", "expired", "cancelled"]
+Status = Literal["pending", "approved", "rejected", "answered", "expired", "cancelled"]
+# How an agent may let people decide: `edit` approves with other arguments, `respond` answers instead.
+Way = Literal["approve", "reject", "edit", "respond"]
+Risk = Literal["low", "medium", "high", "critical"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +34,12 @@ class SignalDelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The state of a request in the ledger."""
+    """The state of a request in the ledger.
+
+    `fingerprint` is of what was approved: of an edit, with its `arguments` as the context. Then
+    `requested_fingerprint` is that of what was asked; it is also there when a request that may be
+    edited was approved as it was. `response` is the answer, when `status` is `answered`.
+    """
 
     request_id: str
     session_id: str
@@ -44,15 +52,21 @@ class Decision:
     settled_at: datetime | None
     signal: SignalDelivery | None
     acted_at: datetime | None
+    requested_fingerprint: str | None = None
+    arguments: dict[str, Any] | None = field(default=None, hash=False)
+    response: Any = field(default=None, hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """A decision as agents on Redis get it: a hint, which `Decision` must confirm."""
+    """A decision as agents on Redis get it: a hint, which `Decision` must confirm.
 
-    type: Literal["approval", "rejection"]
+    An `answer` is only there for requests that were registered over HTTP.
+    """
+
+    type: Literal["approval", "rejection", "answer"]
     request_id: str
-    status: Literal["approved", "rejected"]
+    status: Literal["approved", "rejected", "answered"]
     timestamp: int
     reason: str | None = None
 
@@ -62,7 +76,7 @@ class Outcome:
     """An event of a session's stream. `id` is where to continue the stream."""
 
     id: str
-    type: Literal["approval", "rejection", "expired", "cancelled"]
+    type: Literal["approval", "rejection", "answer", "expired", "cancelled"]
     request_id: str
     status: Status
     timestamp: int
@@ -82,7 +96,7 @@ class Acknowledgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approved:
-    """A person approved this very request; the only result that is true.
+    """A person approved this very request, as it was asked; the only result that is true.
 
     `acted_at` is when an agent acknowledged this approval before; None if none did.
     """
@@ -97,6 +111,41 @@ class Approved:
 
 # A forgotten comparison must not run a refused action: `if client.request_approval(...)` is safe
 # because everything but an approval is false.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovedWithEdits:
+    """A person approved the action with these `arguments` instead of its context.
+
+    Not true, so that nobody runs what was asked by mistake: act on `arguments`, or not at all.
+    `fingerprint` is of what was approved, `requested_fingerprint` of what was asked.
+    """
+
+    request_id: str
+    session_id: str
+    arguments: dict[str, Any] = field(hash=False)
+    fingerprint: str
+    requested_fingerprint: str
+    decided_by: str | None
+    decided_at: datetime | None
+    acted_at: datetime | None = None
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A person gave this `response` instead of an approval: the action must not run."""
+
+    request_id: str
+    session_id: str
+    response: Any = field(hash=False)
+    decided_by: str | None
+    decided_at: datetime | None
+
+    def __bool__(self) -> Literal[False]:
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,4 +189,4 @@ class Cancelled:
         return False
 
 
-Result = Approved | Rejected | Expired | Cancelled
+Result = Approved | ApprovedWithEdits | Answered | Rejected | Expired | Cancelled

@@ -134,21 +134,37 @@ class Vote:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Comment:
+    """A question or an answer about a request. `number` counts those of the request from 1;
+    `author` is person, or agent if an agent wrote it with the user's token."""
+
+    request_id: str
+    number: int
+    user_id: str
+    author: str
+    text: str
+    at: datetime
+    more: dict[str, Any] = _more()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestDetail(ListedRequest):
     """A request in full, with the whole message.
 
     `context` is as the agent wrote it, and so are `arguments` and `response`, which a decision may
     have: a number with a point or an exponent is a `Decimal`, so that 1.50 is not 1.5; `NaN` and
-    `Infinity` are texts. `why` says who may decide it, and by which rule. `comments` are as the
-    service sends them.
+    `Infinity` are texts. `why` says who may decide it, and by which rule. `arguments_schema` and
+    `response_schema` say what an edit and an answer must look like, if the agent does.
     """
 
     context: Any = field(hash=False)
     arguments: Any = field(hash=False)
     response: Any = field(hash=False)
+    arguments_schema: Any = field(hash=False)
+    response_schema: Any = field(hash=False)
     plan_steps: tuple[Any, ...] = field(hash=False)
     votes: tuple[Vote, ...]
-    comments: tuple[dict[str, Any], ...] = field(hash=False)
+    comments: tuple[Comment, ...]
     signal: SignalDelivery
     history: tuple[HistoryEntry, ...]
     why: str
