@@ -2,16 +2,195 @@
 //!
 //! The ledger writes a decision only with a [`Permit`], and a vote only with a [`Ballot`]. Both are made
 //! here alone, so a route that decides and does not ask does not compile. All functions are pure.
+//!
+//! Two texts say who may decide: the policy file, or without one the setting `approvers`. [`Law`] holds
+//! what is in force. Where a rule asks for several approvals, [`judge`] gives a [`Tally`], which counts
+//! the votes of other people under the policy now in force.
 
-use chrono::{DateTime, Utc};
+use std::sync::Arc;
 
-use crate::domain::approver::Caller;
+use arc_swap::ArcSwapOption;
+use chrono::{DateTime, TimeDelta, Utc};
+use sha2::{Digest as _, Sha256};
+
+use crate::domain::approver::{Caller, Memberships, Role};
 use crate::domain::decision::{Decision, Verdict};
-use crate::domain::ids::RequestId;
-use crate::domain::record::{Candidate, Ruling};
-use crate::domain::rules::{self, Policy, Refusal};
+use crate::domain::ids::{MAX_NAME_BYTES, RequestId, TenantId, UserId};
+use crate::domain::record::{Candidate, DecidedVia, Record, Ruling};
+use crate::domain::request::{Origin, edited_fingerprint, shown_context};
+use crate::domain::rules::{self, Approvers, Policy as Settings, Refusal};
 use crate::domain::session::SessionPointer;
 use crate::domain::vote::Vote;
+use crate::policy::{self, Binding, Person, Policy, Risk, Sentence, Subject, Way};
+
+/// The rules of a process. Cheap to clone; a reload changes all clones.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    settings: Settings,
+    file: Arc<ArcSwapOption<Policy>>,
+}
+
+impl Rules {
+    /// These settings, and this policy file if there is one.
+    #[must_use]
+    pub fn new(settings: Settings, file: Option<Arc<Policy>>) -> Self {
+        Self { settings, file: Arc::new(ArcSwapOption::new(file)) }
+    }
+
+    /// Puts another policy file in force, from the next call on.
+    pub fn set(&self, file: Option<Arc<Policy>>) {
+        self.file.store(file);
+    }
+
+    /// What is in force now.
+    #[must_use]
+    pub fn in_force(&self) -> Law {
+        Law { settings: self.settings, file: self.file.load_full() }
+    }
+}
+
+/// The rules in force at one moment.
+#[derive(Clone, Debug)]
+pub struct Law {
+    /// The settings.
+    pub settings: Settings,
+    /// The policy file. With one, the setting `approvers` says nothing.
+    pub file: Option<Arc<Policy>>,
+}
+
+/// A key that no rule has: of a request whose row cannot be read. Nobody but an admin sees such a request.
+const UNREADABLE: &str = "!";
+
+impl Law {
+    /// Whether a policy file is in force.
+    #[must_use]
+    pub fn has_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// The version of the policy file.
+    #[must_use]
+    pub fn version(&self) -> Option<&str> {
+        self.file.as_ref().map(|file| file.version())
+    }
+
+    /// The settings, without those that the policy file takes the place of.
+    fn settings(&self) -> Settings {
+        let approvers = if self.has_file() { Approvers::Tenant } else { self.settings.approvers };
+        Settings { approvers, ..self.settings }
+    }
+
+    /// The rules that bind a request; `None` without a policy file. `tenant` is that of a request that
+    /// names none.
+    #[must_use]
+    pub fn binding(&self, candidate: &Candidate, tenant: &TenantId) -> Option<Binding> {
+        let context = shown_context(&candidate.request.document);
+        self.binding_with(candidate, tenant, context.get())
+    }
+
+    /// The rules that bind a request with this context.
+    fn binding_with(
+        &self,
+        candidate: &Candidate,
+        tenant: &TenantId,
+        context: &str,
+    ) -> Option<Binding> {
+        let file = self.file.as_ref()?;
+        let Candidate { request, origin, .. } = candidate;
+        Some(file.bind(&Subject {
+            action_type: &request.action_type,
+            message: request.message.as_deref(),
+            context,
+            user: candidate.user.as_ref(),
+            tenant: Some(candidate.tenant.as_ref().unwrap_or(tenant)),
+            session: &request.session,
+            task: request.task.as_ref(),
+            origin: *origin,
+        }))
+    }
+
+    /// The rules that bind a verdict on a request: of an edit those of what was asked, and those of what
+    /// it becomes.
+    fn binding_of(
+        &self,
+        candidate: &Candidate,
+        tenant: &TenantId,
+        verdict: &Verdict,
+    ) -> Option<Binding> {
+        let asked = self.binding(candidate, tenant)?;
+        match verdict {
+            Verdict::Edit { arguments } => {
+                Some(asked.and(self.binding_with(candidate, tenant, arguments)?))
+            }
+            Verdict::Approve | Verdict::Reject { .. } | Verdict::Respond { .. } => Some(asked),
+        }
+    }
+
+    /// What the policy file says of a request that nobody has decided, for its row.
+    #[must_use]
+    pub fn ruling(&self, candidate: &Candidate, tenant: &TenantId) -> Ruling {
+        let binding = self.binding(candidate, tenant);
+        let ruling = binding.map_or_else(Ruling::default, |binding| self.ruling_of(&binding));
+        // Its agent can raise the risk.
+        let of_agent = candidate.request.offer.risk.filter(|_| candidate.origin == Origin::Http);
+        let of_file = ruling.risk.as_deref().and_then(Risk::parse);
+        let risk = of_file.max(of_agent).map(|risk| risk.as_str().to_owned());
+        Ruling { risk, ..ruling }
+    }
+
+    fn ruling_of(&self, binding: &Binding) -> Ruling {
+        let (version, rules) = (self.version().unwrap_or_default(), binding.key());
+        Ruling {
+            rule: binding.rule().map(ToOwned::to_owned),
+            version: Some(version.to_owned()),
+            binding: Some(short_key(version, &rules)),
+            rules: Some(rules),
+            risk: Some(binding.risk().as_str().to_owned()),
+            approvals_needed: Some(i64::from(binding.quorum())),
+            ..Ruling::default()
+        }
+    }
+
+    /// The ruling of a row whose document cannot be read: nobody may decide it.
+    #[must_use]
+    pub fn ruling_of_unreadable(&self) -> Ruling {
+        let version = self.version().unwrap_or_default();
+        Ruling {
+            version: Some(version.to_owned()),
+            binding: Some(short_key(version, UNREADABLE)),
+            rules: Some(UNREADABLE.to_owned()),
+            ..Ruling::default()
+        }
+    }
+
+    /// The rules of a key of this version of the policy file.
+    #[must_use]
+    pub fn binding_of_rules(&self, rules: &str) -> Option<Binding> {
+        self.file.as_ref()?.from_key(rules)
+    }
+
+    /// When a request expires under the rules in force: a rule may shorten its time.
+    #[must_use]
+    pub fn expires_at(&self, candidate: &Candidate, tenant: &TenantId) -> DateTime<Utc> {
+        match self.binding(candidate, tenant) {
+            Some(binding) => expires_at(candidate, &binding),
+            None => candidate.expires_at,
+        }
+    }
+}
+
+/// A key that fits into an index, however many rules bind.
+fn short_key(version: &str, rules: &str) -> String {
+    let mut hash = format!("{:x}", Sha256::digest(rules));
+    hash.truncate(24);
+    format!("{version} {hash}")
+}
+
+fn expires_at(candidate: &Candidate, binding: &Binding) -> DateTime<Utc> {
+    let Candidate { created_at, expires_at, .. } = candidate;
+    let shortened = binding.expires_in().and_then(|time| created_at.checked_add_signed(time));
+    shortened.map_or(*expires_at, |shortened| shortened.min(*expires_at))
+}
 
 /// The proof that a decision on a request was judged. Nothing else makes one:
 ///
@@ -62,6 +241,8 @@ impl Permit {
 pub struct Ballot {
     vote: Vote,
     ruling: Ruling,
+    request: RequestId,
+    content_hash: String,
 }
 
 impl Ballot {
@@ -76,26 +257,343 @@ impl Ballot {
     pub fn ruling(&self) -> &Ruling {
         &self.ruling
     }
+
+    /// Whether the ballot is for this request, with the content that it has now.
+    #[must_use]
+    pub fn is_for(&self, candidate: &Candidate) -> bool {
+        self.request == candidate.request.id && self.content_hash == candidate.request.content_hash
+    }
 }
 
-/// Whether this caller may decide this request now. `pointer` is the pointer of the request's session.
+/// Someone who wants to decide a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking<'a> {
+    /// The request.
+    pub candidate: &'a Candidate,
+    /// The pointer of its session.
+    pub pointer: &'a SessionPointer,
+    /// The person.
+    pub caller: &'a Caller,
+    /// What the person says.
+    pub verdict: &'a Verdict,
+    /// The present time, UTC.
+    pub now: DateTime<Utc>,
+}
+
+/// What a caller may do who may decide a request.
+#[derive(Clone, Debug)]
+pub enum Granted {
+    /// Decide it.
+    Alone(Box<Permit>),
+    /// Approve it together with other people.
+    Together(Box<Tally>),
+}
+
+/// Whether this caller may decide this request now.
 ///
 /// # Errors
-/// Those of [`rules::decide`]. Then nothing may be recorded.
-pub fn judge(
-    candidate: &Candidate,
-    pointer: &SessionPointer,
-    caller: &Caller,
-    verdict: Verdict,
-    now: DateTime<Utc>,
-    policy: Policy,
-) -> Result<Permit, Refusal> {
-    let decision = rules::decide(candidate, pointer, caller, verdict, now, policy)?;
-    Ok(Permit {
+/// [`Refusal::NotFound`] for callers of other tenants; [`Refusal::NotAllowed`] when the policy file does
+/// not let the caller decide, or [`Refusal::NotTheRequester`] without one; then what
+/// [`rules::check_open`] says. Then nothing may be recorded.
+pub fn judge(law: &Law, asking: Asking<'_>) -> Result<Granted, Refusal> {
+    let Asking { candidate, pointer, caller, verdict, now } = asking;
+    rules::check_caller(candidate, caller, law.settings())?;
+    let binding = law.binding_of(candidate, &caller.tenant, verdict);
+    if let Some(binding) = &binding {
+        let person = person(caller);
+        let (requester, created_at) = (candidate.user.as_ref(), candidate.created_at);
+        if let Err(why) = binding.may(&person, requester, verdict.way(), created_at, now) {
+            let Sentence { en, ko } = why.sentence();
+            return Err(Refusal::NotAllowed { en, ko });
+        }
+    }
+    let expires_at = binding.as_ref().map_or(candidate.expires_at, |it| expires_at(candidate, it));
+    rules::check_open(candidate, pointer, expires_at, now)?;
+    if !candidate.ways().contains(&verdict.way()) {
+        return Err(Refusal::NotOffered(verdict.way()));
+    }
+    let decision = Decision { verdict: verdict.clone(), by: caller.user.clone(), at: now };
+    let permit = Permit {
         decision,
         request: candidate.request.id.clone(),
         content_hash: candidate.request.content_hash.clone(),
-        ruling: Ruling::default(),
+        ruling: binding.as_ref().map_or_else(Ruling::default, |binding| law.ruling_of(binding)),
         vote: None,
-    })
+    };
+    match binding {
+        Some(binding) if is_approval(verdict) && binding.quorum() > 1 => {
+            let vote = Vote {
+                voter: caller.user.clone(),
+                at: now,
+                etag: candidate.request.etag.clone(),
+                arguments: verdict
+                    .arguments()
+                    .map(|arguments| edited_fingerprint(&candidate.request.action_type, arguments)),
+                memberships: (*caller.memberships).clone(),
+                rule: permit.ruling.rule.clone(),
+                version: permit.ruling.version.clone(),
+            };
+            let requester = candidate.user.clone();
+            let (tenant, created_at) = (caller.tenant.clone(), candidate.created_at);
+            let tally = Tally { permit, vote, binding, requester, tenant, created_at, now };
+            Ok(Granted::Together(Box::new(tally)))
+        }
+        _ => Ok(Granted::Alone(Box::new(permit))),
+    }
+}
+
+/// An approval that needs those of other people.
+#[derive(Clone, Debug)]
+pub struct Tally {
+    permit: Permit,
+    vote: Vote,
+    binding: Binding,
+    requester: Option<UserId>,
+    tenant: TenantId,
+    created_at: DateTime<Utc>,
+    now: DateTime<Utc>,
+}
+
+/// An approval after the votes were counted.
+#[derive(Clone, Debug)]
+pub enum Counted {
+    /// It is the last one that was missing.
+    Decides(Permit),
+    /// More are missing.
+    Adds(Ballot),
+}
+
+impl Tally {
+    /// Counts this approval and those that were given before. Each person counts once, if the person may
+    /// approve now and has approved the same content and arguments. `ballots` is the counter of the row,
+    /// read before the votes.
+    #[must_use]
+    pub fn count(&self, given: &[Vote], ballots: i64) -> Counted {
+        let Self { permit, vote, .. } = self;
+        let others = given.iter().filter(|other| {
+            other.voter != vote.voter
+                && other.etag == vote.etag
+                && other.arguments == vote.arguments
+                && self.may_approve(other)
+        });
+        let mut voters = others.map(|other| other.voter.clone()).collect::<Vec<_>>();
+        voters.push(vote.voter.clone());
+        let approvals = i64::try_from(voters.len()).unwrap_or(i64::MAX);
+        let is_enough = approvals >= i64::from(self.binding.quorum());
+        let ruling = Ruling { approvals: Some(approvals), ballots, ..permit.ruling.clone() };
+        if is_enough {
+            let ruling = Ruling { voters, ..ruling };
+            Counted::Decides(Permit { ruling, vote: Some(vote.clone()), ..permit.clone() })
+        } else {
+            let Permit { request, content_hash, .. } = permit.clone();
+            Counted::Adds(Ballot { vote: vote.clone(), ruling, request, content_hash })
+        }
+    }
+
+    /// Whether the same vote was given before.
+    #[must_use]
+    pub fn is_repeated_in(&self, given: &[Vote]) -> bool {
+        given.iter().any(|before| before.repeats(&self.vote))
+    }
+
+    fn may_approve(&self, vote: &Vote) -> bool {
+        let person = voter(vote, &self.tenant);
+        let requester = self.requester.as_ref();
+        self.binding.may(&person, requester, way_of(vote), self.created_at, self.now).is_ok()
+    }
+}
+
+/// Which of the votes on a request count under the rules in force: those of people who may approve the
+/// content that it has now.
+#[must_use]
+pub fn counted(
+    law: &Law,
+    candidate: &Candidate,
+    tenant: &TenantId,
+    votes: &[Vote],
+    now: DateTime<Utc>,
+) -> Vec<bool> {
+    let binding = law.binding(candidate, tenant);
+    let counts = |vote: &Vote| {
+        let (person, requester) = (voter(vote, tenant), candidate.user.as_ref());
+        vote.etag == candidate.request.etag
+            && binding.as_ref().is_some_and(|binding| {
+                let created_at = candidate.created_at;
+                binding.may(&person, requester, way_of(vote), created_at, now).is_ok()
+            })
+    };
+    votes.iter().map(counts).collect()
+}
+
+/// How many of the votes that count go together: those of equal arguments. The most, where they differ.
+#[must_use]
+pub fn approvals(votes: &[Vote], counts: &[bool]) -> i64 {
+    let counted = || votes.iter().zip(counts).filter(|(_, counts)| **counts);
+    let alike = |vote: &Vote| counted().filter(|(one, _)| one.arguments == vote.arguments).count();
+    let most = counted().map(|(vote, _)| alike(vote)).max().unwrap_or(0);
+    i64::try_from(most).unwrap_or(i64::MAX)
+}
+
+/// The decision that a rule makes by itself, before any person is asked; `None` if people decide.
+///
+/// # Errors
+/// Those of [`rules::check_open`]: the agent does not wait for this request.
+pub fn automatic(
+    law: &Law,
+    candidate: &Candidate,
+    pointer: &SessionPointer,
+    now: DateTime<Utc>,
+) -> Result<Option<Permit>, Refusal> {
+    let Some(tenant) = &candidate.tenant else { return Ok(None) };
+    let Some(binding) = law.binding(candidate, tenant) else { return Ok(None) };
+    let Some((verdict, by)) = automatic_verdict(&binding) else { return Ok(None) };
+    let ruling =
+        Ruling { via: DecidedVia::Policy, rule: Some(by.to_string()), ..law.ruling_of(&binding) };
+    rules::check_open(candidate, pointer, expires_at(candidate, &binding), now)?;
+    Ok(Some(Permit {
+        decision: Decision { verdict, by, at: now },
+        request: candidate.request.id.clone(),
+        content_hash: candidate.request.content_hash.clone(),
+        ruling,
+        vote: None,
+    }))
+}
+
+/// What the rules decide by themselves, and the name of the rule, which stands for a person's.
+fn automatic_verdict(binding: &Binding) -> Option<(Verdict, UserId)> {
+    let policy::Automatic { verdict, rule } = binding.automatic()?;
+    let verdict = match verdict {
+        policy::Verdict::Approve => Verdict::Approve,
+        policy::Verdict::Reject => Verdict::Reject { reason: format!("Rejected by rule {rule:?}") },
+    };
+    // A name may be longer than a user id, in bytes.
+    let mut name = rule;
+    while name.len() > MAX_NAME_BYTES {
+        name = name.get(..name.len() - name.chars().next_back().map_or(1, char::len_utf8))?;
+    }
+    Some((verdict, UserId::parse(name).ok()?))
+}
+
+/// Whether the rules in force decide a request by themselves.
+#[must_use]
+pub fn is_automatic(law: &Law, candidate: &Candidate) -> bool {
+    let binding = candidate.tenant.as_ref().and_then(|tenant| law.binding(candidate, tenant));
+    binding.is_some_and(|binding| automatic_verdict(&binding).is_some())
+}
+
+/// Whether the rules in force decide a request by themselves as it was decided.
+#[must_use]
+pub fn still_decides(law: &Law, candidate: &Candidate, record: &Record) -> bool {
+    let Some(decision) = record.state.decision() else { return false };
+    let decides = law.binding(candidate, &record.tenant).and_then(|it| automatic_verdict(&it));
+    record.ruling.via == DecidedVia::Policy
+        && decides.is_some_and(|(verdict, _rule)| verdict.status() == decision.verdict.status())
+}
+
+/// Whether a caller may see a request of their tenant: its requester, who may decide it, who has decided
+/// it, and admins. Without a policy file everybody of the tenant may. Voters are not known here.
+#[must_use]
+pub fn may_see(
+    binding: Option<&Binding>,
+    seen: &Seen<'_>,
+    caller: &Caller,
+    now: DateTime<Utc>,
+) -> bool {
+    caller.role == Role::Admin
+        || seen.requester == Some(&caller.user)
+        || seen.deciders.contains(&caller.user)
+        || binding.is_some_and(|binding| may_decide(binding, seen, caller, now))
+}
+
+/// What of a request says who may see and decide it.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// The user that it names.
+    pub requester: Option<&'a UserId>,
+    /// Those who have decided it.
+    pub deciders: &'a [UserId],
+    /// The ways in which it can be decided, as far as its agent goes.
+    pub ways: &'a [Way],
+    /// When its agent made it, UTC.
+    pub created_at: DateTime<Utc>,
+}
+
+/// Whether a caller may decide a request in some way, whatever its state.
+#[must_use]
+pub fn may_decide(binding: &Binding, seen: &Seen<'_>, caller: &Caller, now: DateTime<Utc>) -> bool {
+    let person = person(caller);
+    seen.ways
+        .iter()
+        .any(|way| binding.may(&person, seen.requester, *way, seen.created_at, now).is_ok())
+}
+
+/// The ages from which a caller may decide requests with these rules: those that name the caller, those
+/// that name others, and those that name nobody. `None`: never.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DecidableFrom {
+    /// Of requests that name the caller.
+    pub own: Option<TimeDelta>,
+    /// Of requests that name somebody else.
+    pub others: Option<TimeDelta>,
+    /// Of requests that name nobody.
+    pub nobodys: Option<TimeDelta>,
+}
+
+/// The longest life of a request, in seconds: no escalation comes later.
+const MAX_AGE_SECONDS: i64 = 86_400;
+
+impl DecidableFrom {
+    /// For these rules and this caller. With more age more people may decide, never fewer.
+    #[must_use]
+    pub fn of(binding: &Binding, caller: &Caller, now: DateTime<Utc>) -> Self {
+        let other = UserId::parse(if caller.user.as_str() == "-" { "--" } else { "-" }).ok();
+        let earliest = |requester: Option<&UserId>| {
+            let may_at = |age: i64| {
+                let created_at = now - TimeDelta::seconds(age);
+                let seen = Seen { requester, deciders: &[], ways: &Way::ALL, created_at };
+                may_decide(binding, &seen, caller, now)
+            };
+            if may_at(0) {
+                return Some(TimeDelta::zero());
+            }
+            if !may_at(MAX_AGE_SECONDS) {
+                return None;
+            }
+            let (mut too_young, mut old_enough) = (0, MAX_AGE_SECONDS);
+            while old_enough - too_young > 1 {
+                let middle = i64::midpoint(too_young, old_enough);
+                if may_at(middle) {
+                    old_enough = middle;
+                } else {
+                    too_young = middle;
+                }
+            }
+            Some(TimeDelta::seconds(old_enough))
+        };
+        Self {
+            own: earliest(Some(&caller.user)),
+            others: earliest(other.as_ref()),
+            nobodys: earliest(None),
+        }
+    }
+}
+
+/// Whether a verdict lets the agent act.
+fn is_approval(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Approve | Verdict::Edit { .. })
+}
+
+/// The way of a vote.
+fn way_of(vote: &Vote) -> Way {
+    if vote.arguments.is_some() { Way::Edit } else { Way::Approve }
+}
+
+fn person(caller: &Caller) -> Person<'_> {
+    let Memberships { roles, groups } = &*caller.memberships;
+    Person { user: &caller.user, tenant: &caller.tenant, roles, groups }
+}
+
+fn voter<'a>(vote: &'a Vote, tenant: &'a TenantId) -> Person<'a> {
+    let Memberships { roles, groups } = &vote.memberships;
+    Person { user: &vote.voter, tenant, roles, groups }
 }

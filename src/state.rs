@@ -29,6 +29,7 @@ use crate::ledger::Ledger;
 use crate::ledger::known_decisions::KnownDecisions;
 use crate::limits::quotas::Quotas;
 use crate::limits::{LargeBodies, Limits};
+use crate::permit::Rules;
 use crate::search::SearchTexts;
 use crate::waiting::hub::Hub;
 use crate::waiting::inbox::Inbox;
@@ -53,8 +54,10 @@ pub struct AppState {
     pub courier: Courier,
     /// The source of the current time.
     pub clock: Clock,
-    /// The settings that say who may decide.
+    /// The settings that say who may see and decide, apart from the policy file.
     pub policy: Policy,
+    /// These settings, and the policy file that is in force.
+    pub rules: Rules,
     /// Verifies bearer tokens.
     pub tokens: TokenVerifier,
     /// Limits how often one person may call.

@@ -18,7 +18,7 @@ use super::body::{
     Checked, MAX_DECISION_BYTES, MAX_TASK_BYTES, Verbatim, check_id, in_turn, sentence,
     whole_number,
 };
-use super::envelope::{Answer, Envelope, created, ok, wire_time};
+use super::envelope::{Answer, Envelope, accepted, created, ok, wire_time};
 use super::error::ApiError;
 use super::examples::{FINGERPRINT, REQUEST, SESSION, TASK, plan_step, success};
 use super::identity::{ApproverOf, CallerOf};
@@ -36,7 +36,7 @@ use crate::domain::rules::Expected;
 use crate::domain::schema::{MAX_SCHEMA_BYTES, Schema, SchemaProblem};
 use crate::domain::ways::{Risk, Way};
 use crate::ledger::Registered;
-use crate::requests::decide::{self, Decided};
+use crate::requests::decide::{self, Decided, Outcome, Voted};
 use crate::requests::error::RequestError;
 use crate::requests::{read, register};
 use crate::state::AppState;
@@ -104,7 +104,7 @@ pub struct DecisionView {
     /// The session of the request.
     #[schema(example = "session_user123_1706149260")]
     session_id: String,
-    /// `approved`, `rejected` or `answered`.
+    /// `approved`, `rejected` or `answered`; `pending` while more people have to approve it.
     #[schema(example = "approved")]
     status: &'static str,
     /// Why it was rejected.
@@ -118,6 +118,12 @@ pub struct DecisionView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = schemas::any)]
     response: Option<Box<RawValue>>,
+    /// How many people have approved it, while more have to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approvals: Option<i64>,
+    /// How many people have to approve it, while there are fewer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approvals_needed: Option<i64>,
 }
 
 impl DecisionView {
@@ -132,6 +138,23 @@ impl DecisionView {
             reason: decision.verdict.reason().map(ToOwned::to_owned),
             arguments: decision.verdict.arguments().map(raw_or_null),
             response: decision.verdict.response().map(raw_or_null),
+            approvals: None,
+            approvals_needed: None,
+        }
+    }
+
+    /// An approval of this request, which needs more of them.
+    #[must_use]
+    pub fn of_vote(id: &RequestId, voted: &Voted) -> Self {
+        Self {
+            request_id: id.to_string(),
+            session_id: voted.session.to_string(),
+            status: State::Pending.as_str(),
+            reason: None,
+            arguments: None,
+            response: None,
+            approvals: Some(voted.approvals),
+            approvals_needed: Some(voted.needed),
         }
     }
 
@@ -144,6 +167,15 @@ impl DecisionView {
             _ => REJECTED,
         }
     }
+}
+
+/// How many more people have to approve.
+pub(super) fn more_needed(voted: &Voted) -> Text {
+    let missing = voted.needed - voted.approvals;
+    Text::new(
+        format!("Approval recorded; {missing} more needed"),
+        format!("승인 기록됨: {missing}명의 승인이 더 필요합니다."),
+    )
 }
 
 /// A request for approval.
@@ -365,7 +397,8 @@ fn expected(request: &HttpRequest) -> Expected {
     Expected::OneOf { strong: texts(strong), weak: texts(weak) }
 }
 
-/// Approve a request. The same person approving it again gets the same answer.
+/// Approve a request. The same person approving it again gets the same answer. Where a rule of the policy
+/// asks for more people, 202 until the last of them has approved it.
 ///
 /// # Errors
 /// The codes in [`routes::table`](super::routes::table), a code for each refusal. After an error
@@ -374,12 +407,17 @@ fn expected(request: &HttpRequest) -> Expected {
     post, path = "/aura/hitl/approve/{requestId}",
     params(("If-Match" = Option<String>, Header)),
     request_body(content = ApproveBody, example = json!({ "userId": "user123" })),
-    responses((
-        status = 200, description = "Approved, and the agent is told", body = Envelope<DecisionView>,
+    responses(
+        (status = 200, description = "Approved, and the agent is told", body = Envelope<DecisionView>,
         example = json!(success("Request approved successfully", json!({
             "requestId": REQUEST, "sessionId": SESSION, "status": "approved",
-        }))),
-    ))
+        })))),
+        (status = 202, description = "Recorded; more people have to approve it", body = Envelope<DecisionView>,
+        example = json!(success("Approval recorded; 1 more needed", json!({
+            "requestId": REQUEST, "sessionId": SESSION, "status": "pending",
+            "approvals": 1, "approvalsNeeded": 2,
+        })))),
+    )
 )]
 pub async fn approve(
     approver: ApproverOf,
@@ -393,8 +431,7 @@ pub async fn approve(
         Some(arguments) => Verdict::Edit { arguments: arguments.get().to_owned() },
         None => Verdict::Approve,
     };
-    let (decided, tag) = decide(&app, approver, &id, expected, user, verdict).await?;
-    Ok(ok(APPROVED, decided).with(tag))
+    decide(&app, approver, &id, expected, user, verdict).await
 }
 
 /// Reject a request. The same person rejecting it again gets the same answer.
@@ -423,8 +460,7 @@ pub async fn reject(
     let reason = body.0.reason.filter(|reason| !reason.trim().is_empty());
     let reason = reason.unwrap_or_else(|| DEFAULT_REASON.to_owned());
     let (user, verdict) = (body.0.user_id, Verdict::Reject { reason });
-    let (decided, tag) = decide(&app, approver, &id, expected, user, verdict).await?;
-    Ok(ok(REJECTED, decided).with(tag))
+    decide(&app, approver, &id, expected, user, verdict).await
 }
 
 /// Answer a request instead of approving it: the agent does not act, and gets the answer. Only for
@@ -455,8 +491,7 @@ pub async fn respond(
     let RespondBody { user_id: user, response } = body.0;
     let response = response.map(|response| response.get().to_owned()).unwrap_or_default();
     let verdict = Verdict::Respond { response };
-    let (decided, tag) = decide(&app, approver, &id, expected, user, verdict).await?;
-    Ok(ok(ANSWERED, decided).with(tag))
+    decide(&app, approver, &id, expected, user, verdict).await
 }
 
 async fn decide(
@@ -466,21 +501,30 @@ async fn decide(
     ExpectedContent(expected): ExpectedContent,
     user: Option<String>,
     verdict: Verdict,
-) -> Result<(DecisionView, ETag), ApiError> {
+) -> Result<Answer<DecisionView>, ApiError> {
     let id = request_id(id)?;
     if user.as_deref() != Some(caller.user.as_str()) {
         return Err(ApiError::wrong_user());
     }
     let asked_for = verdict.status();
     let (work, request) = (app.clone(), id.clone());
-    let decided = app
-        .run_to_end(
-            async move { decide::decide(&work, &caller, &request, verdict, &expected).await },
-        )
+    let outcome = app
+        .run_to_end(async move {
+            // Boxed, because the future is large.
+            Box::pin(decide::decide(&work, &caller, &request, verdict, &expected)).await
+        })
         .await?
         .map_err(ApiError::from)
         .inspect_err(|error| info!(asked_for, outcome = %error, "not decided"))?;
-    Ok((DecisionView::of(&id, &decided), etag(decided.etag)))
+    Ok(match outcome {
+        Outcome::Decided(decided) => {
+            let view = DecisionView::of(&id, &decided);
+            ok(view.message(), view).with(etag(decided.etag))
+        }
+        Outcome::Voted(voted) => {
+            accepted(more_needed(&voted), DecisionView::of_vote(&id, &voted)).with(etag(voted.etag))
+        }
+    })
 }
 
 /// Register a request over HTTP, for agents that cannot reach Redis. User and tenant are the

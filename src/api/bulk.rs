@@ -11,7 +11,7 @@ use tracing::info;
 use utoipa::ToSchema;
 use validator::Validate;
 
-use super::approvals::{DecisionView, REJECTED};
+use super::approvals::{DecisionView, REJECTED, more_needed};
 use super::body::{Checked, MAX_TASK_BYTES};
 use super::envelope::{Answer, Call, Envelope, ok};
 use super::error::{ApiError, FieldErrors};
@@ -25,7 +25,7 @@ use crate::domain::decision::{DEFAULT_REASON, Verdict};
 use crate::domain::ids::RequestId;
 use crate::domain::rules::Expected;
 use crate::requests::bulk::{self, Item, Standing, Whole};
-use crate::requests::decide::Decided;
+use crate::requests::decide::Outcome;
 use crate::state::AppState;
 
 const JUDGED: &str = "Decisions judged";
@@ -134,7 +134,7 @@ pub async fn decide(
         return Err(refuse(ApiError::wrong_user()));
     }
     let (work, person, wanted) = (app.get_ref().clone(), caller.clone(), items.clone());
-    let results: Vec<Result<Decided, ApiError>> = if is_atomic {
+    let results: Vec<Result<Outcome, ApiError>> = if is_atomic {
         let deciding = async move {
             let _turn = turn;
             bulk::decide_all(&work, &person, wanted).await
@@ -239,7 +239,7 @@ fn expected(etag: Option<&str>) -> Expected {
 }
 
 /// The result of one request of a bulk that was refused as a whole.
-fn result_of(standing: Standing) -> Result<Decided, ApiError> {
+fn result_of(standing: Standing) -> Result<Outcome, ApiError> {
     match standing {
         Standing::Repeat(decided) => Ok(decided),
         Standing::Obstacle(error) => Err(error.into()),
@@ -247,14 +247,19 @@ fn result_of(standing: Standing) -> Result<Decided, ApiError> {
     }
 }
 
-fn view((item, result): (&Item, Result<Decided, ApiError>)) -> ResultView {
+fn view((item, result): (&Item, Result<Outcome, ApiError>)) -> ResultView {
     let request_id = item.id.to_string();
     match result {
-        Ok(decided) => {
+        Ok(Outcome::Decided(decided)) => {
             let view = DecisionView::of(&item.id, &decided);
             let message = view.message().to_owned();
             let data = serde_json::to_value(view).ok();
             ResultView { request_id, status: 200, data, error_code: None, message }
+        }
+        Ok(Outcome::Voted(voted)) => {
+            let message = more_needed(&voted).in_language(Call::current().language);
+            let data = serde_json::to_value(DecisionView::of_vote(&item.id, &voted)).ok();
+            ResultView { request_id, status: 202, data, error_code: None, message }
         }
         Err(error) => ResultView {
             request_id,
@@ -280,7 +285,7 @@ fn record_results(
     app: &AppState,
     caller: &Caller,
     items: &[Item],
-    results: &[Result<Decided, ApiError>],
+    results: &[Result<Outcome, ApiError>],
 ) {
     for (item, result) in items.iter().zip(results) {
         if let Err(error) = result

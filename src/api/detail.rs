@@ -22,7 +22,8 @@ use crate::domain::ids::UserId;
 use crate::domain::json::raw_or_null;
 use crate::domain::list::Owners;
 use crate::domain::rules;
-use crate::requests::detail::{self, Detail, Happened};
+use crate::policy::Sentence;
+use crate::requests::detail::{self, Detail, Happened, ShownVote};
 use crate::state::AppState;
 
 const RETRIEVED: &str = "Approval request retrieved";
@@ -39,9 +40,8 @@ pub struct DetailView {
     /// The plan, as plan steps.
     #[schema(schema_with = schemas::any)]
     plan_steps: Box<RawValue>,
-    /// Who voted how.
-    #[schema(schema_with = schemas::no_items)]
-    votes: [(); 0],
+    /// Who voted how, the earliest first. Empty without a policy file.
+    votes: Vec<VoteView>,
     /// Questions and answers, the oldest first.
     comments: Vec<CommentView>,
     /// What edited arguments must look like (JSON Schema), if its agent says.
@@ -69,12 +69,30 @@ pub struct DetailView {
     why: String,
 }
 
+/// One person's vote.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VoteView {
+    #[schema(example = "kim")]
+    user_id: String,
+    /// `approve` or `reject`.
+    #[schema(example = "approve")]
+    decision: &'static str,
+    #[schema(example = "2026-01-16T12:00:00")]
+    at: String,
+    /// Why the person rejected it.
+    reason: Option<String>,
+    /// Whether it counts: the person may approve the content that the request has. Of a decided request:
+    /// whether it counted then.
+    counted: bool,
+}
+
 /// Something that happened to a request.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct HappenedView {
     #[schema(example = "2026-01-16T12:00:00")]
     at: String,
-    /// `created`, `seen` (in Redis), `approved`, `edited`, `rejected`, `answered`, `expired`, `cancelled`, `sent`,
+    /// `created`, `seen` (in Redis), `voted`, `approved`, `edited`, `rejected`, `answered`, `expired`, `cancelled`, `sent`,
     /// `superseded`, `heard` or `acted`.
     #[schema(example = "created")]
     event: &'static str,
@@ -104,27 +122,48 @@ pub async fn read(
     let id = request_id(&id)?;
     let (work, asking) = (app.get_ref().clone(), caller.clone());
     let detail = app.run_to_end(async move { detail::detail(&work, &asking, &id).await }).await??;
-    let why = why(&rules::decidable(&caller, app.policy), detail.row.user.as_ref(), &detail);
+    let why = match &detail.why {
+        Some(Sentence { en, ko }) => Text::new(en.clone(), ko.clone()),
+        None => why(&rules::decidable(&caller, app.policy), detail.row.user.as_ref(), &detail),
+    };
     let tag = etag(detail.row.etag.clone());
     Ok(ok(RETRIEVED, view(detail, why)).with(tag))
 }
 
 fn view(detail: Detail, why: Text) -> DetailView {
-    let Detail { row, may_decide, context, plan_steps, record, history, comments, offer } = detail;
+    let Detail {
+        row,
+        rights,
+        votes,
+        context,
+        plan_steps,
+        record,
+        history,
+        comments,
+        offer,
+        why: _,
+    } = detail;
     let offer = offer.unwrap_or_default();
     let decision = record.as_ref().and_then(|record| record.state.decision());
     let verdict = decision.map(|decision| &decision.verdict);
+    let vote = |vote: ShownVote| VoteView {
+        user_id: vote.voter.to_string(),
+        decision: vote.verdict.way().as_str(),
+        at: wire_time(vote.at),
+        reason: vote.verdict.reason().map(ToOwned::to_owned),
+        counted: vote.is_counted,
+    };
     let happened = |Happened { at, event, by }: Happened| HappenedView {
         at: wire_time(at),
         event: event.as_str(),
         by: by.map(|by| by.to_string()),
     };
     DetailView {
-        request: RequestView::of(row, may_decide),
+        request: RequestView::of(row, &rights),
         context,
         plan_steps: RawValue::from_string(plan_steps)
             .unwrap_or_else(|_invalid| crate::domain::json::raw(&[(); 0])),
-        votes: [],
+        votes: votes.into_iter().map(vote).collect(),
         comments: comments.into_iter().map(Into::into).collect(),
         arguments_schema: offer.arguments_schema.as_deref().map(raw_or_null),
         response_schema: offer.response_schema.as_deref().map(raw_or_null),

@@ -1,5 +1,6 @@
 //! The envelope around every JSON answer, with the ids of the call.
 
+use std::borrow::Cow;
 use std::future::Future;
 
 use actix_web::body::MessageBody;
@@ -12,7 +13,7 @@ use serde::Serialize;
 use tracing_actix_web::RequestId;
 
 use super::headers::via;
-use super::text::Language;
+use super::text::{Language, Text};
 use crate::domain::clock::Clock;
 
 tokio::task_local! {
@@ -111,11 +112,11 @@ pub fn wire_time(time: chrono::DateTime<chrono::Utc>) -> String {
 impl<T> Envelope<T> {
     /// The envelope of a success.
     #[must_use]
-    pub fn success(message: &'static str, data: Option<T>) -> Self {
+    pub fn success(message: impl Into<String>, data: Option<T>) -> Self {
         let call = Call::current();
         Self {
             status: "SUCCESS",
-            message: message.to_owned(),
+            message: message.into(),
             data,
             error_code: None,
             success: true,
@@ -146,14 +147,14 @@ impl<T> Envelope<T> {
 #[derive(Debug)]
 pub struct Answer<T> {
     status: StatusCode,
-    message: &'static str,
+    message: Cow<'static, str>,
     data: Option<T>,
     headers: HeaderMap,
 }
 
 impl<T> Answer<T> {
-    fn new(status: StatusCode, message: &'static str, data: Option<T>) -> Self {
-        Self { status, message, data, headers: HeaderMap::new() }
+    fn new(status: StatusCode, message: impl Into<Cow<'static, str>>, data: Option<T>) -> Self {
+        Self { status, message: message.into(), data, headers: HeaderMap::new() }
     }
 
     /// Adds a header.
@@ -181,6 +182,12 @@ pub fn nothing<T>(message: &'static str) -> Answer<T> {
 /// 201 with data.
 pub fn created<T>(message: &'static str, data: T) -> Answer<T> {
     Answer::new(StatusCode::CREATED, message, Some(data))
+}
+
+/// 202 with data, in the caller's language.
+pub fn accepted<T>(message: Text, data: T) -> Answer<T> {
+    let message = message.in_language(Call::current().language);
+    Answer::new(StatusCode::ACCEPTED, message, Some(data))
 }
 
 impl<T: Serialize> Responder for Answer<T> {

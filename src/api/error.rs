@@ -619,6 +619,12 @@ impl From<Refusal> for ApiError {
                 "Not your request: only the user whom it names can decide it.",
                 "본인 요청이 아님: 요청에 지정된 사용자만 결정할 수 있습니다.",
             ),
+            Refusal::NotAllowed { en, ko } => Self::new(ErrorCode::Forbidden, en, ko),
+            Refusal::MoreNeeded => Self::new(
+                ErrorCode::Forbidden,
+                "More approvals needed: more people have to approve this one. Approve it by itself.",
+                "승인 더 필요: 여러 사람의 승인이 필요한 요청이므로 따로 승인해 주세요.",
+            ),
             Refusal::NotTheOwner => Self::new(
                 ErrorCode::Forbidden,
                 "Not yours to change: only its user or an admin can. Nothing was changed.",

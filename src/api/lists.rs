@@ -23,6 +23,7 @@ use crate::domain::ids::{RequestId, SessionId, TaskId, UserId};
 use crate::domain::list::{Filter, Listed, Order, Owners, Position, Status};
 use crate::domain::request::Origin;
 use crate::domain::search;
+use crate::requests::bound::Rights;
 use crate::requests::list::{self, Listing, Scope, Wanted, default_order};
 use crate::state::AppState;
 
@@ -158,7 +159,7 @@ pub struct RequestView {
     status: &'static str,
     /// `low`, `medium`, `high` or `critical`.
     #[schema(example = "medium")]
-    risk: &'static str,
+    risk: String,
     /// The policy's rule for this request.
     rule: Option<String>,
     #[schema(example = "2026-01-16T12:00:00")]
@@ -170,7 +171,7 @@ pub struct RequestView {
     fingerprint: String,
     /// The user who decided.
     decided_by: Option<String>,
-    /// How it was decided: `person`.
+    /// How it was decided: `person`, `policy` or `grant`.
     decided_via: Option<&'static str>,
     decided_at: Option<String>,
     /// When it was closed: decided, expired or withdrawn.
@@ -197,8 +198,10 @@ pub struct RequestView {
 impl RequestView {
     /// The request as a caller sees it.
     #[must_use]
-    pub fn of(row: Listed, may_decide: bool) -> Self {
+    pub fn of(row: Listed, rights: &Rights) -> Self {
         let agent_waits_until = row.agent_waits_until().map(wire_time);
+        let approved = i64::from(row.status == Status::Approved);
+        let count = |number: i64| u32::try_from(number).unwrap_or(0);
         Self {
             request_id: row.id.to_string(),
             session_id: row.session.to_string(),
@@ -211,21 +214,21 @@ impl RequestView {
             action_type: row.action_type,
             message: row.message,
             status: row.status.as_str(),
-            risk: RISK,
-            rule: None,
+            risk: row.ruling.risk.unwrap_or_else(|| RISK.to_owned()),
+            rule: row.ruling.rule,
             created_at: wire_time(row.created_at),
             expires_at: wire_time(row.expires_at),
             task_id: row.task.map(|task| task.to_string()),
             fingerprint: row.fingerprint,
-            decided_via: row.decided_by.as_ref().map(|_person| "person"),
+            decided_via: row.decided_by.as_ref().map(|_decider| row.ruling.via.as_str()),
             decided_by: row.decided_by.map(|user| user.to_string()),
             decided_at: row.decided_at.map(wire_time),
             settled_at: row.closed_at.map(wire_time),
             reason: row.reason,
-            approvals: u32::from(row.status == Status::Approved),
-            approvals_needed: 1,
-            may_decide,
-            decisions: row.ways.iter().map(|way| way.as_str()).collect(),
+            approvals: count(row.ruling.approvals.unwrap_or(approved)),
+            approvals_needed: count(row.ruling.approvals_needed.unwrap_or(1)),
+            may_decide: rights.may_decide,
+            decisions: rights.decisions.iter().map(|way| way.as_str()).collect(),
             etag: row.etag,
             asked_again: row.is_asked_again,
             agent_waits_until,
@@ -266,7 +269,7 @@ pub async fn list(
 }
 
 fn page(listing: Listing, size: usize, digest: &str) -> RequestPage {
-    let content = listing.rows.into_iter().map(|(row, may)| RequestView::of(row, may));
+    let content = listing.rows.into_iter().map(|(row, rights)| RequestView::of(row, &rights));
     let content = content.collect::<Vec<_>>();
     RequestPage {
         number_of_elements: content.len(),
@@ -371,7 +374,6 @@ impl ListQuery {
     fn wanted(self, caller: &Caller) -> Wanted {
         Wanted {
             scope: self.scope,
-            is_empty: self.rule.is_some() || self.risk.is_some_and(|risk| risk != RISK),
             filter: Filter {
                 tenant: caller.tenant.clone(),
                 owners: Owners::All,
@@ -386,6 +388,9 @@ impl ListQuery {
                 decided_by: self.decided_by,
                 from: self.from,
                 to: self.to,
+                risk: self.risk,
+                rule: self.rule,
+                decidable: None,
                 words: self.words,
             },
         }

@@ -83,11 +83,44 @@ pub struct OutcomeView {
     /// When the request was closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     settled_at: Option<String>,
+    /// How it was decided under a policy file: `person`, `policy` or `grant`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decided_via: Option<&'static str>,
+    /// How many people have approved it, and how many have to, under a policy file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    votes: Option<VotesView>,
     /// The state of the signal in Redis.
     signal: SignalView,
     /// When the agent acknowledged the outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
     acted_at: Option<String>,
+}
+
+/// The approvals of a request.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub struct VotesView {
+    /// How many people have to approve it.
+    #[schema(example = 2)]
+    needed: u32,
+    /// How many have.
+    #[schema(example = 1)]
+    given: u32,
+}
+
+impl VotesView {
+    /// Those of a request under a policy file.
+    pub(super) fn of(record: &Record) -> Option<Self> {
+        let ruling = &record.ruling;
+        let given = ruling.approvals.unwrap_or(i64::from(record.is_approved()));
+        let count = |number: i64| u32::try_from(number).unwrap_or(0);
+        ruling.approvals_needed.map(|needed| Self { needed: count(needed), given: count(given) })
+    }
+}
+
+/// How a request was decided under a policy file.
+pub(super) fn decided_via(record: &Record) -> Option<&'static str> {
+    let is_ruled = record.state.decision().is_some() && record.ruling.version.is_some();
+    is_ruled.then_some(record.ruling.via.as_str())
 }
 
 /// The state of a signal.
@@ -272,6 +305,8 @@ fn view(found: Found) -> OutcomeView {
                 decided_by: decision.map(|decision| decision.by.to_string()),
                 decided_at: decision.map(|decision| wire_time(decision.at)),
                 settled_at: record.closed_at.map(wire_time),
+                decided_via: decided_via(&record),
+                votes: VotesView::of(&record),
                 signal: signal(&record),
                 acted_at: record.acted_at.map(wire_time),
                 fingerprint,
@@ -293,6 +328,8 @@ fn view(found: Found) -> OutcomeView {
             decided_by: None,
             decided_at: None,
             settled_at: None,
+            decided_via: None,
+            votes: None,
             signal: NO_SIGNAL,
             acted_at: None,
         },

@@ -69,11 +69,6 @@ pub fn risk() -> Schema {
     of(json!({ "type": ["string", "null"], "enum": ["low", "medium", "high", "critical", null] }))
 }
 
-/// A list that is empty in this release.
-pub fn no_items() -> Schema {
-    of(json!({ "type": "array", "items": { "type": "object" } }))
-}
-
 /// Makes a type of a schema, because utoipa's attributes take types.
 macro_rules! schema_type {
     ($(#[$meaning:meta])* $name:ident = $schema:expr) => {

@@ -16,7 +16,7 @@ use super::envelope::{Answer, Envelope, nothing, ok};
 use super::error::ApiError;
 use super::examples::success;
 use super::identity::{CallerOf, is_agent, token_time_left};
-use super::outcomes::parse_wait;
+use super::outcomes::{VotesView, decided_via, parse_wait};
 use super::schemas;
 use super::{request_id, session_id};
 use crate::api::connection::end_with_client;
@@ -92,6 +92,11 @@ struct OutcomeEvent<'a> {
     /// Unix seconds.
     timestamp: i64,
     fingerprint: String,
+    /// How it was decided under a policy file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decided_via: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    votes: Option<VotesView>,
     /// See [`Told`].
     #[serde(skip_serializing_if = "Option::is_none")]
     requested_fingerprint: Option<String>,
@@ -130,7 +135,8 @@ pub async fn read(
     let ask = |polled: Option<_>| {
         let (app, caller) = (app.get_ref().clone(), caller.clone());
         let (session, wanted) = (session.clone(), wanted.clone());
-        async move { find_signal(&app, &caller, &session, wanted.as_ref(), polled).await }
+        // Boxed, because the future is large.
+        async move { Box::pin(find_signal(&app, &caller, &session, wanted.as_ref(), polled)).await }
     };
     // Most polls end here. They only read, so they need not run to their end.
     let mut polled = None;
@@ -286,6 +292,8 @@ fn event(record: &Record) -> Data {
         reason,
         timestamp: at.unwrap_or_default().timestamp(),
         fingerprint,
+        decided_via: decided_via(record),
+        votes: VotesView::of(record),
         requested_fingerprint,
         arguments,
         response,

@@ -151,6 +151,7 @@ fn when(row: &Listed, now: DateTime<Utc>, language: Language) -> String {
 mod tests {
     use super::*;
     use crate::domain::ids::{RequestId, SessionId};
+    use crate::domain::record::Ruling;
     use crate::domain::request::Origin;
 
     #[test]
@@ -178,6 +179,7 @@ mod tests {
             reason: None,
             closed_at: None,
             ways: crate::domain::ways::PLAIN_WAYS.to_vec(),
+            ruling: Ruling::default(),
         };
         let english = table(std::slice::from_ref(&row), now, Language::English);
         assert!(english.contains("결재\\u{1b}[2J\\nnext xx"), "{english}");

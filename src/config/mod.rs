@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::num::NonZeroU32;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -26,6 +27,7 @@ use crate::identity::{ClaimValue, JwtConfig};
 use crate::ledger::Pooler;
 use crate::limits::MAX_TASK_BYTES;
 use crate::limits::quotas::QuotaLimits;
+use crate::policy::Policy as PolicyFile;
 
 mod mistakes;
 mod names;
@@ -96,6 +98,8 @@ pub struct Config {
     pub jwt: JwtConfig,
     /// Who may decide.
     pub policy: Policy,
+    /// The policy file. With one, `policy.approvers` says nothing.
+    pub policy_file: Option<Arc<PolicyFile>>,
     /// The rate limit of one person; `None` means no limit.
     pub rate_limit: Option<RateLimit>,
     /// Most concurrent calls; further calls are refused.
@@ -177,6 +181,7 @@ struct RawConfig {
     person_claim: Option<String>,
     revocations_file: Option<PathBuf>,
     approvers: String,
+    policy_file: Option<PathBuf>,
     unscoped_requests: String,
     require_if_match: bool,
     rate_limit_per_second: u32,
@@ -316,6 +321,7 @@ impl Config {
             );
         }
         let policy = raw.policy()?;
+        let policy_file = raw.policy_file()?;
         let jwt = raw.jwt(redis.is_some())?;
         raw.check_ledger_is_named(redis.is_some())?;
         if let Some(RedisSettings::Tls { trusted, .. }) = &redis {
@@ -332,6 +338,7 @@ impl Config {
             auto_migrate: raw.auto_migrate,
             jwt,
             policy,
+            policy_file,
             rate_limit,
             max_calls_under_way: raw.max_calls_under_way,
             max_connections: raw.max_connections,
@@ -542,6 +549,19 @@ impl RawConfig {
             )?,
             require_if_match: self.require_if_match,
         })
+    }
+
+    /// Reads and checks the policy file. Its text is kept in `given`, so that a reload notices a change of
+    /// the file.
+    fn policy_file(&mut self) -> anyhow::Result<Option<Arc<PolicyFile>>> {
+        let Some(file) = &self.policy_file else { return Ok(None) };
+        let text = fs::read_to_string(file).with_context(|| {
+            format!("cannot read the rules that policy_file names: {}", file.display())
+        })?;
+        let policy = PolicyFile::read(&text)
+            .map_err(|mistake| anyhow::anyhow!("policy_file {}: {mistake}", file.display()))?;
+        self.given.insert("policy_file".to_owned(), SecretString::from(text));
+        Ok(Some(Arc::new(policy)))
     }
 
     /// Requires `DATABASE_URL` if Redis is configured or the service can be reached from other machines.

@@ -6,6 +6,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
+use super::record::{DecidedVia, Ruling};
 use super::request::{AGENT_TIMEOUT, Origin};
 use super::ways::Way;
 
@@ -145,8 +146,51 @@ pub struct Filter {
     pub from: Option<DateTime<Utc>>,
     /// Only made before this time.
     pub to: Option<DateTime<Utc>>,
+    /// Only with this risk; requests that no policy file has judged have a medium one.
+    pub risk: Option<String>,
+    /// Only those that this rule of the policy file binds.
+    pub rule: Option<String>,
+    /// If set, only what these rules let the caller decide, and what the caller has decided.
+    pub decidable: Option<Decidable>,
     /// Only with all of these words in their text; see [`search`](super::search).
     pub words: Vec<String>,
+}
+
+/// Which requests a person may decide under a policy file, by what binds them. See
+/// [`Ruling::binding`](super::record::Ruling::binding).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decidable {
+    /// The keys of requests that name the person.
+    pub own: Vec<String>,
+    /// The keys of requests that name somebody else.
+    pub others: Vec<String>,
+    /// The keys of requests that name nobody.
+    pub nobodys: Vec<String>,
+    /// The keys of requests that the person may decide once they are old enough: until then, it is for
+    /// others to decide.
+    pub aged: Vec<Aged>,
+}
+
+/// Requests that a person may decide if they were made early enough.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aged {
+    /// What binds them.
+    pub binding: String,
+    /// Whom they name.
+    pub named: Named,
+    /// When they were made at the latest, UTC.
+    pub made_by: DateTime<Utc>,
+}
+
+/// Whom a request names, from a person's view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// The person.
+    Own,
+    /// Somebody else.
+    Other,
+    /// Nobody.
+    Nobody,
 }
 
 impl Filter {
@@ -219,12 +263,22 @@ pub struct Listed {
     pub closed_at: Option<DateTime<Utc>>,
     /// The ways in which it can be decided, as far as its agent goes.
     pub ways: Vec<Way>,
+    /// What the policy file said.
+    pub ruling: Ruling,
 }
 
 /// The longest message in a list, in characters: the longest that can be registered over HTTP.
 pub const MAX_MESSAGE_CHARS: usize = 2000;
 
 impl Listed {
+    /// Whether this person has decided the request, alone or with others.
+    #[must_use]
+    pub fn is_decided_by(&self, user: &UserId) -> bool {
+        let Ruling { via, voters, .. } = &self.ruling;
+        *via == DecidedVia::Person
+            && (self.decided_by.as_ref() == Some(user) || voters.contains(user))
+    }
+
     /// When the agent gives up, whether or not the request could still be decided then: agents on
     /// Redis wait for 300 s. `None` for a registered request, whose agent may come back at any time.
     #[must_use]

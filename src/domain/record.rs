@@ -104,8 +104,10 @@ pub struct Ruling {
     pub rule: Option<String>,
     /// The version of the policy file.
     pub version: Option<String>,
-    /// All rules that bind, as a key of that version of the policy file.
+    /// Stands for that version and the rules that bind. The ledger knows which these are.
     pub binding: Option<String>,
+    /// The rules that bind, as the policy spells them. Only of a ruling that is to be written.
+    pub rules: Option<String>,
     /// `low`, `medium`, `high` or `critical`.
     pub risk: Option<String>,
     /// How many people have to approve.

@@ -1,6 +1,7 @@
 //! The rules of a decision: who may decide which request, until when, and how a second decision is answered.
 //!
-//! [`decide`] and [`withdraw`] say whether a caller may decide or withdraw a request. The ledger then
+//! [`check_caller`], [`check_open`] and [`withdraw`] say whether a caller may decide or withdraw a request,
+//! apart from the policy file (`permit`). The ledger then
 //! records exactly one outcome of each request. [`judge_lost_decision`] and [`judge_lost_withdrawal`] say
 //! what the callers are answered whose outcome was not recorded. All functions are pure.
 
@@ -10,7 +11,7 @@ use super::approver::{Caller, Role};
 use super::decision::{Decision, State, Verdict};
 use super::ids::{RequestId, SessionId, TenantId, UserId};
 use super::list::Owners;
-use super::record::{Candidate, Record};
+use super::record::{Candidate, DecidedVia, Record};
 use super::request::Origin;
 use super::session::SessionPointer;
 use super::ways::Way;
@@ -51,6 +52,15 @@ pub enum Refusal {
     NotFound,
     /// The request names another user, and [`Approvers::Requester`] lets only that user decide.
     NotTheRequester,
+    /// The policy file does not let the caller decide. The sentence names the rule, in English and Korean.
+    NotAllowed {
+        /// English.
+        en: String,
+        /// Korean.
+        ko: String,
+    },
+    /// The caller's approval needs those of more people, and is to be recorded by itself.
+    MoreNeeded,
     /// The caller is neither the user of the request nor an admin.
     NotTheOwner,
     /// The session names another request by now.
@@ -180,22 +190,11 @@ pub fn may_write(owner: Option<&UserId>, caller: &Caller) -> bool {
     caller.role == Role::Admin || owner == Some(&caller.user)
 }
 
-/// Whether this caller may decide this request now.
-///
-/// `pointer` is the pointer of the request's session. It counts only for requests of Redis.
+/// Whether the settings let this caller decide this request.
 ///
 /// # Errors
-/// The first that applies of [`Refusal::NotFound`], [`Refusal::NotTheRequester`], [`Refusal::MovedOn`],
-/// [`Refusal::AnothersSession`], [`Refusal::Expired`] and [`Refusal::NotOffered`]. Then nothing may be
-/// recorded.
-pub fn decide(
-    candidate: &Candidate,
-    pointer: &SessionPointer,
-    caller: &Caller,
-    verdict: Verdict,
-    now: DateTime<Utc>,
-    policy: Policy,
-) -> Result<Decision, Refusal> {
+/// The first that applies of [`Refusal::NotFound`] and [`Refusal::NotTheRequester`].
+pub fn check_caller(candidate: &Candidate, caller: &Caller, policy: Policy) -> Result<(), Refusal> {
     let user = candidate.user.as_ref();
     if !is_visible(candidate.tenant.as_ref(), user, caller, policy) {
         return Err(Refusal::NotFound);
@@ -203,26 +202,39 @@ pub fn decide(
     if !decidable(caller, policy).include(user) {
         return Err(Refusal::NotTheRequester);
     }
+    Ok(())
+}
+
+/// Whether anybody can decide this request now: its agent waits for it, and it has not expired.
+///
+/// `pointer` is the pointer of the request's session. It counts only for requests of Redis.
+///
+/// # Errors
+/// The first that applies of [`Refusal::MovedOn`], [`Refusal::AnothersSession`] and [`Refusal::Expired`].
+pub fn check_open(
+    candidate: &Candidate,
+    pointer: &SessionPointer,
+    expires_at: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<(), Refusal> {
+    let user = candidate.user.as_ref();
     if candidate.origin == Origin::Redis && !pointer.allows(&candidate.request.id) {
         return Err(Refusal::MovedOn);
     }
     if candidate.origin == Origin::Redis && pointer.is_anothers(candidate.tenant.as_ref(), user) {
         return Err(Refusal::AnothersSession);
     }
-    if now >= candidate.expires_at {
+    if now >= expires_at {
         return Err(Refusal::Expired);
     }
-    if !candidate.ways().contains(&verdict.way()) {
-        return Err(Refusal::NotOffered(verdict.way()));
-    }
-    Ok(Decision { verdict, by: caller.user.clone(), at: now })
+    Ok(())
 }
 
 /// The answer to a caller whose decision the ledger did not record, because of the row that it has.
 /// `is_altered` says that the caller saw other content than the row has.
 ///
-/// If the row has the same decision by the same caller about the same content, the caller has repeated
-/// it: the decision is returned, and the call succeeds.
+/// If the row has the same decision by the same caller about the same content, or one to which the caller's
+/// vote counted, the caller has repeated it: the decision is returned, and the call succeeds.
 ///
 /// # Errors
 /// - [`Refusal::NotFound`] when the row belongs to another tenant.
@@ -243,8 +255,9 @@ pub fn judge_lost_decision(
     match &record.state {
         State::Decided(_) if is_altered => Err(Refusal::Altered),
         State::Decided(standing) => {
-            let same = standing.by == caller.user && standing.verdict.repeats(verdict);
-            if same {
+            let is_decider = record.ruling.via == DecidedVia::Person && standing.by == caller.user;
+            let has_voted = record.ruling.voters.contains(&caller.user);
+            if (is_decider || has_voted) && standing.verdict.repeats(verdict) {
                 return Ok(standing.clone());
             }
             Err(Refusal::AlreadyDecided(ExistingDecision {
@@ -338,6 +351,18 @@ mod tests {
     use super::super::request::ApprovalRequest;
     use super::*;
 
+    /// What `permit::judge` does without a policy file.
+    fn decide(
+        candidate: &Candidate,
+        pointer: &SessionPointer,
+        caller: &Caller,
+        policy: Policy,
+        now: DateTime<Utc>,
+    ) -> Result<(), Refusal> {
+        check_caller(candidate, caller, policy)?;
+        check_open(candidate, pointer, candidate.expires_at, now)
+    }
+
     fn at(second: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(1_706_152_860 + second, 0).unwrap()
     }
@@ -422,7 +447,9 @@ mod tests {
 
     prop_compose! {
         fn a_record()(
-            kept in a_candidate(), tenant in a_tenant(), state in a_state()
+            kept in a_candidate(), tenant in a_tenant(), state in a_state(),
+            via in prop::sample::select(vec![DecidedVia::Person, DecidedVia::Policy]),
+            voters in prop::collection::vec(a_user(), 0..2),
         ) -> Record {
             Record {
                 id: kept.request.id,
@@ -448,7 +475,7 @@ mod tests {
                 sequence: None,
                 closed_at: None,
                 acted_at: None,
-                ruling: Ruling::default(),
+                ruling: Ruling { via, voters, ..Ruling::default() },
             }
         }
     }
@@ -480,10 +507,10 @@ mod tests {
         #[test]
         fn only_the_right_person_decides_only_what_the_agent_waits_for_and_only_in_time(
             candidate in a_candidate(), pointer in a_pointer(), caller in a_caller(),
-            verdict in a_verdict(), second in -4_i64..=4, policy in a_policy(),
+            second in -4_i64..=4, policy in a_policy(),
         ) {
             let now = at(second);
-            let outcome = decide(&candidate, &pointer, &caller, verdict.clone(), now, policy);
+            let outcome = decide(&candidate, &pointer, &caller, policy, now);
             let user = candidate.user.as_ref();
             let accepts = policy.unscoped_requests == UnscopedRequests::Accept;
             let is_mine = match (&candidate.tenant, user) {
@@ -497,10 +524,7 @@ mod tests {
                 || pointer.request.as_deref().is_none_or(|named| named == "req_1");
             let in_time = now < candidate.expires_at;
             match outcome {
-                Ok(decision) => {
-                    prop_assert!(is_mine && may && waits && in_time);
-                    prop_assert_eq!(decision, Decision { verdict, by: caller.user, at: now });
-                }
+                Ok(()) => prop_assert!(is_mine && may && waits && in_time),
                 // The earliest reason is returned, so that callers of other tenants learn nothing.
                 Err(refusal) => prop_assert_eq!(refusal, match (is_mine, may, waits, in_time) {
                     (false, ..) => Refusal::NotFound,
@@ -542,7 +566,10 @@ mod tests {
                 prop_assert_eq!(told, Err(refusal));
                 return Ok(());
             };
-            let is_repeat = standing.by == caller.user
+            let ruling = &record.ruling;
+            let has_voted = ruling.voters.contains(&caller.user);
+            let has_decided = ruling.via == DecidedVia::Person && standing.by == caller.user;
+            let is_repeat = (has_decided || has_voted)
                 && matches!(&standing.verdict, Verdict::Approve) == matches!(verdict, Verdict::Approve);
             prop_assert_eq!(told, match (is_mine, is_altered, is_repeat) {
                 (false, ..) => Err(Refusal::NotFound),

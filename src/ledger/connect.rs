@@ -16,6 +16,7 @@ use super::batches::Batches;
 use super::connections::{Connections, Pooler, log_in, share_a_session};
 use super::engine::{Database, Engine};
 use super::error::Result;
+use super::known_bindings::KnownBindings;
 use super::login::LoginError;
 use super::receipts::Receipts;
 use super::request_row::RequestRow;
@@ -34,6 +35,7 @@ pub struct Ledger {
     pub(super) batches: Batches<RequestRow>,
     pub(super) receipts: Receipts,
     pub(super) totals: Totals,
+    pub(super) bindings: KnownBindings,
 }
 
 impl Ledger {
@@ -45,7 +47,13 @@ impl Ledger {
         };
         let engine = Engine::new(database);
         let batches = Batches::new(engine.clone(), usize::try_from(max_alone).unwrap_or(1));
-        Self { engine, batches, receipts: Receipts::default(), totals: Totals::default() }
+        Self {
+            engine,
+            batches,
+            receipts: Receipts::default(),
+            totals: Totals::default(),
+            bindings: KnownBindings::default(),
+        }
     }
 
     /// Connects to Postgres.

@@ -12,6 +12,7 @@ use super::error::Result;
 use super::lists::{CLOSED_AT, MAX_WALK};
 use crate::domain::ids::{RequestId, TenantId, UserId};
 use crate::domain::list::Status;
+use crate::domain::request::Origin;
 
 /// Where a request stands after a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,16 @@ pub struct Changed {
     pub last_comment: Option<i64>,
     /// Whether it is told for a new comment, and not for its status.
     pub is_commented: bool,
+    /// See [`Ruling::binding`](crate::domain::record::Ruling::binding).
+    pub binding: Option<String>,
+    /// Where it was first written.
+    pub origin: Origin,
+    /// When its agent made it, UTC.
+    pub asked_at: DateTime<Utc>,
+    /// Who has decided it.
+    pub deciders: Vec<UserId>,
+    /// How often votes on it were written.
+    pub ballots: i64,
 }
 
 /// How many requests of one user wait.
@@ -46,9 +57,31 @@ pub struct Waiting {
     pub of_nobody: u64,
     /// Those that name each of some users.
     pub of: HashMap<UserId, WaitingOfUser>,
-    /// Decided requests that their agents have asked again: the user that the request names, and who
-    /// decided it.
-    pub asked_again: Vec<(Option<UserId>, Option<UserId>)>,
+    /// Decided requests that their agents have asked again: the user that the request names, and the
+    /// people who decided it.
+    pub asked_again: Vec<(Option<UserId>, Vec<UserId>)>,
+    /// With a policy file: all that can be decided, by what binds them.
+    pub bound: Option<BoundWaiting>,
+}
+
+/// The requests of a tenant that wait, by what binds them. At most one more than [`MAX_WALK`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BoundWaiting {
+    /// The rules of each key, as the policy spells them.
+    pub rules: HashMap<String, String>,
+    /// The requests of each key.
+    pub groups: HashMap<String, Group>,
+}
+
+/// When requests were made that the same rules bind, the earliest first, UTC.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// All of them.
+    pub all: Vec<DateTime<Utc>>,
+    /// Those that name nobody.
+    pub nobodys: Vec<DateTime<Utc>>,
+    /// Those that name each user.
+    pub of: HashMap<UserId, Vec<DateTime<Utc>>>,
 }
 
 /// The most requests that were asked again to count.
@@ -58,20 +91,58 @@ const MAX_ASKED_AGAIN: i64 = 1000;
 const CHANGED_COLUMNS: &str = "\
     request_id, user_id,
     CASE WHEN asked_again_until IS NOT NULL THEN 'pending'
-         WHEN response IS NOT NULL THEN 'answered' ELSE status END AS status";
+         WHEN response IS NOT NULL THEN 'answered' ELSE status END AS status, binding, origin,
+    COALESCE(asked_at, created_at) AS asked_at, decided_by, decided_via, voters,
+    COALESCE(ballots, 0) AS ballots";
 /// No comment is read: most of what has changed has none that is new.
 const NO_COMMENT: &str = "CAST(NULL AS BIGINT) AS last_comment";
 /// The number of the last comment.
 const LAST_COMMENT: &str = "    (SELECT MAX(c.number) FROM hitl_comment c
       WHERE c.tenant_id = hitl_request.tenant_id AND c.request_id = hitl_request.request_id
     ) AS last_comment";
-type ChangedRow = (String, Option<String>, String, Option<i64>);
+
+/// The user that a request names, who decided it, how, and who voted.
+type AskedAgainRow = (Option<String>, Option<String>, Option<String>, Option<String>);
+/// What binds a request, the user that it names, and when its agent made it.
+type WaitingRow = (Option<String>, Option<String>, DateTime<Utc>);
+
+#[derive(sqlx::FromRow)]
+struct ChangedRow {
+    request_id: String,
+    user_id: Option<String>,
+    status: String,
+    binding: Option<String>,
+    origin: String,
+    asked_at: DateTime<Utc>,
+    decided_by: Option<String>,
+    decided_via: Option<String>,
+    voters: Option<String>,
+    ballots: i64,
+    last_comment: Option<i64>,
+}
 
 /// `None` for a row that somebody has edited by hand.
-fn readable((id, user, status, last_comment): ChangedRow) -> Option<Changed> {
-    let id = RequestId::parse(id).ok()?;
-    let user = user.and_then(|user| UserId::parse(user).ok());
-    Some(Changed { id, user, status: Status::parse(&status)?, last_comment, is_commented: false })
+fn readable(row: ChangedRow) -> Option<Changed> {
+    Some(Changed {
+        id: RequestId::parse(row.request_id).ok()?,
+        user: row.user_id.and_then(|user| UserId::parse(user).ok()),
+        status: Status::parse(&row.status)?,
+        binding: row.binding,
+        origin: if row.origin == "http" { Origin::Http } else { Origin::Redis },
+        asked_at: row.asked_at,
+        deciders: deciders(row.decided_by, row.decided_via.as_deref(), row.voters.as_deref()),
+        ballots: row.ballots,
+        last_comment: row.last_comment,
+        is_commented: false,
+    })
+}
+
+/// The people who have decided a request, alone or together.
+fn deciders(by: Option<String>, via: Option<&str>, voters: Option<&str>) -> Vec<UserId> {
+    let mut deciders = super::request_row::voters(voters);
+    let by = by.filter(|_by| via.is_none()).and_then(|by| UserId::parse(by).ok());
+    deciders.extend(by);
+    deciders
 }
 
 impl Ledger {
@@ -167,7 +238,7 @@ impl Ledger {
         ));
         const ASKED_AGAIN: Statement = Statement::new(
             "ledger.asked_again_of_tenant",
-            "SELECT user_id, decided_by FROM hitl_request
+            "SELECT user_id, decided_by, decided_via, voters FROM hitl_request
               WHERE tenant_id = $1 AND asked_again_until IS NOT NULL
               ORDER BY asked_again_until, request_id LIMIT $2",
         );
@@ -181,7 +252,7 @@ impl Ledger {
             self.engine.fetch_all(COUNT_OF_USERS, &values![tenant, users, limit]).await?
         };
         let asked_again = values![tenant, MAX_ASKED_AGAIN];
-        let asked_again: Vec<(Option<String>, Option<String>)> =
+        let asked_again: Vec<AskedAgainRow> =
             self.engine.fetch_all(ASKED_AGAIN, &asked_again).await?;
         let user = |id: Option<String>| id.and_then(|id| UserId::parse(id).ok());
         Ok(Waiting {
@@ -194,7 +265,45 @@ impl Ledger {
                     Some((UserId::parse(id).ok()?, WaitingOfUser { all, decidable }))
                 })
                 .collect(),
-            asked_again: asked_again.into_iter().map(|(of, by)| (user(of), user(by))).collect(),
+            asked_again: asked_again
+                .into_iter()
+                .map(|(of, by, via, voters)| {
+                    (user(of), deciders(by, via.as_deref(), voters.as_deref()))
+                })
+                .collect(),
+            bound: None,
         })
+    }
+
+    /// The requests of a tenant that can be decided, by what binds them under this version of the policy
+    /// file.
+    ///
+    /// # Errors
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
+    pub async fn bound_waiting(&self, tenant: &TenantId, version: &str) -> Result<BoundWaiting> {
+        const BOUND_WAITING: Statement = Statement::new(
+            "ledger.bound_waiting",
+            "SELECT binding, user_id, COALESCE(asked_at, created_at) FROM hitl_request
+              WHERE tenant_id = $1 AND status = 'pending' AND fingerprint >= '' AND NOT moved_on
+              ORDER BY expires_at, request_id LIMIT $2",
+        );
+        let rules = self.bindings_of(version).await?.into_iter().collect::<HashMap<_, _>>();
+        let mut rows: Vec<WaitingRow> =
+            self.engine.fetch_all(BOUND_WAITING, &values![tenant, MAX_WALK + 1]).await?;
+        rows.sort_unstable_by_key(|(_, _, at)| *at);
+        let mut groups = HashMap::<String, Group>::new();
+        for (binding, user, at) in rows {
+            let Some(binding) = binding.filter(|binding| rules.contains_key(binding)) else {
+                continue;
+            };
+            let group = groups.entry(binding).or_default();
+            group.all.push(at);
+            match user.map(UserId::parse) {
+                None => group.nobodys.push(at),
+                Some(Ok(user)) => group.of.entry(user).or_default().push(at),
+                Some(Err(_edited)) => {}
+            }
+        }
+        Ok(BoundWaiting { rules, groups })
     }
 }

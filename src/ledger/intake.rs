@@ -14,7 +14,7 @@ use super::engine::{Statement, Value, values};
 use super::error::{LedgerError, Result};
 use super::requests::{REQUEST_COLUMNS, RequestRow};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
-use crate::domain::record::Record;
+use crate::domain::record::{Record, Ruling};
 use crate::domain::request::ApprovalRequest;
 
 /// A pending request as it was found in Redis.
@@ -38,6 +38,8 @@ pub struct SeenRequest {
     pub has_moved_on: bool,
     /// The replication id of the Redis that has the request.
     pub replication_id: Option<String>,
+    /// What the policy file says of it.
+    pub ruling: Ruling,
 }
 
 /// What the ledger says of a pending request that was only seen in Redis, without its document.
@@ -118,6 +120,9 @@ impl Ledger {
         let keys = sorted.iter().map(|seen| values![&seen.tenant, &seen.request.id].to_vec());
         let keys = keys.collect::<Vec<_>>();
         let rows = sorted.iter().map(|seen| seen_values(seen)).collect::<Vec<_>>();
+        for seen in seen {
+            self.know_binding(&seen.ruling).await?;
+        }
         self.engine.execute_many(REMOVE_OF_OTHERS, &keys).await?;
         let written = match self.engine.fetch_many::<(String,)>(WRITE_SEEN, &rows).await {
             // One row is in the way of this statement, or locked: each is written by itself.
@@ -291,7 +296,7 @@ impl Ledger {
 
 /// The values of a row for [`WRITE_SEEN`].
 fn seen_values(seen: &SeenRequest) -> Vec<Value> {
-    let SeenRequest { request, .. } = seen;
+    let SeenRequest { request, ruling, .. } = seen;
     values![
         /* $1 */ &request.id,
         /* $2 */ &seen.tenant,
@@ -310,6 +315,11 @@ fn seen_values(seen: &SeenRequest) -> Vec<Value> {
         /* $15 */ seen.replication_id.as_ref(),
         /* $16 */ request.message.as_ref(),
         /* $17 */ &request.etag,
+        /* $18 */ ruling.rule.as_ref(),
+        /* $19 */ ruling.version.as_ref(),
+        /* $20 */ ruling.binding.as_ref(),
+        /* $21 */ ruling.risk.as_ref(),
+        /* $22 */ ruling.approvals_needed,
     ]
     .to_vec()
 }
@@ -335,7 +345,8 @@ const REMOVE_OF_OTHERS: Statement = Statement::new(
 const COLUMNS: &str = "\
     request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint, content_hash,
     document, task_id, owns_task, created_at, expires_at, status, delivery, owed_since, due_at,
-    asked_at, moved_on, seen_on, message, etag";
+    asked_at, moved_on, seen_on, message, etag, rule, policy_version, binding, risk,
+    approvals_needed";
 
 /// Replaces a row that was only seen. `due_at` is a time before Redis was read: a row that has expired
 /// since is not made pending. The row keeps its times while it asks the same question.
@@ -346,6 +357,11 @@ const REPLACE_SEEN: &str = "\
         created_at = CASE WHEN hitl_request.status = 'pending'
                            AND hitl_request.content_hash = excluded.content_hash
                           THEN hitl_request.created_at ELSE excluded.created_at END,
+        approvals = CASE WHEN hitl_request.content_hash = excluded.content_hash
+                         THEN hitl_request.approvals END,
+        rule = excluded.rule, policy_version = excluded.policy_version,
+        binding = excluded.binding, risk = excluded.risk,
+        approvals_needed = excluded.approvals_needed,
         content_hash = excluded.content_hash, document = excluded.document,
         message = excluded.message, etag = excluded.etag,
         expires_at = excluded.expires_at, status = 'pending', settled_at = NULL,
@@ -372,14 +388,17 @@ const WRITE_SEEN: Statement = Statement::new(
          SELECT m.request_id, 'redis', m.tenant_id, m.session_id, m.user_id, m.action_type,
                 m.fingerprint, m.content_hash, m.document, m.task_id, TRUE, m.seen_at,
                 m.expires_at, 'pending', 'sent', m.read_at, m.read_at, m.asked_at,
-                m.moved_on <> 0, m.seen_on, SUBSTR(m.message, 1, 2000), m.etag
+                m.moved_on <> 0, m.seen_on, SUBSTR(m.message, 1, 2000), m.etag, m.by_rule,
+                m.by_version, m.bound, m.of_risk, m.needed
            FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
                        $7::text[], $8::text[], $9::text[], $10::timestamptz[],
                        $11::timestamptz[], $12::timestamptz[], $13::timestamptz[],
-                       $14::bigint[], $15::text[], $16::text[], $17::text[])
+                       $14::bigint[], $15::text[], $16::text[], $17::text[], $18::text[],
+                       $19::text[], $20::text[], $21::text[], $22::bigint[])
                 WITH ORDINALITY AS m(request_id, tenant_id, session_id, user_id, action_type, fingerprint,
                      content_hash, document, task_id, seen_at, asked_at, expires_at, read_at,
-                     moved_on, seen_on, message, etag, place)
+                     moved_on, seen_on, message, etag, by_rule, by_version, bound, of_risk,
+                     needed, place)
           WHERE (SELECT MAX(o.tenant_id) FROM hitl_request o
                   WHERE o.request_id = m.request_id AND o.origin = 'redis'
                     AND o.tenant_id <> m.tenant_id) IS NULL
@@ -393,7 +412,7 @@ const WRITE_SEEN: Statement = Statement::new(
 .on_sqlite(formatcp!(
     "INSERT INTO hitl_request ({COLUMNS})
      SELECT $1, 'redis', $2, $3, $4, $5, $6, $7, $8, $9, TRUE, $10, $12, 'pending', 'sent', $13,
-            $13, $11, $14 <> 0, $15, SUBSTR($16, 1, 2000), $17
+            $13, $11, $14 <> 0, $15, SUBSTR($16, 1, 2000), $17, $18, $19, $20, $21, $22
       WHERE (SELECT MAX(o.tenant_id) FROM hitl_request o
               WHERE o.request_id = $1 AND o.origin = 'redis' AND o.tenant_id <> $2) IS NULL
      {REPLACE_SEEN}"

@@ -12,10 +12,13 @@ use tracing::warn;
 use super::connect::Ledger;
 use super::engine::{Database, Row, Statement, Value, values};
 use super::error::{LedgerError, Result};
+use super::request_row::voters;
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::list::{
-    Filter, Listed, MAX_CLOSING_DELAY, MAX_LIFETIME, Order, Owners, Position, Status, shortened,
+    Aged, Decidable, Filter, Listed, MAX_CLOSING_DELAY, MAX_LIFETIME, Named, Order, Owners,
+    Position, Status, shortened,
 };
+use crate::domain::record::{DecidedVia, Ruling};
 use crate::domain::request::{self, ApprovalRequest, Origin};
 use crate::domain::search::INDEXED_CHARS;
 use crate::domain::ways::Offer;
@@ -35,14 +38,16 @@ const CLOCK_DIFFERENCE: TimeDelta = TimeDelta::minutes(1);
 const NAMES: &str = "\
     request_id, session_id, tenant_id, user_id, origin, action_type, message, status, created_at,
     expires_at, task_id, fingerprint, decided_by, decided_at, reason, settled_at, etag, asked_at,
-    moved_on, asked_again_until, offered, is_answered, document";
+    moved_on, asked_again_until, decided_via, rule, policy_version, binding, risk,
+    approvals_needed, approvals, voters, offered, is_answered, document";
 /// `settled_at` of a closed request, as its index has it: see the migration.
 pub(super) const CLOSED_AT: &str = "COALESCE(settled_at, created_at)";
 /// The same as a table has them.
 const COLUMNS: &str = "\
     request_id, session_id, tenant_id, user_id, origin, action_type, message, status, created_at,
     expires_at, task_id, fingerprint, decided_by, decided_at, reason, settled_at, etag, asked_at,
-    moved_on, asked_again_until, offered, response IS NOT NULL AS is_answered,
+    moved_on, asked_again_until, decided_via, rule, policy_version, binding, risk,
+    approvals_needed, approvals, voters, offered, response IS NOT NULL AS is_answered,
     CASE WHEN etag IS NULL THEN document END AS document";
 
 /// The pending requests of all tenants, by an index for all of them.
@@ -95,6 +100,14 @@ struct ListedRow {
     offered: Option<String>,
     /// Whether it has the status of a rejection, but is an answer.
     is_answered: bool,
+    decided_via: Option<String>,
+    rule: Option<String>,
+    policy_version: Option<String>,
+    binding: Option<String>,
+    risk: Option<String>,
+    approvals_needed: Option<i64>,
+    approvals: Option<i64>,
+    voters: Option<String>,
     /// Only if `etag` is missing.
     document: Option<String>,
     /// The time by which the list is ordered.
@@ -156,6 +169,17 @@ impl ListedRow {
             reason: self.reason.filter(|_reason| !self.is_answered),
             closed_at: self.settled_at,
             ways: Offer::ways_of_column(self.offered.as_deref()),
+            ruling: Ruling {
+                via: DecidedVia::of_column(self.decided_via.as_deref()),
+                rule: self.rule,
+                version: self.policy_version,
+                binding: self.binding,
+                risk: self.risk,
+                approvals_needed: self.approvals_needed,
+                approvals: self.approvals,
+                voters: voters(self.voters.as_deref()),
+                ..Ruling::default()
+            },
         })
     }
 }
@@ -605,7 +629,7 @@ impl Reading {
             Extent::Found(ids) => {
                 let again = matches!(source, Source::AskedAgain);
                 let again = if again { " AND asked_again_until IS NOT NULL" } else { "" };
-                rows = format!("{} AND {rows}{again}", self.one_of(ids));
+                rows = format!("{} AND {rows}{again}", self.one_of("request_id", ids));
                 MAX_FOUND + 1
             }
         };
@@ -644,8 +668,8 @@ impl Reading {
             format!(
                 "SELECT COUNT(*) FROM (
                     SELECT tenant_id, request_id, session_id, user_id, action_type, status, task_id, decided_by,
-                           created_at, expires_at, moved_on, asked_again_until,
-                           response IS NOT NULL AS is_answered
+                           created_at, expires_at, moved_on, asked_again_until, asked_at, decided_via, rule,
+                           risk, binding, voters, response IS NOT NULL AS is_answered
                       FROM hitl_request WHERE {rows} ORDER BY {order} LIMIT {limit}
                  ) AS walk WHERE {filters}"
             )
@@ -653,14 +677,57 @@ impl Reading {
         self
     }
 
-    /// The condition that a request is one of these.
-    fn one_of(&mut self, ids: &[String]) -> String {
-        let ids = self.bind(Value::Texts(ids.to_vec()));
+    /// The condition that a column has one of these values.
+    fn one_of(&mut self, column: &str, values: &[String]) -> String {
+        let values = self.bind(Value::Texts(values.to_vec()));
         if self.position == "instr" {
-            format!("request_id IN (SELECT value FROM json_each({ids}))")
+            format!("{column} IN (SELECT value FROM json_each({values}))")
         } else {
-            format!("request_id = ANY({ids})")
+            format!("{column} = ANY({values})")
         }
+    }
+
+    /// The condition that the caller has decided the request, alone or with others.
+    fn is_decided_by(&mut self, caller: &UserId) -> String {
+        let user = self.bind(caller);
+        let spelled = self.bind(crate::domain::json::raw(caller.as_str()).get());
+        let position = self.position;
+        format!(
+            "(decided_via IS NULL AND (decided_by = {user}
+              OR COALESCE({position}(voters, {spelled}), 0) > 0))"
+        )
+    }
+
+    /// The condition that a request names the caller, somebody else, or nobody.
+    fn named(&mut self, named: Named, caller: &UserId) -> String {
+        match named {
+            Named::Own => format!("user_id = {}", self.bind(caller)),
+            Named::Other => format!("user_id <> {}", self.bind(caller)),
+            Named::Nobody => "user_id IS NULL".to_owned(),
+        }
+    }
+
+    /// The condition that the caller may decide the request, as far as the rules that bind it go.
+    fn decidable(&mut self, decidable: &Decidable, caller: &UserId) -> String {
+        let mut ways = Vec::new();
+        for (whose, keys) in [
+            (Named::Own, &decidable.own),
+            (Named::Other, &decidable.others),
+            (Named::Nobody, &decidable.nobodys),
+        ] {
+            if !keys.is_empty() {
+                let named = self.named(whose, caller);
+                ways.push(format!("({named} AND {})", self.one_of("binding", keys)));
+            }
+        }
+        for Aged { binding, named: whose, made_by } in &decidable.aged {
+            let named = self.named(*whose, caller);
+            let (binding, made_by) = (self.bind(binding), self.bind(*made_by));
+            ways.push(format!(
+                "({named} AND binding = {binding} AND COALESCE(asked_at, created_at) <= {made_by})"
+            ));
+        }
+        if ways.is_empty() { "FALSE".to_owned() } else { ways.join(" OR ") }
     }
 
     /// The condition of the rows of this walk, from the position on.
@@ -761,16 +828,35 @@ impl Reading {
         // Only the values of parameters that the statement names are bound.
         match filter.decidable_at {
             Some(_now) if matches!(source, Source::AskedAgain) => {
-                filters.push(format!("decided_by = {}", self.bind(&filter.caller)));
+                let is_decider = self.is_decided_by(&filter.caller);
+                filters.push(is_decider);
             }
             Some(now) if walk == Walk::Created && filter.has_pending() => {
-                let (now, decider) = (self.bind(now), self.bind(&filter.caller));
+                let (now, decider) = (self.bind(now), self.is_decided_by(&filter.caller));
                 filters.push(format!(
                     "(status <> 'pending' OR (expires_at > {now} AND NOT moved_on))
-                     AND (asked_again_until IS NULL OR decided_by = {decider})"
+                     AND (asked_again_until IS NULL OR {decider})"
                 ));
             }
             _ => {}
+        }
+        // What was asked again is for its deciders alone.
+        if let Some(decidable) = &filter.decidable
+            && !matches!(source, Source::AskedAgain)
+        {
+            let may = self.decidable(decidable, &filter.caller);
+            let has = if walk == Walk::Pending {
+                String::new()
+            } else {
+                format!(" OR {}", self.is_decided_by(&filter.caller))
+            };
+            filters.push(format!("({may}{has})"));
+        }
+        if let Some(risk) = &filter.risk {
+            filters.push(format!("COALESCE(risk, 'medium') = {}", self.bind(risk)));
+        }
+        if let Some(rule) = &filter.rule {
+            filters.push(format!("rule = {}", self.bind(rule)));
         }
         // With a user of its own, the source has read that user's rows alone.
         match &filter.owners {

@@ -22,6 +22,7 @@
 //! the cheapest plan with any statistics.
 
 mod batches;
+mod bindings;
 mod comments;
 mod connect;
 mod connections;
@@ -31,6 +32,7 @@ mod error;
 mod export;
 mod inbox;
 mod intake;
+mod known_bindings;
 pub mod known_decisions;
 mod lists;
 mod login;
@@ -49,6 +51,7 @@ mod totals;
 mod votes;
 mod writing;
 
+pub use self::bindings::Rebound;
 pub use self::comments::NewComment;
 pub use self::connect::Ledger;
 pub use self::connections::Pooler;
@@ -56,7 +59,7 @@ pub use self::deliveries::{LEASE, LOST_AT_ONCE};
 pub use self::engine::TIMEOUT;
 pub use self::error::LedgerError;
 pub use self::export::{Exported, ExportedAttempt, Span};
-pub use self::inbox::{Changed, Waiting};
+pub use self::inbox::{BoundWaiting, Changed, Group as WaitingGroup, Waiting};
 pub use self::intake::{AskedAgain, GoneRequest, SeenRequest, SeenRow};
 pub use self::lists::{MAX_WALK, Page};
 pub use self::login::LoginError;

@@ -66,6 +66,12 @@ pub(super) struct RequestRow {
 }
 
 impl RequestRow {
+    /// The tenant and the id of this row, if they can be read.
+    pub(super) fn key(&self) -> Option<(TenantId, RequestId)> {
+        let tenant = TenantId::parse(self.tenant_id.as_str()).ok()?;
+        Some((tenant, RequestId::parse(self.request_id.as_str()).ok()?))
+    }
+
     /// The record of this row, without its delivery receipt.
     pub(super) fn into_record(self) -> Result<Record> {
         let odd =
@@ -126,6 +132,7 @@ impl RequestRow {
                 rule: self.rule,
                 version: self.policy_version,
                 binding: self.binding,
+                rules: None,
                 risk: self.risk,
                 approvals_needed: self.approvals_needed,
                 approvals: self.approvals,

@@ -132,6 +132,13 @@ const PURGE_REQUESTS: Statement = Statement::new(
             DELETE FROM hitl_request
              WHERE (tenant_id, request_id) IN (SELECT tenant_id, request_id FROM old)
             RETURNING tenant_id, task_id, owns_task, outcome
+         ), votes AS (
+            DELETE FROM hitl_vote WHERE ctid = ANY(ARRAY(
+                SELECT UNNEST((SELECT ARRAY_AGG(v.ctid) FROM hitl_vote v
+                                WHERE v.tenant_id = old.tenant_id
+                                  AND v.request_id = old.request_id))
+                  FROM old
+            ))
          ), numbers AS ({REMEMBER_OUTCOMES}), tasks AS ({REMEMBER_OWNED}), texts AS (
             DELETE FROM hitl_search WHERE ctid = ANY(ARRAY(
                 SELECT (SELECT s.ctid FROM hitl_search s
@@ -154,6 +161,11 @@ const PURGE_REQUESTS: Statement = Statement::new(
 .then(&[
     formatcp!("WITH gone AS ({OLD_REQUESTS}) {REMEMBER_OUTCOMES}"),
     formatcp!("WITH gone AS ({OLD_REQUESTS}) {REMEMBER_OWNED}"),
+    formatcp!(
+        "DELETE FROM hitl_vote WHERE (tenant_id, request_id) IN (
+            SELECT tenant_id, request_id FROM ({OLD_REQUESTS}) AS old
+         )"
+    ),
     formatcp!(
         "WITH old AS ({OLD_REQUESTS}) DELETE FROM hitl_search
           WHERE (request_id, tenant_id) IN (SELECT request_id, tenant_id FROM old)"

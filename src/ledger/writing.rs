@@ -28,7 +28,7 @@ use crate::domain::decision::{Decision, State};
 use crate::domain::ids::{TaskId, TenantId, UserId};
 use crate::domain::json;
 use crate::domain::printable::printable;
-use crate::domain::record::{Candidate, Record, Ruling};
+use crate::domain::record::{Candidate, DecidedVia, Record, Ruling};
 use crate::domain::request::Origin;
 use crate::domain::task::TaskStatus;
 use crate::domain::vote::Vote;
@@ -182,6 +182,14 @@ impl<'a> Writing<'a> {
         of_file.max(of_agent).map(|risk| risk.as_str().to_owned())
     }
 
+    /// Whether votes were written since those were read with which this decision was judged.
+    fn is_outvoted(&self, standing: &Record) -> bool {
+        let Change::Decide(permit) = &self.change else { return false };
+        permit.vote().is_some()
+            && standing.state == State::Pending
+            && standing.ruling.ballots != permit.ruling().ballots
+    }
+
     /// The tenant of the row: the request's tenant, else the tenant of the caller.
     fn tenant(&self) -> &TenantId {
         self.candidate.tenant.as_ref().unwrap_or(&self.caller.tenant)
@@ -202,8 +210,9 @@ impl<'a> Writing<'a> {
         let Caller { user, role, token_id, via, .. } = self.caller;
         let decision = self.change.decision();
         let (ruling, vote) = (self.change.ruling(), self.change.vote());
-        // Who decides or votes gives evidence of the token.
-        let gives_evidence = decision.is_some() || vote.is_some();
+        // A person who decides or votes gives evidence of the token; a rule has none.
+        let is_person = ruling.is_none_or(|ruling| ruling.via == DecidedVia::Person);
+        let gives_evidence = is_person && (decision.is_some() || vote.is_some());
         Vec::from(values![
             /* tenant_id */ self.tenant(),
             /* request_id */ &request.id,
@@ -229,7 +238,7 @@ impl<'a> Writing<'a> {
             /* decided_at */ decision.map(|decision| decision.at),
             /* reason */ decision.and_then(|decision| decision.verdict.column_reason()),
             /* rejection: the error_message of a rejected task */ self.rejection_message(),
-            /* decider_role */ decision.and(Some(role.as_str())),
+            /* decider_role */ decision.filter(|_by| is_person).and(Some(role.as_str())),
             /* token_id: of the decider's token */
             token_id.as_ref().filter(|_id| gives_evidence),
             /* if_match */ self.if_match,
@@ -289,6 +298,8 @@ pub enum Recorded {
     Won(Record),
     /// Nothing was written: the row as it is in the ledger.
     Lost(Record),
+    /// Nothing was written: somebody has voted on the request since the votes were read.
+    VotesChanged,
     /// Nothing was written: there is a newer request of Redis in the session; see
     /// [`Writing::only_newest`].
     MovedOn,
@@ -355,6 +366,7 @@ impl Ledger {
             Written::Nothing => {
                 let id = &writing.candidate.request.id;
                 match self.find_request(writing.tenant(), id).await? {
+                    Some(standing) if writing.is_outvoted(&standing) => Ok(Recorded::VotesChanged),
                     Some(standing) if !standing.is_only_seen() => Ok(Recorded::Lost(standing)),
                     Some(standing)
                         if standing.state == State::Expired
@@ -387,6 +399,12 @@ impl Ledger {
     /// vote may have been written: read the votes to find out.
     pub async fn record_vote(&self, writing: &Writing<'_>) -> Result<Option<Record>> {
         let began = Instant::now();
+        if let Change::Vote(ballot) = &writing.change
+            && !ballot.is_for(writing.candidate)
+        {
+            let problem = "a vote was judged for another request";
+            return Err(LedgerError::Inconsistent(problem.to_owned()));
+        }
         match self.write(RECORD_VOTE, writing).await? {
             Written::Row(row) => Ok(Some(self.record(*row, began)?)),
             Written::Nothing | Written::IdTaken => Ok(None),
@@ -434,6 +452,9 @@ impl Ledger {
     /// id, sequence number or request id.
     async fn write(&self, statement: Statement, writing: &Writing<'_>) -> Result<Written> {
         let called_at = Instant::now();
+        if let Some(ruling) = writing.change.ruling() {
+            self.know_binding(ruling).await?;
+        }
         let writes = async {
             let mut is_task_taken = false;
             loop {

@@ -19,6 +19,7 @@ use crate::domain::request::Origin;
 const BUILD: &str = "aura_hitl_build_info";
 const DECISIONS: &str = "aura_hitl_decisions_total";
 const DECISION_AGE: &str = "aura_hitl_decision_age_seconds";
+const VOTES: &str = "aura_hitl_votes_total";
 const OUTCOMES: &str = "aura_hitl_outcomes_total";
 const REFUSED: &str = "aura_hitl_refused_total";
 const CONFLICTS: &str = "aura_hitl_conflicts_total";
@@ -132,7 +133,9 @@ pub fn start(
     for forgery in [Forgery::Message, Forgery::Signal, Forgery::Request] {
         forgeries(forgery).absolute(0);
     }
-    for name in [CONFLICTS, REDIS_CONNECTS, UNCHECKED_MESSAGES, INTAKE_SEEN, INTAKE_UNREADABLE] {
+    for name in
+        [CONFLICTS, VOTES, REDIS_CONNECTS, UNCHECKED_MESSAGES, INTAKE_SEEN, INTAKE_UNREADABLE]
+    {
         counter!(name).absolute(0);
     }
     Ok(())
@@ -142,6 +145,7 @@ fn describe() {
     describe_gauge!(BUILD, "1; the release, its ledger and its courier.");
     describe_counter!(DECISIONS, "Decisions recorded here.");
     describe_histogram!(DECISION_AGE, "Time from the request to the decision.");
+    describe_counter!(VOTES, "Approvals recorded here of requests that need more of them.");
     describe_counter!(OUTCOMES, "Requests closed here without a decision.");
     describe_counter!(REFUSED, "Calls answered with an error.");
     describe_counter!(CONFLICTS, "Decisions refused because the request already had another one.");
@@ -252,6 +256,11 @@ pub fn decided(courier: &'static str, record: &Record) {
     decisions(courier, outcome, origin).increment(1);
     let age = (decision.at - record.asked_at).to_std().unwrap_or_default();
     histogram!(DECISION_AGE, "outcome" => outcome).record(age);
+}
+
+/// Counts an approval that decides nothing yet.
+pub fn voted() {
+    counter!(VOTES).increment(1);
 }
 
 /// Counts a request that expired or was withdrawn. A request that was only seen in Redis is not counted

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt as _};
 
-use super::decide::{Attempt, Decided, Prepared, PreparedDecision, decide};
+use super::decide::{Attempt, Outcome, Prepared, PreparedDecision, decide};
 use super::error::{RequestError, Result};
 use crate::domain::approver::Caller;
 use crate::domain::decision::Verdict;
@@ -41,7 +41,7 @@ pub struct Item {
 #[derive(Debug)]
 pub enum Whole {
     /// All requests are decided as the caller said, now or before.
-    Done(Vec<Decided>),
+    Done(Vec<Outcome>),
     /// Nothing was recorded. The result of each request: what it was before, what stood in the way, or
     /// nothing.
     Refused(Vec<Standing>),
@@ -52,8 +52,8 @@ pub enum Whole {
 /// Where one request of a refused bulk stands.
 #[derive(Debug)]
 pub enum Standing {
-    /// It was decided before, in the same way by the same person.
-    Repeat(Decided),
+    /// It was decided before, in the same way by the same person, or has the person's approval.
+    Repeat(Outcome),
     /// It cannot be decided.
     Obstacle(RequestError),
     /// It could have been decided.
@@ -82,7 +82,7 @@ pub async fn decide_each(
     app: &AppState,
     caller: &Caller,
     items: Vec<Item>,
-) -> Vec<Result<Decided>> {
+) -> Vec<Result<Outcome>> {
     let until = Instant::now() + ROOM_TIMEOUT;
     let deciding = items.into_iter().enumerate().map(|(place, item)| async move {
         // The call itself was counted for the first request.
@@ -199,8 +199,10 @@ async fn record(attempts: &[Attempt<'_>], prepared: Vec<Prepared>) -> Result<Opt
         let record = one.open().and_then(|_open| records.next());
         async move {
             match (one, record) {
-                (Prepared::Repeat(decided), _) => Some(decided),
-                (Prepared::Open(open), Some(record)) => Some(attempt.finish(*open, &record).await),
+                (Prepared::Repeat(outcome), _) => Some(outcome),
+                (Prepared::Open(open), Some(record)) => {
+                    Some(Outcome::Decided(attempt.finish(*open, &record).await))
+                }
                 (Prepared::Open(_), None) => None,
             }
         }

@@ -4,6 +4,10 @@
 //! it now. **Record** the decision; the ledger accepts exactly one. **Send** its signal. If one of the
 //! steps finds the request closed, `Attempt::repeat` answers: the same decision again is a success,
 //! another decision is refused.
+//!
+//! Where a rule of the policy file asks for several approvals, an approval is a vote. The votes before it
+//! are read and counted, and then it is written, alone or with the decision, if nobody else has voted
+//! meanwhile. Else everything begins anew.
 
 use std::time::Duration;
 
@@ -30,13 +34,40 @@ use crate::domain::request::Origin;
 use crate::domain::rules::{Expected, Refusal, judge_lost_decision};
 use crate::domain::schema::Schema;
 use crate::domain::session::SessionPointer;
-use crate::ledger::{Change, LEASE, LedgerError, Overdue, Recorded, Writing};
+use crate::ledger::{Change, LEASE, LedgerError, Overdue, Recorded, SeenRequest, Writing};
 use crate::observe::metrics;
-use crate::permit::{self, Permit};
+use crate::permit::{self, Asking, Ballot, Counted, Granted, Permit, Tally};
 use crate::state::AppState;
 
 /// How long to ask the ledger whether it has recorded a decision that it did not confirm.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_millis(900);
+
+/// How often an approval begins anew because others vote at the same time.
+const MAX_ROUNDS: u32 = 20;
+/// The pause before that, longer each time.
+const ROUND_PAUSE: Duration = Duration::from_millis(5);
+
+/// What a caller's decision has come to.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// The request has this decision.
+    Decided(Decided),
+    /// The approval is recorded, and more are needed.
+    Voted(Voted),
+}
+
+/// An approval that is recorded, of a request that needs more of them.
+#[derive(Clone, Debug)]
+pub struct Voted {
+    /// The session that waits.
+    pub session: SessionId,
+    /// How many people have approved it.
+    pub approvals: i64,
+    /// How many have to.
+    pub needed: i64,
+    /// The entity tag of the request.
+    pub etag: String,
+}
 
 /// The decision in the ledger, for the answer to the caller who made it.
 #[derive(Clone, Debug)]
@@ -60,27 +91,52 @@ pub async fn decide(
     id: &RequestId,
     verdict: Verdict,
     expected: &Expected,
-) -> Result<Decided> {
+) -> Result<Outcome> {
     let attempt = Attempt { app, caller, id, verdict, expected, now: app.clock.now() };
     let mut loaded = attempt.load().await?;
+    let mut rounds = 0;
     loop {
         let subject = match loaded {
             Loaded::Open(subject) => subject,
-            Loaded::Closed(closed) => return attempt.repeat(closed).await,
+            Loaded::Closed(closed) => return attempt.repeat(closed).await.map(Outcome::Decided),
         };
-        let (permit, if_match) = match attempt.judge(&subject).await? {
-            Judged::MayDecide { permit, if_match } => (permit, if_match),
-            Judged::Closed(closed) => return attempt.repeat(*closed).await,
+        let (granted, if_match) = match attempt.judge(&subject).await? {
+            Judged::MayDecide { granted, if_match } => (granted, if_match),
+            Judged::Closed(closed) => return attempt.repeat(*closed).await.map(Outcome::Decided),
         };
-        let decision = permit.decision().clone();
-        match attempt.record(&subject, permit, if_match).await? {
-            Written::Won(record) => return Ok(attempt.send(&subject, &record, decision).await),
-            Written::Lost(closed) => return attempt.repeat_and_resend(closed).await,
-            // An older release registered the request, which also wrote it to Redis.
-            Written::IsRegistered(record) => {
-                loaded = attempt.of_ledger(*record, &InRedis::NotFound)?;
+        let permit = match granted {
+            Granted::Alone(permit) => Some(*permit),
+            Granted::Together(tally) => match Box::pin(attempt.vote(&subject, &tally)).await? {
+                Balloted::Decides(permit) => Some(*permit),
+                Balloted::Added(voted) => return Ok(Outcome::Voted(voted)),
+                Balloted::Outdated => None,
+            },
+        };
+        if let Some(permit) = permit {
+            let decision = permit.decision().clone();
+            match attempt.record(&subject, permit, if_match).await? {
+                Written::Won(record) => {
+                    let decided = attempt.send(&subject, &record, decision).await;
+                    return Ok(Outcome::Decided(decided));
+                }
+                Written::Lost(closed) => {
+                    return attempt.repeat_and_resend(closed).await.map(Outcome::Decided);
+                }
+                // An older release registered the request, which also wrote it to Redis.
+                Written::IsRegistered(record) => {
+                    loaded = attempt.of_ledger(*record, &InRedis::NotFound)?;
+                    continue;
+                }
+                Written::Outdated => {}
             }
         }
+        rounds += 1;
+        if rounds > MAX_ROUNDS {
+            let problem = "too many people vote on a request at once".to_owned();
+            return Err(LedgerError::NotExecuted(problem).into());
+        }
+        tokio::time::sleep(ROUND_PAUSE * rounds).await;
+        loaded = attempt.load().await?;
     }
 }
 
@@ -96,8 +152,8 @@ pub(super) struct Attempt<'a> {
 
 /// The result of the steps load and judge, for a decision that is recorded together with others.
 pub(super) enum Prepared {
-    /// The request has this decision already, and the caller repeats it.
-    Repeat(Decided),
+    /// The request has this decision or this approval already, and the caller repeats it.
+    Repeat(Outcome),
     /// The caller may decide the request.
     Open(Box<PreparedDecision>),
 }
@@ -128,14 +184,14 @@ impl PreparedDecision {
 }
 
 /// A request that was pending when it was loaded.
-struct Subject {
-    candidate: Candidate,
+pub(super) struct Subject {
+    pub candidate: Candidate,
     /// The session's pointer, for a request of Redis. A registered request does not depend on it.
-    pointer: Option<SessionPointer>,
+    pub pointer: Option<SessionPointer>,
 }
 
 /// A row that this attempt cannot change.
-struct Closed {
+pub(super) struct Closed {
     record: Record,
     /// Whether the caller's request differs from the row's.
     is_altered: bool,
@@ -155,17 +211,39 @@ enum Loaded {
 
 enum Judged<'a> {
     MayDecide {
-        permit: Permit,
+        granted: Granted,
         /// The entity tag by which the caller named the content.
         if_match: Option<&'a str>,
     },
     Closed(Box<Closed>),
 }
 
-enum Written {
+pub(super) enum Written {
     Won(Record),
     Lost(Closed),
     IsRegistered(Box<Record>),
+    /// Somebody has voted since the votes were read: nothing was written.
+    Outdated,
+}
+
+/// An approval that is a vote, counted with those of other people.
+enum Counting {
+    /// It is the last one that was missing.
+    Decides(Box<Permit>),
+    /// It is recorded already, and more are missing.
+    IsGiven(Voted),
+    /// It can be recorded, and more are missing.
+    Adds(Box<(Ballot, Voted)>),
+}
+
+/// What has become of an approval that is a vote.
+enum Balloted {
+    /// It is the last one that was missing, and is to be recorded with the decision.
+    Decides(Box<Permit>),
+    /// It is recorded, and more are missing.
+    Added(Voted),
+    /// The request has changed, or somebody has voted since the votes were read: nothing was written.
+    Outdated,
 }
 
 impl Attempt<'_> {
@@ -181,18 +259,36 @@ impl Attempt<'_> {
                     loaded = self.of_ledger(*record, &InRedis::NotFound)?;
                 }
                 Written::Lost(closed) => {
-                    return self.repeat_and_resend(closed).await.map(Prepared::Repeat);
+                    let repeated = self.repeat_and_resend(closed).await?;
+                    return Ok(Prepared::Repeat(Outcome::Decided(repeated)));
                 }
-                Written::Won(_record) => {}
+                Written::Won(_) | Written::Outdated => {}
             }
         }
         let subject = match loaded {
             Loaded::Open(subject) => subject,
-            Loaded::Closed(closed) => return self.repeat(closed).await.map(Prepared::Repeat),
+            Loaded::Closed(closed) => {
+                let repeated = self.repeat(closed).await?;
+                return Ok(Prepared::Repeat(Outcome::Decided(repeated)));
+            }
         };
-        let (permit, if_match) = match self.judge(&subject).await? {
-            Judged::MayDecide { permit, if_match } => (permit, if_match.map(str::to_owned)),
-            Judged::Closed(closed) => return self.repeat(*closed).await.map(Prepared::Repeat),
+        let (granted, if_match) = match self.judge(&subject).await? {
+            Judged::MayDecide { granted, if_match } => (granted, if_match.map(str::to_owned)),
+            Judged::Closed(closed) => {
+                let repeated = self.repeat(*closed).await?;
+                return Ok(Prepared::Repeat(Outcome::Decided(repeated)));
+            }
+        };
+        let permit = match granted {
+            Granted::Alone(permit) => *permit,
+            Granted::Together(tally) => match self.count(&subject, &tally).await? {
+                Some(Counting::Decides(permit)) => *permit,
+                Some(Counting::IsGiven(voted)) => {
+                    return Ok(Prepared::Repeat(Outcome::Voted(voted)));
+                }
+                // Such a vote is a write of its own.
+                Some(Counting::Adds(_)) | None => return Err(Refusal::MoreNeeded.into()),
+            },
         };
         Ok(Prepared::Open(Box::new(PreparedDecision { subject, permit, if_match })))
     }
@@ -282,7 +378,7 @@ impl Attempt<'_> {
     async fn judge<'a>(&self, subject: &'a Subject) -> Result<Judged<'a>> {
         let Subject { candidate, pointer } = subject;
         self.check_schema(candidate)?;
-        let permit = match self.may_decide(candidate, &pointer.clone().unwrap_or_default()) {
+        let granted = match self.may_decide(candidate, &pointer.clone().unwrap_or_default()) {
             // Only the ledger knows whether the request was decided before it expired.
             Err(Refusal::Expired) => match self.recorded().await? {
                 Some(record) => {
@@ -303,7 +399,7 @@ impl Attempt<'_> {
             judged => judged?,
         };
         let if_match = self.expected.check(&candidate.request.etag)?;
-        Ok(Judged::MayDecide { permit, if_match })
+        Ok(Judged::MayDecide { granted, if_match })
     }
 
     /// Checks edited arguments and an answer against the schema of the request's agent.
@@ -330,13 +426,116 @@ impl Attempt<'_> {
         &self,
         candidate: &Candidate,
         pointer: &SessionPointer,
-    ) -> std::result::Result<Permit, Refusal> {
-        let verdict = self.verdict.clone();
-        permit::judge(candidate, pointer, self.caller, verdict, self.now, self.app.policy)
+    ) -> std::result::Result<Granted, Refusal> {
+        let (caller, verdict, now) = (self.caller, &self.verdict, self.now);
+        let asking = Asking { candidate, pointer, caller, verdict, now };
+        permit::judge(&self.app.rules.in_force(), asking)
+    }
+
+    /// Counts the votes. `None` if the request has changed.
+    async fn count(&self, subject: &Subject, tally: &Tally) -> Result<Option<Counting>> {
+        let Some(row) = self.row_of(subject).await? else { return Ok(None) };
+        // The row's counter is read before the votes: a vote that comes in between makes it outdated.
+        crash_point!("counting");
+        let given = self.app.ledger.votes_on(&self.caller.tenant, self.id).await?;
+        let ballot = match tally.count(&given, row.ruling.ballots) {
+            Counted::Decides(permit) => return Ok(Some(Counting::Decides(Box::new(permit)))),
+            Counted::Adds(ballot) => ballot,
+        };
+        let request = &subject.candidate.request;
+        let voted = Voted {
+            session: request.session.clone(),
+            approvals: ballot.ruling().approvals.unwrap_or(1),
+            needed: ballot.ruling().approvals_needed.unwrap_or(1),
+            etag: request.etag.clone(),
+        };
+        Ok(Some(if tally.is_repeated_in(&given) {
+            Counting::IsGiven(voted)
+        } else {
+            Counting::Adds(Box::new((ballot, voted)))
+        }))
+    }
+
+    /// Counts the votes, and writes this one unless it decides.
+    async fn vote(&self, subject: &Subject, tally: &Tally) -> Result<Balloted> {
+        let candidate = &subject.candidate;
+        let (ballot, voted) = match self.count(subject, tally).await? {
+            None => return Ok(Balloted::Outdated),
+            Some(Counting::Decides(permit)) => return Ok(Balloted::Decides(permit)),
+            Some(Counting::IsGiven(voted)) => return Ok(Balloted::Added(voted)),
+            Some(Counting::Adds(added)) => *added,
+        };
+        let writing = Writing::new(candidate, Change::Vote(ballot), self.caller, self.now);
+        let is_written = match self.app.ledger.record_vote(&writing).await {
+            Err(error @ LedgerError::OutcomeUnknown(_)) => {
+                self.confirm_vote(candidate, error).await?;
+                true
+            }
+            written => written?.is_some(),
+        };
+        if !is_written {
+            return Ok(Balloted::Outdated);
+        }
+        crash_point!("voted");
+        let Voted { approvals, needed, .. } = voted;
+        info!(
+            session_id = printable(voted.session.as_str()),
+            approvals, needed, "approval recorded"
+        );
+        metrics::voted();
+        self.app.inbox.announce(&self.caller.tenant, self.id);
+        Ok(Balloted::Added(voted))
+    }
+
+    /// The row of a request on which people vote, which is the lock of the votes. A request of Redis gets
+    /// one if it has none, or one with other content. `None` if there is no such row that is pending.
+    async fn row_of(&self, subject: &Subject) -> Result<Option<Record>> {
+        let candidate = &subject.candidate;
+        let is_row = |record: &Record| {
+            record.state == State::Pending
+                && record.origin == candidate.origin
+                && record.content_hash == candidate.request.content_hash
+                && self.now < record.expires_at
+        };
+        let found = self.find().await?;
+        let is_free = found.as_ref().is_none_or(Record::is_only_seen);
+        if found.as_ref().is_some_and(is_row) || !is_free || candidate.origin != Origin::Redis {
+            return Ok(found.filter(is_row));
+        }
+        let law = self.app.rules.in_force();
+        let tenant = &self.caller.tenant;
+        let seen = SeenRequest {
+            request: candidate.request.clone(),
+            tenant: candidate.tenant.clone().unwrap_or_else(|| tenant.clone()),
+            user: candidate.user.clone(),
+            seen_at: self.now,
+            asked_at: candidate.created_at,
+            expires_at: law.expires_at(candidate, tenant),
+            read_at: self.now,
+            has_moved_on: false,
+            replication_id: None,
+            ruling: law.ruling(candidate, tenant),
+        };
+        self.app.ledger.write_seen(&[seen]).await?;
+        Ok(self.find().await?.filter(is_row))
+    }
+
+    /// Asks the ledger whether the vote is recorded, after the connection broke during the write.
+    async fn confirm_vote(&self, candidate: &Candidate, error: LedgerError) -> Result<()> {
+        let votes = self.app.ledger.votes_on(&self.caller.tenant, self.id);
+        let is_recorded = match tokio::time::timeout(CONFIRMATION_TIMEOUT, votes).await {
+            Ok(Ok(votes)) => votes.iter().any(|vote| {
+                vote.voter == self.caller.user
+                    && vote.at == self.now
+                    && vote.etag == candidate.request.etag
+            }),
+            _ => false,
+        };
+        if is_recorded { Ok(()) } else { Err(RequestError::OutcomeUnknown(error)) }
     }
 
     /// Records the decision, unless there is one already.
-    async fn record(
+    pub(super) async fn record(
         &self,
         subject: &Subject,
         permit: Permit,
@@ -384,6 +583,7 @@ impl Attempt<'_> {
                 }
                 Ok(Written::Lost(closed))
             }
+            Recorded::VotesChanged => Ok(Written::Outdated),
             Recorded::MovedOn => Err(Refusal::MovedOn.into()),
             Recorded::AnothersSession => {
                 self.report(candidate);
@@ -410,7 +610,12 @@ impl Attempt<'_> {
 
     /// Wakes the agent of a decision just recorded. A failure here does not fail the decision: the
     /// relay sends the signal later.
-    async fn send(&self, subject: &Subject, record: &Record, decision: Decision) -> Decided {
+    pub(super) async fn send(
+        &self,
+        subject: &Subject,
+        record: &Record,
+        decision: Decision,
+    ) -> Decided {
         crash_point!("decided");
         info!(
             session_id = printable(record.session.as_str()),

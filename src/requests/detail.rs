@@ -3,17 +3,21 @@
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
+use super::bound::{BoundRules, Rights};
 use super::error::{RequestError, Result};
-use super::list::may_decide;
+use super::load::ledger_candidate;
 use super::read::{Found, find};
 use crate::domain::approver::Caller;
 use crate::domain::comment::Comment;
-use crate::domain::decision::State;
+use crate::domain::decision::{Decision, State, Verdict};
 use crate::domain::ids::{RequestId, UserId};
 use crate::domain::list::{Listed, Status};
-use crate::domain::record::{Candidate, Delivery, Record};
+use crate::domain::record::{Candidate, DecidedVia, Delivery, Record, Ruling};
 use crate::domain::request::{ApprovalRequest, Origin, shown_context};
+use crate::domain::vote::Vote;
 use crate::domain::ways::{Offer, PLAIN_WAYS, Way};
+use crate::permit::{self, Law};
+use crate::policy::{Binding, Sentence};
 use crate::state::AppState;
 
 /// A request with its content and its history.
@@ -21,8 +25,12 @@ use crate::state::AppState;
 pub struct Detail {
     /// What lists show, with the whole message.
     pub row: Listed,
-    /// Whether the caller may decide the request now.
-    pub may_decide: bool,
+    /// What the caller may do with the request now.
+    pub rights: Rights,
+    /// Who voted how, the earliest first.
+    pub votes: Vec<ShownVote>,
+    /// What the policy file says of it, in a sentence; `None` without one.
+    pub why: Option<Sentence>,
     /// See [`shown_context`].
     pub context: Box<RawValue>,
     /// A JSON array.
@@ -35,6 +43,19 @@ pub struct Detail {
     pub comments: Vec<Comment>,
     /// What its agent says of the decision; `None` of an agent on Redis.
     pub offer: Option<Offer>,
+}
+
+/// A vote on a request, as people see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShownVote {
+    /// Who voted.
+    pub voter: UserId,
+    /// What the person said.
+    pub verdict: Verdict,
+    /// When, UTC.
+    pub at: DateTime<Utc>,
+    /// Whether the vote counts for the decision: of a pending request as things are now.
+    pub is_counted: bool,
 }
 
 /// Something that happened to a request.
@@ -55,11 +76,13 @@ pub enum Event {
     Created,
     /// The service saw the request in Redis, or it was decided before that.
     Seen,
-    /// A person approved.
+    /// A person approved a request that needs more approvals.
+    Voted,
+    /// A person or a rule approved.
     Approved,
     /// A person approved with other arguments.
     Edited,
-    /// A person rejected.
+    /// A person or a rule rejected.
     Rejected,
     /// A person answered instead.
     Answered,
@@ -84,6 +107,7 @@ impl Event {
         match self {
             Self::Created => "created",
             Self::Seen => "seen",
+            Self::Voted => "voted",
             Self::Approved => "approved",
             Self::Edited => "edited",
             Self::Rejected => "rejected",
@@ -103,7 +127,9 @@ impl Event {
 /// # Errors
 /// Those of [`find`]; [`RequestError::Unreadable`] when somebody has edited the row by hand.
 pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<Detail> {
-    let (now, policy) = (app.clock.now(), app.policy);
+    let now = app.clock.now();
+    let bound = BoundRules::read(app).await?;
+    let law = app.rules.in_force();
     match find(app, caller, id).await? {
         Found::InRedis(candidate) => {
             let Candidate { request, created_at, .. } = &*candidate;
@@ -111,7 +137,9 @@ pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<D
             let mut history = vec![Happened { at: *created_at, event: Event::Created, by }];
             let mut row = of_candidate(&candidate, caller);
             if let Some(seen) = app.ledger.find_listed(&row.tenant, id).await? {
+                let is_same = seen.etag == row.etag;
                 row = Listed {
+                    ruling: if is_same { seen.ruling } else { Ruling::default() },
                     created_at: seen.created_at,
                     has_moved_on: seen.has_moved_on,
                     task: seen.task,
@@ -119,12 +147,16 @@ pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<D
                 };
                 history.push(Happened { at: seen.created_at, event: Event::Seen, by: None });
             }
+            let judged = judge(app, &law, &candidate, &mut row, None, now).await?;
+            history.extend(judged.given);
+            history.sort_by_key(|happened| (happened.at, happened.event));
             // Only deciding finds out whether the session still waits for it.
-            let may_decide = may_decide(&row, caller, now, policy);
             let comments = app.ledger.comments(&row.tenant, id).await?;
             Ok(Detail {
+                rights: bound.rights_under(judged.binding.as_ref(), &row, caller, now),
                 row,
-                may_decide,
+                votes: judged.votes,
+                why: judged.binding.map(|binding| binding.why()),
                 context: shown_context(&request.document),
                 plan_steps: request.plan_steps.clone(),
                 record: None,
@@ -138,19 +170,80 @@ pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<D
             let request = request.map_err(RequestError::Unreadable)?;
             let heard_at = app.ledger.heard_at(&record.tenant, id).await?;
             let comments = app.ledger.comments(&record.tenant, id).await?;
-            let row = of_record(&record, &request);
+            let mut row = of_record(&record, &request);
+            let candidate = ledger_candidate((*record).clone())?;
+            let judged = judge(app, &law, &candidate, &mut row, Some(&record), now).await?;
+            let mut history = history(&record, heard_at);
+            history.extend(judged.given);
+            history.sort_by_key(|happened| (happened.at, happened.event));
             Ok(Detail {
-                may_decide: may_decide(&row, caller, now, policy),
+                rights: bound.rights_under(judged.binding.as_ref(), &row, caller, now),
                 row,
+                votes: judged.votes,
+                why: judged.binding.map(|binding| binding.why()),
                 context: shown_context(&record.document),
                 plan_steps: request.plan_steps,
-                history: history(&record, heard_at),
+                history,
                 comments,
                 offer: (record.origin == Origin::Http).then_some(request.offer),
                 record: Some(*record),
             })
         }
     }
+}
+
+/// What the policy file and the votes say of a request.
+struct Judged {
+    binding: Option<Binding>,
+    votes: Vec<ShownVote>,
+    /// The approvals that did not decide it.
+    given: Vec<Happened>,
+}
+
+/// Judges a request under the rules in force. Those say in `row` what a pending request needs; a closed one
+/// keeps what was said when it was decided.
+async fn judge(
+    app: &AppState,
+    law: &Law,
+    candidate: &Candidate,
+    row: &mut Listed,
+    record: Option<&Record>,
+    now: DateTime<Utc>,
+) -> Result<Judged> {
+    let binding = law.binding(candidate, &row.tenant);
+    let decision = record.and_then(|record| record.state.decision());
+    let is_open = record.is_none_or(|record| record.state == State::Pending);
+    let was_ruled = row.ruling.version.is_some();
+    let given =
+        if was_ruled { app.ledger.votes_on(&row.tenant, &row.id).await? } else { Vec::new() };
+    let counts = if is_open {
+        permit::counted(law, candidate, &row.tenant, &given, now)
+    } else {
+        given.iter().map(|vote| row.ruling.voters.contains(&vote.voter)).collect()
+    };
+    if is_open && law.has_file() {
+        let approvals = Some(permit::approvals(&given, &counts));
+        row.ruling = Ruling { approvals, ..law.ruling(candidate, &row.tenant) };
+        row.expires_at = row.expires_at.min(law.expires_at(candidate, &row.tenant));
+    }
+    let decider = decision.filter(|_decision| was_ruled && row.ruling.via == DecidedVia::Person);
+    let is_decider = |user: &UserId| decider.is_some_and(|decision| decision.by == *user);
+    let mut votes = Vec::new();
+    let mut happened = Vec::new();
+    for (Vote { voter, at, .. }, is_counted) in given.into_iter().zip(counts) {
+        // Who decided has said so last.
+        if !is_decider(&voter) {
+            happened.push(Happened { at, event: Event::Voted, by: Some(voter.clone()) });
+            votes.push(ShownVote { voter, verdict: Verdict::Approve, at, is_counted });
+        }
+    }
+    votes.extend(decider.map(|Decision { verdict, by, at }| ShownVote {
+        voter: by.clone(),
+        verdict: verdict.clone(),
+        at: *at,
+        is_counted: true,
+    }));
+    Ok(Judged { binding, votes, given: happened })
 }
 
 fn of_candidate(candidate: &Candidate, caller: &Caller) -> Listed {
@@ -177,6 +270,7 @@ fn of_candidate(candidate: &Candidate, caller: &Caller) -> Listed {
         reason: None,
         closed_at: None,
         ways: candidate.ways().to_vec(),
+        ruling: Ruling::default(),
     }
 }
 
@@ -210,6 +304,7 @@ fn of_record(record: &Record, request: &ApprovalRequest) -> Listed {
             Origin::Redis => PLAIN_WAYS.to_vec(),
             Origin::Http => request.offer.ways.clone(),
         },
+        ruling: record.ruling.clone(),
     }
 }
 

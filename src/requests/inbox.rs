@@ -5,11 +5,14 @@ use std::collections::VecDeque;
 use super::error::{RequestError, Result};
 use crate::domain::approver::Caller;
 use crate::domain::list::Status;
+use crate::domain::request::Origin;
 use crate::domain::rules::is_visible;
+use crate::domain::ways::{PLAIN_WAYS, Way};
 use crate::ledger::{Changed, Waiting};
+use crate::permit::{Seen, may_see};
 use crate::state::AppState;
 use crate::waiting::hub::Wait;
-use crate::waiting::inbox::{Counts, Subscription};
+use crate::waiting::inbox::{Counts, News, Subscription, count_waiting};
 
 /// What the stream says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,12 +46,13 @@ impl InboxStream {
         let subscription = app.inbox.subscribe(caller, app.clock.now());
         let (ledger, tenant) = (app.ledger.clone(), caller.tenant.clone());
         let users = [caller.user.clone()];
+        let rules = app.rules.clone();
         let counting = async move {
-            let waiting = ledger.count_waiting(&tenant, &users).await;
+            let waiting = count_waiting(&ledger, &tenant, &users, &rules).await;
             waiting.map_err(RequestError::from)
         };
         let waiting = app.query_for_waiter(counting).await?;
-        let counts = Counts::of(&waiting, caller, app.policy);
+        let counts = Counts::of(&waiting, caller, &app.rules.in_force(), app.clock.now());
         Ok(Self {
             app: app.clone(),
             caller: caller.clone(),
@@ -70,7 +74,7 @@ impl InboxStream {
                 () = self.app.stopping.cancelled() => return None,
             };
             for changed in &news.changed {
-                if self.may_see(changed) {
+                if self.may_see(changed, &news) {
                     self.unread.push_back(InboxEvent::Request(changed.clone()));
                 }
             }
@@ -80,9 +84,24 @@ impl InboxStream {
         }
     }
 
-    fn may_see(&self, changed: &Changed) -> bool {
-        let (tenant, policy) = (Some(&self.caller.tenant), self.app.policy);
-        is_visible(tenant, changed.user.as_ref(), &self.caller, policy)
+    fn may_see(&self, changed: &Changed, news: &News) -> bool {
+        let law = self.app.rules.in_force();
+        let (tenant, user) = (Some(&self.caller.tenant), changed.user.as_ref());
+        if !is_visible(tenant, user, &self.caller, law.settings) {
+            return false;
+        }
+        if !law.has_file() {
+            return true;
+        }
+        let rules = changed.binding.as_ref().and_then(|key| news.rules.get(key));
+        let binding = rules.and_then(|rules| law.binding_of_rules(rules));
+        let seen = Seen {
+            requester: user,
+            deciders: &changed.deciders,
+            ways: if changed.origin == Origin::Http { &Way::ALL } else { &PLAIN_WAYS },
+            created_at: changed.asked_at,
+        };
+        may_see(binding.as_ref(), &seen, &self.caller, self.app.clock.now())
     }
 
     fn count(&mut self, waiting: &Waiting) {
@@ -90,7 +109,8 @@ impl InboxStream {
         if !waiting.of.contains_key(&self.caller.user) {
             return;
         }
-        let counts = Counts::of(waiting, &self.caller, self.app.policy);
+        let law = self.app.rules.in_force();
+        let counts = Counts::of(waiting, &self.caller, &law, self.app.clock.now());
         if counts != self.counts {
             self.counts = counts;
             self.unread.push_back(InboxEvent::Counts(counts));
@@ -98,11 +118,12 @@ impl InboxStream {
     }
 }
 
-/// What has happened to a request.
+/// What has happened to a request that stands like this now.
 #[must_use]
 pub fn change(changed: &Changed) -> &'static str {
     match changed.status {
         Status::Pending if changed.is_commented => "commented",
+        Status::Pending if changed.ballots > 0 => "voted",
         Status::Pending => "created",
         Status::Approved | Status::Rejected | Status::Answered => "decided",
         Status::Expired => "expired",

@@ -1,11 +1,10 @@
 //! Lists requests for people, page by page.
 
-use chrono::{DateTime, Utc};
-
+use super::bound::{BoundRules, Rights};
 use super::error::Result;
 use crate::domain::approver::Caller;
 use crate::domain::list::{Filter, Listed, Order, Owners, Position, Status};
-use crate::domain::rules::{self, Policy};
+use crate::domain::rules;
 use crate::state::AppState;
 
 /// Which requests of the tenant to list.
@@ -45,15 +44,13 @@ pub struct Wanted {
     pub scope: Scope,
     /// The statuses, the order and the filters.
     pub filter: Filter,
-    /// Whether no request can have the risk or the rule that the caller named.
-    pub is_empty: bool,
 }
 
 /// A page of a list.
 #[derive(Debug)]
 pub struct Listing {
-    /// The requests, and whether the caller may decide each of them now.
-    pub rows: Vec<(Listed, bool)>,
+    /// The requests, and what the caller may do with each of them now.
+    pub rows: Vec<(Listed, Rights)>,
     /// Where the next page begins.
     pub next: Option<Position>,
     /// See [`Ledger::count_listed`](crate::ledger::Ledger::count_listed).
@@ -80,37 +77,25 @@ pub async fn list(
     size: usize,
 ) -> Result<Listing> {
     let now = app.clock.now();
-    let Wanted { scope, mut filter, is_empty } = wanted;
-    if is_empty {
-        return Ok(Listing { rows: Vec::new(), next: None, total: 0, searched_newest: None });
-    }
+    let Wanted { scope, mut filter } = wanted;
+    let bound = BoundRules::read(app).await?;
     (filter.owners, filter.decidable_at) = match scope {
-        Scope::Decidable => (rules::decidable(caller, app.policy), Some(now)),
+        Scope::Decidable => match bound.decidable(caller, now) {
+            Some(decidable) => {
+                filter.decidable = Some(decidable);
+                (Owners::All, Some(now))
+            }
+            None => (rules::decidable(caller, app.policy), Some(now)),
+        },
         Scope::Mine => (Owners::Only(caller.user.clone()), None),
         Scope::Tenant => (Owners::All, None),
     };
     let page = app.ledger.list_requests(&filter, after, size).await?;
     let total = app.ledger.count_listed(&filter).await?;
-    let judged = |row: Listed| {
-        let may_decide = may_decide(&row, caller, now, app.policy);
-        (row, may_decide)
-    };
-    Ok(Listing {
-        rows: page.rows.into_iter().map(judged).collect(),
-        next: page.next,
-        total,
-        searched_newest: page.searched_newest,
-    })
-}
-
-/// Whether the caller may decide this request now. Whether the session of a request of Redis still waits
-/// for it, only deciding finds out for certain.
-#[must_use]
-pub fn may_decide(row: &Listed, caller: &Caller, now: DateTime<Utc>, policy: Policy) -> bool {
-    row.status == Status::Pending
-        && now < row.expires_at
-        && !row.has_moved_on
-        // Only the person who decided may say the same again.
-        && (!row.is_asked_again || row.decided_by.as_ref() == Some(&caller.user))
-        && rules::decidable(caller, policy).include(row.user.as_ref())
+    let mut rows = Vec::with_capacity(page.rows.len());
+    for row in page.rows {
+        let rights = bound.rights(app, &row, caller, now).await?;
+        rows.push((row, rights));
+    }
+    Ok(Listing { rows, next: page.next, total, searched_newest: page.searched_newest })
 }

@@ -3,6 +3,8 @@
 
 pub mod acknowledge;
 pub mod answers;
+pub mod automatic;
+pub mod bound;
 pub mod bulk;
 pub mod comments;
 pub mod decide;
@@ -16,6 +18,7 @@ pub mod load;
 pub mod notify;
 pub mod read;
 pub mod read_receipts;
+pub mod rebind;
 pub mod register;
 pub mod send;
 pub mod signal;

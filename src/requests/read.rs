@@ -1,12 +1,15 @@
 //! Reads a request: its document, and its state.
 
+use super::bound::deciders;
 use super::error::Result;
-use super::load::{InRedis, compare_and_report, find_in_redis, pending_in_redis};
+use super::load::{InRedis, compare_and_report, find_in_redis, ledger_candidate, pending_in_redis};
 use crate::domain::approver::Caller;
 use crate::domain::decision::State;
 use crate::domain::ids::{RequestId, SessionId, UserId};
 use crate::domain::record::{Candidate, Record};
 use crate::domain::request::{Origin, closed_document, decided_document};
+use crate::domain::rules::Refusal;
+use crate::permit::{Seen, may_see};
 use crate::state::AppState;
 
 /// The request as one JSON object, as the ledger has it, and its entity tag. When an agent has asked
@@ -24,9 +27,12 @@ pub async fn read_request(
     let is_gone = matches!(found, InRedis::NotFound);
     // Redis has the present content of a request that was only seen there.
     let Some(record) = record.filter(|record| is_gone || !record.is_only_seen()) else {
-        let Candidate { request, .. } = pending_in_redis(app, id, found).await?;
+        let candidate = pending_in_redis(app, id, found).await?;
+        check_may_see(app, caller, &candidate, None).await?;
+        let Candidate { request, .. } = candidate;
         return Ok((request.document, request.etag));
     };
+    check_may_see_record(app, caller, &record).await?;
     app.decisions.remember(&record, app.clock.now());
     let is_altered = compare_and_report(app, &record, &found);
     if let InRedis::Request(request) = found
@@ -64,8 +70,60 @@ pub enum Found {
 /// Finds one request in the ledger or, while it is pending, in Redis.
 ///
 /// # Errors
-/// `RequestError`; `Refusal::NotFound` for strangers and unknown ids alike.
+/// `RequestError`; `Refusal::NotFound` for strangers, unknown ids, and those whom the policy file does not
+/// let see the request, alike.
 pub async fn find(app: &AppState, caller: &Caller, id: &RequestId) -> Result<Found> {
+    let found = find_of_tenant(app, caller, id).await?;
+    match &found {
+        Found::InLedger(record) => check_may_see_record(app, caller, record).await?,
+        Found::InRedis(candidate) => check_may_see(app, caller, candidate, None).await?,
+    }
+    Ok(found)
+}
+
+/// Whether the policy file lets a caller see a request of their tenant.
+///
+/// # Errors
+/// `Refusal::NotFound`, if it does not; `RequestError::Ledger` when the ledger does not answer.
+async fn check_may_see_record(app: &AppState, caller: &Caller, record: &Record) -> Result<()> {
+    if !app.rules.in_force().has_file() {
+        return Ok(());
+    }
+    let candidate = ledger_candidate(record.clone())?;
+    check_may_see(app, caller, &candidate, Some(record)).await
+}
+
+/// [`check_may_see_record`] for a request that may be in Redis alone.
+async fn check_may_see(
+    app: &AppState,
+    caller: &Caller,
+    candidate: &Candidate,
+    record: Option<&Record>,
+) -> Result<()> {
+    let law = app.rules.in_force();
+    if !law.has_file() {
+        return Ok(());
+    }
+    let deciders = record.map(deciders).unwrap_or_default();
+    let seen = Seen {
+        requester: candidate.user.as_ref(),
+        deciders: &deciders,
+        ways: candidate.ways(),
+        created_at: candidate.created_at,
+    };
+    let binding = law.binding(candidate, &caller.tenant);
+    if may_see(binding.as_ref(), &seen, caller, app.clock.now()) {
+        return Ok(());
+    }
+    // Who has voted may go on to see it, also without the right to vote.
+    let votes = app.ledger.votes_on(&caller.tenant, &candidate.request.id).await?;
+    if votes.iter().any(|vote| vote.voter == caller.user) {
+        return Ok(());
+    }
+    Err(Refusal::NotFound.into())
+}
+
+async fn find_of_tenant(app: &AppState, caller: &Caller, id: &RequestId) -> Result<Found> {
     let recorded = async || app.ledger.find_request(&caller.tenant, id).await;
     let seen = match recorded().await? {
         Some(record) if !record.is_only_seen() => return Ok(Found::InLedger(Box::new(record))),

@@ -2,15 +2,18 @@
 
 use tracing::info;
 
+use super::automatic::register_decided;
 use super::error::Result;
 use super::load::{InRedis, find_in_redis};
 use crate::domain::approver::Caller;
 use crate::domain::decision::State;
 use crate::domain::printable::printable;
-use crate::domain::record::{Candidate, Ruling};
+use crate::domain::record::{Candidate, Record};
 use crate::domain::request::Origin;
 use crate::domain::rules::{Refusal, may_write};
+use crate::domain::task::TaskStatus;
 use crate::ledger::{Change, Registered, Writing};
+use crate::permit::Law;
 use crate::state::AppState;
 
 /// Registers a request for an agent that waits over HTTP, in the ledger alone.
@@ -33,11 +36,14 @@ pub async fn register(
         // An agent of this tenant wrote the request to Redis.
         return Err(Refusal::Altered.into());
     }
+    let mut is_task_over = false;
     if let Some(task) = &candidate.request.task
         && let Some(task) = app.ledger.find_task(&caller.tenant, task).await?
-        && !may_write(Some(&task.user), caller)
     {
-        return Err(Refusal::NotTheOwner.into());
+        if !may_write(Some(&task.user), caller) {
+            return Err(Refusal::NotTheOwner.into());
+        }
+        is_task_over = matches!(task.status, TaskStatus::Completed | TaskStatus::Failed);
     }
     let now = app.clock.now();
     if let Err(error) = app.quotas.check(&app.ledger, caller, candidate, now).await {
@@ -46,11 +52,27 @@ pub async fn register(
             return Err(error.into());
         }
     }
-    let state = State::Pending;
-    let audit = app.audit_entry(candidate, &state, caller, now);
-    let change = Change::Register(Ruling::default());
-    let writing = Writing { audit, ..Writing::new(candidate, change, caller, now) };
-    match app.ledger.register(&writing).await? {
+    let law = app.rules.in_force();
+    let shortened;
+    let candidate = if law.has_file() {
+        let expires_at = law.expires_at(candidate, &caller.tenant);
+        shortened = Candidate { expires_at, ..candidate.clone() };
+        &shortened
+    } else {
+        candidate
+    };
+    let decided =
+        if is_task_over { None } else { register_decided(app, &law, caller, candidate).await? };
+    let registered = match decided {
+        Some(Registered::New(record)) => {
+            app.quotas.count(caller, candidate).await;
+            app.search.write(&record.tenant, &candidate.request);
+            return Ok(Registered::New(record));
+        }
+        Some(registered) => registered,
+        None => register_pending(app, &law, caller, candidate).await?,
+    };
+    match registered {
         Registered::New(record) => {
             crash_point!("registered");
             app.quotas.count(caller, candidate).await;
@@ -64,12 +86,34 @@ pub async fn register(
         Registered::Known(record)
             if record.origin != Origin::Http
                 || record.content_hash != candidate.request.content_hash
-                || record.expires_at - record.created_at
-                    != candidate.expires_at - candidate.created_at =>
+                || !has_lifetime(&record, candidate, &law) =>
         {
             Err(Refusal::Altered.into())
         }
         Registered::IdTaken => Err(Refusal::Altered.into()),
         known => Ok(known),
     }
+}
+
+/// Whether a request was registered with the lifetime that it is registered with now. A rule that is in
+/// force, or was, may have shortened it.
+fn has_lifetime(record: &Record, candidate: &Candidate, law: &Law) -> bool {
+    let (is, asked) =
+        (record.expires_at - record.created_at, candidate.expires_at - candidate.created_at);
+    is == asked || law.has_file() || record.ruling.version.is_some()
+}
+
+/// Registers a request that people decide.
+async fn register_pending(
+    app: &AppState,
+    law: &Law,
+    caller: &Caller,
+    candidate: &Candidate,
+) -> Result<Registered> {
+    let now = app.clock.now();
+    let state = State::Pending;
+    let audit = app.audit_entry(candidate, &state, caller, now);
+    let change = Change::Register(law.ruling(candidate, &caller.tenant));
+    let writing = Writing { audit, ..Writing::new(candidate, change, caller, now) };
+    Ok(app.ledger.register(&writing).await?)
 }

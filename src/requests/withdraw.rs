@@ -38,7 +38,8 @@ pub async fn cancel(app: &AppState, caller: &Caller, id: &RequestId) -> Result<R
             Ok(record)
         }
         Recorded::Lost(record) => settle(record, caller),
-        Recorded::MovedOn => Err(Refusal::MovedOn.into()),
+        // A withdrawal has no vote.
+        Recorded::MovedOn | Recorded::VotesChanged => Err(Refusal::MovedOn.into()),
         Recorded::AnothersSession => Err(Refusal::AnothersSession.into()),
         Recorded::IdTaken => Err(Refusal::NotFound.into()),
     }

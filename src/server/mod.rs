@@ -48,8 +48,10 @@ use crate::ledger::patience::patiently;
 use crate::limits::quotas::Quotas;
 use crate::limits::{LargeBodies, Limits};
 use crate::observe::metrics::{self, Deployment};
+use crate::permit::Rules;
 use crate::requests::expire::ExpiryWorker;
 use crate::requests::intake::IntakeWorker;
+use crate::requests::rebind::RebindWorker;
 use crate::search::fill::SearchFiller;
 use crate::search::{SearchQueue, SearchTexts, SearchWriter};
 use crate::state::AppState;
@@ -133,6 +135,7 @@ impl Replica {
             courier,
             clock,
             policy: config.policy,
+            rules: Rules::new(config.policy, config.policy_file.clone()),
             refused_attempts,
             quotas: Quotas::new(config.quotas),
             feeds_audit: config.audit_url.is_some(),
@@ -251,6 +254,7 @@ fn start_workers(
     let receipts = ReceiptWriter { ledger: ledger.clone() };
     workers.spawn(run(receipts, after_calls.clone()));
     workers.spawn(run(ExpiryWorker(app.clone()), after_round.clone()));
+    workers.spawn(run(RebindWorker::new(app.clone()), at_once.clone()));
     let listener = Listener {
         hub: app.hub.clone(),
         courier: app.courier.clone(),
@@ -259,8 +263,13 @@ fn start_workers(
         watcher: app.watcher.clone(),
         inbox: app.inbox.clone(),
     };
-    let inbox =
-        InboxWorker::new(app.inbox.clone(), ledger.clone(), app.courier.clone(), clock.clone());
+    let inbox = InboxWorker::new(
+        app.inbox.clone(),
+        ledger.clone(),
+        app.courier.clone(),
+        clock.clone(),
+        app.rules.clone(),
+    );
     workers.spawn(run(inbox, at_once.clone()));
     workers.spawn(run(SearchWriter::new(ledger.clone(), search_queue), at_once.clone()));
     workers.spawn(run(SearchFiller::new(ledger.clone()), at_once.clone()));

@@ -17,7 +17,7 @@ use crate::state::AppState;
 
 /// The settings that can change while the service runs. Of the URLs, only the login and the server's
 /// certificate can change. A new entry here needs code in [`reload`] that applies it.
-const WHILE_RUNNING: [&str; 15] = [
+const WHILE_RUNNING: [&str; 16] = [
     "jwt_secret",
     "jwt_secret_previous",
     "jwt_leeway_seconds",
@@ -27,6 +27,7 @@ const WHILE_RUNNING: [&str; 15] = [
     "agent_claim",
     "person_claim",
     "revocations_file",
+    "policy_file",
     "rate_limit_per_second",
     "rate_limit_burst",
     "database_url",
@@ -72,6 +73,10 @@ async fn reload(
     let fixed = fixed.collect::<Vec<_>>().join(", ");
     ensure!(fixed.is_empty(), "these settings have changed and need a restart: {fixed}");
 
+    ensure!(
+        new.policy_file.is_some() || config.policy_file.is_none(),
+        "policy_file is no longer set: to run without the rules in force needs a restart"
+    );
     let has_changed = |of: &str| changed.iter().any(|key| key.starts_with(of));
     // All steps that may fail come first, so that nothing is half applied.
     let mut ledger = None;
@@ -94,6 +99,12 @@ async fn reload(
     }
     if ["jwt_", "agent_claim", "person_claim", "revocations_file"].into_iter().any(has_changed) {
         app.tokens.set(&new.jwt);
+    }
+    if has_changed("policy_file") {
+        app.rules.set(new.policy_file.clone());
+        if let Some(file) = &new.policy_file {
+            info!(version = file.version(), "another policy file is in force");
+        }
     }
     if has_changed("rate_limit_") {
         app.limits.set(new.rate_limit);

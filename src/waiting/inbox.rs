@@ -19,8 +19,9 @@ use crate::domain::approver::Caller;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{RequestId, TenantId, UserId};
 use crate::domain::list::{Owners, Status};
-use crate::domain::rules::{self, Policy};
-use crate::ledger::{Changed, Ledger, LedgerError, Waiting};
+use crate::domain::rules;
+use crate::ledger::{BoundWaiting, Changed, Ledger, LedgerError, Waiting};
+use crate::permit::{DecidableFrom, Law, Rules};
 use crate::workers::{Failed, Progress, Worker};
 
 /// How long changes gather before the streams are told.
@@ -81,7 +82,8 @@ struct Watched {
 /// What the streams were told of a request.
 #[derive(Clone, Copy, Debug)]
 struct Told {
-    status: Status,
+    /// Its status, and how often votes on it were written.
+    stands: (Status, i64),
     last_comment: Option<i64>,
     at: Instant,
 }
@@ -93,6 +95,26 @@ pub struct News {
     pub changed: Vec<Changed>,
     /// What waits now, if it was counted.
     pub waiting: Option<Waiting>,
+    /// The rules of each key that binds a changed request.
+    pub rules: HashMap<String, String>,
+}
+
+/// How many requests of a tenant wait, under the rules in force.
+///
+/// # Errors
+/// [`LedgerError`] when the ledger does not answer.
+pub async fn count_waiting(
+    ledger: &Ledger,
+    tenant: &TenantId,
+    users: &[UserId],
+    rules: &Rules,
+) -> Result<Waiting, LedgerError> {
+    let waiting = ledger.count_waiting(tenant, users).await?;
+    let bound = match rules.in_force().version() {
+        Some(version) => Some(ledger.bound_waiting(tenant, version).await?),
+        None => None,
+    };
+    Ok(Waiting { bound, ..waiting })
 }
 
 /// One stream of one person, until this is dropped.
@@ -115,22 +137,44 @@ pub struct Counts {
 impl Counts {
     /// What waits for this person.
     #[must_use]
-    pub fn of(waiting: &Waiting, caller: &Caller, policy: Policy) -> Self {
+    pub fn of(waiting: &Waiting, caller: &Caller, law: &Law, now: DateTime<Utc>) -> Self {
         let own = waiting.of.get(&caller.user).copied().unwrap_or_default();
-        let is = |id: &Option<UserId>| id.as_ref() == Some(&caller.user);
         let count = |asked: usize| u64::try_from(asked).unwrap_or(u64::MAX);
-        let decidable = match rules::decidable(caller, policy) {
-            Owners::All => waiting.all,
-            Owners::Only(_) => own.decidable,
-            Owners::OrNobody(_) => own.decidable + waiting.of_nobody,
+        let decidable = match (&waiting.bound, rules::decidable(caller, law.settings)) {
+            (Some(bound), _) => count(decidable(bound, caller, law, now)),
+            // Counted before the policy file was put in force.
+            (None, _) if law.has_file() => 0,
+            (None, Owners::All) => waiting.all,
+            (None, Owners::Only(_)) => own.decidable,
+            (None, Owners::OrNobody(_)) => own.decidable + waiting.of_nobody,
         };
         let again = &waiting.asked_again;
         Self {
             // Only who decided may repeat it.
-            decidable: decidable + count(again.iter().filter(|(_, by)| is(by)).count()),
-            mine: own.all + count(again.iter().filter(|(of, _)| is(of)).count()),
+            decidable: decidable
+                + count(again.iter().filter(|(_, by)| by.contains(&caller.user)).count()),
+            mine: own.all
+                + count(again.iter().filter(|(of, _)| of.as_ref() == Some(&caller.user)).count()),
         }
     }
+}
+
+/// How many of the requests that wait the caller may decide under the policy file.
+fn decidable(bound: &BoundWaiting, caller: &Caller, law: &Law, now: DateTime<Utc>) -> usize {
+    let made_by = |times: &[DateTime<Utc>], age: Option<TimeDelta>| {
+        age.map_or(0, |age| times.partition_point(|at| *at <= now - age))
+    };
+    let count = |(binding, group): (&String, &crate::ledger::WaitingGroup)| {
+        let rules = bound.rules.get(binding).and_then(|rules| law.binding_of_rules(rules));
+        let Some(rules) = rules else { return 0 };
+        let from = DecidableFrom::of(&rules, caller, now);
+        let own = group.of.get(&caller.user).map_or(&[][..], Vec::as_slice);
+        let others = made_by(&group.all, from.others)
+            - made_by(own, from.others)
+            - made_by(&group.nobodys, from.others);
+        others + made_by(own, from.own) + made_by(&group.nobodys, from.nobodys)
+    };
+    bound.groups.iter().map(count).sum()
 }
 
 impl Inbox {
@@ -220,14 +264,16 @@ pub struct InboxWorker {
     pub courier: Courier,
     /// The source of the current time.
     pub clock: Clock,
+    /// Whether a policy file says who may decide.
+    pub rules: Rules,
     polled_at: Option<Instant>,
 }
 
 impl InboxWorker {
     /// The worker of these inboxes.
     #[must_use]
-    pub fn new(inbox: Inbox, ledger: Ledger, courier: Courier, clock: Clock) -> Self {
-        Self { inbox, ledger, courier, clock, polled_at: None }
+    pub fn new(inbox: Inbox, ledger: Ledger, courier: Courier, clock: Clock, rules: Rules) -> Self {
+        Self { inbox, ledger, courier, clock, rules, polled_at: None }
     }
 
     /// Whether to look for changes whose message was lost, in this round.
@@ -246,6 +292,11 @@ impl InboxWorker {
         tenant: &TenantId,
         since: Option<DateTime<Utc>>,
     ) -> Result<(), LedgerError> {
+        // Read before the changes are taken, so that none is lost if this fails.
+        let rules = match self.rules.in_force().version() {
+            Some(version) => self.ledger.bindings_of(version).await?.into_iter().collect(),
+            None => HashMap::new(),
+        };
         let mut read = match since {
             Some(since) => self.ledger.changed_since(tenant, since).await?,
             None => Vec::new(),
@@ -280,7 +331,7 @@ impl InboxWorker {
         };
         let waiting = match users {
             None => None,
-            Some(users) => match self.ledger.count_waiting(tenant, &users).await {
+            Some(users) => match count_waiting(&self.ledger, tenant, &users, &self.rules).await {
                 Ok(waiting) => Some(waiting),
                 Err(error) => {
                     debug!(%error, "the requests that wait are not counted yet");
@@ -295,7 +346,7 @@ impl InboxWorker {
             && let Some(watched) = self.inbox.tenants().get(tenant)
         {
             // An error says that nobody listens any more.
-            let _gone = watched.news.send(Arc::new(News { changed, waiting }));
+            let _gone = watched.news.send(Arc::new(News { changed, waiting, rules }));
         }
         Ok(())
     }
@@ -316,9 +367,9 @@ impl Watched {
             changed.is_commented =
                 changed.status == Status::Pending && changed.last_comment > known;
             let last_comment = changed.last_comment.max(known);
-            let status = changed.status;
-            self.told.insert(changed.id.clone(), Told { status, last_comment, at: now });
-            if changed.is_commented || told.is_none_or(|told| told.status != status) {
+            let stands = (changed.status, changed.ballots);
+            self.told.insert(changed.id.clone(), Told { stands, last_comment, at: now });
+            if changed.is_commented || told.is_none_or(|told| told.stands != stands) {
                 news.push(changed);
             }
         }

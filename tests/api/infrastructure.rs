@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aura_hitl::config::LedgerConfig;
@@ -11,12 +12,13 @@ use aura_hitl::courier::RedisSettings;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::State;
 use aura_hitl::domain::ids::{RequestId, SessionId};
-use aura_hitl::domain::record::{DeliveryReceipt, DeliveryResult};
+use aura_hitl::domain::record::{DeliveryReceipt, DeliveryResult, Ruling};
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::task::TaskStep;
 use aura_hitl::ledger::{
-    AskedAgain, GoneRequest, Ledger, OutboxKind, Overdue, Pooler, SeenRequest,
+    AskedAgain, GoneRequest, Ledger, OutboxKind, Overdue, Pooler, Rebound, SeenRequest,
 };
+use aura_hitl::policy::Policy;
 use aura_hitl::server::stores;
 use aura_hitl::tasks::change::take_step;
 use chrono::TimeDelta;
@@ -570,6 +572,11 @@ async fn fill(url: &str, from: u32, to: u32) {
                                   attempts)
          SELECT kind, 'auth', 'tenant1', 'old_' || n, '{}', now(), now() + interval '1 day', n % 2
            FROM numbers, (VALUES ('another'), ('audit')) AS kinds (kind) ORDER BY kind, n",
+        "INSERT INTO hitl_vote (tenant_id, request_id, voter, decision, voted_at, etag, voter_roles,
+                                voter_groups)
+         SELECT 'tenant1', 'old_' || n, 'bob', 'approve', now(), 'e', '[]', '[]' FROM numbers",
+        "INSERT INTO hitl_binding (policy_version, binding, rules)
+         SELECT 'v' || n, 'v' || n || ' k', '!' FROM numbers",
         "INSERT INTO hitl_refused_attempt (attempted_at, tenant_id, user_id, role, request_id,
                                            verdict, error_code, reason)
          SELECT now() - interval '2 days' - n * interval '1 ms', 'tenant1', 'bob', 'USER',
@@ -599,6 +606,41 @@ fn is_wasteful(plan: &str) -> bool {
         };
         removed > 500 || scanned > 500
     })
+}
+
+/// What is written and read under a policy file: votes, what binds requests, and lists by it.
+async fn vote_and_bind(app: &TestApp) {
+    let ledger = &app.state.ledger;
+    let rules = "[[rule]]\nname = 'two'\nwhen = 'true'\napprovers = ['tenant']\nquorum = 2";
+    app.state.rules.set(Some(Arc::new(Policy::read(rules).unwrap())));
+    let law = app.state.rules.in_force();
+    let asked = registered(app).await;
+    app.approve(ALICE, &asked.id).await.assert(202, "");
+    // Other filters read up to 10,000 rows, as every list with filters may.
+    for scope in ["decidable", "mine"] {
+        app.get(BOB, &format!("/aura/hitl/requests?scope={scope}")).await.assert(200, "");
+    }
+    app.get(BOB, "/aura/hitl/inbox/stream").await;
+    app.approve(BOB, &asked.id).await.assert(200, "");
+    app.get(BOB, &format!("/aura/hitl/requests/{}/detail", asked.id)).await.assert(200, "");
+    let pending = registered(app).await;
+    let record = app.record(&pending.id).await;
+    let keys = ledger.pending_bindings().await.unwrap();
+    let key = record.ruling.binding.clone().unwrap();
+    assert!(keys.contains(&key));
+    ledger.bound_by("", 100).await.unwrap();
+    ledger.bound_by(&key, 100).await.unwrap();
+    let rebound = Rebound {
+        tenant: record.tenant.clone(),
+        id: record.id.clone(),
+        content_hash: record.content_hash.clone(),
+        ruling: record.ruling.clone(),
+        expires_at: record.expires_at,
+    };
+    ledger.rebind(&[rebound]).await.unwrap();
+    let unread = [(record.tenant, record.id)];
+    ledger.bind_unread(&unread, &law.ruling_of_unreadable()).await.unwrap();
+    app.state.rules.set(None);
 }
 
 /// As callers and as the workers run them, with little to find.
@@ -716,6 +758,7 @@ async fn run_every_statement(app: &TestApp) {
         read_at: now,
         has_moved_on: false,
         replication_id: Some("x".to_owned()),
+        ruling: Ruling::default(),
     };
     let found = [found];
     ledger.write_seen(&found).await.unwrap();
@@ -730,6 +773,7 @@ async fn run_every_statement(app: &TestApp) {
         replication_id: "x".to_owned(),
     };
     assert_eq!(ledger.close_gone(&[gone], soon).await.unwrap().len(), 1);
+    vote_and_bind(app).await;
     ledger.hold_lease("test", "one", now, soon).await.unwrap();
     ledger.give_lease_back("test", "one").await.unwrap();
 

@@ -52,6 +52,7 @@ mod tasks;
 mod tls;
 mod topologies;
 mod unheard;
+mod votes;
 mod waiting;
 mod watching;
 mod ways;

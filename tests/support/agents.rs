@@ -69,7 +69,12 @@ impl Subscriber {
 
     /// On a channel of Redis, or on all that a pattern with a `*` names.
     pub async fn on_redis(channel: String) -> Self {
-        let client = redis::Client::open(test_variable("TEST_REDIS_URL")).unwrap();
+        Self::at(&test_variable("TEST_REDIS_URL"), channel).await
+    }
+
+    /// The same of another Redis.
+    pub async fn at(url: &str, channel: String) -> Self {
+        let client = redis::Client::open(url).unwrap();
         let mut subscription = Box::new(client.get_async_pubsub().await.unwrap());
         if channel.contains('*') {
             subscription.psubscribe(&channel).await.unwrap();

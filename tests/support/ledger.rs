@@ -11,7 +11,7 @@ use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::rules::{Approvers, Policy, UnscopedRequests};
 use aura_hitl::domain::session::SessionPointer;
 use aura_hitl::ledger::{Change, LEASE, Ledger, Recorded, Writing};
-use aura_hitl::permit::judge;
+use aura_hitl::permit::{Asking, Granted, Law, judge};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
@@ -66,8 +66,17 @@ pub fn change(candidate: &Candidate, state: &State, caller: &Caller) -> Change {
         unscoped_requests: UnscopedRequests::Refuse,
         require_if_match: false,
     };
-    let (verdict, pointer) = (decision.verdict.clone(), SessionPointer::default());
-    Change::Decide(judge(&judged, &pointer, &caller, verdict, decision.at, policy).unwrap())
+    let asking = Asking {
+        candidate: &judged,
+        pointer: &SessionPointer::default(),
+        caller: &caller,
+        verdict: &decision.verdict,
+        now: decision.at,
+    };
+    match judge(&Law { settings: policy, file: None }, asking) {
+        Ok(Granted::Alone(permit)) => Change::Decide(*permit),
+        refused => panic!("{refused:?}"),
+    }
 }
 
 /// What a use case writes to the ledger, but for what a test sets otherwise:

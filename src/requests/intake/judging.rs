@@ -144,6 +144,10 @@ impl Leading {
         row.has_moved_on = has_moved_on.unwrap_or(row.has_moved_on);
         row.replication_id = replication_id.or(row.replication_id);
         if row != known.row {
+            if known.row.has_moved_on && !row.has_moved_on {
+                // Only now its session names it.
+                writes.named.push((row.tenant.clone(), row.id.clone()));
+            }
             known.row = row.clone();
             writes.refreshed.push(row);
         }

@@ -16,7 +16,7 @@ use tracing::info;
 
 use super::changes::{Changes, listen};
 use crate::courier::{Scan, ScanSettings, Unavailable};
-use crate::domain::ids::RequestId;
+use crate::domain::ids::{RequestId, TenantId};
 use crate::ledger::{GoneRequest, LedgerError, SeenRequest, SeenRow};
 use crate::state::AppState;
 use crate::workers::Progress;
@@ -106,6 +106,8 @@ pub(super) struct Writes {
     pub(super) refreshed: Vec<SeenRow>,
     pub(super) gone: Vec<GoneRequest>,
     pub(super) answered: Vec<RequestId>,
+    /// Requests that have a row, and that their sessions name since.
+    pub(super) named: Vec<(TenantId, RequestId)>,
 }
 
 /// What the holder of the lease knows of Redis.

@@ -16,6 +16,7 @@ mod judging;
 mod leading;
 mod reading;
 mod recording;
+mod ruling;
 
 use std::sync::Arc;
 use std::time::Duration;

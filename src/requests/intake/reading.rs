@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::leading::{BATCH_SIZE, Leading, Writes};
 use crate::courier::{Looked, Scan, StoredRequest, Unavailable};
 use crate::domain::ids::RequestId;
+use crate::domain::record::Ruling;
 use crate::domain::request::{ApprovalRequest, REQUEST_TTL_SECONDS, Scope};
 use crate::domain::session::SessionPointer;
 use crate::ledger::{SeenRequest, SeenRow};
@@ -214,6 +215,7 @@ fn read(
         read_at,
         has_moved_on: false,
         replication_id: looked.replication_id.clone(),
+        ruling: Ruling::default(),
     };
     Found::Pending(Box::new(PendingFound { seen, pointer, is_anew }))
 }
@@ -222,5 +224,8 @@ fn read(
 /// expire, or later than requests do, says nothing.
 fn is_asked_anew(row: &SeenRow, ttl: Option<Duration>, now: DateTime<Utc>) -> bool {
     let Some(ttl) = ttl.filter(|ttl| ttl.as_secs() <= REQUEST_TTL_SECONDS) else { return false };
-    now + TimeDelta::from_std(ttl).unwrap_or_default() > row.expires_at + TTL_TOLERANCE
+    // Not `row.expires_at`: a rule of the policy file may have shortened the time of the request.
+    let lifetime = TimeDelta::seconds(i64::try_from(REQUEST_TTL_SECONDS).unwrap_or(0));
+    let expires_at = row.asked_at + lifetime;
+    now + TimeDelta::from_std(ttl).unwrap_or_default() > expires_at + TTL_TOLERANCE
 }

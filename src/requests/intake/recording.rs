@@ -29,7 +29,7 @@ impl Leading {
         app: &AppState,
         writes: Writes,
     ) -> Result<(), IntakeError> {
-        let Writes { mut seen, refreshed, gone, answered } = writes;
+        let Writes { mut seen, refreshed, gone, answered, named } = writes;
         while !seen.is_empty() {
             let (mut count, mut bytes) = (0, 0);
             for next in seen.iter().take(BATCH_SIZE) {
@@ -57,7 +57,7 @@ impl Leading {
         if !answered.is_empty() {
             app.ledger.forget_asked_again(&answered).await?;
         }
-        Ok(())
+        self.decide_named(app, named).await
     }
 
     async fn write_seen(&mut self, app: &AppState, batch: Vec<ToWrite>) -> Result<(), IntakeError> {
@@ -66,8 +66,9 @@ impl Leading {
         for one in batch {
             latest.insert(one.seen.request.id.clone(), one);
         }
+        let batch = self.apply_rules(app, latest.into_values().collect()).await?;
         let (rows, others): (Vec<_>, Vec<_>) =
-            latest.into_values().map(|one| (one.seen, (one.texts, one.is_named))).unzip();
+            batch.into_iter().map(|one| (one.seen, (one.texts, one.is_named))).unzip();
         let written = app.ledger.write_seen(&rows).await?.into_iter().collect::<HashSet<_>>();
         let (due, mut new, mut asked) = (Instant::now() + self.pending_interval(), 0, Vec::new());
         let mut answered = Vec::new();
@@ -102,6 +103,7 @@ impl Leading {
         if !answered.is_empty() {
             app.ledger.forget_asked_again(&answered).await?;
         }
+        let asked = self.tell_again(app, asked).await?;
         let noted = app.ledger.note_asked_again(&asked).await?.into_iter().collect::<HashSet<_>>();
         for AskedAgain { id, tenant, .. } in asked {
             let before = self.asked_again.remove(&id);

@@ -3,7 +3,7 @@
 
 use aura_hitl::domain::decision::{State, Verdict};
 use aura_hitl::domain::ids::{RequestId, SessionId, TenantId};
-use aura_hitl::domain::record::{Delivery, DeliveryResult};
+use aura_hitl::domain::record::{Delivery, DeliveryResult, Ruling};
 use aura_hitl::domain::request::Origin;
 use aura_hitl::ledger::{
     AskedAgain, GoneRequest, Overdue, Recorded, Registered, SeenRequest, Writing,
@@ -27,6 +27,7 @@ fn seen(asked: &Asked, at: DateTime<Utc>) -> SeenRequest {
         read_at: at,
         has_moved_on: false,
         replication_id: Some("one".to_owned()),
+        ruling: Ruling::default(),
     }
 }
 
