@@ -119,8 +119,18 @@ export const api = {
    * @param {string} id
    * @param {Record<string, unknown>} body
    * @param {string} etag
+   * @param {Record<string, string>} [json] Further fields whose values are JSON already, sent to the letter.
    */
-  decide: (verb, id, body, etag) => call('POST', `${ROOT}${verb}/${part(id)}`, { body: { userId: current()?.user, ...body }, ifMatch: etag }),
+  decide: (verb, id, body, etag, json = {}) => {
+    const further = Object.entries(json).map(([name, value]) => `,${JSON.stringify(name)}:${value}`).join('');
+    const text = `${JSON.stringify({ userId: current()?.user, ...body }).slice(0, -1)}${further}}`;
+    return call('POST', `${ROOT}${verb}/${part(id)}`, { text, ifMatch: etag });
+  },
+  /**
+   * @param {string} id
+   * @param {string} text
+   */
+  comment: (id, text) => call('POST', `${ROOT}requests/${part(id)}/comments`, { body: { text } }),
   /**
    * @param {Record<string, string | number | undefined | null>} query
    */

@@ -42,10 +42,11 @@ const tell = (id) => listeners.forEach((listener) => listener(id));
  * @param {string} id
  * @param {Record<string, unknown>} body
  * @param {string} etag
+ * @param {Record<string, string>} [json] Further fields, as JSON.
  * @returns {Promise<Answer | null>} The answer that settles it; `null` when the person stopped it, or it was
  *   on its way already.
  */
-export async function decide(verb, id, body, etag) {
+export async function decide(verb, id, body, etag, json) {
   if (jobs.has(id)) return null;
   let isStopped = false;
   let wake = () => {};
@@ -61,7 +62,7 @@ export async function decide(verb, id, body, etag) {
       job.attempt += 1;
       job.again = 0;
       tell(id);
-      const answer = await api.decide(verb, id, body, etag);
+      const answer = await api.decide(verb, id, body, etag, json);
       if (!isTemporary(answer)) return answer;
       const pause = Math.max(answer.retryAfter * 1000, Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (job.attempt - 1)));
       job.last = answer;

@@ -11,7 +11,7 @@ import { indented, member, parseJson, plain } from './json.js';
 import { countdown, hasRisk } from './list.js';
 import { NO_LOCK, Seen } from './seen.js';
 import { named, t, time } from './text.js';
-import { theirs, visibleText } from './visible.js';
+import { theirs, visible, visibleText } from './visible.js';
 
 /**
  * @typedef {import('./api.js').Answer} Answer
@@ -19,7 +19,8 @@ import { theirs, visibleText } from './visible.js';
  * @typedef {import('./list.js').Item} Item
  * @typedef {{ at: string, event: string, by?: string }} Happened
  * @typedef {{ userId: string, decision: string, at: string, reason?: string | null, counted: boolean }} Vote
- * @typedef {Item & { history: Happened[], why: string, votes: Vote[],
+ * @typedef {{ number: number, userId: string, author: string, text: string, at: string }} Comment
+ * @typedef {Item & { history: Happened[], why: string, votes: Vote[], comments: Comment[], responseSchema?: unknown,
  *   signal: { state: string, sentAt?: string, listeners?: number } }} Shown
  *
  * @typedef {object} Options
@@ -32,9 +33,11 @@ import { theirs, visibleText } from './visible.js';
 
 /** What the page shows by name; everything else that a request says is shown as further fields. */
 const NAMED = new Set(['requestId', 'sessionId', 'tenantId', 'userId', 'actionType', 'message', 'context', 'planSteps', 'taskId',
-  'createdAt', 'status', 'approvedBy', 'approvedAt', 'rejectedBy', 'rejectedAt', 'reason', 'expiresInSeconds']);
+  'createdAt', 'status', 'approvedBy', 'approvedAt', 'rejectedBy', 'rejectedAt', 'reason', 'expiresInSeconds',
+  'decisions', 'risk', 'argumentsSchema', 'responseSchema']);
 const PICKS = /** @type {const} */ (['pickNotNeeded', 'pickWrongTarget', 'pickWrongContent', 'pickRisky', 'pickLater']);
 const MAX_REASON = 1000;
+const MAX_COMMENT = 2000;
 const RETRY = 3000;
 
 export class Detail {
@@ -49,8 +52,13 @@ export class Detail {
     /** Why it could not be decided, or read.
      * @type {Answer | null} */
     this.refusal = null;
-    /** @type {'reject' | null} */
+    /** @type {'reject' | 'edit' | 'respond' | null} */
     this.mode = null;
+    /** The context as it was written, indented. */
+    this.written = '';
+    /** What was decided in place of what was asked: texts of JSON.
+     * @type {Record<string, string>} */
+    this.decidedAs = {};
     this.hasChanged = false;
     this.wasComplete = false;
     this.generation = 0;
@@ -61,7 +69,8 @@ export class Detail {
     this.head = h('header', { class: 'detailhead' });
     this.content = h('div', { class: 'content' });
     this.beside = h('div', { class: 'beside' });
-    this.screen = h('div', { class: 'screen', tabindex: '0', role: 'region', 'aria-label': t('content') }, this.head, this.content, this.beside);
+    this.talk = h('div', { class: 'beside' });
+    this.screen = h('div', { class: 'screen', tabindex: '0', role: 'region', 'aria-label': t('content') }, this.head, this.content, this.beside, this.talk);
     this.actions = h('div', { class: 'actions', role: 'region', 'aria-label': t('decision') });
     this.element = h('section', { class: 'detail', 'aria-label': t('request') }, this.screen, this.actions);
     onJobChange((id) => { if (id === this.id) this.renderActions(); });
@@ -96,7 +105,7 @@ export class Detail {
     this.hasChanged = false;
     this.wasComplete = false;
     this.element.classList.remove('open');
-    for (const part of [this.head, this.content, this.beside, this.actions]) fill(part);
+    for (const part of [this.head, this.content, this.beside, this.talk, this.actions]) fill(part);
     this.screen.scrollTop = 0;
   }
 
@@ -145,9 +154,12 @@ export class Detail {
     const data = /** @type {Json} */ (member(source, 'data'));
     /** @type {any} */
     const shown = {};
+    this.decidedAs = {};
     if (data.kind === 'object') {
       for (const [name, value] of data.entries) {
         if (name !== 'context') shown[name] = plain(answer.text, value);
+        if (name === 'context') this.written = indented(answer.text, value);
+        if (name === 'arguments' || name === 'response') this.decidedAs[name] = indented(answer.text, value);
       }
     }
     this.shown = /** @type {Shown} */ (shown);
@@ -166,6 +178,7 @@ export class Detail {
     } else if (before.status !== this.shown.status || before.mayDecide !== this.shown.mayDecide) this.refusal = null;
     this.screen.setAttribute('aria-label', `${t('request')}: ${visibleText(this.shown.actionType)}`);
     this.renderBeside();
+    this.renderTalk();
     this.renderActions();
     this.options.updated(this.shown);
   }
@@ -244,6 +257,10 @@ export class Detail {
     ].filter(Boolean));
     fill(this.beside,
       section(t('aboutIt'), h('dl', { class: 'facts' }, facts.map(([name, value]) => h('div', null, h('dt', null, name), h('dd', null, value))))),
+      this.decidedAs.arguments !== undefined && section(t('approvedWith'), longText(this.decidedAs.arguments, NO_LOCK, 'raw')),
+      this.decidedAs.response !== undefined && section(t('answeredWith'), longText(this.decidedAs.response, NO_LOCK, 'raw')),
+      shown.comments.length > 0 && section(t('comments'), h('ol', { class: 'comments' }, shown.comments.map(({ userId, author, text, at }) => h('li', null,
+        h('p', { class: 'by' }, theirs(userId), author === 'agent' ? ` (${t('agent')})` : '', ' · ', time(at)), longText(text, NO_LOCK))))),
       shown.votes.length > 0 && section(t('votes'), h('ul', { class: 'votes' }, shown.votes.map((vote) => h('li', { class: vote.counted ? '' : 'uncounted' },
         named('vote', vote.decision), ' · ', theirs(vote.userId), ' · ', time(vote.at),
         vote.reason ? [' · ', theirs(vote.reason)] : null, vote.counted ? null : [' · ', t('notCounted')])))),
@@ -264,6 +281,44 @@ export class Detail {
     const wait = this.actions.querySelector('.wait');
     if (job?.again && wait) wait.textContent = t('triesAgainIn', { n: Math.max(0, Math.ceil((job.again - Date.now()) / 1000)) });
     if (this.seen) this.seen.isPaused = this.isDialogOpen;
+  }
+
+  /** Where to ask or answer something, as long as the request waits. */
+  renderTalk() {
+    const { id, shown } = this;
+    if (shown?.status !== 'pending') {
+      fill(this.talk);
+      return;
+    }
+    if (this.talk.childElementCount) return;
+    const draftKey = `${id} comment`;
+    const text = h('textarea', { rows: '2', maxlength: MAX_COMMENT, 'aria-label': t('comment'), placeholder: t('commentHint') });
+    text.value = draft(draftKey);
+    const problem = h('p', { class: 'problem', role: 'alert' });
+    const form = h('form', {
+      class: 'form',
+      onsubmit: async (/** @type {Event} */ event) => {
+        event.preventDefault();
+        const said = text.value.trim();
+        if (!said) {
+          text.focus();
+          return;
+        }
+        const answer = await api.comment(id, said);
+        if (answer.status === 401) this.options.signIn();
+        if (!answer.ok) {
+          fill(problem, answer.message || t(answer.status ? 'unexpected' : 'unreachable'));
+          return;
+        }
+        fill(problem);
+        keep(draftKey, '');
+        text.value = '';
+        this.options.announce(t('commented'));
+        if (this.id === id) await this.read();
+      },
+    }, text, problem, h('div', { class: 'buttons' }, h('button', { type: 'submit' }, t('sendComment'))));
+    text.addEventListener('input', () => keep(draftKey, text.value));
+    fill(this.talk, section(t('comment'), form));
   }
 
   openAll() {
@@ -344,6 +399,8 @@ export class Detail {
     }
     if (!shown.mayDecide) return [h('p', { class: 'cannot' }, t('youCannotDecide'), ' ', shown.why)];
     if (this.mode === 'reject') return [this.rejectForm()];
+    if (this.mode === 'edit') return [this.editForm(shown)];
+    if (this.mode === 'respond') return [this.respondForm(shown)];
     const isComplete = this.seen?.isComplete ?? false;
     return [
       h('div', { class: 'lock' },
@@ -352,6 +409,8 @@ export class Detail {
       shown.askedAgain && h('p', null, t('askedAgainHow')),
       h('div', { class: 'buttons' },
         shown.decisions.includes('reject') && h('button', { type: 'button', class: 'reject', 'data-name': 'reject', onclick: () => this.startReject() }, t('reject'), key('r')),
+        shown.decisions.includes('respond') && h('button', { type: 'button', 'data-name': 'respond', onclick: () => this.startMode('respond') }, t('respond')),
+        shown.decisions.includes('edit') && isComplete && h('button', { type: 'button', 'data-name': 'edit', onclick: () => this.startMode('edit') }, t('edit')),
         shown.decisions.includes('approve') && h('button', {
           type: 'button', class: 'approve', 'data-name': 'approve', disabled: !isComplete, 'aria-describedby': 'progress',
           onclick: (/** @type {MouseEvent} */ event) => { if (event.detail < 2) this.approve(); },
@@ -372,6 +431,104 @@ export class Detail {
       shown.signal.state === 'owed' && h('p', null, t('signalOwed')),
       isUnheard && h('p', null, t('signalUnheard')),
       shown.signal.state === 'superseded' && h('p', null, t('signalSuperseded')));
+  }
+
+  /** @param {'edit' | 'respond'} mode */
+  startMode(mode) {
+    if (!this.mayDecide || !this.shown?.decisions.includes(mode) || jobOf(this.id)) return;
+    this.mode = mode;
+    this.renderActions();
+    this.actions.querySelector('textarea')?.focus();
+  }
+
+  leaveMode() {
+    this.mode = null;
+    this.renderActions();
+    this.screen.focus({ preventScroll: true });
+  }
+
+  /**
+   * @param {string} question
+   * @param {HTMLTextAreaElement} text
+   * @param {import('./dom.js').Child} middle
+   * @param {HTMLButtonElement} confirm
+   * @param {() => void} send
+   */
+  modeForm(question, text, middle, confirm, send) {
+    return h('form', {
+      class: 'form',
+      onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); send(); },
+      onkeydown: (/** @type {KeyboardEvent} */ event) => {
+        if (event.key !== 'Escape') return;
+        event.preventDefault();
+        event.stopPropagation();
+        this.leaveMode();
+      },
+    }, h('p', { class: 'question' }, question), text, middle,
+    h('div', { class: 'buttons' }, h('button', { type: 'button', 'data-name': 'cancel', onclick: () => this.leaveMode() }, t('cancel'), key('Esc')), confirm));
+  }
+
+  /**
+   * Approves with other arguments: first shows the difference, then sends.
+   * @param {Shown} shown
+   */
+  editForm(shown) {
+    const draftKey = `${shown.requestId} edit`;
+    const text = h('textarea', { rows: '8', class: 'code', spellcheck: 'false', 'data-name': 'arguments', 'aria-label': t('arguments') });
+    text.value = draft(draftKey) || this.written;
+    const problem = h('p', { class: 'problem', role: 'alert' });
+    const difference = h('div', { class: 'difference', role: 'group', 'aria-label': t('difference') });
+    let reviewed = '';
+    const confirm = h('button', { type: 'submit', class: 'primary', 'data-name': 'confirm' }, t('showDifference'));
+    const reset = () => {
+      keep(draftKey, text.value);
+      reviewed = '';
+      confirm.className = 'primary';
+      fill(confirm, t('showDifference'));
+      fill(difference);
+    };
+    text.addEventListener('input', reset);
+    return this.modeForm(t('editHow'), text, [difference, problem], confirm, () => {
+      const edited = parsed(text.value);
+      fill(problem);
+      if (edited?.kind !== 'object') {
+        fill(problem, t('notAnObject'));
+        return;
+      }
+      const after = indented(text.value, edited);
+      if (after === this.written) {
+        fill(problem, t('nothingChanged'));
+        return;
+      }
+      if (reviewed !== text.value) {
+        reviewed = text.value;
+        fill(difference, changes(this.written, after));
+        fill(confirm, t('approveEdited'));
+        confirm.className = 'approve';
+        return;
+      }
+      this.send('approve', {}, { arguments: text.value.trim() });
+    });
+  }
+
+  /** @param {Shown} shown */
+  respondForm(shown) {
+    const draftKey = `${shown.requestId} respond`;
+    const wantsJson = shown.responseSchema !== undefined;
+    const text = h('textarea', { rows: '4', class: wantsJson ? 'code' : '', 'data-name': 'response', 'aria-label': t('response') });
+    text.value = draft(draftKey);
+    text.addEventListener('input', () => keep(draftKey, text.value));
+    const problem = h('p', { class: 'problem', role: 'alert' });
+    const schema = wantsJson && h('details', null, h('summary', null, t('schema')), longText(JSON.stringify(shown.responseSchema, null, 2), NO_LOCK, 'raw'));
+    const confirm = h('button', { type: 'submit', class: 'primary', 'data-name': 'confirm' }, t('respond'));
+    return this.modeForm(t(wantsJson ? 'respondJson' : 'respondHow'), text, [schema, problem], confirm, () => {
+      const json = wantsJson ? text.value.trim() : JSON.stringify(text.value);
+      if (!text.value.trim() || !parsed(json)) {
+        fill(problem, t(wantsJson ? 'notJson' : 'responseMissing'));
+        return;
+      }
+      this.send('respond', {}, { response: json });
+    });
   }
 
   startReject() {
@@ -441,16 +598,17 @@ export class Detail {
   /**
    * @param {string} verb
    * @param {Record<string, unknown>} body
+   * @param {Record<string, string>} [json] Further fields, as JSON.
    */
-  async send(verb, body) {
+  async send(verb, body, json) {
     const { id, shown } = this;
     if (!shown) return;
     const action = visibleText(shown.actionType);
-    const answer = await decide(verb, id, body, shown.etag);
+    const answer = await decide(verb, id, body, shown.etag, json);
     if (!answer) return;
     if (answer.ok) {
       forget(id);
-      this.options.announce(answer.status === 202 ? answer.message : t(verb === 'approve' ? 'doneApprove' : 'doneReject', { action }));
+      this.options.announce(answer.status === 202 ? answer.message : t(verb === 'approve' ? 'doneApprove' : verb === 'reject' ? 'doneReject' : 'doneRespond', { action }));
       if (this.id === id) this.mode = null;
       this.options.decided(id);
       if (this.id === id) await this.read();
@@ -462,6 +620,13 @@ export class Detail {
     if (answer.status === 412) {
       // Read again: what has changed is shown, and locked.
       await this.read();
+      return;
+    }
+    if (answer.status === 400 && this.mode) {
+      // What was written does not fit: it stays, with the reason.
+      this.renderActions();
+      const problem = this.actions.querySelector('.problem');
+      if (problem) fill(problem, answer.message);
       return;
     }
     this.refusal = answer;
@@ -493,6 +658,23 @@ export class Detail {
     if (this.refusal?.status === 401) this.refusal = null;
     this.read();
   }
+}
+
+/**
+ * What an edit takes away and adds, line by line, between the lines that are the same.
+ * @param {string} before
+ * @param {string} after
+ */
+function changes(before, after) {
+  const [old, now] = [before.split('\n'), after.split('\n')];
+  let start = 0;
+  while (start < old.length && start < now.length && old[start] === now[start]) start += 1;
+  let end = 0;
+  while (end < old.length - start && end < now.length - start && old.at(-1 - end) === now.at(-1 - end)) end += 1;
+  return [
+    ...old.slice(start, old.length - end).map((line) => h('del', null, visible(line))),
+    ...now.slice(start, now.length - end).map((line) => h('ins', null, visible(line))),
+  ];
 }
 
 /** @param {string} name */

@@ -227,6 +227,52 @@ inEach('while the service is away the page says so, and a decision is made as so
   await page.context().close();
 }, true);
 
+inEach('people ask and answer, edit after seeing the difference, and answer instead of approving', async (language) => {
+  const id = await register({ decisions: ['approve', 'reject', 'edit', 'respond'], argumentsSchema: { type: 'object', properties: { amount: { type: 'number', maximum: 1e30 } } } }, { context: '{"to":"a@b.c","amount":12345678901234567890.10}' });
+  const page = await open({ language, query: `?request=${id}` });
+  await unlocked(page);
+  await page.locator('.screen form textarea').fill('누구에게 보내나요? <b>\u202E');
+  await page.locator('.screen form [type=submit]').click();
+  await page.locator('.comments').getByText('누구에게 보내나요? <b>').waitFor();
+  await call('POST', `/aura/hitl/requests/${id}/comments`, { text: 'To the team.' }, { headers: { 'X-DWP-Caller-Type': 'AGENT' } });
+  await page.locator('.comments').getByText('To the team.').waitFor();
+  assert.ok((await page.locator('.comments').innerText()).includes('\\u202E'));
+  await unlocked(page);
+  await page.locator('[data-name=edit]').click();
+  const editor = page.locator('.actions textarea');
+  assert.ok((await editor.inputValue()).includes('12345678901234567890.10'));
+  await page.locator('[data-name=confirm]').click();
+  await page.locator('.actions .problem').waitFor();
+  await editor.fill('{"to":"a@b.c","amount":1e40}');
+  await page.locator('[data-name=confirm]').click();
+  assert.ok((await page.locator('.difference del').innerText()).includes('12345678901234567890.10'));
+  assert.ok((await page.locator('.difference ins').innerText()).includes('1e40'));
+  await sane(page, 'edit');
+  await picture(page, `${language}-1440-edit`);
+  assert.equal(statusOf(id), 'pending');
+  await page.locator('[data-name=confirm]').click();
+  await page.locator('.actions .problem', { hasText: '/amount' }).waitFor();
+  await editor.fill('{"to":"a@b.c","amount":12345678901234567890.20}');
+  await page.locator('[data-name=confirm]').click();
+  await page.locator('[data-name=confirm].approve').click();
+  await page.locator('.outcome .status.approved').waitFor();
+  await page.locator('.beside').getByText('12345678901234567890.20').waitFor();
+  const decision = await call('GET', `/aura/hitl/requests/${id}/decision`);
+  assert.equal(decision.data.status, 'approved');
+  assert.notEqual(decision.data.fingerprint, decision.data.requestedFingerprint);
+  const other = await register({ decisions: ['approve', 'respond'] });
+  await page.goto(`${inbox}?request=${other}`);
+  await unlocked(page);
+  assert.equal(await page.locator('.actions .reject').count(), 0, 'only what can be done is shown');
+  await page.locator('[data-name=respond]').click();
+  await page.locator('.actions textarea').fill('내일 다시 "확인"해 주세요');
+  await sane(page, 'respond');
+  await picture(page, `${language}-1440-respond`);
+  await page.locator('[data-name=confirm]').click();
+  await page.locator('.outcome .status.answered').waitFor();
+  assert.equal((await call('GET', `/aura/hitl/requests/${other}/decision`)).data.response, '내일 다시 "확인"해 주세요');
+});
+
 // ── The list ──
 
 test('nothing moves under the pointer: what is new waits until it is asked for', async () => {
