@@ -6,9 +6,11 @@ mod healthcheck;
 mod inbox_demo;
 mod migrate;
 mod openapi;
+mod policy;
 mod purge;
 mod requests;
 mod serve;
+mod simulate;
 mod token;
 
 use std::future::Future;
@@ -112,10 +114,44 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Try a policy file, which says who may decide.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Print the OpenAPI document.
     Openapi,
     /// Exit 0 if the service on HOST:PORT is ready; for containers.
     Healthcheck,
+}
+
+#[derive(Subcommand)]
+enum PolicyCommand {
+    /// Say whether the file can be put in force, or what is wrong with it.
+    Check {
+        /// The policy file.
+        file: PathBuf,
+    },
+    /// Say which rules bind a request, why, and who may decide it.
+    Explain {
+        /// The policy file.
+        file: PathBuf,
+        /// The request: its JSON, or the id of one in the ledger.
+        #[arg(long, value_name = "ID|JSON")]
+        request: String,
+        /// The tenant of a request in the ledger that was registered over HTTP.
+        #[arg(long)]
+        tenant: Option<String>,
+    },
+    /// List the closed requests that would go another way under the file.
+    Simulate {
+        /// The policy file.
+        file: PathBuf,
+        /// Closed from then on: a date, which is its midnight in UTC, or an RFC 3339 instant.
+        #[arg(long, value_name = "TIME")]
+        from: String,
+        /// Closed before then; now, when absent.
+        #[arg(long, value_name = "TIME")]
+        to: Option<String>,
+    },
 }
 
 /// Runs the command that the arguments name. Prints an error as one line on standard error.
@@ -145,6 +181,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Command::Requests { status, tenant, limit, watch } => {
             requests::run(file, &status, tenant.as_deref(), limit, watch).await
+        }
+        Command::Policy(PolicyCommand::Check { file: rules }) => policy::check(&rules),
+        Command::Policy(PolicyCommand::Explain { file: rules, request, tenant }) => {
+            policy::explain(file, &rules, &request, tenant.as_deref()).await
+        }
+        Command::Policy(PolicyCommand::Simulate { file: rules, from, to }) => {
+            simulate::run(file, &rules, &from, to.as_deref()).await
         }
         Command::Openapi => openapi::run(),
         Command::Healthcheck => healthcheck::run(file).await,

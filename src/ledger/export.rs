@@ -34,27 +34,27 @@ pub struct Span {
 #[derive(Debug, Serialize, sqlx::FromRow)]
 #[serde(rename_all = "camelCase")]
 pub struct Exported {
-    request_id: String,
-    tenant_id: String,
-    session_id: String,
-    user_id: Option<String>,
-    action_type: String,
+    pub(crate) request_id: String,
+    pub(crate) tenant_id: String,
+    pub(crate) session_id: String,
+    pub(crate) user_id: Option<String>,
+    pub(crate) action_type: String,
     /// `answered` for a row that has a response, else the row's own.
     #[sqlx(rename = "shown_status")]
-    status: String,
-    decided_by: Option<String>,
+    pub(crate) status: String,
+    pub(crate) decided_by: Option<String>,
     #[serde(serialize_with = "instant_or_null")]
-    decided_at: Option<DateTime<Utc>>,
+    pub(crate) decided_at: Option<DateTime<Utc>>,
     #[sqlx(rename = "shown_reason")]
     reason: Option<String>,
     #[serde(serialize_with = "instant_or_null")]
-    settled_at: Option<DateTime<Utc>>,
+    pub(crate) settled_at: Option<DateTime<Utc>>,
     #[serde(serialize_with = "instant")]
-    created_at: DateTime<Utc>,
+    pub(crate) created_at: DateTime<Utc>,
     #[serde(serialize_with = "instant")]
     expires_at: DateTime<Utc>,
     task_id: String,
-    origin: String,
+    pub(crate) origin: String,
     content_hash: String,
     fingerprint: String,
     caller_source: Option<String>,
@@ -65,7 +65,7 @@ pub struct Exported {
     /// The `If-Match` header: the entity tag of the content that the decider had seen.
     if_match: Option<String>,
     /// The role in the decider's token.
-    decider_role: Option<String>,
+    pub(crate) decider_role: Option<String>,
     /// The `jti` of the decider's token.
     token_id: Option<String>,
     delivery: String,
@@ -74,11 +74,20 @@ pub struct Exported {
     #[serde(serialize_with = "instant_or_null")]
     acted_at: Option<DateTime<Utc>>,
     /// The request as it was when it was decided, byte for byte.
-    document: String,
+    pub(crate) document: String,
     /// The arguments that were approved instead of those in the document, byte for byte.
-    arguments: Option<String>,
+    pub(crate) arguments: Option<String>,
     /// The answer that was given instead of an approval, byte for byte.
     response: Option<String>,
+    /// `policy`, `grant`; `None` when people decided, or nobody did. Not a part of the JSON.
+    #[serde(skip)]
+    #[sqlx(default)]
+    pub(crate) decided_via: Option<String>,
+    /// A JSON array of the users whose approvals counted, if more than one was needed. Not a part of
+    /// the JSON.
+    #[serde(skip)]
+    #[sqlx(default)]
+    pub(crate) voters: Option<String>,
 }
 
 /// A row of `hitl_refused_attempt`. The JSON has every field; a field that does not apply is

@@ -101,6 +101,7 @@ impl Binding {
     }
 
     /// The rules that bind, in the order of the file.
+    #[must_use]
     pub fn bound(&self) -> &[Bound] {
         &self.bound
     }

@@ -37,6 +37,7 @@ mod open_tasks;
 mod outcomes;
 mod overruled;
 mod page;
+mod policy;
 mod processes;
 mod quotas;
 mod registration;

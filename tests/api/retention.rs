@@ -95,7 +95,7 @@ async fn withdrawn(app: &TestApp) -> String {
 }
 
 /// The program with the settings and on the stores of a running service.
-fn beside(app: &TestApp, program: Program) -> Program {
+pub fn beside(app: &TestApp, program: Program) -> Program {
     match &app.config.ledger {
         LedgerConfig::Postgres { url, .. } => program
             .with("DATABASE_URL", url.expose_secret())

@@ -19,6 +19,7 @@ mod limits;
 mod lists;
 mod load;
 mod peers;
+mod policy;
 mod report;
 mod service;
 mod speed;
@@ -45,6 +46,8 @@ enum What {
     Inbox(inbox::Options),
     /// The service beside Restate.
     Peers(peers::Options),
+    /// Requests judged by a policy file of ten rules, on one core.
+    Policy(policy::Options),
 }
 
 #[tokio::main]
@@ -54,5 +57,6 @@ async fn main() -> ExitCode {
         What::Waiting(options) => waiting::run(&options).await,
         What::Inbox(options) => inbox::run(&options).await,
         What::Peers(options) => peers::run(&options).await,
+        What::Policy(options) => policy::run(&options),
     }
 }

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use super::node::{Conversion, Each, Node, Operation, Order, TextTest, Variable};
 use super::number::Number;
 use super::value::{Map, Text, Value};
+use crate::domain::ids::{TaskId, TenantId, UserId};
 use crate::domain::request::Origin;
 use crate::policy::words::{Sentence, Subject};
 
@@ -64,6 +65,7 @@ pub struct Variables<'a> {
 
 impl<'a> Variables<'a> {
     /// The variables of a request.
+    #[must_use]
     pub fn new(subject: &'a Subject<'a>) -> Self {
         Self { subject, context: OnceCell::new() }
     }
@@ -75,10 +77,10 @@ impl<'a> Variables<'a> {
             Variable::ActionType => Value::text(subject.action_type),
             Variable::Message => text(subject.message),
             Variable::Context => self.context.get_or_init(|| context(subject.context)).clone(),
-            Variable::UserId => text(subject.user.map(|user| user.as_str())),
-            Variable::TenantId => text(subject.tenant.map(|tenant| tenant.as_str())),
+            Variable::UserId => text(subject.user.map(UserId::as_str)),
+            Variable::TenantId => text(subject.tenant.map(TenantId::as_str)),
             Variable::SessionId => Value::text(subject.session.as_str()),
-            Variable::TaskId => text(subject.task.map(|task| task.as_str())),
+            Variable::TaskId => text(subject.task.map(TaskId::as_str)),
             Variable::Origin => Value::text(match subject.origin {
                 Origin::Redis => "redis",
                 Origin::Http => "http",
@@ -113,16 +115,9 @@ struct Evaluation<'v, 'a> {
 
 impl<'a> Evaluation<'_, 'a> {
     fn charge(&mut self, steps: usize) -> Result<(), Failure> {
-        match self.steps.checked_sub(steps) {
-            Some(left) => {
-                *self.steps = left;
-                Ok(())
-            }
-            None => {
-                *self.steps = 0;
-                Err(Failure::TooLong)
-            }
-        }
+        let left = self.steps.checked_sub(steps);
+        *self.steps = left.unwrap_or_default();
+        left.map(|_left| ()).ok_or(Failure::TooLong)
     }
 
     fn charge_bytes(&mut self, bytes: usize) -> Result<(), Failure> {
@@ -221,16 +216,17 @@ impl<'a> Evaluation<'_, 'a> {
             }
             Node::Compare(order, one, other) => self.compare(*order, one, other),
             Node::In { item, of } => self.contains(item, of),
-            Node::TextTest(test, text, part) => {
-                let (text, part) = match test {
-                    TextTest::StartsWith => self.two_texts(text, part, "startsWith")?,
-                    TextTest::EndsWith => self.two_texts(text, part, "endsWith")?,
-                    TextTest::Contains => self.two_texts(text, part, "contains")?,
+            Node::TextTest(kind, whole, part) => {
+                let operation = match kind {
+                    TextTest::StartsWith => "startsWith",
+                    TextTest::EndsWith => "endsWith",
+                    TextTest::Contains => "contains",
                 };
-                Ok(match test {
-                    TextTest::StartsWith => text.starts_with(&*part),
-                    TextTest::EndsWith => text.ends_with(&*part),
-                    TextTest::Contains => text.contains(&*part),
+                let (whole, part) = self.two_texts(whole, part, operation)?;
+                Ok(match kind {
+                    TextTest::StartsWith => whole.starts_with(&*part),
+                    TextTest::EndsWith => whole.ends_with(&*part),
+                    TextTest::Contains => whole.contains(&*part),
                 })
             }
             Node::Matches { text, pattern } => {

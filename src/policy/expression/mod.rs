@@ -9,12 +9,12 @@ mod value;
 #[cfg(test)]
 mod tests;
 
-pub use self::evaluate::{Failure, Variables};
+pub use self::evaluate::{Failure, MAX_STEPS, Variables};
 use self::node::Node;
 use super::words::Sentence;
 
 /// Most steps of all expressions of a policy over one request. Past it, every further expression fails.
-pub const MAX_STEPS_OF_ALL: usize = 4 * evaluate::MAX_STEPS;
+pub const MAX_STEPS_OF_ALL: usize = 4 * MAX_STEPS;
 
 /// A compiled condition.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl Expression {
         variables: &Variables<'a>,
         steps: &mut usize,
     ) -> Result<bool, Failure> {
-        let mut own = evaluate::MAX_STEPS.min(*steps);
+        let mut own = MAX_STEPS.min(*steps);
         let before = own;
         let result = evaluate::is_true(&self.0, variables, &mut own);
         *steps -= before - own;

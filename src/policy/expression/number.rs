@@ -68,7 +68,7 @@ impl Number {
             return Some(Self::zero());
         }
         let mut digits = value.unsigned_abs();
-        while digits % 10 == 0 {
+        while digits.is_multiple_of(10) {
             digits /= 10;
             exponent = exponent.checked_add(1)?;
         }

@@ -112,8 +112,7 @@ impl<'a> Reader<'a> {
             '{' | '[' if depth == MAX_DEPTH => None,
             '{' => self.object(depth),
             '[' => self.list(depth),
-            // A lone surrogate is no text; the value is there, but nothing can be said of it.
-            '"' => Some(self.string()?.map_or(Value::Unreadable, Value::Text)),
+            '"' => self.string(),
             't' => self.take("true").map(|()| Value::Bool(true)),
             'f' => self.take("false").map(|()| Value::Bool(false)),
             'n' => self.take("null").map(|()| Value::Null),
@@ -130,17 +129,15 @@ impl<'a> Reader<'a> {
         }
         loop {
             self.peek().filter(|next| *next == '"')?;
-            let name = self.string()??;
+            let Value::Text(name) = self.string()? else { return None };
             self.peek();
             self.take(":")?;
             entries.push((name, self.value(depth + 1)?));
-            match self.peek()? {
-                ',' => self.take(",")?,
-                _ => {
-                    self.take("}")?;
-                    return Map::new(entries).map(Value::Map);
-                }
+            if self.peek()? != ',' {
+                self.take("}")?;
+                return Map::new(entries).map(Value::Map);
             }
+            self.take(",")?;
         }
     }
 
@@ -153,25 +150,24 @@ impl<'a> Reader<'a> {
         }
         loop {
             items.push(self.value(depth + 1)?);
-            match self.peek()? {
-                ',' => self.take(",")?,
-                _ => {
-                    self.take("]")?;
-                    return Some(Value::List(items.into()));
-                }
+            if self.peek()? != ',' {
+                self.take("]")?;
+                return Some(Value::List(items.into()));
             }
+            self.take(",")?;
         }
     }
 
-    /// A string; `Some(None)` for one that ends but is no text.
-    fn string(&mut self) -> Option<Option<Text<'a>>> {
+    /// A string. One with a lone surrogate is no text: the value is there, but nothing can be said of it.
+    fn string(&mut self) -> Option<Value<'a>> {
         let (string, rest) = split_string(self.rest);
         self.rest = rest;
         let inner = string.strip_prefix('"')?.strip_suffix('"')?;
         if !inner.contains('\\') {
-            return Some(Some(Text::Borrowed(inner)));
+            return Some(Value::text(inner));
         }
-        Some(serde_json::from_str::<String>(string).ok().map(|text| Text::Shared(text.into())))
+        let text = serde_json::from_str::<String>(string).ok();
+        Some(text.map_or(Value::Unreadable, |text| Value::Text(Text::Shared(text.into()))))
     }
 
     /// A number, or one of the bare words that Python writes for what is no number. They are texts, as in

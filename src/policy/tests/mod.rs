@@ -1,6 +1,7 @@
 //! Tests of whole policies.
 
 mod binding;
+mod document;
 mod file;
 mod model;
 mod sentences;
