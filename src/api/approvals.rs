@@ -227,10 +227,10 @@ pub struct RegisterBody {
     decisions: Option<Vec<String>>,
     /// What edited arguments must look like: JSON Schema 2020-12, at most 32 KiB, without references that
     /// lead out of it or back to themselves.
-    #[schema(schema_with = schemas::any)]
+    #[schema(schema_with = schemas::json_schema)]
     arguments_schema: Option<Box<RawValue>>,
     /// What an answer must look like; as `argumentsSchema`.
-    #[schema(schema_with = schemas::any)]
+    #[schema(schema_with = schemas::json_schema)]
     response_schema: Option<Box<RawValue>>,
     /// The least risk that the request has: `low`, `medium`, `high` or `critical`.
     #[validate(custom(function = valid_risk))]

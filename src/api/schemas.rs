@@ -58,6 +58,11 @@ pub fn object() -> Schema {
     of(json!({ "type": ["object", "null"] }))
 }
 
+/// A JSON Schema, or `null`.
+pub fn json_schema() -> Schema {
+    of(json!({ "type": ["object", "boolean", "null"] }))
+}
+
 /// The ways to decide a request that an agent can handle.
 pub fn decisions() -> Schema {
     let ways = json!({ "type": "string", "enum": ["approve", "reject", "edit", "respond"] });
