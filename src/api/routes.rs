@@ -95,7 +95,6 @@ pub fn configure(service: &mut ServiceConfig) {
 }
 
 /// The inbox page and its files. They are no part of the API, nor of its document.
-#[expect(clippy::disallowed_methods, reason = "the one place where routes are added")]
 fn page_addresses() -> Vec<Resource> {
     let resource = |address: &str, route: fn() -> Route| {
         let refuse = || {
