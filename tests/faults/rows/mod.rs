@@ -22,6 +22,7 @@ mod relays;
 mod resets;
 mod security;
 mod soak;
+mod votes;
 
 type Running<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
@@ -94,5 +95,8 @@ rows! {
     "52" "Redis wiped with 500 requests in it that nobody has decided" intake::wiped;
     "53" "keyspace events switched off and on, and the subscription cut" intake::events_lost;
     "54" "the master of Redis killed within a pass over its keys" intake::failover;
+    "55" "a replica killed between the votes of ten people on requests that six have to approve" votes::replica_killed;
+    "56" "Postgres restarted amid 200 votes on 20 requests" votes::postgres_restarted;
+    "57" "a policy file that is wrong, and one that asks for more approvals, reloaded amid votes" votes::policy_reloaded;
     "fuzz" "tokens, paths, bodies, plan steps and agents' JSON, fuzzed for a fixed time" document::fuzz;
 }
