@@ -177,7 +177,7 @@ inEach('a token that is over asks for another, keeps the draft, and goes on', as
   const id = await register();
   const page = await open({ language, query: `?request=${id}`, seconds: 5 });
   await page.locator('.actions .reject').click();
-  await page.locator('textarea').fill('half a sent');
+  await page.locator('.actions textarea').fill('half a sent');
   await page.locator('dialog.signin[open]').waitFor({ timeout: 30000 });
   await sane(page, 'sign in again');
   await page.locator('dialog textarea').fill('nonsense');
