@@ -66,8 +66,8 @@ approvers = ["user:bob"]
 const KIM: Who<'static> = Who { user: "kim", tenant: "tenant1", role: Role::User };
 const LEE: Who<'static> = Who { user: "lee", tenant: "tenant1", role: Role::User };
 
-fn rules(text: &str) -> Option<Arc<Policy>> {
-    Some(Arc::new(Policy::read(text).unwrap()))
+fn rules(text: &str) -> Arc<Policy> {
+    Arc::new(Policy::read(text).unwrap())
 }
 
 /// A service with these rules. Its Redis announces changes.
@@ -79,7 +79,7 @@ async fn app_with(mode: Mode, text: &str, clock: Clock) -> (TestApp, Option<Priv
         }
     };
     let app = TestApp::spawn_with(mode, clock, |config| {
-        config.policy_file = rules(text);
+        config.policy_file = Some(rules(text));
         if let Some(redis) = &redis {
             with_redis(config, redis.settings());
         }
@@ -308,7 +308,7 @@ under_rules! {
         app.approve(KIM, &asked.id).await.assert(202, "");
         // Kim leaves the group.
         let changed = RULES.replace(r#"["kim", "lee", "user123"]"#, r#"["cho", "lee", "user123"]"#);
-        app.state.rules.set(rules(&changed));
+        app.state.rules.set(Some(rules(&changed)));
         let cho = Who { user: "cho", ..KIM };
         let seen = detail(&app, LEE, &asked.id).await;
         assert_eq!(seen.data()["approvals"], json!(0), "{}", seen.text);
@@ -372,13 +372,13 @@ under_rules! {
         // Deciding is refused with a reason, within the tenant.
         app.approve(zoe, &payment.id).await.assert(403, "E2001");
         app.approve(MALLORY, &payment.id).await.assert(404, "E1004");
-        assert_eq!(ids(&app, KIM, "").await, [payment.id.clone()]);
-        assert_eq!(ids(&app, BOB, "").await, [other.id.clone()]);
+        assert_eq!(ids(&app, KIM, "").await, [&*payment.id]);
+        assert_eq!(ids(&app, BOB, "").await, [&*other.id]);
         assert_eq!(ids(&app, zoe, "").await, Vec::<String>::new());
         // She may reject her own, both of them.
         assert_eq!(ids(&app, ALICE, "").await.len(), 2, "{mode:?}");
-        assert_eq!(ids(&app, ALICE, "scope=mine&risk=high").await, [payment.id.clone()]);
-        assert_eq!(ids(&app, ADMIN, "scope=tenant&rule=else").await, [other.id.clone()]);
+        assert_eq!(ids(&app, ALICE, "scope=mine&risk=high").await, [&*payment.id]);
+        assert_eq!(ids(&app, ADMIN, "scope=tenant&rule=else").await, [&*other.id]);
         let row = &listed(&app, KIM, "").await[0];
         assert_eq!(
             (&row["mayDecide"], &row["approvalsNeeded"], &row["risk"]),
@@ -388,8 +388,8 @@ under_rules! {
         app.approve(KIM, &payment.id).await.assert(202, "");
         app.approve(LEE, &payment.id).await.assert(200, "");
         app.reject(BOB, &other.id, None).await.assert(200, "");
-        assert_eq!(ids(&app, KIM, "status=approved,rejected").await, [payment.id.clone()]);
-        assert_eq!(ids(&app, BOB, "status=approved,rejected").await, [other.id.clone()]);
+        assert_eq!(ids(&app, KIM, "status=approved,rejected").await, [&*payment.id]);
+        assert_eq!(ids(&app, BOB, "status=approved,rejected").await, [&*other.id]);
         assert_eq!(ids(&app, zoe, "status=approved,rejected").await, Vec::<String>::new());
         let row = &listed(&app, KIM, "status=approved").await[0];
         assert_eq!((&row["approvals"], &row["decidedVia"]), (&json!(2), &json!("person")));
@@ -452,8 +452,8 @@ async fn escalation_adds_people_once_its_time_has_come() {
         clock.advance(chrono::TimeDelta::seconds(599));
         assert_eq!(ids(&app, BOB, "").await, Vec::<String>::new());
         clock.advance(chrono::TimeDelta::seconds(2));
-        assert_eq!(ids(&app, BOB, "").await, [asked.id.clone()]);
-        assert_eq!(ids(&app, KIM, "").await, [asked.id.clone()]);
+        assert_eq!(ids(&app, BOB, "").await, [&*asked.id]);
+        assert_eq!(ids(&app, KIM, "").await, [&*asked.id]);
         app.approve(BOB, &asked.id).await.assert(200, "");
     }
 }
@@ -562,7 +562,7 @@ async fn an_agent_that_asks_again_is_told_again_while_the_rule_stands() {
     let second = decided().await;
     assert_eq!(first.state, second.state);
     // Without the rule, it is listed, and nobody repeats it.
-    app.state.rules.set(rules(&RULES.replace("read_", "see_")));
+    app.state.rules.set(Some(rules(&RULES.replace("read_", "see_"))));
     tokio::time::sleep(Duration::from_millis(300)).await;
     app.ask(&asked).await;
     let row = eventually_within(Duration::from_secs(12), async || {
@@ -583,7 +583,7 @@ async fn what_was_pending_is_bound_by_another_file_and_decided_by_people() {
         for asked in [&payment, &read] {
             app.register(ALICE, asked).await.assert(201, "");
         }
-        app.state.rules.set(rules(RULES));
+        app.state.rules.set(Some(rules(RULES)));
         // From the next call on.
         app.approve(BOB, &payment.id).await.assert(403, "E2001");
         eventually(async || {
@@ -591,13 +591,13 @@ async fn what_was_pending_is_bound_by_another_file_and_decided_by_people() {
             (row.ruling.rule.as_deref() == Some("large payments")).then_some(())
         })
         .await;
-        assert_eq!(ids(&app, KIM, "").await, [payment.id.clone()]);
+        assert_eq!(ids(&app, KIM, "").await, [&*payment.id]);
         // A rule decides what comes, not what was there.
         assert!(app.is_undecided(&read.id).await);
         app.approve(BOB, &read.id).await.assert(403, "E2001");
         app.approve(ADMIN, &read.id).await.assert(200, "");
         app.approve(KIM, &payment.id).await.assert(202, "");
-        app.state.rules.set(rules(&RULES.replace("quorum = 2", "quorum = 1")));
+        app.state.rules.set(Some(rules(&RULES.replace("quorum = 2", "quorum = 1"))));
         eventually(async || {
             let row = app.record(&payment.id).await;
             (row.ruling.approvals_needed == Some(1)).then_some(())
@@ -737,7 +737,7 @@ under_rules! {
         let rules_with_edits = RULES
             .replace("quorum = 2\n", "quorum = 2\ndecisions = [\"approve\", \"reject\", \"edit\"]\n")
             .replace("approvers = [\"user:bob\"]\n", "approvers = [\"tenant\"]\ndecisions = [\"approve\", \"reject\", \"edit\"]\n");
-        app.state.rules.set(rules(&rules_with_edits));
+        app.state.rules.set(Some(rules(&rules_with_edits)));
         let asked = small();
         let mut body = asked.registration();
         body["decisions"] = json!(["approve", "reject", "edit"]);

@@ -106,7 +106,7 @@ impl Restate {
             admin: format!("http://{}", address(admin)),
             _folder: folder,
         };
-        eventually_within(Duration::from_secs(60), async || {
+        eventually_within(Duration::from_mins(1), async || {
             let [ingress, admin] = [
                 format!("{}/restate/health", started.ingress),
                 format!("{}/health", started.admin),
@@ -140,7 +140,7 @@ pub async fn run(options: &Options) -> ExitCode {
     let before = service.watched.0.iter().map(|pid| cpu_with_children(*pid)).sum::<Duration>();
     let ours = play(options, plan).await;
     let after = service.watched.0.iter().map(|pid| cpu_with_children(*pid)).sum::<Duration>();
-    let our_cost = after - before;
+    let our_cost = after.saturating_sub(before);
     drop(service);
 
     let restate = Restate::start().await;
@@ -150,7 +150,7 @@ pub async fn run(options: &Options) -> ExitCode {
     });
     let before = cpu(pid);
     let theirs = play(options, plan).await;
-    let their_cost = cpu(pid) - before;
+    let their_cost = cpu(pid).saturating_sub(before);
     drop(restate);
 
     let decisions = f64::from(2 * options.agents + options.alone);

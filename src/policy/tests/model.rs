@@ -57,9 +57,8 @@ impl When {
             Self::Always => Some(true),
             Self::Never => Some(false),
             Self::Broken => None,
-            Self::Is(f) => is(f),
             Self::Has(f) if context[*f] == Field::Absent => Some(false),
-            Self::Has(f) => is(f),
+            Self::Is(f) | Self::Has(f) => is(f),
             Self::Both(f, g) => match (is(f), is(g)) {
                 (Some(false), _) | (_, Some(false)) => Some(false),
                 (Some(true), Some(true)) => Some(true),
@@ -275,6 +274,7 @@ fn answers(binding: &Binding) -> Answers {
 }
 
 /// The same, from the description: `contexts` are what was asked and, for an edit, what it becomes.
+#[expect(clippy::too_many_lines, reason = "a slow and plain reading of the description")]
 fn model(rules: &[Spec], contexts: &[&[Field]]) -> Answers {
     // Position of each rule that binds, and whether it matched.
     let mut binds: BTreeMap<usize, bool> = BTreeMap::new();

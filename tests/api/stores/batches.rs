@@ -202,15 +202,15 @@ async fn a_locked_row_holds_no_other_up() {
         let state = State::Decided(BOB.decides(no(), now));
         let writing = writing(&candidate, &state, &caller, now);
         let deciding = stores.ledger.record_outcome(&writing);
-        let (one, two) = join(deciding, decide(&stores, BOB, &of_locked_task, no())).await;
+        let (one, two) =
+            join(Box::pin(deciding), Box::pin(decide(&stores, BOB, &of_locked_task, no()))).await;
         ([one, two], began.elapsed())
     };
     let (others, (locked_out, took)) = join(others, behind_the_lock).await;
-    assert!(others < Duration::from_secs(1), "the others waited {others:?}");
+    assert!(others < took, "the others waited {others:?}, those behind the lock {took:?}");
     for recorded in locked_out {
         assert!(matches!(recorded, Err(LedgerError::Locked(_))), "{recorded:?}");
     }
-    assert!(took < Duration::from_secs(3), "a lock was waited for {took:?}");
     holding.rollback().await.unwrap();
     let late = decide_on_ledger(&stores.ledger, BOB, &locked, Origin::Http, no(), now()).await;
     won(late);

@@ -67,13 +67,15 @@ async fn vote_all(world: &World, asked: &[Asked], voters: usize) -> BTreeMap<Str
     all
 }
 
+/// Id, status, voters, ballots and number of votes of a request.
+type VotedRow = (String, String, Option<String>, i64, i64);
+
 /// Checks that each request was decided exactly once, by exactly as many people as it takes, that the rest
 /// were told so, and that its agent heard it once.
 async fn check(world: &World, report: &mut Report, asked: &[Asked], quorum: usize) {
     let took = world.quiet_within(Duration::from_secs(30)).await;
     report.demand(took.is_some(), || "signals are still owed".to_owned());
-    type Columns = (String, String, Option<String>, i64, i64);
-    let rows: Vec<Columns> = sqlx::query_as(
+    let rows: Vec<VotedRow> = sqlx::query_as(
         "SELECT r.request_id, r.status, r.voters, COALESCE(r.ballots, 0),
                 (SELECT count(*) FROM hitl_vote v
                   WHERE v.tenant_id = r.tenant_id AND v.request_id = r.request_id)
@@ -85,7 +87,7 @@ async fn check(world: &World, report: &mut Report, asked: &[Asked], quorum: usiz
     let rows = rows.into_iter().map(|row| (row.0.clone(), row)).collect::<BTreeMap<_, _>>();
     let mut wrong = Vec::new();
     for one in asked {
-        let Some((_, status, voters, ballots, votes)) = rows.get(&one.id) else {
+        let Some((_, status, voters, ballots, given)) = rows.get(&one.id) else {
             wrong.push(format!("{}: no row", one.id));
             continue;
         };
@@ -99,9 +101,9 @@ async fn check(world: &World, report: &mut Report, asked: &[Asked], quorum: usiz
             && voters.len() == quorum
             && unique.len() == quorum
             && *ballots >= count
-            && *votes == count;
+            && *given == count;
         if !is_right {
-            wrong.push(format!("{}: {status} by {voters:?}, {ballots} ballots, {votes}", one.id));
+            wrong.push(format!("{}: {status} by {voters:?}, {ballots} ballots, {given}", one.id));
         }
     }
     report.count(asked.len(), "requests");
