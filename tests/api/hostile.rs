@@ -92,7 +92,7 @@ fn calls_with_bodies() -> Vec<(Operation, String, Value)> {
         })
     };
     let calls = operations.flat_map(under).collect::<Vec<_>>();
-    assert_eq!(calls.len(), 18, "an operation lost its body");
+    assert_eq!(calls.len(), 24, "an operation lost its body");
     calls
 }
 
