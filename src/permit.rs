@@ -299,17 +299,16 @@ pub fn judge(law: &Law, asking: Asking<'_>) -> Result<Granted, Refusal> {
     let Asking { candidate, pointer, caller, verdict, now } = asking;
     rules::check_caller(candidate, caller, law.settings())?;
     let binding = law.binding_of(candidate, &caller.tenant, verdict);
-    if let Some(binding) = &binding {
-        let person = person(caller);
-        let (requester, created_at) = (candidate.user.as_ref(), candidate.created_at);
-        if let Err(why) = binding.may(&person, requester, verdict.way(), created_at, now) {
-            let Sentence { en, ko } = why.sentence();
-            return Err(Refusal::NotAllowed { en, ko });
-        }
+    if let Some(binding) = &binding
+        && let Some(refusal) = refused_by(binding, candidate, caller, verdict, now)
+    {
+        return Err(refusal);
     }
     let expires_at = binding.as_ref().map_or(candidate.expires_at, |it| expires_at(candidate, it));
     rules::check_open(candidate, pointer, expires_at, now)?;
-    if !candidate.ways().contains(&verdict.way()) {
+    // Requesters may reject their own requests, whatever their agents say.
+    let rejects_own = verdict.way() == Way::Reject && candidate.user.as_ref() == Some(&caller.user);
+    if !rejects_own && !candidate.ways().contains(&verdict.way()) {
         return Err(Refusal::NotOffered(verdict.way()));
     }
     let decision = Decision { verdict: verdict.clone(), by: caller.user.clone(), at: now };
@@ -340,6 +339,33 @@ pub fn judge(law: &Law, asking: Asking<'_>) -> Result<Granted, Refusal> {
         }
         _ => Ok(Granted::Alone(Box::new(permit))),
     }
+}
+
+/// Why the policy file does not let a caller decide a request in this way, whatever the state of the
+/// request; `None` if it does, or if there is no such file.
+#[must_use]
+pub fn refusal(
+    law: &Law,
+    candidate: &Candidate,
+    caller: &Caller,
+    verdict: &Verdict,
+    now: DateTime<Utc>,
+) -> Option<Refusal> {
+    let binding = law.binding_of(candidate, &caller.tenant, verdict)?;
+    refused_by(&binding, candidate, caller, verdict, now)
+}
+
+fn refused_by(
+    binding: &Binding,
+    candidate: &Candidate,
+    caller: &Caller,
+    verdict: &Verdict,
+    now: DateTime<Utc>,
+) -> Option<Refusal> {
+    let (requester, created_at) = (candidate.user.as_ref(), candidate.created_at);
+    let why = binding.may(&person(caller), requester, verdict.way(), created_at, now).err()?;
+    let Sentence { en, ko } = why.sentence();
+    Some(Refusal::NotAllowed { en, ko })
 }
 
 /// An approval that needs those of other people.
@@ -584,7 +610,8 @@ fn is_approval(verdict: &Verdict) -> bool {
 }
 
 /// The way of a vote.
-fn way_of(vote: &Vote) -> Way {
+#[must_use]
+pub fn way_of(vote: &Vote) -> Way {
     if vote.arguments.is_some() { Way::Edit } else { Way::Approve }
 }
 

@@ -63,6 +63,10 @@ pub struct ApproveBody {
     #[validate(custom(function = an_object))]
     #[schema(schema_with = schemas::object)]
     arguments: Option<Box<RawValue>>,
+    /// Not possible yet, and never ignored: whoever sends it expects later requests to be approved.
+    #[validate(custom(function = not_yet))]
+    #[schema(ignore)]
+    remember: Option<Box<RawValue>>,
 }
 
 /// The body of an answer.
@@ -280,6 +284,13 @@ fn valid_risk(risk: &str) -> Result<(), ValidationError> {
     Risk::parse(risk).map(drop).ok_or_else(why)
 }
 
+fn not_yet(_value: &RawValue) -> Result<(), ValidationError> {
+    Err(sentence(
+        "is not possible yet; approve this request alone",
+        "아직 지원되지 않습니다. 이 요청만 승인하세요",
+    ))
+}
+
 fn an_object(arguments: &RawValue) -> Result<(), ValidationError> {
     if arguments.get().starts_with('{') {
         return Ok(());
@@ -426,7 +437,7 @@ pub async fn approve(
     expected: ExpectedContent,
     body: Verbatim<ApproveBody, MAX_DECISION_BYTES>,
 ) -> Result<Answer<DecisionView>, ApiError> {
-    let ApproveBody { user_id: user, arguments } = body.0;
+    let ApproveBody { user_id: user, arguments, remember: _ } = body.0;
     let verdict = match arguments {
         Some(arguments) => Verdict::Edit { arguments: arguments.get().to_owned() },
         None => Verdict::Approve,

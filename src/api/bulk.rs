@@ -5,6 +5,7 @@ use std::str::FromStr as _;
 
 use actix_web::http::header::EntityTag;
 use actix_web::web;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::info;
@@ -64,6 +65,15 @@ pub struct BulkItem {
     reason: Option<String>,
     /// Decide only what still has this `ETag`, with or without its quotes.
     etag: Option<String>,
+    /// Other arguments: only where a request is approved by itself.
+    #[schema(ignore)]
+    arguments: Option<IgnoredAny>,
+    /// An answer: only where a request is answered by itself.
+    #[schema(ignore)]
+    response: Option<IgnoredAny>,
+    /// Not possible yet.
+    #[schema(ignore)]
+    remember: Option<IgnoredAny>,
 }
 
 /// The results of a bulk, in the order of its decisions.
@@ -205,6 +215,19 @@ fn items(decisions: Option<Vec<BulkItem>>) -> Result<Vec<Item>, ApiError> {
                 format!("최대 {MAX_REASON_CHARS}자까지 입력할 수 있습니다"),
             );
             is_wrong("reason", text);
+        }
+        for (field, value) in [
+            ("arguments", decision.arguments),
+            ("response", decision.response),
+            ("remember", decision.remember),
+        ] {
+            if value.is_some() {
+                let text = Text::new(
+                    "is not possible for several requests at once",
+                    "여러 요청을 한 번에 결정할 때는 쓸 수 없습니다",
+                );
+                is_wrong(field, text);
+            }
         }
         match (id, verdict) {
             (Ok(id), Ok(verdict)) => {

@@ -75,9 +75,13 @@ pub struct DetailView {
 pub struct VoteView {
     #[schema(example = "kim")]
     user_id: String,
-    /// `approve` or `reject`.
+    /// `approve`, `edit`, `reject` or `respond`.
     #[schema(example = "approve")]
     decision: &'static str,
+    /// Of an edit: the fingerprint of the arguments that the person approved instead. Edits of equal
+    /// arguments count together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arguments_fingerprint: Option<String>,
     #[schema(example = "2026-01-16T12:00:00")]
     at: String,
     /// Why the person rejected it.
@@ -148,9 +152,10 @@ fn view(detail: Detail, why: Text) -> DetailView {
     let verdict = decision.map(|decision| &decision.verdict);
     let vote = |vote: ShownVote| VoteView {
         user_id: vote.voter.to_string(),
-        decision: vote.verdict.way().as_str(),
+        decision: vote.way.as_str(),
+        arguments_fingerprint: vote.arguments,
         at: wire_time(vote.at),
-        reason: vote.verdict.reason().map(ToOwned::to_owned),
+        reason: vote.reason,
         counted: vote.is_counted,
     };
     let happened = |Happened { at, event, by }: Happened| HappenedView {

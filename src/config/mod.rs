@@ -555,9 +555,12 @@ impl RawConfig {
     /// the file.
     fn policy_file(&mut self) -> anyhow::Result<Option<Arc<PolicyFile>>> {
         let Some(file) = &self.policy_file else { return Ok(None) };
-        let text = fs::read_to_string(file).with_context(|| {
-            format!("cannot read the rules that policy_file names: {}", file.display())
-        })?;
+        let context =
+            || format!("cannot read the rules that policy_file names: {}", file.display());
+        // Reading a pipe or a device might never end.
+        let is_file = fs::metadata(file).with_context(context)?.is_file();
+        ensure!(is_file, "policy_file {} is not a file", file.display());
+        let text = fs::read_to_string(file).with_context(context)?;
         let policy = PolicyFile::read(&text)
             .map_err(|mistake| anyhow::anyhow!("policy_file {}: {mistake}", file.display()))?;
         self.given.insert("policy_file".to_owned(), SecretString::from(text));

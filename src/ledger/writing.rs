@@ -807,15 +807,22 @@ const RULING_OF_DECISION: &str = of_decision!(
 );
 
 /// Counts votes that decide nothing: each changes its request's row, under the row's lock, if nobody has
-/// voted since the votes were read. The request is pending and has the content that was approved.
+/// voted since the votes were read. The request is pending and has the content that was approved. A vote
+/// for other arguments leaves what the row says of the arguments that were asked.
 const COUNT_VOTE: &str = formatcp!(
     "UPDATE hitl_request AS d
-        SET ballots = v.next_ballots, approvals = v.counted, approvals_needed = v.needed,
-            rule = v.by_rule, policy_version = v.by_version, binding = v.bound, risk = v.of_risk
+        SET ballots = v.next_ballots,
+            approvals = CASE WHEN v.edited IS NULL THEN v.counted ELSE d.approvals END,
+            approvals_needed = CASE WHEN v.edited IS NULL THEN v.needed ELSE d.approvals_needed END,
+            rule = CASE WHEN v.edited IS NULL THEN v.by_rule ELSE d.rule END,
+            policy_version = CASE WHEN v.edited IS NULL THEN v.by_version ELSE d.policy_version END,
+            binding = CASE WHEN v.edited IS NULL THEN v.bound ELSE d.binding END,
+            risk = CASE WHEN v.edited IS NULL THEN v.of_risk ELSE d.risk END
        FROM (SELECT tenant_id AS of_tenant, request_id AS of_request, origin AS of_origin,
                     content_hash AS of_content, written_at AS at, ballots AS next_ballots,
                     approvals AS counted, approvals_needed AS needed, rule AS by_rule,
-                    policy_version AS by_version, binding AS bound, risk AS of_risk
+                    policy_version AS by_version, binding AS bound, risk AS of_risk,
+                    arguments AS edited
                FROM input) AS v
       WHERE d.tenant_id = v.of_tenant AND d.request_id = v.of_request
         AND d.status || '' = 'pending' AND d.origin || '' = v.of_origin

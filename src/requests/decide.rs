@@ -20,6 +20,7 @@ use super::load::{
     InRedis, compare_and_report, find_in_redis, ledger_candidate, unreadable, unrecorded_decision,
 };
 use super::notify::notify;
+use super::read::may_see_record;
 use super::send::{send_if_asked_again, send_now};
 use crate::courier::SessionSnapshot;
 use crate::delivery::send::SESSION_LIFETIME;
@@ -109,6 +110,9 @@ pub async fn decide(
             Granted::Together(tally) => match Box::pin(attempt.vote(&subject, &tally)).await? {
                 Balloted::Decides(permit) => Some(*permit),
                 Balloted::Added(voted) => return Ok(Outcome::Voted(voted)),
+                Balloted::Closed(closed) => {
+                    return attempt.repeat_and_resend(closed).await.map(Outcome::Decided);
+                }
                 Balloted::Outdated => None,
             },
         };
@@ -234,6 +238,8 @@ enum Counting {
     IsGiven(Voted),
     /// It can be recorded, and more are missing.
     Adds(Box<(Ballot, Voted)>),
+    /// The ledger has closed the request.
+    Closed(Closed),
 }
 
 /// What has become of an approval that is a vote.
@@ -242,6 +248,8 @@ enum Balloted {
     Decides(Box<Permit>),
     /// It is recorded, and more are missing.
     Added(Voted),
+    /// The ledger has closed the request: nothing was written.
+    Closed(Closed),
     /// The request has changed, or somebody has voted since the votes were read: nothing was written.
     Outdated,
 }
@@ -251,9 +259,16 @@ impl Attempt<'_> {
     /// a request of Redis: alone, the write would find out whether the ledger has a decision.
     pub(super) async fn prepare(&self) -> Result<Prepared> {
         let mut loaded = self.load().await?;
-        if let Loaded::Open(Subject { candidate, pointer: Some(_) }) = &loaded
+        if let Loaded::Open(subject) = &loaded
+            && subject.pointer.is_some()
             && let Some(record) = self.recorded().await?
         {
+            let candidate = &subject.candidate;
+            // Who repeats a decision must still be allowed to make it.
+            if let Judged::Closed(closed) = self.judge(subject).await? {
+                let repeated = self.repeat(*closed).await?;
+                return Ok(Prepared::Repeat(Outcome::Decided(repeated)));
+            }
             match self.written(Recorded::Lost(record), candidate)? {
                 Written::IsRegistered(record) => {
                     loaded = self.of_ledger(*record, &InRedis::NotFound)?;
@@ -285,6 +300,10 @@ impl Attempt<'_> {
                 Some(Counting::Decides(permit)) => *permit,
                 Some(Counting::IsGiven(voted)) => {
                     return Ok(Prepared::Repeat(Outcome::Voted(voted)));
+                }
+                Some(Counting::Closed(closed)) => {
+                    let repeated = self.repeat_and_resend(closed).await?;
+                    return Ok(Prepared::Repeat(Outcome::Decided(repeated)));
                 }
                 // Such a vote is a write of its own.
                 Some(Counting::Adds(_)) | None => return Err(Refusal::MoreNeeded.into()),
@@ -434,6 +453,12 @@ impl Attempt<'_> {
 
     /// Counts the votes. `None` if the request has changed.
     async fn count(&self, subject: &Subject, tally: &Tally) -> Result<Option<Counting>> {
+        if subject.pointer.is_some()
+            && let Some(record) = self.recorded().await?
+            && record.state != State::Pending
+        {
+            return Ok(Some(Counting::Closed(Closed::of(record, &subject.candidate))));
+        }
         let Some(row) = self.row_of(subject).await? else { return Ok(None) };
         // The row's counter is read before the votes: a vote that comes in between makes it outdated.
         crash_point!("counting");
@@ -463,6 +488,7 @@ impl Attempt<'_> {
             None => return Ok(Balloted::Outdated),
             Some(Counting::Decides(permit)) => return Ok(Balloted::Decides(permit)),
             Some(Counting::IsGiven(voted)) => return Ok(Balloted::Added(voted)),
+            Some(Counting::Closed(closed)) => return Ok(Balloted::Closed(closed)),
             Some(Counting::Adds(added)) => *added,
         };
         let writing = Writing::new(candidate, Change::Vote(ballot), self.caller, self.now);
@@ -656,11 +682,28 @@ impl Attempt<'_> {
         } else {
             self.recorded().await?.unwrap_or(record)
         };
+        if !may_see_record(self.app, self.caller, &record).await? {
+            return Err(self.not_allowed(&record));
+        }
         let decision =
             judge_lost_decision(&record, is_altered, self.caller, &self.verdict, self.now)?;
         let etag = record.etag();
         self.expected.check(&etag)?;
         Ok(Decided { session: record.session, decision, etag })
+    }
+
+    /// Why the caller may not decide a closed request that they may not see either: the refusal says
+    /// nothing of its decision.
+    fn not_allowed(&self, record: &Record) -> RequestError {
+        let law = self.app.rules.in_force();
+        match ledger_candidate(record.clone()) {
+            Ok(candidate) => {
+                permit::refusal(&law, &candidate, self.caller, &self.verdict, self.now)
+                    .unwrap_or(Refusal::NotFound)
+                    .into()
+            }
+            Err(error) => error,
+        }
     }
 
     /// `Attempt::repeat` for a request that is closed in the ledger and pending in Redis: if its

@@ -9,11 +9,11 @@ use super::load::ledger_candidate;
 use super::read::{Found, find};
 use crate::domain::approver::Caller;
 use crate::domain::comment::Comment;
-use crate::domain::decision::{Decision, State, Verdict};
+use crate::domain::decision::{Decision, State};
 use crate::domain::ids::{RequestId, UserId};
 use crate::domain::list::{Listed, Status};
 use crate::domain::record::{Candidate, DecidedVia, Delivery, Record, Ruling};
-use crate::domain::request::{ApprovalRequest, Origin, shown_context};
+use crate::domain::request::{ApprovalRequest, Origin, edited_fingerprint, shown_context};
 use crate::domain::vote::Vote;
 use crate::domain::ways::{Offer, PLAIN_WAYS, Way};
 use crate::permit::{self, Law};
@@ -50,8 +50,12 @@ pub struct Detail {
 pub struct ShownVote {
     /// Who voted.
     pub voter: UserId,
-    /// What the person said.
-    pub verdict: Verdict,
+    /// How the person decides it.
+    pub way: Way,
+    /// Why the person rejected it.
+    pub reason: Option<String>,
+    /// The fingerprint of the arguments that the person approved instead of those that were asked.
+    pub arguments: Option<String>,
     /// When, UTC.
     pub at: DateTime<Utc>,
     /// Whether the vote counts for the decision: of a pending request as things are now.
@@ -230,16 +234,21 @@ async fn judge(
     let is_decider = |user: &UserId| decider.is_some_and(|decision| decision.by == *user);
     let mut votes = Vec::new();
     let mut happened = Vec::new();
-    for (Vote { voter, at, .. }, is_counted) in given.into_iter().zip(counts) {
+    for (vote, is_counted) in given.into_iter().zip(counts) {
+        let way = permit::way_of(&vote);
+        let Vote { voter, at, arguments, .. } = vote;
         // Who decided has said so last.
         if !is_decider(&voter) {
             happened.push(Happened { at, event: Event::Voted, by: Some(voter.clone()) });
-            votes.push(ShownVote { voter, verdict: Verdict::Approve, at, is_counted });
+            votes.push(ShownVote { voter, way, reason: None, arguments, at, is_counted });
         }
     }
     votes.extend(decider.map(|Decision { verdict, by, at }| ShownVote {
         voter: by.clone(),
-        verdict: verdict.clone(),
+        way: verdict.way(),
+        reason: verdict.reason().map(ToOwned::to_owned),
+        arguments:
+            verdict.arguments().map(|arguments| edited_fingerprint(&row.action_type, arguments)),
         at: *at,
         is_counted: true,
     }));

@@ -1,7 +1,7 @@
 //! Reads a request: its document, and its state.
 
 use super::bound::deciders;
-use super::error::Result;
+use super::error::{RequestError, Result};
 use super::load::{InRedis, compare_and_report, find_in_redis, ledger_candidate, pending_in_redis};
 use crate::domain::approver::Caller;
 use crate::domain::decision::State;
@@ -85,12 +85,32 @@ pub async fn find(app: &AppState, caller: &Caller, id: &RequestId) -> Result<Fou
 ///
 /// # Errors
 /// `Refusal::NotFound`, if it does not; `RequestError::Ledger` when the ledger does not answer.
-async fn check_may_see_record(app: &AppState, caller: &Caller, record: &Record) -> Result<()> {
+pub(super) async fn check_may_see_record(
+    app: &AppState,
+    caller: &Caller,
+    record: &Record,
+) -> Result<()> {
     if !app.rules.in_force().has_file() {
         return Ok(());
     }
     let candidate = ledger_candidate(record.clone())?;
     check_may_see(app, caller, &candidate, Some(record)).await
+}
+
+/// Whether the caller may see this request; see [`check_may_see_record`].
+///
+/// # Errors
+/// `RequestError::Ledger` when the ledger does not answer.
+pub(super) async fn may_see_record(
+    app: &AppState,
+    caller: &Caller,
+    record: &Record,
+) -> Result<bool> {
+    match check_may_see_record(app, caller, record).await {
+        Ok(()) => Ok(true),
+        Err(RequestError::Refused(Refusal::NotFound)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// [`check_may_see_record`] for a request that may be in Redis alone.

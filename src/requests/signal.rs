@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::answers::answer_json;
 use super::error::Result;
+use super::read::may_see_record;
 use crate::courier::{Polled, Unavailable};
 use crate::domain::approver::Caller;
 use crate::domain::decision::State;
@@ -23,6 +24,10 @@ pub fn cached_signal(
     session: &SessionId,
     wanted: &RequestId,
 ) -> Option<String> {
+    // With a policy file, only the ledger's row says who may see the request.
+    if app.rules.in_force().has_file() {
+        return None;
+    }
     let known = app.decisions.registered(&caller.tenant, wanted)?;
     (known.session == *session).then(|| known.signal())
 }
@@ -89,7 +94,9 @@ pub async fn find_signal(
     if let Some(record) = record.as_ref().filter(|record| record.origin == Origin::Http) {
         // A registered request does not depend on its session's pointer.
         app.decisions.remember(record, app.clock.now());
-        return Ok(answer_of(record, caller, session));
+        let answer = answer_of(record, caller, session);
+        let may_see = answer.is_some() && may_see_record(app, caller, record).await?;
+        return Ok(answer.filter(|_answer| may_see));
     }
     let polled = match polled {
         Some(polled) => polled?,

@@ -1,13 +1,14 @@
 //! The outcomes of a session, and the comments on its requests, as a stream, for agents that listen over
 //! HTTP.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::sleep;
 use tracing::debug;
 
 use super::error::{RequestError, Result};
+use super::read::may_see_record;
 use super::wait::RETRY_INTERVAL;
 use crate::domain::approver::Caller;
 use crate::domain::comment::Comment;
@@ -37,6 +38,7 @@ pub enum StreamEvent {
 #[derive(Debug)]
 pub struct Outcomes {
     app: AppState,
+    caller: Caller,
     tenant: TenantId,
     session: SessionId,
     wanted: Option<RequestId>,
@@ -51,6 +53,8 @@ pub struct Outcomes {
     comments_since: DateTime<Utc>,
     /// The comments that were returned, and when each was written.
     told: HashMap<(RequestId, i64), DateTime<Utc>>,
+    /// Requests of the session that the caller may not see.
+    hidden: HashSet<RequestId>,
     /// The last read filled a batch, so there may be more outcomes.
     has_more: bool,
     waiter: Waiter,
@@ -74,6 +78,7 @@ impl Outcomes {
         let mut outcomes = Self {
             waiter: app.hub.watch(&session, caller)?,
             app: app.clone(),
+            caller: caller.clone(),
             tenant: caller.tenant.clone(),
             session,
             wanted,
@@ -83,6 +88,7 @@ impl Outcomes {
             unread_comments: VecDeque::new(),
             comments_since: app.clock.now() - lifetime,
             told: HashMap::new(),
+            hidden: HashSet::new(),
             has_more: false,
         };
         outcomes.read().await?;
@@ -103,7 +109,8 @@ impl Outcomes {
             }
             for record in self.unread.by_ref() {
                 self.after = record.sequence.unwrap_or(self.after);
-                if self.wanted.as_ref().is_none_or(|wanted| *wanted == record.id) {
+                let is_wanted = self.wanted.as_ref().is_none_or(|wanted| *wanted == record.id);
+                if is_wanted && !self.hidden.contains(&record.id) {
                     return Some(StreamEvent::Outcome(Box::new(record)));
                 }
             }
@@ -135,13 +142,14 @@ impl Outcomes {
             Ok::<_, RequestError>((outcomes, comments))
         };
         let (read, comments) = self.app.query_for_waiter(reading).await?;
+        self.hide(&read, &comments).await?;
         let wanted = self.wanted.clone();
-        let comments = comments.into_iter();
-        let comments =
-            comments.filter(|one| wanted.as_ref().is_none_or(|wanted| *wanted == one.request));
         for comment in comments {
-            let key = (comment.request.clone(), comment.number);
-            if self.told.insert(key, comment.at).is_none() {
+            let is_wanted = wanted.as_ref().is_none_or(|wanted| *wanted == comment.request);
+            if !is_wanted || self.hidden.contains(&comment.request) {
+                continue;
+            }
+            if self.told.insert(key_of(&comment), comment.at).is_none() {
                 self.unread_comments.push_back(comment);
             }
         }
@@ -151,4 +159,36 @@ impl Outcomes {
         self.unread = read.into_iter();
         Ok(())
     }
+
+    /// Finds out which of the requests that were read the caller may not see under the policy file.
+    async fn hide(&mut self, outcomes: &[Record], comments: &[Comment]) -> Result<()> {
+        self.hidden.clear();
+        if !self.app.rules.in_force().has_file() {
+            return Ok(());
+        }
+        for record in outcomes {
+            if !may_see_record(&self.app, &self.caller, record).await? {
+                self.hidden.insert(record.id.clone());
+            }
+        }
+        let mut asked = HashSet::new();
+        for comment in comments.iter().filter(|comment| !self.told.contains_key(&key_of(comment))) {
+            if !asked.insert(&comment.request) || self.hidden.contains(&comment.request) {
+                continue;
+            }
+            let record = self.app.ledger.find_request(&self.tenant, &comment.request).await?;
+            let may_see = match &record {
+                Some(record) => may_see_record(&self.app, &self.caller, record).await?,
+                None => false,
+            };
+            if !may_see {
+                self.hidden.insert(comment.request.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn key_of(comment: &Comment) -> (RequestId, i64) {
+    (comment.request.clone(), comment.number)
 }

@@ -224,7 +224,7 @@ under_rules! {
             for who in [KIM, LEE] {
                 app.approve(who, &asked.id).await.assert(200, "");
             }
-            app.approve(BOB, &asked.id).await.assert(409, "E3006");
+            app.approve(BOB, &asked.id).await.assert(403, "E2001");
             app.reject(KIM, &asked.id, None).await.assert(409, "E3006");
             let seen = detail(&app, KIM, &asked.id).await;
             assert_eq!(seen.data()["votes"].as_array().unwrap().len(), 2, "{}", seen.text);
@@ -423,7 +423,7 @@ under_rules! {
             } else {
                 app.reject(namesake, &asked.id, None).await
             };
-            answer.assert(409, "E3006");
+            answer.assert(403, "E2001");
         }
     }
 
@@ -752,6 +752,14 @@ under_rules! {
         assert!(refused.body["message"].as_str().unwrap().contains("large payments"));
         edit(ALICE, 7000).await.assert(403, "E2001");
         edit(KIM, 7000).await.assert(202, "");
+        // That is no word on what was asked: others go on to see it, and may approve that alone.
+        assert_eq!(ids(&app, BOB, "").await, [&*asked.id]);
+        let row = &listed(&app, BOB, "").await[0];
+        assert_eq!((&row["rule"], &row["approvalsNeeded"]), (&json!("else"), &json!(1)), "{row}");
+        let seen = detail(&app, BOB, &asked.id).await;
+        let vote = seen.data()["votes"][0].clone();
+        assert_eq!(vote["decision"], "edit", "{vote}");
+        assert!(vote["argumentsFingerprint"].is_string(), "{vote}");
         // Other arguments are another vote.
         edit(LEE, 8000).await.assert(202, "");
         assert!(app.is_undecided(&asked.id).await, "{mode:?}");
@@ -764,4 +772,94 @@ under_rules! {
         edit(KIM, 7000).await.assert(200, "");
         edit(KIM, 8000).await.assert(409, "E3006");
     }
+}
+
+under_rules! {
+    async fn who_may_not_see_a_request_hears_nothing_of_it(app: TestApp, mode: Mode) {
+        let asked = payment();
+        app.register(ALICE, &asked).await.assert(201, "");
+        let comments = format!("/aura/hitl/requests/{}/comments", asked.id);
+        app.post(KIM, &comments, json!({ "text": "a secret question" })).await.assert(201, "");
+        app.reject(KIM, &asked.id, Some("a private reason")).await.assert(200, "");
+        let stream = async |who: Who<'static>| {
+            let path = format!("/aura/hitl/signals/{}/stream", asked.session);
+            let mut response = app.call(who, Method::GET, &path).send().await.unwrap();
+            let mut text = String::new();
+            let reading = async {
+                while let Ok(Some(some)) = response.chunk().await {
+                    text += std::str::from_utf8(&some).unwrap();
+                }
+            };
+            let _open = tokio::time::timeout(Duration::from_secs(2), reading).await;
+            text
+        };
+        for (who, may_see) in [(ALICE, true), (KIM, true), (BOB, false)] {
+            let polled = app.poll(who, &asked.session, Some(&asked.id)).await;
+            assert_eq!(polled.is_some(), may_see, "{mode:?} {who:?}");
+            let heard = stream(who).await;
+            for word in ["a secret question", "a private reason", &*asked.id] {
+                assert_eq!(heard.contains(word), may_see, "{mode:?} {who:?}: {heard}");
+            }
+        }
+        // Trying to decide it says nothing of its decision either.
+        for answer in [app.approve(BOB, &asked.id).await, app.reject(BOB, &asked.id, None).await] {
+            answer.assert(403, "E2001");
+            assert!(!answer.text.contains("private") && !answer.text.contains(&asked.session));
+        }
+        app.approve(LEE, &asked.id).await.assert(409, "E3006");
+    }
+
+    async fn what_is_not_possible_is_refused_and_never_ignored(app: TestApp, mode: Mode) {
+        let asked = action("send_email");
+        app.register(ALICE, &asked).await.assert(201, "");
+        let path = format!("/aura/hitl/approve/{}", asked.id);
+        let remember = json!({ "userId": "bob", "remember": { "scope": "session" } });
+        app.post(BOB, &path, remember).await.assert(400, "E4000");
+        for field in ["arguments", "response", "remember"] {
+            let mut item = json!({ "requestId": asked.id, "decision": "approve" });
+            item[field] = json!({ "amount": 1 });
+            let body = json!({ "userId": "bob", "decisions": [item] });
+            let answer = app.post(BOB, "/aura/hitl/decisions", body).await;
+            answer.assert(400, "E4000");
+            assert!(answer.data()[format!("decisions[0].{field}")].is_string(), "{}", answer.text);
+        }
+        assert!(app.is_undecided(&asked.id).await, "{mode:?}");
+    }
+}
+
+/// A repeat is judged as the first decision was, by whichever way it comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeat_asks_the_rules_in_force() {
+    let (app, _redis) = app_with(Mode::Production, RULES, Clock::System).await;
+    let asked = payment();
+    app.ask(&asked).await;
+    app.approve(KIM, &asked.id).await.assert(202, "");
+    app.approve(LEE, &asked.id).await.assert(200, "");
+    app.settled(&asked.id).await;
+    // Its agent asks again: each of the two repeats it, and nobody else decides.
+    for who in [KIM, LEE] {
+        app.ask(&asked).await;
+        app.reject(LEE, &asked.id, None).await.assert(409, "E3006");
+        app.approve(who, &asked.id).await.assert(200, "");
+        let stored: Value = serde_json::from_str(&app.stored(&asked.id).await.document).unwrap();
+        assert_eq!(stored["status"], "approved");
+        app.settled(&asked.id).await;
+    }
+    // Kim leaves the group.
+    let changed = RULES.replace(r#"["kim", "lee", "user123"]"#, r#"["lee", "cho"]"#);
+    app.state.rules.set(Some(rules(&changed)));
+    app.ask(&asked).await;
+    for atomic in [false, true] {
+        let item = json!({ "requestId": asked.id, "decision": "approve" });
+        let body = json!({ "userId": "kim", "decisions": [item], "atomic": atomic });
+        let answer = app.post(KIM, "/aura/hitl/decisions", body).await;
+        assert_eq!(answer.data()["results"][0]["status"], json!(403), "{atomic}: {}", answer.text);
+        let stored = app.stored(&asked.id).await.document;
+        assert_eq!(stored, asked.document.to_string(), "the agent was told");
+    }
+    // Something else under the same id is not what they approved.
+    let dearer = Asked { id: asked.id.clone(), ..asked.clone() }
+        .with("context", json!({ "amount": 9999, "to": "y" }));
+    app.put(&asked.id, &dearer.document.to_string()).await;
+    app.approve(LEE, &asked.id).await.assert(422, "E4220");
 }
