@@ -90,7 +90,8 @@ pub async fn decide_each(
             app.limits.admit_until(caller, until).await?;
         }
         item.expected.check_is_named(app.policy)?;
-        decide(app, caller, &item.id, item.verdict, &item.expected).await
+        // Boxed, because the future is large.
+        Box::pin(decide(app, caller, &item.id, item.verdict, &item.expected)).await
     });
     let deciding = deciding.collect::<Vec<_>>();
     stream::iter(deciding).buffered(AT_ONCE).collect().await

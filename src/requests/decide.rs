@@ -111,7 +111,7 @@ pub async fn decide(
                 Balloted::Decides(permit) => Some(*permit),
                 Balloted::Added(voted) => return Ok(Outcome::Voted(voted)),
                 Balloted::Closed(closed) => {
-                    return attempt.repeat_and_resend(closed).await.map(Outcome::Decided);
+                    return attempt.repeat_and_resend(*closed).await.map(Outcome::Decided);
                 }
                 Balloted::Outdated => None,
             },
@@ -239,7 +239,7 @@ enum Counting {
     /// It can be recorded, and more are missing.
     Adds(Box<(Ballot, Voted)>),
     /// The ledger has closed the request.
-    Closed(Closed),
+    Closed(Box<Closed>),
 }
 
 /// What has become of an approval that is a vote.
@@ -249,7 +249,7 @@ enum Balloted {
     /// It is recorded, and more are missing.
     Added(Voted),
     /// The ledger has closed the request: nothing was written.
-    Closed(Closed),
+    Closed(Box<Closed>),
     /// The request has changed, or somebody has voted since the votes were read: nothing was written.
     Outdated,
 }
@@ -302,7 +302,7 @@ impl Attempt<'_> {
                     return Ok(Prepared::Repeat(Outcome::Voted(voted)));
                 }
                 Some(Counting::Closed(closed)) => {
-                    let repeated = self.repeat_and_resend(closed).await?;
+                    let repeated = self.repeat_and_resend(*closed).await?;
                     return Ok(Prepared::Repeat(Outcome::Decided(repeated)));
                 }
                 // Such a vote is a write of its own.
@@ -457,7 +457,8 @@ impl Attempt<'_> {
             && let Some(record) = self.recorded().await?
             && record.state != State::Pending
         {
-            return Ok(Some(Counting::Closed(Closed::of(record, &subject.candidate))));
+            let closed = Closed::of(record, &subject.candidate);
+            return Ok(Some(Counting::Closed(Box::new(closed))));
         }
         let Some(row) = self.row_of(subject).await? else { return Ok(None) };
         // The row's counter is read before the votes: a vote that comes in between makes it outdated.
