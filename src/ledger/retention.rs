@@ -147,11 +147,10 @@ const PURGE_REQUESTS: Statement = Statement::new(
             ))
          ), comments AS (
             DELETE FROM hitl_comment WHERE ctid = ANY(ARRAY(
-                SELECT of_request.ctid FROM old CROSS JOIN LATERAL (
-                    SELECT c.ctid FROM hitl_comment c
-                     WHERE c.tenant_id = old.tenant_id AND c.request_id = old.request_id
-                     ORDER BY c.number OFFSET 0
-                ) AS of_request
+                SELECT UNNEST((SELECT ARRAY_AGG(c.ctid) FROM hitl_comment c
+                                WHERE c.tenant_id = old.tenant_id
+                                  AND c.request_id = old.request_id))
+                  FROM old
             ))
          )
          SELECT COUNT(*) FROM gone"
