@@ -126,16 +126,23 @@ impl Law {
         }
     }
 
-    /// What the policy file says of a request that nobody has decided, for its row.
+    /// What the rules say of a request that nobody has decided.
     #[must_use]
-    pub fn ruling(&self, candidate: &Candidate, tenant: &TenantId) -> Ruling {
+    pub fn terms(&self, candidate: &Candidate, tenant: &TenantId) -> Terms {
         let binding = self.binding(candidate, tenant);
-        let ruling = binding.map_or_else(Ruling::default, |binding| self.ruling_of(&binding));
+        let ruling = binding.as_ref().map_or_else(Ruling::default, |it| self.ruling_of(it));
         // Its agent can raise the risk.
         let of_agent = candidate.request.offer.risk.filter(|_| candidate.origin == Origin::Http);
         let of_file = ruling.risk.as_deref().and_then(Risk::parse);
         let risk = of_file.max(of_agent).map(|risk| risk.as_str().to_owned());
-        Ruling { risk, ..ruling }
+        Terms {
+            ruling: Ruling { risk, ..ruling },
+            expires_at: binding
+                .as_ref()
+                .map_or(candidate.expires_at, |binding| expires_at(candidate, binding)),
+            is_automatic: candidate.tenant.is_some()
+                && binding.is_some_and(|binding| automatic_verdict(&binding).is_some()),
+        }
     }
 
     fn ruling_of(&self, binding: &Binding) -> Ruling {
@@ -168,15 +175,17 @@ impl Law {
     pub fn binding_of_rules(&self, rules: &str) -> Option<Binding> {
         self.file.as_ref()?.from_key(rules)
     }
+}
 
-    /// When a request expires under the rules in force: a rule may shorten its time.
-    #[must_use]
-    pub fn expires_at(&self, candidate: &Candidate, tenant: &TenantId) -> DateTime<Utc> {
-        match self.binding(candidate, tenant) {
-            Some(binding) => expires_at(candidate, &binding),
-            None => candidate.expires_at,
-        }
-    }
+/// What the rules in force say of a request that nobody has decided.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// What its row keeps of the policy file.
+    pub ruling: Ruling,
+    /// When it expires: a rule may shorten its time.
+    pub expires_at: DateTime<Utc>,
+    /// Whether a rule decides it by itself.
+    pub is_automatic: bool,
 }
 
 /// A key that fits into an index, however many rules bind.
@@ -498,13 +507,6 @@ fn automatic_verdict(binding: &Binding) -> Option<(Verdict, UserId)> {
         name = name.get(..name.len() - name.chars().next_back().map_or(1, char::len_utf8))?;
     }
     Some((verdict, UserId::parse(name).ok()?))
-}
-
-/// Whether the rules in force decide a request by themselves.
-#[must_use]
-pub fn is_automatic(law: &Law, candidate: &Candidate) -> bool {
-    let binding = candidate.tenant.as_ref().and_then(|tenant| law.binding(candidate, tenant));
-    binding.is_some_and(|binding| automatic_verdict(&binding).is_some())
 }
 
 /// Whether the rules in force decide a request by themselves as it was decided.

@@ -37,7 +37,7 @@ use crate::domain::schema::Schema;
 use crate::domain::session::SessionPointer;
 use crate::ledger::{Change, LEASE, LedgerError, Overdue, Recorded, SeenRequest, Writing};
 use crate::observe::metrics;
-use crate::permit::{self, Asking, Ballot, Counted, Granted, Permit, Tally};
+use crate::permit::{self, Asking, Ballot, Counted, Granted, Permit, Tally, Terms};
 use crate::state::AppState;
 
 /// How long to ask the ledger whether it has recorded a decision that it did not confirm.
@@ -453,14 +453,19 @@ impl Attempt<'_> {
 
     /// Counts the votes. `None` if the request has changed.
     async fn count(&self, subject: &Subject, tally: &Tally) -> Result<Option<Counting>> {
-        if subject.pointer.is_some()
-            && let Some(record) = self.recorded().await?
-            && record.state != State::Pending
-        {
-            let closed = Closed::of(record, &subject.candidate);
-            return Ok(Some(Counting::Closed(Box::new(closed))));
-        }
-        let Some(row) = self.row_of(subject).await? else { return Ok(None) };
+        let row = match self.find().await? {
+            // Its agent asks again for what the ledger has closed.
+            Some(record)
+                if subject.pointer.is_some()
+                    && record.state != State::Pending
+                    && !record.is_only_seen() =>
+            {
+                let closed = Closed::of(record, &subject.candidate);
+                return Ok(Some(Counting::Closed(Box::new(closed))));
+            }
+            found => self.row_of(subject, found).await?,
+        };
+        let Some(row) = row else { return Ok(None) };
         // The row's counter is read before the votes: a vote that comes in between makes it outdated.
         crash_point!("counting");
         let given = self.app.ledger.votes_on(&self.caller.tenant, self.id).await?;
@@ -514,9 +519,10 @@ impl Attempt<'_> {
         Ok(Balloted::Added(voted))
     }
 
-    /// The row of a request on which people vote, which is the lock of the votes. A request of Redis gets
-    /// one if it has none, or one with other content. `None` if there is no such row that is pending.
-    async fn row_of(&self, subject: &Subject) -> Result<Option<Record>> {
+    /// The row of a request on which people vote, which is the lock of the votes: the row that was found,
+    /// if people may vote on it. A request of Redis gets one if it has none, or one with other content.
+    /// `None` if there is no such row that is pending.
+    async fn row_of(&self, subject: &Subject, found: Option<Record>) -> Result<Option<Record>> {
         let candidate = &subject.candidate;
         let is_row = |record: &Record| {
             record.state == State::Pending
@@ -524,24 +530,23 @@ impl Attempt<'_> {
                 && record.content_hash == candidate.request.content_hash
                 && self.now < record.expires_at
         };
-        let found = self.find().await?;
         let is_free = found.as_ref().is_none_or(Record::is_only_seen);
         if found.as_ref().is_some_and(is_row) || !is_free || candidate.origin != Origin::Redis {
             return Ok(found.filter(is_row));
         }
-        let law = self.app.rules.in_force();
         let tenant = &self.caller.tenant;
+        let Terms { ruling, expires_at, .. } = self.app.rules.in_force().terms(candidate, tenant);
         let seen = SeenRequest {
             request: candidate.request.clone(),
             tenant: candidate.tenant.clone().unwrap_or_else(|| tenant.clone()),
             user: candidate.user.clone(),
             seen_at: self.now,
             asked_at: candidate.created_at,
-            expires_at: law.expires_at(candidate, tenant),
+            expires_at,
             read_at: self.now,
             has_moved_on: false,
             replication_id: None,
-            ruling: law.ruling(candidate, tenant),
+            ruling,
         };
         self.app.ledger.write_seen(&[seen]).await?;
         Ok(self.find().await?.filter(is_row))

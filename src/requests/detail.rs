@@ -16,7 +16,7 @@ use crate::domain::record::{Candidate, DecidedVia, Delivery, Record, Ruling};
 use crate::domain::request::{ApprovalRequest, Origin, edited_fingerprint, shown_context};
 use crate::domain::vote::Vote;
 use crate::domain::ways::{Offer, PLAIN_WAYS, Way};
-use crate::permit::{self, Law};
+use crate::permit::{self, Law, Terms};
 use crate::policy::{Binding, Sentence};
 use crate::state::AppState;
 
@@ -227,8 +227,9 @@ async fn judge(
     };
     if is_open && law.has_file() {
         let approvals = Some(permit::approvals(&given, &counts));
-        row.ruling = Ruling { approvals, ..law.ruling(candidate, &row.tenant) };
-        row.expires_at = row.expires_at.min(law.expires_at(candidate, &row.tenant));
+        let Terms { ruling, expires_at, .. } = law.terms(candidate, &row.tenant);
+        row.ruling = Ruling { approvals, ..ruling };
+        row.expires_at = row.expires_at.min(expires_at);
     }
     let decider = decision.filter(|_decision| was_ruled && row.ruling.via == DecidedVia::Person);
     let is_decider = |user: &UserId| decider.is_some_and(|decision| decision.by == *user);

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::load::ledger_candidate;
 use crate::domain::record::{Record, Ruling};
 use crate::ledger::{LedgerError, Rebound};
-use crate::permit::{self, Law};
+use crate::permit::{self, Law, Terms};
 use crate::state::AppState;
 use crate::workers::{Failed, Progress, Worker};
 
@@ -92,13 +92,12 @@ async fn rebind(app: &AppState, law: &Law, record: Record) -> Result<Option<Rebo
     let (tenant, id, ballots) = (record.tenant.clone(), record.id.clone(), record.ruling.ballots);
     let content_hash = record.content_hash.clone();
     let Ok(candidate) = ledger_candidate(record) else { return Ok(None) };
-    let mut ruling = law.ruling(&candidate, &tenant);
+    let Terms { mut ruling, expires_at, .. } = law.terms(&candidate, &tenant);
     if ballots > 0 {
         let votes = app.ledger.votes_on(&tenant, &id).await?;
         let counted = permit::counted(law, &candidate, &tenant, &votes, app.clock.now());
         let approvals = permit::approvals(&votes, &counted);
         ruling = Ruling { approvals: Some(approvals), ..ruling };
     }
-    let expires_at = law.expires_at(&candidate, &tenant);
     Ok(Some(Rebound { tenant, id, content_hash, ruling, expires_at }))
 }

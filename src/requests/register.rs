@@ -8,12 +8,12 @@ use super::load::{InRedis, find_in_redis};
 use crate::domain::approver::Caller;
 use crate::domain::decision::State;
 use crate::domain::printable::printable;
-use crate::domain::record::{Candidate, Record};
+use crate::domain::record::{Candidate, Record, Ruling};
 use crate::domain::request::Origin;
 use crate::domain::rules::{Refusal, may_write};
 use crate::domain::task::TaskStatus;
 use crate::ledger::{Change, Registered, Writing};
-use crate::permit::Law;
+use crate::permit::{Law, Terms};
 use crate::state::AppState;
 
 /// Registers a request for an agent that waits over HTTP, in the ledger alone.
@@ -53,16 +53,19 @@ pub async fn register(
         }
     }
     let law = app.rules.in_force();
+    let Terms { ruling, expires_at, is_automatic } = law.terms(candidate, &caller.tenant);
     let shortened;
-    let candidate = if law.has_file() {
-        let expires_at = law.expires_at(candidate, &caller.tenant);
+    let candidate = if expires_at < candidate.expires_at {
         shortened = Candidate { expires_at, ..candidate.clone() };
         &shortened
     } else {
         candidate
     };
-    let decided =
-        if is_task_over { None } else { register_decided(app, &law, caller, candidate).await? };
+    let decided = if is_automatic && !is_task_over {
+        register_decided(app, &law, caller, candidate).await?
+    } else {
+        None
+    };
     let registered = match decided {
         Some(Registered::New(record)) => {
             app.quotas.count(caller, candidate).await;
@@ -70,7 +73,7 @@ pub async fn register(
             return Ok(Registered::New(record));
         }
         Some(registered) => registered,
-        None => register_pending(app, &law, caller, candidate).await?,
+        None => register_pending(app, ruling, caller, candidate).await?,
     };
     match registered {
         Registered::New(record) => {
@@ -106,14 +109,14 @@ fn has_lifetime(record: &Record, candidate: &Candidate, law: &Law) -> bool {
 /// Registers a request that people decide.
 async fn register_pending(
     app: &AppState,
-    law: &Law,
+    ruling: Ruling,
     caller: &Caller,
     candidate: &Candidate,
 ) -> Result<Registered> {
     let now = app.clock.now();
     let state = State::Pending;
     let audit = app.audit_entry(candidate, &state, caller, now);
-    let change = Change::Register(law.ruling(candidate, &caller.tenant));
+    let change = Change::Register(ruling);
     let writing = Writing { audit, ..Writing::new(candidate, change, caller, now) };
     Ok(app.ledger.register(&writing).await?)
 }

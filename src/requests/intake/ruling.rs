@@ -9,7 +9,7 @@ use crate::domain::ids::{RequestId, TenantId};
 use crate::domain::record::{Candidate, DecidedVia};
 use crate::domain::request::Origin;
 use crate::ledger::{AskedAgain, SeenRequest};
-use crate::permit;
+use crate::permit::{self, Terms};
 use crate::requests::automatic::decide_seen;
 use crate::requests::error::{RequestError, Result as DecidingResult};
 use crate::requests::load::ledger_candidate;
@@ -43,17 +43,20 @@ impl Leading {
                 created_at: *asked_at,
                 expires_at: *expires_at,
             };
-            let expires_at = law.expires_at(&candidate, tenant);
+            let Terms { ruling, expires_at, is_automatic } = law.terms(&candidate, tenant);
             if expires_at <= now {
                 let id = request.id.clone();
                 self.forget(&id);
                 self.put_aside(&id, None);
                 continue;
             }
-            let is_automatic = !one.seen.has_moved_on && permit::is_automatic(&law, &candidate);
-            one.seen.ruling = law.ruling(&candidate, tenant);
+            one.seen.ruling = ruling;
             one.seen.expires_at = expires_at;
-            if is_automatic { automatic.push(one) } else { pending.push(one) }
+            if is_automatic && !one.seen.has_moved_on {
+                automatic.push(one);
+            } else {
+                pending.push(one);
+            }
         }
         let deciding = automatic.into_iter().map(|one| async {
             let decided = decide_seen(app, &one.seen.tenant, &one.seen.request.id).await;
