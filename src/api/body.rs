@@ -66,23 +66,10 @@ impl<T: DeserializeOwned + Validate + Send + 'static, const LIMIT: usize> FromRe
     type Future = Reading<Self>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let reading = read::<LIMIT>(request, payload);
-        Box::pin(async move {
-            let (body, turn) = reading.await?;
-            let check = move || {
-                let value: T = if LIMIT > MAX_DECISION_BYTES {
-                    // These bodies have fields that are stored exactly as they were sent.
-                    parse::<StrictJson>(&body)?;
-                    parse_object(&body)?
-                } else {
-                    from_object(parse::<StrictJsonValue>(&body)?.0)?
-                };
-                value.validate().map_err(|errors| ApiError::invalid(field_errors(&errors)))?;
-                Ok(value)
-            };
-            let (value, turn) = in_turn(turn, check).await?;
-            Ok(Self(value, turn))
-        })
+        // Large bodies have fields that are stored exactly as they were sent.
+        let read = if LIMIT > MAX_DECISION_BYTES { verbatim } else { plain };
+        let reading = read_fields::<T, LIMIT>(request, payload, read);
+        Box::pin(async move { reading.await.map(|(value, turn)| Self(value, turn)) })
     }
 }
 
@@ -93,19 +80,38 @@ impl<T: DeserializeOwned + Validate + Send + 'static, const LIMIT: usize> FromRe
     type Future = Reading<Self>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let reading = read::<LIMIT>(request, payload);
-        Box::pin(async move {
-            let (body, turn) = reading.await?;
-            let check = move || {
-                parse::<StrictJson>(&body)?;
-                let value: T = parse_object(&body)?;
-                value.validate().map_err(|errors| ApiError::invalid(field_errors(&errors)))?;
-                Ok(value)
-            };
-            let (value, turn) = in_turn(turn, check).await?;
-            Ok(Self(value, turn))
-        })
+        let reading = read_fields::<T, LIMIT>(request, payload, verbatim);
+        Box::pin(async move { reading.await.map(|(value, turn)| Self(value, turn)) })
     }
+}
+
+/// Reads a body whose fields are checked; `read` makes them of its bytes.
+fn read_fields<T: Validate + Send + 'static, const LIMIT: usize>(
+    request: &HttpRequest,
+    payload: &mut Payload,
+    read: fn(&[u8]) -> Result<T, ApiError>,
+) -> impl Future<Output = Result<(T, Turn), ApiError>> + use<T, LIMIT> {
+    let reading = self::read::<LIMIT>(request, payload);
+    async move {
+        let (body, turn) = reading.await?;
+        let check = move || {
+            let value = read(&body)?;
+            value.validate().map_err(|errors| ApiError::invalid(field_errors(&errors)))?;
+            Ok(value)
+        };
+        in_turn(turn, check).await
+    }
+}
+
+/// The fields of a body, some of which are kept exactly as they were sent.
+fn verbatim<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    parse::<StrictJson>(body)?;
+    parse_object(body)
+}
+
+/// The fields of a body.
+fn plain<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    from_object(parse::<StrictJsonValue>(body)?.0)
 }
 
 impl<const LIMIT: usize> FromRequest for AnyJson<LIMIT> {

@@ -12,13 +12,12 @@ use tracing::warn;
 use super::connect::Ledger;
 use super::engine::{Database, Row, Statement, Value, values};
 use super::error::{LedgerError, Result};
-use super::request_row::voters;
+use super::request_row::RulingColumns;
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::list::{
     Aged, Decidable, Filter, Listed, MAX_CLOSING_DELAY, MAX_LIFETIME, Named, Order, Owners,
     Position, Status, shortened,
 };
-use crate::domain::record::{DecidedVia, Ruling};
 use crate::domain::request::{self, ApprovalRequest, Origin};
 use crate::domain::search::INDEXED_CHARS;
 use crate::domain::ways::Offer;
@@ -100,14 +99,8 @@ struct ListedRow {
     offered: Option<String>,
     /// Whether it has the status of a rejection, but is an answer.
     is_answered: bool,
-    decided_via: Option<String>,
-    rule: Option<String>,
-    policy_version: Option<String>,
-    binding: Option<String>,
-    risk: Option<String>,
-    approvals_needed: Option<i64>,
-    approvals: Option<i64>,
-    voters: Option<String>,
+    #[sqlx(flatten)]
+    ruling: RulingColumns,
     /// Only if `etag` is missing.
     document: Option<String>,
     /// The time by which the list is ordered.
@@ -169,17 +162,7 @@ impl ListedRow {
             reason: self.reason.filter(|_reason| !self.is_answered),
             closed_at: self.settled_at,
             ways: Offer::ways_of_column(self.offered.as_deref()),
-            ruling: Ruling {
-                via: DecidedVia::of_column(self.decided_via.as_deref()),
-                rule: self.rule,
-                version: self.policy_version,
-                binding: self.binding,
-                risk: self.risk,
-                approvals_needed: self.approvals_needed,
-                approvals: self.approvals,
-                voters: voters(self.voters.as_deref()),
-                ..Ruling::default()
-            },
+            ruling: self.ruling.into_ruling(),
         })
     }
 }

@@ -49,6 +49,19 @@ pub(super) struct RequestRow {
     asked_at: Option<DateTime<Utc>>,
     moved_on: bool,
     asked_again_until: Option<DateTime<Utc>>,
+    #[sqlx(flatten)]
+    ruling: RulingColumns,
+    ballots: Option<i64>,
+    arguments: Option<String>,
+    response: Option<String>,
+    /// The status of the request's task. Only statements that write a request return it.
+    #[sqlx(default)]
+    pub(super) task_status: Option<String>,
+}
+
+/// The columns of a row that say what the policy file said of the request.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct RulingColumns {
     decided_via: Option<String>,
     rule: Option<String>,
     policy_version: Option<String>,
@@ -56,13 +69,23 @@ pub(super) struct RequestRow {
     risk: Option<String>,
     approvals_needed: Option<i64>,
     approvals: Option<i64>,
-    ballots: Option<i64>,
     voters: Option<String>,
-    arguments: Option<String>,
-    response: Option<String>,
-    /// The status of the request's task. Only statements that write a request return it.
-    #[sqlx(default)]
-    pub(super) task_status: Option<String>,
+}
+
+impl RulingColumns {
+    pub(super) fn into_ruling(self) -> Ruling {
+        Ruling {
+            via: DecidedVia::of_column(self.decided_via.as_deref()),
+            rule: self.rule,
+            version: self.policy_version,
+            binding: self.binding,
+            risk: self.risk,
+            approvals_needed: self.approvals_needed,
+            approvals: self.approvals,
+            voters: voters(self.voters.as_deref()),
+            ..Ruling::default()
+        }
+    }
 }
 
 impl RequestRow {
@@ -127,18 +150,7 @@ impl RequestRow {
             asked_at: self.asked_at.unwrap_or(self.created_at),
             has_moved_on: self.moved_on,
             asked_again_until: self.asked_again_until,
-            ruling: Ruling {
-                via: DecidedVia::of_column(self.decided_via.as_deref()),
-                rule: self.rule,
-                version: self.policy_version,
-                binding: self.binding,
-                rules: None,
-                risk: self.risk,
-                approvals_needed: self.approvals_needed,
-                approvals: self.approvals,
-                ballots: self.ballots.unwrap_or(0),
-                voters: voters(self.voters.as_deref()),
-            },
+            ruling: Ruling { ballots: self.ballots.unwrap_or(0), ..self.ruling.into_ruling() },
         })
     }
 }
