@@ -1,8 +1,9 @@
 //! The changes of keys that Redis announces. They are collected here until the next round takes them.
-//! Where one may have been missed, `is_complete` says so, and a pass over all keys finds it.
+//! Between two subscriptions some may have been missed: a pass over all keys finds those, whenever
+//! `subscription` has another value than before.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,15 +26,37 @@ const PING_INTERVAL: Duration = Duration::from_secs(3);
 pub(super) struct Changes {
     waiting: Mutex<(VecDeque<RequestId>, HashSet<String>)>,
     pub(super) added: Notify,
-    /// A subscription holds, and nothing was dropped since.
-    pub(super) is_complete: AtomicBool,
+    /// The number of the subscription that holds; `NO_SUBSCRIPTION` if none does, or something was
+    /// dropped since it began.
+    subscription: AtomicU64,
+    /// The number of the last subscription.
+    last: AtomicU64,
 }
 
+/// The number that stands for no subscription.
+pub(super) const NO_SUBSCRIPTION: u64 = 0;
+
 impl Changes {
+    /// The number of the subscription that holds. Each has its own, so that one which was lost and
+    /// made again between two looks is noticed.
+    pub(super) fn subscription(&self) -> u64 {
+        self.subscription.load(Ordering::Relaxed)
+    }
+
+    /// Notes that changes may be missed from now on.
+    pub(super) fn lose(&self) {
+        self.subscription.store(NO_SUBSCRIPTION, Ordering::Relaxed);
+    }
+
+    fn begin(&self) {
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.subscription.store(number, Ordering::Relaxed);
+    }
+
     fn add(&self, changed: Changed) {
         let mut waiting = self.waiting();
         if waiting.0.len() + waiting.1.len() >= MAX_CHANGES {
-            self.is_complete.store(false, Ordering::Relaxed);
+            self.lose();
             return;
         }
         match changed {
@@ -59,14 +82,14 @@ pub(super) async fn listen(courier: Courier, changes: Arc<Changes>) {
         if let Err(error) = listen_once(&courier, &changes).await {
             debug!(%error, "no changes of keys are heard");
         }
-        changes.is_complete.store(false, Ordering::Relaxed);
+        changes.lose();
         sleep(RESUBSCRIBE_INTERVAL).await;
     }
 }
 
 async fn listen_once(courier: &Courier, changes: &Changes) -> Result<(), Unavailable> {
     let Some(mut heard) = courier.listen_to_changes().await? else { return Ok(()) };
-    changes.is_complete.store(true, Ordering::Relaxed);
+    changes.begin();
     let mut pings = interval(PING_INTERVAL);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -78,7 +101,7 @@ async fn listen_once(courier: &Courier, changes: &Changes) -> Result<(), Unavail
             }
             _now = pings.tick() => {
                 heard.ping().await?;
-                if !changes.is_complete.load(Ordering::Relaxed) {
+                if changes.subscription() == NO_SUBSCRIPTION {
                     // Too many at once. Another subscription begins with a pass.
                     return Ok(());
                 }

@@ -6,7 +6,6 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -14,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
-use super::changes::{Changes, listen};
+use super::changes::{Changes, NO_SUBSCRIPTION, listen};
 use crate::courier::{Scan, ScanSettings, Unavailable};
 use crate::domain::ids::{RequestId, TenantId};
 use crate::ledger::{GoneRequest, LedgerError, SeenRequest, SeenRow};
@@ -126,7 +125,8 @@ pub(super) struct Leading {
     /// When to read which request of `pending` or `asked_again`, the earliest first.
     pub(super) turns: VecDeque<(Instant, RequestId)>,
     pub(super) changes: Arc<Changes>,
-    pub(super) are_changes_announced: bool,
+    /// The subscription to announced changes at the last look, or `NO_SUBSCRIPTION`.
+    subscription: u64,
     pub(super) ask_for_flags_at: Instant,
     pub(super) ask_for_settled_at: Instant,
     pub(super) settled_since: DateTime<Utc>,
@@ -151,7 +151,7 @@ impl Leading {
     ) -> Result<Self, LedgerError> {
         let now = Instant::now();
         *changes.waiting() = Default::default();
-        changes.is_complete.store(false, Ordering::Relaxed);
+        changes.lose();
         let mut leading = Self {
             settings,
             hashes: RandomState::new(),
@@ -162,7 +162,7 @@ impl Leading {
             asked_again: HashMap::new(),
             turns: VecDeque::new(),
             changes: Arc::clone(changes),
-            are_changes_announced: false,
+            subscription: NO_SUBSCRIPTION,
             ask_for_flags_at: now,
             ask_for_settled_at: now,
             settled_since: app.clock.now(),
@@ -188,6 +188,7 @@ impl Leading {
     pub(super) async fn round(&mut self, app: &AppState) -> Result<Progress, IntakeError> {
         self.earn_room();
         self.ask_for_flags(app).await;
+        self.notice_missed_changes();
         self.ask_for_settled(app).await?;
         let mut writes = Writes::default();
         let (announced, more) = self.take_changes();
@@ -220,7 +221,7 @@ impl Leading {
         self.room -= keys as f64;
     }
 
-    /// Asks Redis whether it announces changes. If that is new, changes may have been missed before.
+    /// Asks Redis whether it announces changes, and listens to them if so.
     async fn ask_for_flags(&mut self, app: &AppState) {
         let now = Instant::now();
         if now < self.ask_for_flags_at {
@@ -231,19 +232,28 @@ impl Leading {
         let is_on = app.courier.announces_changes().await.unwrap_or(false);
         if !is_on {
             self.listener = None;
-            self.changes.is_complete.store(false, Ordering::Relaxed);
+            self.changes.lose();
         } else if self.listener.is_none() {
             let listening = listen(app.courier.clone(), Arc::clone(&self.changes));
             self.listener = Some(AbortOnDropHandle::new(app.runtime.spawn(listening)));
         }
-        let are_announced = self.changes.is_complete.load(Ordering::Relaxed);
-        if are_announced != self.are_changes_announced {
-            self.are_changes_announced = are_announced;
+    }
+
+    /// Begins a pass over all keys if a subscription was lost or made since the last look: what changed
+    /// in between was announced to nobody, and the pass under way may have passed it.
+    fn notice_missed_changes(&mut self) {
+        let subscription = self.changes.subscription();
+        if subscription != self.subscription {
+            self.subscription = subscription;
+            let are_announced = self.are_changes_announced();
             info!(are_announced, "whether Redis announces changes of requests");
-            // The pass under way may have passed what changed in between.
             self.scan = None;
-            self.scan_at = now;
+            self.scan_at = Instant::now();
         }
+    }
+
+    pub(super) fn are_changes_announced(&self) -> bool {
+        self.subscription != NO_SUBSCRIPTION
     }
 
     /// Asks the ledger which requests were closed meanwhile. If such a request looks as before in Redis,
@@ -333,7 +343,7 @@ impl Leading {
     /// costs Redis no more from some number on.
     pub(super) fn pending_interval(&self) -> Duration {
         let pause =
-            if self.are_changes_announced { PENDING_INTERVAL } else { UNANNOUNCED_INTERVAL };
+            if self.are_changes_announced() { PENDING_INTERVAL } else { UNANNOUNCED_INTERVAL };
         pause.max(PENDING_SHARE * u32::try_from(self.pending.len()).unwrap_or(u32::MAX))
     }
 

@@ -55,7 +55,7 @@ impl Leading {
             self.spend_room(self.settings.count);
             let Some(found) = found else {
                 metrics::intake_passed(began.elapsed());
-                let factor = if self.are_changes_announced { ANNOUNCED_FACTOR } else { 1 };
+                let factor = if self.are_changes_announced() { ANNOUNCED_FACTOR } else { 1 };
                 self.scan = None;
                 self.scan_at = began + self.settings.interval * factor;
                 let pass = self.pass;
