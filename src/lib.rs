@@ -34,6 +34,7 @@ pub mod forgery;
 pub mod identity;
 pub mod ledger;
 pub mod limits;
+pub mod notices;
 pub mod observe;
 pub mod permit;
 pub mod policy;

@@ -29,6 +29,7 @@ use crate::ledger::Ledger;
 use crate::ledger::known_decisions::KnownDecisions;
 use crate::limits::quotas::Quotas;
 use crate::limits::{LargeBodies, Limits};
+use crate::notices::Notices;
 use crate::permit::Rules;
 use crate::search::SearchTexts;
 use crate::waiting::hub::Hub;
@@ -90,6 +91,8 @@ pub struct AppState {
     pub refused_attempts: RefusedAttempts,
     /// Whether audit entries are sent to the Auth server's audit log.
     pub feeds_audit: bool,
+    /// Who is told of requests, by which channels.
+    pub notices: Notices,
     /// Signals that were published without a subscriber.
     pub unheard: Unheard,
     /// Compares published messages with the ledger.

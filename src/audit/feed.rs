@@ -16,7 +16,7 @@ use tracing::warn;
 use url::Url;
 
 use crate::domain::clock::Clock;
-use crate::ledger::{Ledger, LedgerError, OutboxKind, OutboxRow};
+use crate::ledger::{AUDIT, Ledger, LedgerError, OutboxRow};
 use crate::observe::metrics::{self, AuditResult};
 use crate::workers::{Failed, Progress, Worker};
 
@@ -99,7 +99,7 @@ impl AuditSender {
     pub async fn run_once(&self, ledger: &Ledger, clock: &Clock) -> Result<Round, LedgerError> {
         let limit = i64::try_from(BATCH_SIZE).unwrap_or(0);
         let now = clock.now();
-        let due = ledger.claim_outbox(OutboxKind::Audit, now, now + LEASE, limit).await?;
+        let due = ledger.claim_outbox(AUDIT, now, now + LEASE, limit).await?;
         let results = join_all(due.iter().map(async |row| self.send(row).await)).await;
         let mut taken = Vec::new();
         let mut failure = None;
@@ -115,7 +115,7 @@ impl AuditSender {
                     let due_at = retry_at(clock.now(), row.attempts, longest);
                     failure = Some(error);
                     // If this fails too, the entry is due again when its lease runs out.
-                    let _given_back = ledger.postpone_outbox(row.id, due_at).await;
+                    let _given_back = ledger.postpone_outbox(row.id, due_at, None).await;
                 }
             }
         }

@@ -18,6 +18,7 @@ use url::Url;
 
 use self::mistakes::{Places, broken_file, choice, misspelt_variables, wrong_setting};
 use self::names::{PLAIN_NAMES, PREFIX, SECRETS};
+use self::notices::{RawContact, RawNotices};
 use crate::audit::retention::{Retention, days};
 use crate::courier::{RedisSettings, ScanSettings};
 use crate::domain::rate::RateLimit;
@@ -27,10 +28,12 @@ use crate::identity::{ClaimValue, JwtConfig};
 use crate::ledger::Pooler;
 use crate::limits::MAX_TASK_BYTES;
 use crate::limits::quotas::QuotaLimits;
+use crate::notices::NoticeSettings;
 use crate::policy::Policy as PolicyFile;
 
 mod mistakes;
 mod names;
+mod notices;
 
 /// The default settings.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");
@@ -122,6 +125,8 @@ pub struct Config {
     pub inbox_frame_ancestors: Vec<String>,
     /// Where the platform's frontend keeps its token in the browser's `localStorage`; empty: nowhere.
     pub inbox_token_key: String,
+    /// Who is told of requests, by which channels.
+    pub notices: NoticeSettings,
     /// Seconds that running calls get to finish after SIGTERM.
     pub shutdown_seconds: u64,
     /// Probable mistakes, one sentence each, to be logged.
@@ -199,6 +204,13 @@ struct RawConfig {
     cors_origins: Vec<String>,
     inbox_frame_ancestors: Vec<String>,
     inbox_token_key: String,
+    public_url: Option<String>,
+    #[serde(default)]
+    people: BTreeMap<String, RawContact>,
+    #[serde(default)]
+    groups_people: BTreeMap<String, RawContact>,
+    #[serde(default)]
+    notices: RawNotices,
     shutdown_seconds: u64,
     #[serde(skip)]
     given: Given,
@@ -322,6 +334,13 @@ impl Config {
         }
         let policy = raw.policy()?;
         let policy_file = raw.policy_file()?;
+        let notices = notices::notices(
+            raw.public_url.as_deref(),
+            &raw.people,
+            &raw.groups_people,
+            &raw.notices,
+            &mut raw.given,
+        )?;
         let jwt = raw.jwt(redis.is_some())?;
         raw.check_ledger_is_named(redis.is_some())?;
         if let Some(RedisSettings::Tls { trusted, .. }) = &redis {
@@ -350,6 +369,7 @@ impl Config {
             cors_origins: raw.cors_origins,
             inbox_frame_ancestors: raw.inbox_frame_ancestors,
             inbox_token_key: raw.inbox_token_key,
+            notices,
             shutdown_seconds: raw.shutdown_seconds,
             warnings: Vec::new(),
             given: raw.given,

@@ -11,6 +11,7 @@ pub mod decision;
 pub mod ids;
 pub mod json;
 pub mod list;
+pub mod notice;
 pub mod plan;
 pub mod printable;
 pub mod python_json;

@@ -12,6 +12,7 @@ use super::error::{LedgerError, Result};
 use crate::domain::approver::Caller;
 use crate::domain::comment::{Author, Comment, MAX_COMMENTS};
 use crate::domain::ids::{RequestId, SessionId, TenantId, UserId};
+use crate::domain::notice::Cause;
 use crate::observe::traces;
 
 /// How often to write a comment again, after a concurrent one took its number.
@@ -64,7 +65,11 @@ impl Ledger {
     pub async fn insert_comment(&self, comment: &NewComment<'_>) -> Result<Option<i64>> {
         const INSERT: Statement = Statement::new(
             "ledger.insert_comment",
-            "INSERT INTO hitl_comment (
+            formatcp!("WITH written AS ({WRITE}), told AS ({TELL} FROM written WHERE $14 IS NOT NULL) SELECT number FROM written"),
+        )
+        .on_sqlite(WRITE)
+        .then(&[formatcp!("{TELL} WHERE $14 IS NOT NULL")]);
+        const WRITE: &str = "INSERT INTO hitl_comment (
                 tenant_id, request_id, number, session_id, user_id, author, text, created_at,
                 caller_source, caller_type, agent_id, trace_id, gateway_request_id
              )
@@ -74,8 +79,10 @@ impl Ledger {
                 AND COALESCE((SELECT r.status FROM hitl_request r
                                WHERE r.tenant_id = $1 AND r.request_id = $2
                                  AND r.asked_again_until IS NULL), 'pending') = 'pending'
-             RETURNING number",
-        );
+             RETURNING number";
+        const TELL: &str = "\
+            INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at)
+             SELECT 'notice', 'request.commented', $1, $2, $14, $7, $7";
         let NewComment { tenant, request, session, caller, author, text, now } = comment;
         let via = &caller.via;
         let values = values![
@@ -92,6 +99,7 @@ impl Ledger {
             via.trace_id.as_ref(),
             via.gateway_request_id.as_ref(),
             MAX_COMMENTS,
+            self.tells().then(|| Cause::by(&caller.user).json()),
         ];
         let writing = async {
             for _try in 0..MAX_TRIES {

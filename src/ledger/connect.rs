@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::path::Path;
 use std::str::FromStr as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -36,6 +38,8 @@ pub struct Ledger {
     pub(super) receipts: Receipts,
     pub(super) totals: Totals,
     pub(super) bindings: KnownBindings,
+    /// Whether people are told of requests, so that writes also insert their events.
+    tells: Arc<AtomicBool>,
 }
 
 impl Ledger {
@@ -53,7 +57,18 @@ impl Ledger {
             receipts: Receipts::default(),
             totals: Totals::default(),
             bindings: KnownBindings::default(),
+            tells: Arc::default(),
         }
+    }
+
+    /// Whether writes also insert the events that people are told of.
+    pub(super) fn tells(&self) -> bool {
+        self.tells.load(Ordering::Relaxed)
+    }
+
+    /// From now on, writes also insert the events that people are told of, or no longer do.
+    pub fn set_tells(&self, tells: bool) {
+        self.tells.store(tells, Ordering::Relaxed);
     }
 
     /// Connects to Postgres.

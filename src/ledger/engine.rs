@@ -332,7 +332,7 @@ impl Engine {
         self.call(statement.name, work).await
     }
 
-    /// Like [`Self::execute_many`], for a statement that returns rows.
+    /// Like [`Self::execute_many`], for a statement that returns at most one row for each row of values.
     pub async fn fetch_many<R: Row>(
         &self,
         statement: Statement,
@@ -352,8 +352,7 @@ impl Engine {
                     let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
                     let mut answers = Vec::new();
                     for row in rows {
-                        let query = query::<Sqlite, R>(statement.sqlite, row)?;
-                        answers.extend(query.fetch_all(&mut *transaction).await?);
+                        answers.extend(write_row(&mut transaction, statement, row).await?);
                     }
                     transaction.commit().await?;
                     Ok(answers)

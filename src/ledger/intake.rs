@@ -14,6 +14,7 @@ use super::engine::{Statement, Value, values};
 use super::error::{LedgerError, Result};
 use super::requests::{REQUEST_COLUMNS, RequestRow};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
+use crate::domain::notice::Cause;
 use crate::domain::record::{Record, Ruling};
 use crate::domain::request::ApprovalRequest;
 
@@ -119,7 +120,9 @@ impl Ledger {
         sorted.sort_unstable_by_key(|seen| (seen.tenant.as_str(), seen.request.id.as_str()));
         let keys = sorted.iter().map(|seen| values![&seen.tenant, &seen.request.id].to_vec());
         let keys = keys.collect::<Vec<_>>();
-        let rows = sorted.iter().map(|seen| seen_values(seen)).collect::<Vec<_>>();
+        let notice = self.tells().then(|| Cause::default().json());
+        let rows = sorted.iter().map(|seen| seen_values(seen, notice.as_ref()));
+        let rows = rows.collect::<Vec<_>>();
         for seen in seen {
             self.know_binding(&seen.ruling).await?;
         }
@@ -177,8 +180,17 @@ impl Ledger {
     ) -> Result<Vec<Record>> {
         let mut sorted = gone.iter().collect::<Vec<_>>();
         sorted.sort_unstable_by_key(|gone| (gone.tenant.as_str(), gone.id.as_str()));
+        let notice = self.tells().then(|| Cause::default().json());
         let values = |gone: &GoneRequest| {
-            values![&gone.tenant, &gone.id, gone.read_at, &gone.replication_id, now].to_vec()
+            values![
+                &gone.tenant,
+                &gone.id,
+                gone.read_at,
+                &gone.replication_id,
+                now,
+                notice.as_ref(),
+            ]
+            .to_vec()
         };
         let rows = sorted.into_iter().map(values).collect::<Vec<_>>();
         let began = std::time::Instant::now();
@@ -295,7 +307,7 @@ impl Ledger {
 }
 
 /// The values of a row for [`WRITE_SEEN`].
-fn seen_values(seen: &SeenRequest) -> Vec<Value> {
+fn seen_values(seen: &SeenRequest, notice: Option<&String>) -> Vec<Value> {
     let SeenRequest { request, ruling, .. } = seen;
     values![
         /* $1 */ &request.id,
@@ -320,6 +332,7 @@ fn seen_values(seen: &SeenRequest) -> Vec<Value> {
         /* $20 */ ruling.binding.as_ref(),
         /* $21 */ ruling.risk.as_ref(),
         /* $22 */ ruling.approvals_needed,
+        /* $23 */ notice,
     ]
     .to_vec()
 }
@@ -371,10 +384,11 @@ const REPLACE_SEEN: &str = "\
       WHERE hitl_request.origin = 'redis'
         AND (hitl_request.status = 'pending'
              OR (hitl_request.status = 'expired' AND hitl_request.settled_at < excluded.due_at))
-     RETURNING request_id";
+     RETURNING request_id, tenant_id, created_at";
 
 /// Leaves out rows that somebody has locked, so that they hold up no others. They are written when the
-/// requests are read again.
+/// requests are read again. A request is told of when it is first seen, and when it asks anew: then its row
+/// begins with the time at which it was seen.
 const WRITE_SEEN: Statement = Statement::new(
     "ledger.write_seen",
     formatcp!(
@@ -383,7 +397,8 @@ const WRITE_SEEN: Statement = Statement::new(
               FROM UNNEST($1::text[], $2::text[]) AS m(request_id, tenant_id)
               JOIN hitl_request r ON r.tenant_id = m.tenant_id AND r.request_id = m.request_id
                FOR UPDATE OF r SKIP LOCKED
-         )
+         ),
+         written AS (
          INSERT INTO hitl_request ({COLUMNS})
          SELECT m.request_id, 'redis', m.tenant_id, m.session_id, m.user_id, m.action_type,
                 m.fingerprint, m.content_hash, m.document, m.task_id, TRUE, m.seen_at,
@@ -406,7 +421,18 @@ const WRITE_SEEN: Statement = Statement::new(
                    WHERE r.tenant_id = m.tenant_id AND r.request_id = m.request_id) IS NULL
                  OR (m.tenant_id, m.request_id) IN (SELECT tenant_id, request_id FROM free))
           ORDER BY m.place
-         {REPLACE_SEEN}"
+         {REPLACE_SEEN}),
+         told AS (
+         INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at)
+         SELECT 'notice', 'request.pending', w.tenant_id, w.request_id, m.notice, w.created_at,
+                w.created_at
+           FROM written AS w
+           JOIN UNNEST($1::text[], $2::text[], $10::timestamptz[], $23::text[])
+                AS m(request_id, tenant_id, seen_at, notice)
+             ON m.tenant_id = w.tenant_id AND m.request_id = w.request_id
+          WHERE m.seen_at = w.created_at AND m.notice IS NOT NULL
+         )
+         SELECT request_id FROM written"
     ),
 )
 .on_sqlite(formatcp!(
@@ -416,7 +442,11 @@ const WRITE_SEEN: Statement = Statement::new(
       WHERE (SELECT MAX(o.tenant_id) FROM hitl_request o
               WHERE o.request_id = $1 AND o.origin = 'redis' AND o.tenant_id <> $2) IS NULL
      {REPLACE_SEEN}"
-));
+))
+.then(&["INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at)
+         SELECT 'notice', 'request.pending', tenant_id, request_id, $23, created_at, created_at
+           FROM hitl_request
+          WHERE tenant_id = $2 AND request_id = $1 AND created_at = $10 AND $23 IS NOT NULL"]);
 
 const REFRESH_SEEN: Statement = Statement::new(
     "ledger.refresh_seen",
@@ -440,7 +470,8 @@ const REFRESH_SEEN: Statement = Statement::new(
 const CLOSE_GONE: Statement = Statement::new(
     "ledger.close_gone",
     formatcp!(
-        "UPDATE hitl_request AS r
+        "WITH closed AS (
+         UPDATE hitl_request AS r
             SET status = 'expired', settled_at = m.closed_at, moved_on = FALSE
            FROM (SELECT m.* FROM UNNEST($1::text[], $2::text[], $3::timestamptz[], $4::text[],
                                         $5::timestamptz[])
@@ -450,7 +481,17 @@ const CLOSE_GONE: Statement = Statement::new(
                     FOR UPDATE OF l SKIP LOCKED) AS m
           WHERE r.tenant_id = m.of_tenant AND r.request_id = m.of_request AND r.origin = 'redis'
             AND r.status = 'pending' AND r.seen_on = m.gone_from AND r.due_at <= m.read_at
-          RETURNING {REQUEST_COLUMNS}"
+          RETURNING {REQUEST_COLUMNS}),
+         told AS (
+         INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at)
+         SELECT 'notice', 'request.expired', c.tenant_id, c.request_id, m.notice, c.settled_at,
+                c.settled_at
+           FROM closed AS c
+           JOIN UNNEST($1::text[], $2::text[], $6::text[]) AS m(of_tenant, of_request, notice)
+             ON m.of_tenant = c.tenant_id AND m.of_request = c.request_id
+          WHERE m.notice IS NOT NULL
+         )
+         SELECT {REQUEST_COLUMNS} FROM closed"
     ),
 )
 .on_sqlite(formatcp!(
@@ -458,7 +499,11 @@ const CLOSE_GONE: Statement = Statement::new(
       WHERE tenant_id = $1 AND request_id = $2 AND origin = 'redis' AND status = 'pending'
         AND seen_on = $4 AND due_at <= $3
       RETURNING {REQUEST_COLUMNS}"
-));
+))
+.then(&[
+    "INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at)
+         SELECT 'notice', 'request.expired', $1, $2, $6, $5, $5 WHERE $6 IS NOT NULL",
+]);
 
 /// A receipt may be written later than its signal was sent: a request whose signal is owed is left
 /// alone until then.

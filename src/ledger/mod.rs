@@ -63,7 +63,7 @@ pub use self::inbox::{BoundWaiting, Changed, Group as WaitingGroup, Waiting};
 pub use self::intake::{AskedAgain, GoneRequest, SeenRequest, SeenRow};
 pub use self::lists::{MAX_WALK, Page};
 pub use self::login::LoginError;
-pub use self::outbox::{OutboxKind, OutboxRow};
+pub use self::outbox::{AUDIT, FailedRow, NOTICE, NewOutboxRow, OutboxRow};
 pub use self::refused_attempts::RefusedAttempt;
 pub use self::requests::{Backlog, Overdue};
 pub use self::search::{SearchText, Unprepared};

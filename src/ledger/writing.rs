@@ -27,6 +27,7 @@ use crate::domain::audit::AuditEntry;
 use crate::domain::decision::{Decision, State};
 use crate::domain::ids::{TaskId, TenantId, UserId};
 use crate::domain::json;
+use crate::domain::notice::Cause;
 use crate::domain::printable::printable;
 use crate::domain::record::{Candidate, DecidedVia, Record, Ruling};
 use crate::domain::request::Origin;
@@ -182,6 +183,16 @@ impl<'a> Writing<'a> {
         of_file.max(of_agent).map(|risk| risk.as_str().to_owned())
     }
 
+    /// What the write knows of the event that it causes; `None` for a vote.
+    fn cause(&self) -> Option<Cause> {
+        match &self.change {
+            Change::Register(_) => Some(Cause::default()),
+            Change::Decide(permit) => Some(Cause::by(&permit.decision().by)),
+            Change::Withdraw => Some(Cause::by(&self.caller.user)),
+            Change::Vote(_) => None,
+        }
+    }
+
     /// Whether votes were written since those were read with which this decision was judged.
     fn is_outvoted(&self, standing: &Record) -> bool {
         let Change::Decide(permit) = &self.change else { return false };
@@ -204,8 +215,8 @@ impl<'a> Writing<'a> {
 
     /// The values of a write, in the order of the columns of [`GIVEN`]. `is_task_taken` says that
     /// the task id that the request names must not be used for a new task: an earlier try failed
-    /// because a task with this id exists.
-    fn values(&self, is_task_taken: bool) -> Vec<Value> {
+    /// because a task with this id exists. `tells` says whether people are told of requests.
+    fn values(&self, is_task_taken: bool, tells: bool) -> Vec<Value> {
         let Candidate { request, .. } = self.candidate;
         let Caller { user, role, token_id, via, .. } = self.caller;
         let decision = self.change.decision();
@@ -276,6 +287,8 @@ impl<'a> Writing<'a> {
             /* new_arguments: of an edit */
             decision.and_then(|decision| decision.verdict.arguments()),
             /* response */ decision.and_then(|decision| decision.verdict.response()),
+            /* notice: what the write knows of its event */
+            tells.then(|| self.cause()).flatten().map(|cause| cause.json()),
         ])
     }
 
@@ -458,7 +471,7 @@ impl Ledger {
         let writes = async {
             let mut is_task_taken = false;
             loop {
-                let values = writing.values(is_task_taken);
+                let values = writing.values(is_task_taken, self.tells());
                 let written =
                     self.batches.write(statement, values, &writing.subjects(), called_at).await;
                 let error = match written {
@@ -523,7 +536,8 @@ impl Ledger {
         let called_at = Instant::now();
         let expiring = async {
             loop {
-                let values = Vec::from(values![tenant, id, now]);
+                let notice = self.tells().then(|| Cause::default().json());
+                let values = Vec::from(values![tenant, id, now, notice]);
                 match self.batches.write(EXPIRE, values, &subjects, called_at).await {
                     Err(Failure::Row(error)) if is_number_taken(&error) => {}
                     expired => return expired,
@@ -606,7 +620,7 @@ macro_rules! given {
 }
 
 given! {
-    GIVEN, GIVEN_ON_SQLITE, 55;
+    GIVEN, GIVEN_ON_SQLITE, 56;
     1 tenant_id, 2 request_id, 3 origin, 4 session_id, 5 user_id, 6 action_type, 7 fingerprint,
     8 content_hash, 9 etag, 10 document, 11 context, 12 message, 13 plan_steps, 14 named_task,
     15 new_task, 16 is_task_taken, 17 task_owner, 18 created_at, 19 expires_at, 20 status,
@@ -615,7 +629,7 @@ given! {
     33 gateway_request_id, 34 trace_parent, 35 audit, 36 written_at, 37 due_at, 38 only_newest,
     39 alone_since, 40 decided_via, 41 rule, 42 policy_version, 43 binding, 44 risk,
     45 approvals_needed, 46 approvals, 47 ballots, 48 voters, 49 voter_roles, 50 voter_groups,
-    51 arguments, 52 offered, 53 new_arguments, 54 response,
+    51 arguments, 52 offered, 53 new_arguments, 54 response, 55 notice,
 }
 
 /// `given` with the existing task that each request uses, as `kept`: the task that the request
@@ -910,14 +924,22 @@ const WRITE_DECIDED_TASK: &str = str_replace!(
 /// [`WRITE_TASK`] after a registration.
 const WRITE_REGISTERED_TASK: &str = str_replace!(WRITE_TASK, "{gate}", "excluded.hitl_request_id");
 
-/// Inserts the entries for the Auth server's audit log, of those that have one, into the outbox.
-const WRITE_AUDIT: &str = "\
+/// Inserts into the outbox: the entries for the Auth server's audit log and the events that people are told
+/// of, of those writes that have them.
+const WRITE_OUTBOX: &str = "\
     INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at)
-     SELECT 'audit', 'auth', d.tenant_id, d.request_id, input.audit, input.written_at,
-        input.written_at
+     SELECT m.kind,
+        CASE WHEN m.kind = 'audit' THEN 'auth'
+             WHEN d.status = 'pending' THEN 'request.pending'
+             WHEN d.status = 'cancelled' THEN 'request.cancelled'
+             ELSE 'request.decided' END,
+        d.tenant_id, d.request_id, CASE WHEN m.kind = 'audit' THEN input.audit ELSE input.notice END,
+        input.written_at, input.written_at
        FROM written AS d
        JOIN input ON input.tenant_id = d.tenant_id AND input.request_id = d.request_id
-      WHERE input.audit IS NOT NULL";
+       JOIN (SELECT 'audit' AS kind UNION ALL SELECT 'notice') AS m
+         ON CASE WHEN m.kind = 'audit' THEN input.audit ELSE input.notice END IS NOT NULL
+      WHERE true";
 
 /// The beginning of the later statements of SQLite: the values again, and the row that the statement
 /// before has written.
@@ -927,10 +949,10 @@ const THEN_WRITE: &str = formatcp!(
                   WHERE (tenant_id, request_id) = (SELECT tenant_id, request_id FROM given))"
 );
 
-/// The end of a statement of Postgres, after `written`: writes the tasks and the audit entries, and
+/// The end of a statement of Postgres, after `written`: writes the tasks and the outbox, and
 /// returns the rows, each with the place of its values.
 const AND_THE_REST: &str = formatcp!(
-    "touched AS ({{task}} RETURNING tenant_id, task_id, status), audited AS ({WRITE_AUDIT})
+    "touched AS ({{task}} RETURNING tenant_id, task_id, status), audited AS ({WRITE_OUTBOX})
      SELECT input.place, written.*, touched.status AS task_status
        FROM written
        JOIN input ON input.tenant_id = written.tenant_id
@@ -947,7 +969,7 @@ const RECORD_OUTCOME: Statement = Statement::new(
     formatcp!("WITH {GIVEN}, {INPUT}, written AS ({DECIDE_REQUEST}), {AND_THE_REST_OF_DECISIONS}"),
 )
 .on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
-.then(&[formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"), formatcp!("{THEN_WRITE} {WRITE_AUDIT}")]);
+.then(&[formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"), formatcp!("{THEN_WRITE} {WRITE_OUTBOX}")]);
 
 /// [`RECORD_OUTCOME`] for decisions that more than one person makes: also writes the last vote.
 const RECORD_LAST_VOTE: Statement = Statement::new(
@@ -960,7 +982,7 @@ const RECORD_LAST_VOTE: Statement = Statement::new(
 .on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
 .then(&[
     formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"),
-    formatcp!("{THEN_WRITE} {WRITE_AUDIT}"),
+    formatcp!("{THEN_WRITE} {WRITE_OUTBOX}"),
     formatcp!("{THEN_WRITE} {WRITE_VOTE}"),
 ]);
 
@@ -987,12 +1009,12 @@ const REGISTER: Statement = Statement::new(
 .on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {REGISTER_REQUEST}"))
 .then(&[
     formatcp!("{THEN_WRITE} {WRITE_REGISTERED_TASK}"),
-    formatcp!("{THEN_WRITE} {WRITE_AUDIT}"),
+    formatcp!("{THEN_WRITE} {WRITE_OUTBOX}"),
 ]);
 
 given! {
-    GIVEN_OVERDUE, GIVEN_OVERDUE_ON_SQLITE, 4;
-    1 of_tenant, 2 of_request, 3 expired_at,
+    GIVEN_OVERDUE, GIVEN_OVERDUE_ON_SQLITE, 5;
+    1 of_tenant, 2 of_request, 3 expired_at, 4 notice,
 }
 
 /// Expires pending requests. The condition on the status has a form that matches no index: otherwise
@@ -1027,7 +1049,8 @@ const EXPIRE_TASK: &str = "\
 const EXPIRE: Statement = Statement::new(
     "ledger.expire",
     formatcp!(
-        "WITH {GIVEN_OVERDUE}, written AS ({EXPIRE_REQUEST}), touched AS ({EXPIRE_TASK})
+        "WITH {GIVEN_OVERDUE}, written AS ({EXPIRE_REQUEST}), touched AS ({EXPIRE_TASK}),
+              told AS ({TELL_OF_EXPIRY})
          SELECT given.place, written.*
            FROM written
            JOIN given ON given.of_tenant = written.tenant_id
@@ -1035,9 +1058,20 @@ const EXPIRE: Statement = Statement::new(
     ),
 )
 .on_sqlite(formatcp!("WITH {GIVEN_OVERDUE_ON_SQLITE} {EXPIRE_REQUEST}"))
-.then(&[formatcp!(
+.then(&[formatcp!("{THEN_EXPIRE} {EXPIRE_TASK}"), formatcp!("{THEN_EXPIRE} {TELL_OF_EXPIRY}")]);
+
+/// [`THEN_WRITE`] after an expiry.
+const THEN_EXPIRE: &str = formatcp!(
     "WITH {GIVEN_OVERDUE_ON_SQLITE},
      written AS (SELECT {REQUEST_COLUMNS} FROM hitl_request
-                  WHERE (tenant_id, request_id) = (SELECT of_tenant, of_request FROM given))
-     {EXPIRE_TASK}"
-)]);
+                  WHERE (tenant_id, request_id) = (SELECT of_tenant, of_request FROM given))"
+);
+
+/// Inserts the events of expiry, if people are told of them.
+const TELL_OF_EXPIRY: &str = "\
+    INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at)
+     SELECT 'notice', 'request.expired', d.tenant_id, d.request_id, given.notice, given.expired_at,
+        given.expired_at
+       FROM written AS d
+       JOIN given ON given.of_tenant = d.tenant_id AND given.of_request = d.request_id
+      WHERE given.notice IS NOT NULL";

@@ -44,6 +44,9 @@ const WAITERS: &str = "aura_hitl_waiters";
 const DROPPED_ATTEMPTS: &str = "aura_hitl_refused_attempts_dropped_total";
 const AUDITED: &str = "aura_hitl_audit_entries_total";
 const OLDEST_AUDIT: &str = "aura_hitl_oldest_audit_entry_seconds";
+const NOTICES: &str = "aura_hitl_notices_total";
+const OLDEST_NOTICE: &str = "aura_hitl_oldest_notice_seconds";
+const NOTICES_OFF: &str = "aura_hitl_notice_channel_off";
 const PURGED: &str = "aura_hitl_purged_total";
 const UNHEARD: &str = "aura_hitl_signals_unheard";
 const DROPPED_LINES: &str = "aura_hitl_log_lines_dropped_total";
@@ -174,6 +177,15 @@ fn describe() {
         AUDITED,
         "Entries for the Auth server's audit log; a failed one is sent again."
     );
+    describe_counter!(
+        NOTICES,
+        "Notices to people, by channel; a failed one is sent again, one that was given up is not."
+    );
+    describe_gauge!(
+        OLDEST_NOTICE,
+        "Age of the oldest notice that its receiver has not taken, by channel; 0 without one."
+    );
+    describe_gauge!(NOTICES_OFF, "1 if the receiver of this channel wants no more notices.");
     describe_counter!(DROPPED_ATTEMPTS, "Refused attempts to decide that left no row.");
     describe_gauge!(
         OLDEST_AUDIT,
@@ -356,6 +368,44 @@ pub fn redis_connected() {
 /// answer.
 pub fn refused_attempt_dropped() {
     counter!(DROPPED_ATTEMPTS).increment(1);
+}
+
+/// What became of a notice.
+#[derive(Clone, Copy, Debug)]
+pub enum NoticeResult {
+    /// The receiver has taken it.
+    Sent,
+    /// It is sent again.
+    Failed,
+    /// It is not sent again.
+    GivenUp,
+}
+
+/// Counts what became of a notice.
+pub fn notice(channel: &str, result: NoticeResult) {
+    notices(channel, result).increment(1);
+}
+
+fn notices(channel: &str, result: NoticeResult) -> ::metrics::Counter {
+    let result = match result {
+        NoticeResult::Sent => "sent",
+        NoticeResult::Failed => "failed",
+        NoticeResult::GivenUp => "given_up",
+    };
+    counter!(NOTICES, "channel" => channel.to_owned(), "result" => result)
+}
+
+/// Sets whether the receiver of this channel wants no more notices. Begins to count the channel.
+pub fn notice_channel_is_off(channel: &str, is_off: bool) {
+    for result in [NoticeResult::Sent, NoticeResult::Failed, NoticeResult::GivenUp] {
+        notices(channel, result).increment(0);
+    }
+    gauge!(NOTICES_OFF, "channel" => channel.to_owned()).set(f64::from(u8::from(is_off)));
+}
+
+/// Sets the age of the oldest notice that its receiver has not taken.
+pub fn oldest_notice(channel: &str, age: Duration) {
+    gauge!(OLDEST_NOTICE, "channel" => channel.to_owned()).set(age.as_secs_f64());
 }
 
 /// The result of sending an entry to the Auth server's audit log.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::expression::Failure;
 use super::file::DEFAULT_SHOW;
 use super::refusal::{Cause, NotAllowed};
-use super::rule::{Decides, People, Rule, Verdict};
+use super::rule::{Approver, Decides, People, Rule, Verdict};
 use super::words::{Person, Remember, Risk, Way};
 use crate::domain::ids::UserId;
 
@@ -303,6 +303,15 @@ impl Binding {
             return refuse(None, Cause::NoApprover);
         }
         Ok(())
+    }
+
+    /// Whom the rules name as approvers at this time, with those of escalations that have begun.
+    pub fn approvers(
+        &self,
+        created_at: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> impl Iterator<Item = &Approver> {
+        self.asked().flat_map(move |(_, people)| people.named(created_at, now))
     }
 
     /// The rules that ask people.

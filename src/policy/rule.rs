@@ -106,9 +106,17 @@ impl People {
         created_at: DateTime<Utc>,
         now: DateTime<Utc>,
     ) -> bool {
-        let begun = self.escalate.iter().filter(|step| step.has_begun(created_at, now));
-        let added = begun.flat_map(|step| &step.approvers);
-        self.approvers.iter().chain(added).any(|approver| approver.is(person, requester))
+        self.named(created_at, now).any(|approver| approver.is(person, requester))
+    }
+
+    /// The approvers, also those of escalations whose time has come.
+    pub(super) fn named(
+        &self,
+        created_at: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> impl Iterator<Item = &Approver> {
+        let begun = self.escalate.iter().filter(move |step| step.has_begun(created_at, now));
+        self.approvers.iter().chain(begun.flat_map(|step| &step.approvers))
     }
 }
 

@@ -11,6 +11,7 @@ pub mod decide;
 pub mod detail;
 pub mod error;
 pub mod expire;
+pub mod fan_out;
 pub mod inbox;
 pub mod intake;
 pub mod list;

@@ -3,6 +3,7 @@
 
 pub mod http;
 pub mod listening;
+pub mod notices;
 pub mod reload;
 pub mod scrape;
 pub mod stores;
@@ -26,6 +27,7 @@ use tracing::{info, warn};
 
 use self::http::{serve, serve_metrics};
 use self::listening::{listen, refuse_new_connections};
+use self::notices::run_channels;
 use self::scrape::Upkeep;
 use self::stores::{ensure_migrated, migrate, open_ledger};
 use crate::api::error::ErrorCode;
@@ -47,9 +49,11 @@ use crate::ledger::known_decisions::KnownDecisions;
 use crate::ledger::patience::patiently;
 use crate::limits::quotas::Quotas;
 use crate::limits::{LargeBodies, Limits};
+use crate::notices::Notices;
 use crate::observe::metrics::{self, Deployment};
 use crate::permit::Rules;
 use crate::requests::expire::ExpiryWorker;
+use crate::requests::fan_out::FanOut;
 use crate::requests::intake::IntakeWorker;
 use crate::requests::rebind::RebindWorker;
 use crate::search::fill::SearchFiller;
@@ -139,10 +143,12 @@ impl Replica {
             refused_attempts,
             quotas: Quotas::new(config.quotas),
             feeds_audit: config.audit_url.is_some(),
+            notices: Notices::new(config.notices.clone()),
             stopping: CancellationToken::new(),
             under_way: TaskTracker::new(),
             runtime,
         };
+        app.ledger.set_tells(config.notices.is_on());
         metrics::start(
             Deployment {
                 ledger: app.ledger.engine(),
@@ -287,6 +293,8 @@ fn start_workers(
             workers.spawn(run(IntakeWorker::new(app.clone(), settings), after_calls.clone()));
         }
     }
+    workers.spawn(run(FanOut(app.clone()), after_round.clone()));
+    workers.spawn(run_channels(app.clone()));
     workers.spawn(run(Upkeep, after_round.clone()));
     if let Some(address) = config.metrics_address {
         workers.spawn(serve_metrics(app, address)?);

@@ -17,7 +17,7 @@ use crate::state::AppState;
 
 /// The settings that can change while the service runs. Of the URLs, only the login and the server's
 /// certificate can change. A new entry here needs code in [`reload`] that applies it.
-const WHILE_RUNNING: [&str; 16] = [
+const WHILE_RUNNING: [&str; 20] = [
     "jwt_secret",
     "jwt_secret_previous",
     "jwt_leeway_seconds",
@@ -34,6 +34,10 @@ const WHILE_RUNNING: [&str; 16] = [
     "redis_url",
     "redis_password",
     "redis_ca_file",
+    "public_url",
+    "people",
+    "groups_people",
+    "notices",
 ];
 
 /// Reloads each time the signal comes. Never ends; dropping it ends it.
@@ -109,6 +113,9 @@ async fn reload(
     if has_changed("rate_limit_") {
         app.limits.set(new.rate_limit);
     }
+    // Also if nothing has changed: channels that their receivers have switched off start again.
+    app.notices.set(new.notices.clone());
+    app.ledger.set_tells(new.notices.is_on());
     let changed = changed.join(", ");
     *config = new;
     Ok(changed)

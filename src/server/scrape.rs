@@ -10,7 +10,7 @@ use tracing::warn;
 
 use crate::api::error::ApiError;
 use crate::api::health::StoreHealth;
-use crate::ledger::{Backlog, OutboxKind};
+use crate::ledger::{AUDIT, Backlog};
 use crate::observe::log;
 use crate::observe::metrics::{self, Readings};
 use crate::state::AppState;
@@ -87,9 +87,17 @@ impl Scrape {
         }
         if app.feeds_audit {
             let ledger = app.ledger.clone();
-            let asking = async move { ledger.oldest_in_outbox(OutboxKind::Audit).await };
+            let asking = async move { ledger.oldest_in_outbox(AUDIT).await };
             let oldest = app.runtime.spawn(asking).await.ok().and_then(Result::ok).flatten();
             metrics::oldest_audit_entry(age(oldest));
+        }
+        // Events that no channel has yet, and the notices of each.
+        let settings = app.notices.settings();
+        for lane in settings.lanes() {
+            let (ledger, asked) = (app.ledger.clone(), lane.clone());
+            let asking = async move { ledger.oldest_in_outbox(&asked).await };
+            let oldest = app.runtime.spawn(asking).await.ok().and_then(Result::ok).flatten();
+            metrics::oldest_notice(&lane, age(oldest));
         }
         *updated_at = Some(Instant::now());
     }

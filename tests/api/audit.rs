@@ -9,7 +9,7 @@ use actix_web::{App, HttpResponse, HttpServer, web};
 use aura_hitl::courier::RedisSettings;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
-use aura_hitl::ledger::OutboxKind;
+use aura_hitl::ledger::AUDIT;
 use chrono::TimeDelta;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
@@ -138,7 +138,7 @@ async fn app(mode: Mode, auth: &Auth, clock: Clock) -> TestApp {
 /// Waits until nothing is left to send.
 async fn all_noted(app: &TestApp) {
     eventually(async || {
-        let oldest = app.state.ledger.oldest_in_outbox(OutboxKind::Audit).await.unwrap();
+        let oldest = app.state.ledger.oldest_in_outbox(AUDIT).await.unwrap();
         oldest.is_none().then_some(())
     })
     .await;
@@ -208,7 +208,7 @@ async fn who_is_no_integer_is_named_and_a_tenant_that_is_none_is_not_sent() {
         let unsendable = Asked::new();
         app.register(STRANGER, &unsendable).await.assert(201, "");
         app.approve(STRANGER, &unsendable.id).await.assert(200, "");
-        assert_eq!(app.state.ledger.oldest_in_outbox(OutboxKind::Audit).await.unwrap(), None);
+        assert_eq!(app.state.ledger.oldest_in_outbox(AUDIT).await.unwrap(), None);
 
         let asked = ask(&app, LEE).await;
         app.approve(LEE, &asked.id).await.assert(200, "");
@@ -273,7 +273,7 @@ async fn a_server_that_lies_or_sends_elsewhere_is_told_again_until_it_says_that_
         auth.answer(Answers::Well);
         eventually(async || {
             app.state.clock.advance(TimeDelta::seconds(60));
-            let oldest = app.state.ledger.oldest_in_outbox(OutboxKind::Audit).await.unwrap();
+            let oldest = app.state.ledger.oldest_in_outbox(AUDIT).await.unwrap();
             oldest.is_none().then_some(())
         })
         .await;
@@ -295,15 +295,13 @@ async fn a_slow_server_slows_nobody_and_is_told_once_at_a_time() {
         // While it is awaited the row is held: no other replica claims it.
         let now = app.state.clock.now();
         let until = now + TimeDelta::seconds(20);
-        let claimed =
-            app.state.ledger.claim_outbox(OutboxKind::Audit, now, until, 16).await.unwrap();
+        let claimed = app.state.ledger.claim_outbox(AUDIT, now, until, 16).await.unwrap();
         assert!(claimed.is_empty(), "{claimed:?}");
         let others = ask(&app, KIM).await;
         app.approve(KIM, &others.id).await.assert(200, "");
         // A process that dies now leaves a row that the next one claims once the lease is over.
         let later = until + TimeDelta::seconds(1);
-        let claimed =
-            app.state.ledger.claim_outbox(OutboxKind::Audit, later, later, 16).await.unwrap();
+        let claimed = app.state.ledger.claim_outbox(AUDIT, later, later, 16).await.unwrap();
         assert!(claimed.iter().any(|row| row.payload.contains(&asked.id)), "{claimed:?}");
     }
 }
@@ -313,7 +311,7 @@ both_modes! {
         let asked = Asked::new();
         app.register(KIM, &asked).await.assert(201, "");
         app.approve(KIM, &asked.id).await.assert(200, "");
-        assert_eq!(app.state.ledger.oldest_in_outbox(OutboxKind::Audit).await.unwrap(), None);
+        assert_eq!(app.state.ledger.oldest_in_outbox(AUDIT).await.unwrap(), None);
     }
 }
 

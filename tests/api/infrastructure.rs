@@ -16,7 +16,7 @@ use aura_hitl::domain::record::{DeliveryReceipt, DeliveryResult, Ruling};
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::task::TaskStep;
 use aura_hitl::ledger::{
-    AskedAgain, GoneRequest, Ledger, OutboxKind, Overdue, Pooler, Rebound, SeenRequest,
+    AUDIT, AskedAgain, GoneRequest, Ledger, Overdue, Pooler, Rebound, SeenRequest,
 };
 use aura_hitl::policy::Policy;
 use aura_hitl::server::stores;
@@ -785,10 +785,10 @@ async fn run_every_statement(app: &TestApp) {
     ledger.close_open_tasks(long_ago, 100, now).await.unwrap();
     ledger.close_open_tasks(now - TimeDelta::days(1), 10, now).await.unwrap();
 
-    let rows = ledger.claim_outbox(OutboxKind::Audit, now, soon, 100).await.unwrap();
+    let rows = ledger.claim_outbox(AUDIT, now, soon, 100).await.unwrap();
     ledger.delete_outbox(&rows.iter().map(|row| row.id).collect::<Vec<_>>()).await.unwrap();
-    ledger.postpone_outbox(1, later).await.unwrap();
-    ledger.oldest_in_outbox(OutboxKind::Audit).await.unwrap();
+    ledger.postpone_outbox(1, later, None).await.unwrap();
+    ledger.oldest_in_outbox(AUDIT).await.unwrap();
     for before in [long_ago, now - TimeDelta::days(1)] {
         ledger.purge_requests(before, 10).await.unwrap();
         ledger.purge_refused_attempts(before, 10).await.unwrap();

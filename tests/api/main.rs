@@ -33,6 +33,7 @@ mod limits;
 mod lists;
 mod losses;
 mod mistakes;
+mod notices;
 mod open_tasks;
 mod outcomes;
 mod overruled;

@@ -11,7 +11,7 @@ use tracing::Instrument as _;
 
 use super::{
     DECIDE_REQUEST, GIVEN, GIVEN_ON_SQLITE, INPUT, NEXT_OUTCOME_OF_A_WRITE, Recorded, THEN_WRITE,
-    WRITE_AUDIT, WRITE_DECIDED_TASK, WRITE_VOTE, Writing, is_anothers_id, is_id_taken,
+    WRITE_DECIDED_TASK, WRITE_OUTBOX, WRITE_VOTE, Writing, is_anothers_id, is_id_taken,
     is_number_taken, is_task_id_taken,
 };
 use crate::domain::record::Record;
@@ -47,7 +47,7 @@ impl Ledger {
         for _try in 0..MAX_TRIES {
             // The first time, a concurrent write of this tenant may have made the task.
             let is_task_taken = task_conflicts > 1;
-            let rows = sorted.iter().map(|(_place, one)| one.values(is_task_taken));
+            let rows = sorted.iter().map(|(_place, one)| one.values(is_task_taken, self.tells()));
             let rows = rows.collect::<Vec<_>>();
             let written = self.engine.write_all::<RequestRow>(RECORD_ALL, &rows, LOCK_TIMEOUT);
             let written = self.engine.within_timeout(written);
@@ -155,7 +155,7 @@ const DECIDE_EACH: &str =
 /// Postgres runs as loops within loops: it compares each row with each pair of the others.
 const AND_THE_REST_OF_ALL: &str = formatcp!(
     "touched AS ({WRITE_TASK_OF_ALL} RETURNING tenant_id, task_id, status),
-     audited AS ({WRITE_AUDIT})
+     audited AS ({WRITE_OUTBOX})
      SELECT (SELECT i.place FROM input AS i
               WHERE i.tenant_id = written.tenant_id AND i.request_id = written.request_id
             ) AS place,
@@ -181,6 +181,6 @@ const RECORD_ALL: Statement = Statement::new(
 .on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
 .then(&[
     formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"),
-    formatcp!("{THEN_WRITE} {WRITE_AUDIT}"),
+    formatcp!("{THEN_WRITE} {WRITE_OUTBOX}"),
     formatcp!("{THEN_WRITE} {WRITE_VOTES}"),
 ]);

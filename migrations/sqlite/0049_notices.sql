@@ -1,0 +1,5 @@
+-- Notices to people: rows of the outbox that one channel sends have its lane, and those that were given up
+-- stay, with what the last try said.
+ALTER TABLE hitl_outbox ADD COLUMN lane TEXT;       -- of a channel: 'webhook/ops', 'mail', 'slack'; NULL: that of its kind
+ALTER TABLE hitl_outbox ADD COLUMN failed_at TEXT;  -- when it was given up
+ALTER TABLE hitl_outbox ADD COLUMN error TEXT;      -- what the last try said

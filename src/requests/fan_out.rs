@@ -1,0 +1,370 @@
+//! Replaces the events in the outbox by the notices of every channel and recipient: reads the request,
+//! evaluates the policy now in force, and leaves out what the rules do not show.
+//!
+//! The worker runs in every replica. A lease on the row keeps two of them from taking one event at once, and
+//! the statement that deletes an event inserts its notices, so that an event is told once, whoever dies.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use indexmap::IndexMap;
+use serde_json::value::RawValue;
+use tracing::warn;
+use uuid::Uuid;
+
+use super::load::ledger_candidate;
+use crate::domain::decision::State;
+use crate::domain::ids::{RequestId, TenantId, UserId};
+use crate::domain::json::RawObject;
+use crate::domain::notice::{Cause, Event};
+use crate::domain::record::{Candidate, DecidedVia, Record};
+use crate::domain::request::shown_context;
+use crate::domain::rules::Approvers;
+use crate::ledger::{LedgerError, NOTICE, NewOutboxRow, OutboxRow};
+use crate::notices::recipients::{Asked, added_by_escalation, approvers};
+use crate::notices::{Lane, Notice, NoticeSettings, Recipient};
+use crate::permit::Law;
+use crate::policy::{Binding, DEFAULT_SHOW};
+use crate::state::AppState;
+use crate::workers::{Failed, Progress, Worker};
+
+/// How long a replica holds the events that it has claimed.
+const LEASE: TimeDelta = TimeDelta::seconds(20);
+/// Events to claim at once.
+const BATCH_SIZE: usize = 64;
+/// Pause before an event is looked at again whose request is not there yet, or is about to be decided by a
+/// rule.
+const RETRY_DELAY: TimeDelta = TimeDelta::seconds(2);
+/// How long an event may wait for that.
+const MAX_DELAY: TimeDelta = TimeDelta::seconds(10);
+
+/// The worker that makes notices of events.
+#[derive(Debug)]
+pub struct FanOut(pub AppState);
+
+impl Worker for FanOut {
+    const NAME: &'static str = "notices";
+    const INTERVAL: Duration = Duration::from_millis(500);
+
+    async fn run_once(&mut self) -> Result<Progress, Failed> {
+        run_once(&self.0).await.map_err(|error| {
+            warn!(%error, "people are not told of requests yet");
+            Failed
+        })
+    }
+}
+
+/// What becomes of an event.
+enum Told {
+    /// These rows take its place.
+    Rows(Vec<NewOutboxRow>),
+    /// It is looked at again soon.
+    Later,
+}
+
+/// Makes notices of up to one batch of events.
+async fn run_once(app: &AppState) -> Result<Progress, LedgerError> {
+    let settings = app.notices.settings();
+    if !settings.is_on() {
+        return Ok(Progress::Done);
+    }
+    let limit = i64::try_from(BATCH_SIZE).unwrap_or(1);
+    let now = app.clock.now();
+    let events = app.ledger.claim_outbox(NOTICE, now, now + LEASE, limit).await?;
+    let law = app.rules.in_force();
+    let (mut told, mut rows) = (Vec::new(), Vec::new());
+    for event in &events {
+        match tell(app, &settings, &law, event).await? {
+            Told::Rows(new) => {
+                told.push(event.id);
+                rows.extend(new);
+            }
+            Told::Later => {
+                app.ledger.postpone_outbox(event.id, now + RETRY_DELAY, None).await?;
+            }
+        }
+    }
+    if !told.is_empty() {
+        app.ledger.replace_events(&told, &rows).await?;
+        crash_point!("fanned-out");
+    }
+    Ok(Progress::of(events.len(), BATCH_SIZE))
+}
+
+async fn tell(
+    app: &AppState,
+    settings: &NoticeSettings,
+    law: &Law,
+    row: &OutboxRow,
+) -> Result<Told, LedgerError> {
+    let nothing = || Ok(Told::Rows(Vec::new()));
+    let (Some(event), Ok(cause), Ok(tenant), Ok(id)) = (
+        Event::parse(&row.target),
+        serde_json::from_str::<Cause>(&row.payload),
+        TenantId::parse(row.tenant_id.as_str()),
+        RequestId::parse(row.request_id.as_str()),
+    ) else {
+        warn!(id = row.id, "an event in the outbox cannot be read; nobody is told of it");
+        return nothing();
+    };
+    let now = app.clock.now();
+    let may_wait = now - row.created_at < MAX_DELAY;
+    let Some(record) = app.ledger.find_request(&tenant, &id).await? else {
+        // Somebody has commented on a request that the intake has not seen yet.
+        return if may_wait { Ok(Told::Later) } else { nothing() };
+    };
+    let Ok(candidate) = ledger_candidate(record.clone()) else {
+        warn!(request_id = %id, "a request's row cannot be read; nobody is told of it");
+        return nothing();
+    };
+    let is_pending = record.state == State::Pending;
+    if event == Event::Pending
+        && is_pending
+        && may_wait
+        && law.terms(&candidate, &tenant).is_automatic
+    {
+        return Ok(Told::Later);
+    }
+    if matches!(event, Event::Reminder | Event::Escalated) && !is_pending {
+        return nothing();
+    }
+    let happened = Happened { event, cause, at: row.created_at, now, event_row: row };
+    Ok(Told::Rows(happened.rows(settings, law, &record, &candidate)))
+}
+
+/// An event of a request, and when it is told.
+struct Happened<'a> {
+    event: Event,
+    cause: Cause,
+    at: DateTime<Utc>,
+    now: DateTime<Utc>,
+    event_row: &'a OutboxRow,
+}
+
+impl Happened<'_> {
+    /// The rows that take the place of the event.
+    fn rows(
+        &self,
+        settings: &NoticeSettings,
+        law: &Law,
+        record: &Record,
+        candidate: &Candidate,
+    ) -> Vec<NewOutboxRow> {
+        let binding = law.binding(candidate, &record.tenant);
+        let notice = self.notice(settings, law, record, candidate, binding.as_ref());
+        let payload = notice.json();
+        let mut rows = Vec::new();
+        for webhook in &settings.webhooks {
+            if webhook.wants(self.event, &record.tenant) {
+                let lane = Lane::Webhook(webhook.name.clone());
+                rows.push(self.row(lane.kind(), Some(&lane), webhook.name.clone(), &payload));
+            }
+        }
+        if self.is_for_people(record) {
+            let told = self.recipients(settings, law, record, binding.as_ref());
+            let contacts = told.iter().filter_map(|to| Some((to, settings.people.contact(to)?)));
+            let contacts = contacts.collect::<Vec<_>>();
+            if settings.mail.is_some() {
+                for (recipient, contact) in &contacts {
+                    if contact.mail.is_some() {
+                        rows.push(self.row(
+                            Lane::Mail.kind(),
+                            Some(&Lane::Mail),
+                            recipient.target(),
+                            &payload,
+                        ));
+                    }
+                }
+            }
+            if let Some(slack) = &settings.slack {
+                let channel = slack.channels.get(&record.tenant);
+                let mut targets = BTreeSet::new();
+                match channel {
+                    Some(channel) => targets.extend([channel]),
+                    None => targets.extend(contacts.iter().filter_map(|(_, it)| it.slack.as_ref())),
+                }
+                for target in targets {
+                    let lane = Lane::Slack;
+                    rows.push(self.row(lane.kind(), Some(&lane), target.clone(), &payload));
+                }
+            }
+        }
+        if self.event == Event::Pending && record.state == State::Pending {
+            rows.extend(self.later(record, binding.as_ref()));
+        }
+        rows
+    }
+
+    fn row(
+        &self,
+        kind: &'static str,
+        lane: Option<&Lane>,
+        target: String,
+        payload: &str,
+    ) -> NewOutboxRow {
+        NewOutboxRow {
+            event: self.event_row.id,
+            kind,
+            lane: lane.map(ToString::to_string),
+            target,
+            tenant_id: self.event_row.tenant_id.clone(),
+            request_id: self.event_row.request_id.clone(),
+            payload: payload.to_owned(),
+            created_at: self.at,
+            due_at: self.now,
+        }
+    }
+
+    /// The events that come later, while the request is pending: the reminder and the escalations. They are
+    /// written now, and told of only if the request still waits then.
+    fn later(&self, record: &Record, binding: Option<&Binding>) -> Vec<NewOutboxRow> {
+        let Some(binding) = binding else { return Vec::new() };
+        let reminder = binding.remind_after().map(|after| (Event::Reminder, after));
+        let escalations = binding.escalates_after().into_iter();
+        let escalations = escalations.map(|after| (Event::Escalated, after));
+        let row = |(event, after): (Event, TimeDelta)| {
+            let at = record.asked_at.checked_add_signed(after)?;
+            if at >= record.expires_at {
+                return None;
+            }
+            let cause = Cause { by: None, after: Some(after.num_seconds()) };
+            let at = at.max(self.now);
+            Some(NewOutboxRow {
+                lane: None,
+                created_at: at,
+                due_at: at,
+                ..self.row(NOTICE, None, event.as_str().to_owned(), &cause.json())
+            })
+        };
+        reminder.into_iter().chain(escalations).filter_map(row).collect()
+    }
+
+    /// Whether people are told, not only programs. Of what a rule or a grant decides they are not, and not
+    /// of what waits no longer, or cannot be decided.
+    fn is_for_people(&self, record: &Record) -> bool {
+        match self.event {
+            Event::Decided => record.ruling.via == DecidedVia::Person,
+            event if event.asks() => record.state == State::Pending && !record.has_moved_on,
+            _ => true,
+        }
+    }
+
+    /// The people and groups who are told: of what waits the approvers, of outcomes the requester, of
+    /// comments both. Nobody is told of what they did themselves.
+    fn recipients(
+        &self,
+        settings: &NoticeSettings,
+        law: &Law,
+        record: &Record,
+        binding: Option<&Binding>,
+    ) -> BTreeSet<Recipient> {
+        let (people, tenant) = (&settings.people, &record.tenant);
+        let requester = record.user.as_ref();
+        let the_requester = || requester.and_then(|user| people.person(user, tenant));
+        let asked = Asked { tenant, requester, created_at: record.asked_at };
+        let the_approvers = || match binding {
+            Some(binding) => approvers(people, binding, asked, self.now),
+            // Without a policy file, nobody is named but the requester who decides alone.
+            None if law.settings.approvers == Approvers::Requester => {
+                the_requester().into_iter().collect()
+            }
+            None => BTreeSet::new(),
+        };
+        let mut told = match self.event {
+            Event::Pending | Event::Reminder => the_approvers(),
+            Event::Escalated => {
+                let after = TimeDelta::try_seconds(self.cause.after.unwrap_or(0));
+                let begins = after.and_then(|after| record.asked_at.checked_add_signed(after));
+                match (binding, begins) {
+                    (Some(binding), Some(begins)) => {
+                        added_by_escalation(people, binding, asked, begins)
+                    }
+                    _ => BTreeSet::new(),
+                }
+            }
+            // Slack also shows the outcome where it asked.
+            Event::Decided | Event::Expired | Event::Cancelled => {
+                the_requester().into_iter().collect()
+            }
+            Event::Commented => the_approvers().into_iter().chain(the_requester()).collect(),
+        };
+        let by = self.cause.by.as_ref().and_then(|by| UserId::parse(by.as_str()).ok());
+        if let Some(by) = by.and_then(|by| people.person(&by, tenant)) {
+            told.remove(&by);
+        }
+        told
+    }
+
+    fn notice(
+        &self,
+        settings: &NoticeSettings,
+        law: &Law,
+        record: &Record,
+        candidate: &Candidate,
+        binding: Option<&Binding>,
+    ) -> Notice {
+        let show = binding.map_or_else(|| DEFAULT_SHOW.to_vec(), Binding::show);
+        let request = &candidate.request;
+        let decision = record.state.decision();
+        let (is_decided, shows) = (self.event == Event::Decided, |entry| show.contains(&entry));
+        let decision = decision.filter(|_| is_decided);
+        let reason = decision.and_then(|decision| decision.verdict.reason());
+        let terms = law.terms(candidate, &record.tenant);
+        let ruling = if is_decided { &record.ruling } else { &terms.ruling };
+        Notice {
+            id: format!("msg_{}", Uuid::new_v4().simple()),
+            event: self.event,
+            at: self.at,
+            tenant: record.tenant.to_string(),
+            request_id: record.id.to_string(),
+            session: record.session.to_string(),
+            user: record.user.as_ref().map(ToString::to_string),
+            action: request.action_type.clone(),
+            message: request.message.clone().filter(|_| shows("$message")),
+            risk: ruling.risk.clone(),
+            rule: ruling.rule.clone(),
+            status: self.status(record).to_owned(),
+            expires_at: record.expires_at,
+            decided_by: decision.map(|decision| decision.by.to_string()),
+            decided_via: decision.map(|_| record.ruling.via.as_str().to_owned()),
+            reason: reason.filter(|_| shows("$reason")).map(ToOwned::to_owned),
+            by: self.cause.by.clone(),
+            url: settings.link(&record.id),
+            context: shown_fields(&request.document, &show),
+            approvers: binding.map_or_else(Vec::new, |binding| {
+                let named = binding.approvers(record.asked_at, self.now);
+                let mut named = named.map(ToString::to_string).collect::<Vec<_>>();
+                named.dedup();
+                named
+            }),
+            approvals_needed: ruling.approvals_needed,
+            decisions: candidate
+                .ways()
+                .iter()
+                .filter(|way| binding.is_none_or(|binding| binding.allows(**way)))
+                .map(|way| way.as_str().to_owned())
+                .collect(),
+            etag: request.etag.clone(),
+        }
+    }
+
+    /// The status of the request by this event.
+    fn status(&self, record: &Record) -> &'static str {
+        match self.event {
+            Event::Pending | Event::Reminder | Event::Escalated => State::Pending.as_str(),
+            Event::Expired => State::Expired.as_str(),
+            Event::Cancelled => State::Cancelled.as_str(),
+            Event::Decided | Event::Commented => record.state.as_str(),
+        }
+    }
+}
+
+/// The fields of the request's context that `show` names, as the agent wrote them.
+fn shown_fields(document: &str, show: &[&str]) -> IndexMap<String, Box<RawValue>> {
+    let context = shown_context(document);
+    let fields = serde_json::from_str::<RawObject>(context.get()).unwrap_or_default();
+    let shown = show.iter().filter(|entry| !entry.starts_with('$'));
+    let field = |entry: &&str| Some(((*entry).to_owned(), fields.get(*entry)?.to_owned()));
+    shown.filter_map(field).collect()
+}

@@ -1,0 +1,62 @@
+//! Runs the workers of the channels that are configured. Other settings, and the same ones after SIGHUP,
+//! start all of them anew, also those that a receiver has switched off.
+
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use crate::notices::sending::Sending;
+use crate::notices::webhook::Webhook;
+use crate::notices::{Channel, NoticeSettings};
+use crate::state::AppState;
+use crate::workers::{End, run};
+
+/// Runs the channels until the service stops.
+pub async fn run_channels(app: AppState) {
+    let mut changes = app.notices.subscribe();
+    loop {
+        let settings = Arc::clone(&changes.borrow_and_update());
+        let stopping = app.stopping.child_token();
+        let mut workers = start(&app, &settings, &stopping);
+        let has_changed = tokio::select! {
+            changed = changes.changed() => changed.is_ok(),
+            () = app.stopping.cancelled() => false,
+        };
+        stopping.cancel();
+        while workers.join_next().await.is_some() {}
+        if !has_changed {
+            return;
+        }
+    }
+}
+
+/// Starts a worker for each channel.
+fn start(app: &AppState, settings: &NoticeSettings, stopping: &CancellationToken) -> JoinSet<()> {
+    let mut channels = Channels { app, workers: JoinSet::new(), stopping };
+    for webhook in &settings.webhooks {
+        channels.add(Webhook::new(webhook, app.clock.clone()));
+    }
+    channels.workers
+}
+
+struct Channels<'a> {
+    app: &'a AppState,
+    workers: JoinSet<()>,
+    stopping: &'a CancellationToken,
+}
+
+impl Channels<'_> {
+    /// Starts the worker of a channel that can be used.
+    fn add<C: Channel>(&mut self, channel: anyhow::Result<C>) {
+        match channel {
+            Ok(channel) => {
+                let (ledger, clock) = (self.app.ledger.clone(), self.app.clock.clone());
+                let sending = Sending::new(channel, ledger, clock);
+                self.workers.spawn(run(sending, End::AfterRound(self.stopping.clone())));
+            }
+            Err(error) => error!(error = format!("{error:#}"), "a channel cannot be used"),
+        }
+    }
+}
