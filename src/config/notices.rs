@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
@@ -10,9 +11,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
-use url::{Host, Url};
+use url::Url;
 
-use super::Given;
 use crate::domain::ids::TenantId;
 use crate::domain::notice::Event;
 use crate::notices::{
@@ -87,7 +87,7 @@ pub(super) fn notices(
     people: &BTreeMap<String, RawContact>,
     groups: &BTreeMap<String, RawContact>,
     raw: &RawNotices,
-    given: &mut Given,
+    given: &mut BTreeMap<String, SecretString>,
 ) -> anyhow::Result<NoticeSettings> {
     let mut files = Files(String::new());
     let settings = NoticeSettings {
@@ -151,12 +151,13 @@ fn plain_url(text: &str) -> Option<Url> {
 }
 
 fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
-        None => false,
-    }
+    url.host_str().is_some_and(is_loopback_name)
+}
+
+fn is_loopback_name(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || address.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 fn contacts(
@@ -306,7 +307,7 @@ fn mail(raw: &RawMail, files: &mut Files) -> anyhow::Result<MailSettings> {
         ("smtp", Some("tls=none")) => {
             // The scheme is not special, so the host is not parsed as an address.
             ensure!(
-                super::is_loopback(host),
+                is_loopback_name(host),
                 "notices.mail.smtp_url says tls=none, which is for this machine only; leave it out"
             );
             MailSecurity::None
