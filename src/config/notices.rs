@@ -15,6 +15,7 @@ use url::Url;
 
 use crate::domain::ids::TenantId;
 use crate::domain::notice::Event;
+use crate::notices::mail::MailChannel;
 use crate::notices::{
     Contact, Language, MailSecurity, MailSettings, NoticeSettings, People, SlackSettings,
     WebhookSettings,
@@ -60,6 +61,7 @@ struct RawWebhook {
 struct RawMail {
     smtp_url: String,
     password_file: Option<PathBuf>,
+    ca_file: Option<PathBuf>,
     from: String,
 }
 
@@ -97,6 +99,9 @@ pub(super) fn notices(
         mail: raw.mail.as_ref().map(|raw| mail(raw, &mut files)).transpose()?,
         slack: raw.slack.as_ref().map(|raw| slack(raw, &mut files)).transpose()?,
     };
+    if let Some(mail) = &settings.mail {
+        MailChannel::new(mail, &settings.people)?;
+    }
     for (name, is_set) in
         [("notices.mail", settings.mail.is_some()), ("notices.slack", settings.slack.is_some())]
     {
@@ -192,9 +197,10 @@ fn contacts(
     raw.iter().map(contact).collect()
 }
 
-/// Roughly: what a mail server says of it, is its business.
+/// Whether a mail can be sent there, as far as that can be seen.
 fn is_mail_address(text: &str) -> bool {
     text.len() <= 254
+        && text.parse::<lettre::Address>().is_ok()
         && !text.chars().any(|letter| {
             letter.is_whitespace() || letter.is_control() || "<>(),;:\\\"[]".contains(letter)
         })
@@ -333,12 +339,16 @@ fn mail(raw: &RawMail, files: &mut Files) -> anyhow::Result<MailSettings> {
     );
     let password = raw.password_file.as_ref();
     let password = password.map(|file| files.secret("notices.mail.password_file", file));
+    let authority = raw.ca_file.as_ref();
+    let authority = authority.map(|file| files.secret("notices.mail.ca_file", file)).transpose()?;
+    let authority = authority.map(|authority| authority.expose_secret().to_owned());
     Ok(MailSettings {
         security,
         host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
         port: url.port(),
         user,
         password: password.transpose()?,
+        authority,
         from: raw.from.clone(),
     })
 }

@@ -24,5 +24,6 @@ pub mod search;
 pub mod session;
 pub mod signal;
 pub mod task;
+pub mod visible;
 pub mod vote;
 pub mod ways;

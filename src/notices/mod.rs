@@ -8,12 +8,14 @@
 //! Delivery is at least once. A notice has the same id at each retry, so receivers can drop repeats.
 
 pub mod channel;
+pub mod mail;
 pub mod notice;
 pub mod people;
 pub mod recipients;
 pub mod sending;
 pub mod settings;
 pub mod webhook;
+pub mod words;
 
 pub use self::channel::{Channel, DueNotice, Lane, SendResult};
 pub use self::notice::Notice;

@@ -105,6 +105,8 @@ pub struct MailSettings {
     pub user: Option<String>,
     /// The content of `password_file`.
     pub password: Option<SecretString>,
+    /// The content of `ca_file`: an authority that is trusted beside the system's.
+    pub authority: Option<String>,
     /// The sender: an address, or a name with an address in angle brackets.
     pub from: String,
 }

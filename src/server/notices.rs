@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+use crate::notices::mail::MailChannel;
 use crate::notices::sending::Sending;
 use crate::notices::webhook::Webhook;
 use crate::notices::{Channel, NoticeSettings};
@@ -37,6 +38,9 @@ fn start(app: &AppState, settings: &NoticeSettings, stopping: &CancellationToken
     let mut channels = Channels { app, workers: JoinSet::new(), stopping };
     for webhook in &settings.webhooks {
         channels.add(Webhook::new(webhook, app.clock.clone()));
+    }
+    if let Some(mail) = &settings.mail {
+        channels.add(MailChannel::new(mail, &settings.people));
     }
     channels.workers
 }

@@ -32,6 +32,7 @@ mod lifecycle;
 mod limits;
 mod lists;
 mod losses;
+mod mail;
 mod mistakes;
 mod notices;
 mod open_tasks;

@@ -26,6 +26,7 @@ pub mod forged;
 pub mod harmful;
 pub mod history;
 mod ledger;
+pub mod mail;
 mod names;
 mod operations;
 mod people;
