@@ -22,7 +22,7 @@ const TIMEOUT = 15000;
 /** Answers after which the same call may be made again: nothing was decided, or it would be the same. */
 const TEMPORARY = [0, 408, 429, 502, 503, 504];
 
-/** @param {Answer} answer */
+/** @param {{ status: number }} answer */
 export function isTemporary(answer) {
   return TEMPORARY.includes(answer.status);
 }
@@ -126,6 +126,8 @@ export const api = {
     const text = `${JSON.stringify({ userId: current()?.user, ...body }).slice(0, -1)}${further}}`;
     return call('POST', `${ROOT}${verb}/${part(id)}`, { text, ifMatch: etag });
   },
+  /** @param {import('./decisions.js').One[]} decisions */
+  decideSeveral: (decisions) => call('POST', `${ROOT}decisions`, { body: { userId: current()?.user, decisions } }),
   /**
    * @param {string} id
    * @param {string} text

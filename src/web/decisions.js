@@ -3,6 +3,8 @@
  * stopped by the person: to decide the same way twice is safe.
  */
 import { api, isTemporary } from './api.js';
+import { h } from './dom.js';
+import { t } from './text.js';
 
 /**
  * @typedef {import('./api.js').Answer} Answer
@@ -46,7 +48,47 @@ const tell = (id) => listeners.forEach((listener) => listener(id));
  * @returns {Promise<Answer | null>} The answer that settles it; `null` when the person stopped it, or it was
  *   on its way already.
  */
-export async function decide(verb, id, body, etag, json) {
+export function decide(verb, id, body, etag, json) {
+  return insist(verb, id, () => api.decide(verb, id, body, etag, json));
+}
+
+/** The name of the job that decides several. */
+export const BULK = ' bulk';
+
+/**
+ * @typedef {{ requestId: string, decision: string, etag: string, reason?: string }} One
+ * @typedef {{ requestId: string, status: number, data?: any, errorCode?: string, message: string }} Result
+ */
+
+/**
+ * Decides several, each by itself. Those that the service could not judge now are sent again.
+ * @param {string} verb
+ * @param {One[]} wanted
+ * @param {(results: Result[]) => void} judged Is told of those that are settled.
+ * @returns {Promise<Answer | null>}
+ */
+export function decideSeveral(verb, wanted, judged) {
+  let rest = wanted;
+  return insist(verb, BULK, async () => {
+    const answer = await api.decideSeveral(rest);
+    if (!answer.ok) return answer;
+    /** @type {Result[]} */
+    const results = answer.data.results;
+    const open = results.find(isTemporary);
+    rest = rest.filter((_one, place) => results[place] && isTemporary(results[place]));
+    judged(results.filter((result) => !isTemporary(result)));
+    return open ? { ...answer, ok: false, status: open.status, message: open.message } : answer;
+  });
+}
+
+/**
+ * Makes a call until it is answered for good.
+ * @param {string} verb
+ * @param {string} id
+ * @param {() => Promise<Answer>} call
+ * @returns {Promise<Answer | null>}
+ */
+async function insist(verb, id, call) {
   if (jobs.has(id)) return null;
   let isStopped = false;
   let wake = () => {};
@@ -62,7 +104,7 @@ export async function decide(verb, id, body, etag, json) {
       job.attempt += 1;
       job.again = 0;
       tell(id);
-      const answer = await api.decide(verb, id, body, etag, json);
+      const answer = await call();
       if (!isTemporary(answer)) return answer;
       const pause = Math.max(answer.retryAfter * 1000, Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (job.attempt - 1)));
       job.last = answer;
@@ -78,4 +120,28 @@ export async function decide(verb, id, body, etag, json) {
     jobs.delete(id);
     tell(id);
   }
+}
+
+/**
+ * What is under way, in place of the buttons.
+ * @param {Job} job
+ */
+export function jobView(job) {
+  return h('div', { class: 'job', role: 'status' },
+    h('p', null, job.again
+      ? [job.last?.message || t('unreachable'), ' ', h('span', { class: 'wait' })]
+      : t('sending')),
+    job.again > 0 && h('div', { class: 'buttons' },
+      h('button', { type: 'button', 'data-name': 'stop', onclick: () => job.stop() }, t('stopTrying')),
+      h('button', { type: 'button', 'data-name': 'now', class: 'primary', onclick: () => job.now() }, t('tryNow'))));
+}
+
+/**
+ * Counts down to the next attempt.
+ * @param {Job | undefined} job
+ * @param {Element} within
+ */
+export function tickJob(job, within) {
+  const wait = within.querySelector('.wait');
+  if (job?.again && wait) wait.textContent = t('triesAgainIn', { n: Math.max(0, Math.ceil((job.again - Date.now()) / 1000)) });
 }

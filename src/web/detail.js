@@ -3,25 +3,23 @@
  * content has been on screen, and always names the content that was shown.
  */
 import { api, isTemporary } from './api.js';
-import { fields, longText } from './content.js';
-import { decide, jobOf, onJobChange } from './decisions.js';
+import { longText } from './content.js';
+import { decide, jobOf, jobView, onJobChange, tickJob } from './decisions.js';
 import { fill, h } from './dom.js';
 import { draft, forget, keep } from './drafts.js';
-import { indented, member, parseJson, plain } from './json.js';
+import { indented } from './json.js';
 import { countdown, hasRisk } from './list.js';
+import { key, reasonForm } from './reason.js';
+import { contentOf, parsed, readRequest, section } from './request.js';
 import { NO_LOCK, Seen } from './seen.js';
 import { named, t, time } from './text.js';
 import { theirs, visible, visibleText } from './visible.js';
 
 /**
  * @typedef {import('./api.js').Answer} Answer
- * @typedef {import('./json.js').Json} Json
  * @typedef {import('./list.js').Item} Item
- * @typedef {{ at: string, event: string, by?: string }} Happened
- * @typedef {{ userId: string, decision: string, at: string, reason?: string | null, counted: boolean }} Vote
- * @typedef {{ number: number, userId: string, author: string, text: string, at: string }} Comment
- * @typedef {Item & { history: Happened[], why: string, votes: Vote[], comments: Comment[], responseSchema?: unknown,
- *   signal: { state: string, sentAt?: string, listeners?: number } }} Shown
+ * @typedef {import('./request.js').Request} Request
+ * @typedef {import('./request.js').Shown} Shown
  *
  * @typedef {object} Options
  * @property {() => void} close
@@ -31,12 +29,6 @@ import { theirs, visible, visibleText } from './visible.js';
  * @property {() => void} signIn
  */
 
-/** What the page shows by name; everything else that a request says is shown as further fields. */
-const NAMED = new Set(['requestId', 'sessionId', 'tenantId', 'userId', 'actionType', 'message', 'context', 'planSteps', 'taskId',
-  'createdAt', 'status', 'approvedBy', 'approvedAt', 'rejectedBy', 'rejectedAt', 'reason', 'expiresInSeconds',
-  'decisions', 'risk', 'argumentsSchema', 'responseSchema']);
-const PICKS = /** @type {const} */ (['pickNotNeeded', 'pickWrongTarget', 'pickWrongContent', 'pickRisky', 'pickLater']);
-const MAX_REASON = 1000;
 const MAX_COMMENT = 2000;
 const RETRY = 3000;
 
@@ -54,11 +46,8 @@ export class Detail {
     this.refusal = null;
     /** @type {'reject' | 'edit' | 'respond' | null} */
     this.mode = null;
-    /** The context as it was written, indented. */
-    this.written = '';
-    /** What was decided in place of what was asked: texts of JSON.
-     * @type {Record<string, string>} */
-    this.decidedAs = {};
+    /** @type {Request | null} */
+    this.request = null;
     this.hasChanged = false;
     this.wasComplete = false;
     this.generation = 0;
@@ -116,19 +105,10 @@ export class Detail {
     this.reading.abort();
     this.reading = new AbortController();
     clearTimeout(this.retryTimer);
-    for (let attempt = 0; ; attempt += 1) {
-      const [detail, written] = await Promise.all([api.detail(id, this.reading.signal), api.document(id, this.reading.signal)]);
-      if (generation !== this.generation) return;
-      const failed = [detail, written].find((answer) => !answer.ok);
-      if (failed) {
-        this.failed(failed);
-        return;
-      }
-      // It may have changed between the two answers.
-      if (detail.etag !== written.etag && attempt < 5) continue;
-      this.show(detail, written);
-      return;
-    }
+    const read = await readRequest(id, this.reading.signal);
+    if (generation !== this.generation) return;
+    if ('failed' in read) this.failed(read.failed);
+    else this.show(read);
   }
 
   /** @param {Answer} answer */
@@ -144,25 +124,11 @@ export class Detail {
     fill(this.actions);
   }
 
-  /**
-   * @param {Answer} answer
-   * @param {Answer} written
-   */
-  show(answer, written) {
+  /** @param {Request} request */
+  show(request) {
     const before = this.shown;
-    const source = parseJson(answer.text);
-    const data = /** @type {Json} */ (member(source, 'data'));
-    /** @type {any} */
-    const shown = {};
-    this.decidedAs = {};
-    if (data.kind === 'object') {
-      for (const [name, value] of data.entries) {
-        if (name !== 'context') shown[name] = plain(answer.text, value);
-        if (name === 'context') this.written = indented(answer.text, value);
-        if (name === 'arguments' || name === 'response') this.decidedAs[name] = indented(answer.text, value);
-      }
-    }
-    this.shown = /** @type {Shown} */ (shown);
+    this.request = request;
+    this.shown = request.shown;
     const isSame = before !== null && before.etag === this.shown.etag;
     if (!isSame) {
       this.hasChanged = before !== null;
@@ -174,7 +140,7 @@ export class Detail {
       this.wasComplete = false;
       this.seen?.stop();
       this.seen = new Seen(this.screen, () => this.seenMore());
-      this.renderContent(answer.text, /** @type {Json} */ (member(data, 'context')), String(written.data), this.seen);
+      this.renderContent(request, this.seen);
     } else if (before.status !== this.shown.status || before.mayDecide !== this.shown.mayDecide) this.refusal = null;
     this.screen.setAttribute('aria-label', `${t('request')}: ${visibleText(this.shown.actionType)}`);
     this.renderBeside();
@@ -190,13 +156,11 @@ export class Detail {
   // ── What it says ──
 
   /**
-   * @param {string} text
-   * @param {Json | undefined} context
-   * @param {string} written The request as it was written.
+   * @param {Request} request
    * @param {Seen} seen
    */
-  renderContent(text, context, written, seen) {
-    const shown = /** @type {Shown} */ (this.shown);
+  renderContent(request, seen) {
+    const { shown } = request;
     this.deadline = h('span', { class: 'countdown' });
     const title = h('h2', { tabindex: '-1' }, theirs(shown.actionType));
     seen.add(title);
@@ -204,46 +168,11 @@ export class Detail {
       this.backButton(),
       this.hasChanged && h('p', { class: 'changed', role: 'alert' }, t('contentChanged')),
       h('div', { class: 'title' }, title, hasRisk(shown) && h('span', { class: `risk ${shown.risk}` }, named('risk', shown.risk)), this.deadline));
-    const requester = h('div', { class: 'value' }, shown.userId
-      ? longText(shown.userId, seen)
-      : h('span', { class: 'nothing' }, t('nobody')));
-    const parts = [
-      shown.message !== null && section(t('message'), longText(shown.message, seen, 'lead')),
-      section(t('context'), context && context.kind === 'object' && context.entries.length
-        ? fields(text, context, 0, seen)
-        : context && context.kind !== 'object' ? longText(text.slice(context.start, context.end), seen, 'raw') : h('p', { class: 'nothing' }, t('noFields'))),
-    ];
-    const document = parsed(written);
-    // An agent may keep its plan in the context, where it is shown already.
-    const steps = member(document, 'planSteps') && this.planSteps(text, seen);
-    const further = document?.kind === 'object' ? document.entries.filter(([name]) => !NAMED.has(name)) : [];
-    const exact = h('details', { class: 'exact' }, h('summary', null, t('exactJson', { n: written.length })));
-    exact.addEventListener('toggle', () => {
-      if (!exact.open || exact.childElementCount > 1) return;
-      // Not a part of the lock: the fields say the same.
-      exact.append(longText(document ? indented(written, document) : written, NO_LOCK, 'raw'));
-    });
-    fill(this.content,
-      parts,
-      further.length > 0 && document && section(t('furtherFields'), fields(written, document, 0, seen, (name) => !NAMED.has(name))),
-      steps && section(t('planSteps'), steps),
-      section(t('asksFor'), h('div', { class: 'fields' },
-        h('div', { class: 'field' }, h('span', { class: 'name' }, t('requester')), requester))),
-      exact);
-  }
-
-  /**
-   * @param {string} text
-   * @param {Seen} seen
-   */
-  planSteps(text, seen) {
-    const steps = member(member(parsed(text), 'data'), 'planSteps');
-    if (steps?.kind !== 'array' || !steps.items.length) return null;
-    return fields(text, steps, 0, seen);
+    fill(this.content, ...contentOf(request, seen));
   }
 
   renderBeside() {
-    const shown = /** @type {Shown} */ (this.shown);
+    const { shown, decidedAs } = /** @type {Request} */ (this.request);
     const facts = /** @type {[string, any][]} */ ([
       [t('why'), shown.why],
       [t('asked'), time(shown.createdAt)],
@@ -257,8 +186,8 @@ export class Detail {
     ].filter(Boolean));
     fill(this.beside,
       section(t('aboutIt'), h('dl', { class: 'facts' }, facts.map(([name, value]) => h('div', null, h('dt', null, name), h('dd', null, value))))),
-      this.decidedAs.arguments !== undefined && section(t('approvedWith'), longText(this.decidedAs.arguments, NO_LOCK, 'raw')),
-      this.decidedAs.response !== undefined && section(t('answeredWith'), longText(this.decidedAs.response, NO_LOCK, 'raw')),
+      decidedAs.arguments !== undefined && section(t('approvedWith'), longText(decidedAs.arguments, NO_LOCK, 'raw')),
+      decidedAs.response !== undefined && section(t('answeredWith'), longText(decidedAs.response, NO_LOCK, 'raw')),
       shown.comments.length > 0 && section(t('comments'), h('ol', { class: 'comments' }, shown.comments.map(({ userId, author, text, at }) => h('li', null,
         h('p', { class: 'by' }, theirs(userId), author === 'agent' ? ` (${t('agent')})` : '', ' · ', time(at)), longText(text, NO_LOCK))))),
       shown.votes.length > 0 && section(t('votes'), h('ul', { class: 'votes' }, shown.votes.map((vote) => h('li', { class: vote.counted ? '' : 'uncounted' },
@@ -277,10 +206,7 @@ export class Detail {
       : this.shown.agentWaitsUntil ? t('agentWaitsFor', { time: text }) : t('expiresIn', { time: text });
     if (this.deadline.textContent !== words) this.deadline.textContent = words;
     this.deadline.classList.toggle('urgent', isPending && isUrgent);
-    const job = jobOf(this.id);
-    const wait = this.actions.querySelector('.wait');
-    if (job?.again && wait) wait.textContent = t('triesAgainIn', { n: Math.max(0, Math.ceil((job.again - Date.now()) / 1000)) });
-    if (this.seen) this.seen.isPaused = this.isDialogOpen;
+    tickJob(jobOf(this.id), this.actions);
   }
 
   /** Where to ask or answer something, as long as the request waits. */
@@ -379,13 +305,7 @@ export class Detail {
   actionsOf(shown) {
     const job = jobOf(shown.requestId);
     if (job) {
-      return [h('div', { class: 'job', role: 'status' },
-        h('p', null, job.again
-          ? [job.last?.message || t('unreachable'), ' ', h('span', { class: 'wait' })]
-          : t('sending')),
-        job.again > 0 && h('div', { class: 'buttons' },
-          h('button', { type: 'button', 'data-name': 'stop', onclick: () => job.stop() }, t('stopTrying')),
-          h('button', { type: 'button', 'data-name': 'now', class: 'primary', onclick: () => job.now() }, t('tryNow'))))];
+      return [jobView(job)];
     }
     if (shown.status !== 'pending') return [this.outcome(shown)];
     const { refusal } = this;
@@ -475,7 +395,7 @@ export class Detail {
   editForm(shown) {
     const draftKey = `${shown.requestId} edit`;
     const text = h('textarea', { rows: '8', class: 'code', spellcheck: 'false', 'data-name': 'arguments', 'aria-label': t('arguments') });
-    text.value = draft(draftKey) || this.written;
+    text.value = draft(draftKey) || (this.request?.written ?? '');
     const problem = h('p', { class: 'problem', role: 'alert' });
     const difference = h('div', { class: 'difference', role: 'group', 'aria-label': t('difference') });
     let reviewed = '';
@@ -496,13 +416,13 @@ export class Detail {
         return;
       }
       const after = indented(text.value, edited);
-      if (after === this.written) {
+      if (after === (this.request?.written ?? '')) {
         fill(problem, t('nothingChanged'));
         return;
       }
       if (reviewed !== text.value) {
         reviewed = text.value;
-        fill(difference, changes(this.written, after));
+        fill(difference, changes((this.request?.written ?? ''), after));
         fill(confirm, t('approveEdited'));
         confirm.className = 'approve';
         return;
@@ -514,12 +434,13 @@ export class Detail {
   /** @param {Shown} shown */
   respondForm(shown) {
     const draftKey = `${shown.requestId} respond`;
-    const wantsJson = shown.responseSchema !== undefined;
+    const asked = this.request?.schemas.responseSchema;
+    const wantsJson = asked !== undefined;
     const text = h('textarea', { rows: '4', class: wantsJson ? 'code' : '', 'data-name': 'response', 'aria-label': t('response') });
     text.value = draft(draftKey);
     text.addEventListener('input', () => keep(draftKey, text.value));
     const problem = h('p', { class: 'problem', role: 'alert' });
-    const schema = wantsJson && h('details', null, h('summary', null, t('schema')), longText(JSON.stringify(shown.responseSchema, null, 2), NO_LOCK, 'raw'));
+    const schema = wantsJson && h('details', null, h('summary', null, t('schema')), longText(asked, NO_LOCK, 'raw'));
     const confirm = h('button', { type: 'submit', class: 'primary', 'data-name': 'confirm' }, t('respond'));
     return this.modeForm(t(wantsJson ? 'respondJson' : 'respondHow'), text, [schema, problem], confirm, () => {
       const json = wantsJson ? text.value.trim() : JSON.stringify(text.value);
@@ -539,50 +460,10 @@ export class Detail {
   }
 
   rejectForm() {
-    const draftKey = `${this.id} reject`;
-    const text = h('textarea', { rows: '2', maxlength: MAX_REASON, 'data-name': 'reason', 'aria-label': t('reason'), placeholder: t('reasonHint') });
-    text.value = draft(draftKey);
-    const missing = h('p', { class: 'problem', role: 'alert' });
-    text.addEventListener('input', () => keep(draftKey, text.value));
-    const send = () => {
-      const reason = text.value.trim();
-      if (!reason) {
-        fill(missing, t('reasonMissing'));
-        text.focus();
-        return;
-      }
-      this.send('reject', { reason });
-    };
-    const picks = PICKS.map((pick, place) => h('button', {
-      type: 'button', class: 'pick', 'data-name': pick,
-      onclick: () => {
-        text.value = t(pick);
-        keep(draftKey, text.value);
-        confirm.focus();
-      },
-    }, t(pick), key(String(place + 1))));
-    const confirm = h('button', { type: 'submit', class: 'reject', 'data-name': 'confirm' }, t('reject'));
-    const form = h('form', {
-      class: 'form',
-      onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); send(); },
-      onkeydown: (/** @type {KeyboardEvent} */ event) => {
-        if (event.key === 'Escape') {
-          event.stopPropagation();
-          this.mode = null;
-          this.renderActions();
-          this.screen.focus({ preventScroll: true });
-        } else if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) send();
-        else if (event.target !== text && /^[1-5]$/.test(event.key)) picks[Number(event.key) - 1]?.click();
-        else return;
-        event.preventDefault();
-      },
-    },
-    h('p', { class: 'question' }, t('rejectWhy')),
-    h('div', { class: 'picks' }, picks), text, missing,
-    h('div', { class: 'buttons' },
-      h('button', { type: 'button', 'data-name': 'cancel', onclick: () => { this.mode = null; this.renderActions(); this.screen.focus({ preventScroll: true }); } }, t('cancel'), key('Esc')),
-      confirm));
-    return form;
+    return reasonForm({
+      draftKey: `${this.id} reject`, question: t('rejectWhy'), confirm: t('reject'),
+      send: (reason) => this.send('reject', { reason }), cancel: () => this.leaveMode(),
+    });
   }
 
   approve() {
@@ -675,22 +556,4 @@ function changes(before, after) {
     ...old.slice(start, old.length - end).map((line) => h('del', null, visible(line))),
     ...now.slice(start, now.length - end).map((line) => h('ins', null, visible(line))),
   ];
-}
-
-/** @param {string} name */
-export function key(name) {
-  return h('kbd', { 'aria-hidden': 'true' }, name);
-}
-
-/**
- * @param {string} title
- * @param {...import('./dom.js').Child} children
- */
-function section(title, ...children) {
-  return h('section', { class: 'part' }, h('h3', null, title), ...children);
-}
-
-/** @param {string} text */
-function parsed(text) {
-  try { return parseJson(text); } catch { return undefined; }
 }

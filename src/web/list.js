@@ -5,8 +5,9 @@
  */
 import { api, isTemporary } from './api.js';
 import { fill, h } from './dom.js';
+import { key } from './reason.js';
 import { age, duration, instant, named, now, t, time } from './text.js';
-import { hiddenIn, theirs, visible } from './visible.js';
+import { hiddenIn, theirs, visible, visibleText } from './visible.js';
 
 /**
  * @typedef {object} Item As the service lists it.
@@ -42,6 +43,7 @@ import { hiddenIn, theirs, visible } from './visible.js';
  * @property {(text: string) => void} announce
  * @property {(id: string) => string} linkTo
  * @property {() => void} changed Rows or their number have changed.
+ * @property {() => void} review The person wants to decide the selected requests together.
  */
 
 const PAGE = 100;
@@ -49,6 +51,8 @@ const MARGIN = 8;
 /** Asks for the next page so many rows before the end. */
 const AHEAD = 60;
 const NEWS_INTERVAL = 700;
+/** Most requests that can be decided together. */
+const MOST_SELECTED = 200;
 /** How far back new requests are looked for. */
 const NEWS_WINDOW = 120000;
 
@@ -92,6 +96,8 @@ export class RequestList {
     this.active = '';
     this.opened = '';
     this.isUnderPointer = false;
+    /** Whether the selected ones are under review: they stay. */
+    this.isReviewed = false;
     this.mayBeStale = false;
     this.generation = 0;
     /** @type {Set<string>} */
@@ -99,14 +105,24 @@ export class RequestList {
     this.newsTimer = 0;
     this.retryTimer = 0;
     this.frame = 0;
+    /** Those that are to be decided together.
+     * @type {Set<string>} */
+    this.selected = new Set();
+    /** Where a range begins. */
+    this.anchor = '';
     /** What the bar says. */
     this.barKey = '';
 
-    this.bar = h('div', { class: 'listbar' });
+    this.all = h('input', { type: 'checkbox', 'aria-label': t('selectAll'), title: t('selectAll') });
+    this.all.addEventListener('change', () => { if (this.all.checked) this.selectAll(); else this.selectNone(); });
+    this.allLabel = h('label', { class: 'select' }, this.all);
+    this.said = h('div', { class: 'said' });
+    this.bar = h('div', { class: 'listbar' }, this.allLabel, this.said);
+    this.selection = h('div', { class: 'selection', hidden: true, role: 'group', 'aria-label': t('selection') });
     this.inner = h('ul', { class: 'rows', 'aria-label': t('requests') });
     this.empty = h('div', { class: 'empty' });
     this.scroll = h('div', { class: 'scroll' }, this.inner, this.empty);
-    this.element = h('div', { class: 'list' }, this.bar, this.scroll);
+    this.element = h('div', { class: 'list' }, this.bar, this.scroll, this.selection);
     this.scroll.addEventListener('scroll', () => this.schedule(), { passive: true });
     this.scroll.addEventListener('pointerenter', () => { this.isUnderPointer = true; });
     this.scroll.addEventListener('pointerleave', () => { this.isUnderPointer = false; this.settle(); });
@@ -129,6 +145,11 @@ export class RequestList {
   /** @param {MouseEvent} event */
   clicked(event) {
     const id = this.idOf(event.target);
+    if (id && event.target instanceof HTMLInputElement) {
+      if (event.shiftKey) this.selectTo(id, event.target.checked);
+      else this.select(id, event.target.checked);
+      return;
+    }
     const isPlain = event.button === 0 && !event.metaKey && !event.ctrlKey && !event.shiftKey;
     if (!id || !isPlain || !(event.target instanceof Element) || !event.target.closest('a')) return;
     event.preventDefault();
@@ -156,6 +177,8 @@ export class RequestList {
     this.mayBeStale = false;
     this.isLoading = false;
     this.active = '';
+    this.selected.clear();
+    this.anchor = '';
     clearTimeout(this.retryTimer);
     for (const row of this.rows.values()) row.remove();
     this.rows.clear();
@@ -192,6 +215,7 @@ export class RequestList {
     this.known.clear();
     for (const item of items) this.put(item, this.items.length);
     this.cursor = cursor;
+    if (!cursor && !this.isReviewed) for (const id of this.selected) if (!this.known.has(id)) this.selected.delete(id);
     this.restore(place);
     this.render(true);
   }
@@ -349,7 +373,7 @@ export class RequestList {
       return;
     }
     // A request that is open stays where it is.
-    const gone = [...this.closed].filter((id) => id !== this.opened);
+    const gone = [...this.closed].filter((id) => id !== this.opened && !(this.isReviewed && this.selected.has(id)));
     if (!this.held.size && !gone.length) return;
     const place = this.place();
     if (gone.length) {
@@ -358,6 +382,7 @@ export class RequestList {
       for (const id of gone) {
         this.known.delete(id);
         this.closed.delete(id);
+        this.selected.delete(id);
         this.total = Math.max(0, this.total - 1);
       }
     }
@@ -434,7 +459,7 @@ export class RequestList {
       const item = this.known.get(id);
       if (!item) continue;
       if (!row) {
-        row = h('li', { 'data-id': id }, h('a', { href: this.options.linkTo(id) }));
+        row = h('li', { 'data-id': id }, this.isWaitingList && h('label', { class: 'select' }, h('input', { type: 'checkbox', tabindex: '-1' })), h('a', { href: this.options.linkTo(id) }));
         this.rows.set(id, row);
         this.inner.insertBefore(row, next);
         this.fillRow(row, item);
@@ -459,11 +484,12 @@ export class RequestList {
     const isStale = this.mayBeStale;
     const number = Math.max(this.total, this.items.length) - this.closed.size;
     const count = number > 10000 ? t('moreThan', { n: 10000 }) : t('requestCount', { n: number });
-    const key = [held, gone, isStale, count, this.isLoading, this.problem?.status].join();
-    if (this.barKey === key) return;
-    this.barKey = key;
+    this.renderSelection();
+    const barKey = [held, gone, isStale, count, this.isLoading, this.problem?.status].join();
+    if (this.barKey === barKey) return;
+    this.barKey = barKey;
     const news = held > 0 ? t('newRequests', { n: held }) : isStale ? t('listChanged') : gone > 0 ? t('closedRequests', { n: gone }) : '';
-    fill(this.bar,
+    fill(this.said,
       h('span', { class: 'count' }, this.problem ? '' : this.isLoading && !this.items.length ? t('loading') : count),
       news && h('button', { type: 'button', class: 'news', onclick: () => this.showNews() }, news));
     const { problem } = this;
@@ -493,6 +519,13 @@ export class RequestList {
     const hidden = hiddenIn(`${item.actionType}${item.message ?? ''}${item.userId ?? ''}`);
     row.classList.toggle('closed', this.closed.has(item.requestId));
     row.classList.toggle('opened', item.requestId === this.opened);
+    const box = row.querySelector('input');
+    if (box) {
+      box.checked = this.selected.has(item.requestId);
+      box.disabled = !box.checked && !this.isSelectable(item);
+      box.setAttribute('aria-label', t('selectOne', { action: visibleText(item.actionType), message: visibleText(item.message ?? '') }));
+    }
+    row.classList.toggle('selected', this.selected.has(item.requestId));
     link.href = this.options.linkTo(item.requestId);
     if (item.requestId === this.opened) link.setAttribute('aria-current', 'true');
     else link.removeAttribute('aria-current');
@@ -524,6 +557,85 @@ export class RequestList {
       if (shown.textContent !== text) shown.textContent = text;
       shown.classList.toggle('urgent', isUrgent);
     }
+  }
+
+  // ── What is to be decided together ──
+
+  /** @param {Item} item */
+  isSelectable(item) {
+    return item.status === 'pending' && item.mayDecide && !this.closed.has(item.requestId);
+  }
+
+  /**
+   * @param {string} id
+   * @param {boolean} [isSelected] The other way round without it.
+   */
+  select(id, isSelected = !this.selected.has(id)) {
+    this.anchor = id;
+    this.selectSome([id], isSelected);
+  }
+
+  /**
+   * All rows between the one that was chosen last and this one.
+   * @param {string} id
+   * @param {boolean} isSelected
+   */
+  selectTo(id, isSelected) {
+    const places = [this.anchor, id].map((one) => this.items.findIndex((item) => item.requestId === one)).filter((place) => place >= 0);
+    this.selectSome(this.items.slice(Math.min(...places), Math.max(...places) + 1).map((item) => item.requestId), isSelected);
+  }
+
+  selectAll() {
+    this.selectSome(this.items.filter((item) => this.isSelectable(item)).map((item) => item.requestId), true);
+    this.options.announce(t('selectedCount', { n: this.selected.size }));
+  }
+
+  selectNone() {
+    this.selectSome([...this.selected], false);
+  }
+
+  /**
+   * @param {string[]} ids
+   * @param {boolean} isSelected
+   */
+  selectSome(ids, isSelected) {
+    if (!this.isWaitingList) return;
+    for (const id of ids) {
+      const item = this.known.get(id);
+      if (!isSelected) this.selected.delete(id);
+      else if (item && this.isSelectable(item) && !this.selected.has(id)) {
+        if (this.selected.size >= MOST_SELECTED) {
+          this.options.announce(t('selectionFull', { n: MOST_SELECTED }));
+          break;
+        }
+        this.selected.add(id);
+      }
+    }
+    for (const id of ids) this.refresh(id);
+    this.renderSelection();
+  }
+
+  /** The selected ones in the order of the list. */
+  selectedItems() {
+    return this.items.filter((item) => this.selected.has(item.requestId));
+  }
+
+  renderSelection() {
+    const isShown = this.isWaitingList && this.items.length > 0;
+    this.allLabel.hidden = !isShown;
+    const number = this.selected.size;
+    const isAll = number > 0 && (number >= MOST_SELECTED || this.items.every((item) => !this.isSelectable(item) || this.selected.has(item.requestId)));
+    this.all.checked = isAll;
+    this.all.indeterminate = number > 0 && !isAll;
+    if (this.selection.dataset.number === String(number)) return;
+    this.selection.dataset.number = String(number);
+    this.selection.hidden = number === 0;
+    if (!this.selection.childElementCount) {
+      fill(this.selection, h('span', { class: 'count' }),
+        h('button', { type: 'button', class: 'quiet', onclick: () => this.selectNone() }, t('selectNone')),
+        h('button', { type: 'button', class: 'primary', onclick: () => this.options.review() }, t('review'), key('b')));
+    }
+    fill(/** @type {Element} */ (this.selection.querySelector('.count')), t('selectedCount', { n: number }));
   }
 
   // ── Where the person is ──

@@ -2,6 +2,7 @@
  * The inbox page: puts the views together. The address says what is shown, so that a link shows the same.
  */
 import { api } from './api.js';
+import { Bulk } from './bulk.js';
 import { Detail } from './detail.js';
 import { fill, h, isTyping } from './dom.js';
 import { RequestList } from './list.js';
@@ -102,12 +103,23 @@ function announce(text) {
 /** @param {string} id */
 const linkTo = (id) => addressWith({ request: id });
 
-const list = new RequestList({ open: (id) => open(id), announce, linkTo, changed: () => showFound() });
+const list = new RequestList({ open: (id) => open(id), announce, linkTo, changed: () => showFound(), review: () => review() });
 const detail = new Detail({
   close: () => closeDetail(),
   announce,
   updated: (item) => list.update(item),
   decided: (id) => next(id),
+  signIn: () => askToSignIn(),
+});
+const bulk = new Bulk({
+  close: () => closeReview(),
+  announce,
+  updated: (item) => list.update(item),
+  decided: (ids) => {
+    list.selectSome(ids, false);
+    for (const id of ids) list.decided(id);
+  },
+  selected: (id, isSelected) => list.select(id, isSelected),
   signIn: () => askToSignIn(),
 });
 const tasks = new Tasks({
@@ -232,7 +244,7 @@ function showFound() {
 
 const nobody = h('div', { class: 'nobody' }, h('p', null, t('chooseOne')));
 const listView = h('section', { class: 'listview', 'aria-label': t('requests') }, filters, list.element);
-const main = h('main', null, listView, tasks.element, detail.element, nobody);
+const main = h('main', null, listView, tasks.element, detail.element, bulk.element, nobody);
 const signInDialog = h('dialog', { class: 'signin', 'aria-labelledby': 'signintitle' });
 const helpDialog = h('dialog', { class: 'helpdialog', 'aria-labelledby': 'helptitle' });
 
@@ -254,6 +266,8 @@ function follow() {
   document.body.classList.toggle('showsdetail', id !== '' && !isTasks);
   document.body.classList.toggle('showstasks', isTasks);
   if (!current()) return;
+  const query = JSON.stringify([tab, queryOf()]);
+  if (bulk.isOpen && (isTasks || id || query !== listed)) leaveReview();
   if (isTasks) {
     detail.close();
     tasks.show(address().get('status') ?? '');
@@ -261,7 +275,6 @@ function follow() {
   }
   tasks.hide();
   showFilters();
-  const query = JSON.stringify([tab, queryOf()]);
   if (query !== listed) {
     listed = query;
     list.load(queryOf());
@@ -284,6 +297,30 @@ function closeDetail() {
   const { id } = detail;
   go({ request: '' }, true);
   if (id) list.goTo(id);
+}
+
+/** Shows the selected requests, to decide them together. */
+function review() {
+  const items = list.selectedItems();
+  if (!items.length || bulk.isOpen) return;
+  go({ request: '' }, true);
+  list.isReviewed = true;
+  document.body.classList.add('showsbulk');
+  bulk.open(items);
+}
+
+function leaveReview() {
+  bulk.close();
+  list.isReviewed = false;
+  document.body.classList.remove('showsbulk');
+  list.settle();
+  list.render(true);
+}
+
+function closeReview() {
+  leaveReview();
+  const first = list.active && list.known.has(list.active) ? list.active : list.beside(1);
+  if (first) list.goTo(first);
 }
 
 /**
@@ -318,7 +355,7 @@ addEventListener('popstate', follow);
 
 const KEYS = /** @type {const} */ ([
   ['j', 'keyNext'], ['k', 'keyPrevious'], ['Enter', 'keyOpen'], ['n', 'keyUnseen'], ['a', 'keyApprove'], ['r', 'keyReject'],
-  ['.', 'keyNews'], ['/', 'keySearch'], ['Esc', 'keyBack'], ['?', 'keyHelp'],
+  ['x', 'keySelect'], ['s', 'keySelectAll'], ['b', 'keyReview'], ['.', 'keyNews'], ['/', 'keySearch'], ['Esc', 'keyBack'], ['?', 'keyHelp'],
 ]);
 
 function showHelp() {
@@ -340,7 +377,15 @@ addEventListener('keydown', (event) => {
   /** @type {Record<string, () => void>} */
   const actions = {
     '?': showHelp,
-    ...(isList && {
+    ...(isList && bulk.isOpen && {
+      j: () => bulk.move(1),
+      k: () => bulk.move(-1),
+      n: () => bulk.next(),
+      Escape: closeReview,
+      a: () => { if (!event.repeat) bulk.approve(); },
+      r: () => { if (!event.repeat) bulk.startReject(); },
+    }),
+    ...(isList && !bulk.isOpen && {
       j: () => move(1),
       k: () => move(-1),
       ArrowDown: () => { if (list.inner.contains(document.activeElement)) move(1); },
@@ -348,6 +393,9 @@ addEventListener('keydown', (event) => {
       n: () => detail.seen?.next(),
       '/': () => { search.focus(); search.select(); },
       '.': () => list.showNews(),
+      x: () => { if (list.active && event.shiftKey) list.selectTo(list.active, true); else if (list.active) list.select(list.active); },
+      s: () => list.selectAll(),
+      b: () => review(),
       Escape: () => { if (detail.id) closeDetail(); },
       // A key that is held down decides nothing.
       a: () => { if (!event.repeat && detail.id) detail.approve(); else if (!event.repeat && list.active) open(list.active); },
@@ -355,7 +403,9 @@ addEventListener('keydown', (event) => {
     }),
   };
   const isRowsKey = event.key.startsWith('Arrow');
-  const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  // A keyboard that writes Hangul has the same keys.
+  const letter = /^[\x20-\x7E]$/.test(event.key) ? event.key.toLowerCase() : /^Key([A-Z])$/.exec(event.code)?.[1]?.toLowerCase();
+  const action = actions[letter ?? event.key];
   if (!action || (isRowsKey && !list.inner.contains(document.activeElement))) return;
   event.preventDefault();
   action();
@@ -433,6 +483,7 @@ function listen() {
           created = createdTimer = 0;
         }, 1500);
       }
+      bulk.changed(change.requestId);
       if (change.requestId === detail.id) {
         clearTimeout(detailTimer);
         detailTimer = setTimeout(() => { if (change.requestId === detail.id) detail.read(); }, 200);
@@ -444,6 +495,7 @@ function listen() {
       list.settle();
       list.render();
       if (detail.id) detail.read();
+      bulk.readAll();
     },
   });
 }
@@ -462,6 +514,7 @@ function sessionChanged() {
   const isSomebodyElse = signedInAs !== '' && as !== signedInAs;
   if (isSomebodyElse) {
     detail.close();
+    if (bulk.isOpen) leaveReview();
     announce(t('nowSignedInAs', { user: session.user }));
   }
   if (as !== signedInAs) {
@@ -471,6 +524,7 @@ function sessionChanged() {
     offerTasks();
   } else {
     detail.signedIn();
+    bulk.signedIn();
     list.reload();
   }
   listen();

@@ -6,6 +6,10 @@
 const MOMENT = 400;
 const STEPS = Array.from({ length: 21 }, (_, step) => step / 20);
 
+/** @type {Set<Seen>} */
+const running = new Set();
+setInterval(() => running.forEach((seen) => seen.watched.size && seen.count()), 100);
+
 export class Seen {
   /**
    * @param {Element} screen The element that scrolls.
@@ -18,12 +22,11 @@ export class Seen {
      * @type {Map<Element, (() => void) | null>} */
     this.unseen = new Map();
     this.total = 0;
-    this.isPaused = false;
     /** Since when a part is on screen, and which of its ends have been.
      * @type {Map<Element, { since: number, top: boolean, bottom: boolean, isOn: boolean }>} */
     this.watched = new Map();
     this.observer = new IntersectionObserver((entries) => this.look(entries), { root: screen, threshold: STEPS });
-    this.timer = setInterval(() => this.count(), 100);
+    running.add(this);
   }
 
   /** @param {Element} part */
@@ -74,7 +77,8 @@ export class Seen {
 
   count() {
     const now = performance.now();
-    if (this.isPaused || document.visibilityState !== 'visible') {
+    // What a dialog covers is not read.
+    if (document.visibilityState !== 'visible' || document.querySelector('dialog[open]')) {
       for (const state of this.watched.values()) if (state.isOn) state.since = now;
       return;
     }
@@ -103,7 +107,7 @@ export class Seen {
   }
 
   stop() {
-    clearInterval(this.timer);
+    running.delete(this);
     this.observer.disconnect();
   }
 }

@@ -4,7 +4,7 @@ import { createRequire } from 'node:module';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { chromium } from 'playwright-core';
-import { PICTURES, frames, gateway, here, inbox, service, token } from './world.mjs';
+import { PICTURES, ROOT, frames, gateway, here, inbox, service, token } from './world.mjs';
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 export const LANGUAGES = { en: 'en-US', ko: 'ko-KR' };
@@ -32,6 +32,7 @@ export async function open({ language = 'en', size = 'wide', user = 'user123', r
 export async function newContext(options) {
   const context = await browser.newContext(options);
   here.getStore().contexts.push(context);
+  if (process.env.PAGE_FROM_FOLDER) await context.route(/\/inbox\/[0-9a-f]{16}\//, (route) => route.fulfill({ path: join(ROOT, 'src/web', /\/inbox\/[0-9a-f]{16}\/([^?]+)/.exec(route.request().url())[1]) }));
   return context;
 }
 

@@ -273,6 +273,156 @@ inEach('people ask and answer, edit after seeing the difference, and answer inst
   assert.equal((await call('GET', `/aura/hitl/requests/${other}/decision`)).data.response, '내일 다시 "확인"해 주세요');
 });
 
+// ── Several together ──
+
+const box = (page, id) => row(page, id).locator('input');
+const card = (page, id) => page.locator(`.card[data-id="${id}"]`);
+const readAll = async (page) => {
+  for (let presses = 0; presses < 200 && await approveButton(page).isDisabled(); presses += 1) { await page.keyboard.press('n'); await sleep(450); }
+  await unlocked(page);
+};
+
+inEach('several are selected by mouse and keyboard, read in full, and approved together, each with its own result', async (language) => {
+  const ids = [];
+  for (let n = 0; n < 5; n += 1) ids.push(await register({ message: `number ${n}`, expiresInSeconds: 900 + n * 60 }, { context: JSON.stringify({ to: `person${n}@example.com`, amount: n }).replace(/}$/, `,"exact":12345678901234567890.${n}0,"hidden":"a\u202eb"}`) }));
+  const long = await register({ message: 'a long one', expiresInSeconds: 3000 }, { context: JSON.stringify({ body: `${'A line of the letter.\n'.repeat(80)}the very end` }) });
+  const answerOnly = await register({ message: 'wants an answer', decisions: ['reject', 'respond'], expiresInSeconds: 3100 });
+  const { requestId: changing, session } = writeToRedis({ context: { to: 'harmless@b.c' } });
+  const page = await open({ language });
+  await row(page, answerOnly).waitFor();
+  await box(page, changing).waitFor();
+  await box(page, ids[0]).click();
+  await box(page, ids[3]).click({ modifiers: ['Shift'] });
+  assert.deepEqual(await page.locator('.rows input:checked').evaluateAll((boxes) => boxes.map((one) => one.closest('li').dataset.id)), ids.slice(0, 4), 'shift-click selects what lies between');
+  await row(page, ids[4]).locator('a').focus();
+  await page.keyboard.press('x');
+  await until('x selects', () => box(page, ids[4]).isChecked());
+  await page.keyboard.press('x');
+  assert.equal(await box(page, ids[4]).isChecked(), false, 'x again takes it back');
+  await page.keyboard.press('s');
+  assert.equal(await page.locator('.rows input:checked').count(), 8);
+  await sane(page, 'selection');
+  await picture(page, `${language}-1440-selection`);
+  await box(page, ids[4]).click();
+  await page.keyboard.press('b');
+  await page.locator('.bulk.open').waitFor();
+  await until('all are shown', async () => await page.locator('.card .body .part').count() >= 14);
+  assert.equal(await page.locator('.card').count(), 7);
+  // What cannot be approved plainly is named, and left out.
+  assert.match(await page.locator('.leftout').innerText(), /wants an answer/);
+  assert.match(await approveButton(page).innerText(), /6/);
+  assert.ok(await approveButton(page).isDisabled());
+  const text = await page.locator('.cards').innerText();
+  for (const n of [0, 1, 2, 3]) for (const words of [`person${n}@example.com`, `12345678901234567890.${n}0`]) assert.ok(text.includes(words), words);
+  assert.ok(text.includes('a\\u202Eb') && await page.locator('.card .warning').count() >= 4, 'hidden characters are escaped and warned of');
+  await page.keyboard.press('a');
+  await page.locator('.bulk .screen').evaluate((screen) => screen.scrollTo(0, screen.scrollHeight));
+  await sleep(1200);
+  assert.ok(await approveButton(page).isDisabled(), 'the end alone is not all of it');
+  await sane(page, 'bulk review');
+  await picture(page, `${language}-1440-bulk`);
+  await readAll(page);
+  assert.ok((await card(page, long).innerText()).includes('the very end'));
+  // Changed content locks again, for this one.
+  writeToRedis({ requestId: changing, context: { to: 'evil@b.c' } }, session);
+  await card(page, changing).locator('.changed').waitFor();
+  assert.ok((await card(page, changing).innerText()).includes('evil@b.c'));
+  assert.ok(await approveButton(page).isDisabled());
+  await readAll(page);
+  // Two are decided, and one changes, faster than the page hears of it.
+  await page.route('**/requests/*/detail', async (route) => { await sleep(2500); await route.continue().catch(() => {}); });
+  await call('POST', `/aura/hitl/reject/${ids[1]}`, { userId: 'kim', reason: '중복 요청' }, { user: 'kim' });
+  await call('POST', `/aura/hitl/requests/${ids[2]}/cancel`);
+  writeToRedis({ requestId: changing, context: { to: 'worse@b.c' } }, session);
+  const sent = page.waitForRequest((request) => request.url().endsWith('/decisions'));
+  assert.equal(statusOf(ids[0]), 'pending');
+  await approveButton(page).click();
+  const { decisions } = JSON.parse((await sent).postData());
+  assert.equal(decisions.length, 6);
+  for (const one of decisions) assert.match(one.etag, /^[0-9a-f]{64}$/);
+  await card(page, ids[0]).locator('.good').waitFor();
+  await page.unroute('**/requests/*/detail');
+  await until('who was faster', async () => /kim/.test(await card(page, ids[1]).locator('.note').innerText()));
+  assert.ok((await card(page, ids[1]).innerText()).includes('중복 요청'));
+  await card(page, ids[2]).locator('.status.cancelled, .problem').first().waitFor();
+  await until('the change is shown', async () => (await card(page, changing).innerText()).includes('worse@b.c'));
+  for (const id of [ids[0], ids[3], long]) assert.equal(statusOf(id), 'approved');
+  assert.deepEqual([ids[1], ids[2], ids[4], changing, answerOnly].map(statusOf), ['rejected', 'cancelled', 'pending', 'pending', 'pending']);
+  await sane(page, 'bulk results');
+  await picture(page, `${language}-1440-bulk-results`);
+  // What failed stays selected, and can be decided now.
+  assert.ok(await box(page, changing).isChecked() && await box(page, answerOnly).isChecked());
+  await page.keyboard.press('r');
+  assert.equal(await page.evaluate(() => document.activeElement.className), 'pick', 'nothing that decides has the first focus');
+  await sane(page, 'bulk reject');
+  await picture(page, `${language}-1440-bulk-reject`);
+  await page.keyboard.press('2');
+  await page.keyboard.press('Enter');
+  await until('both are rejected', () => [changing, answerOnly].every((id) => statusOf(id) === 'rejected'));
+  assert.equal(sql(`SELECT reason FROM hitl_request WHERE request_id = '${changing}'`), WORDS[language].pick);
+  await page.keyboard.press('Escape');
+  await page.locator('.bulk.open').waitFor({ state: 'detached', timeout: 100 }).catch(() => {});
+  await until('the list is back', async () => await page.locator('.bulk.open').count() === 0);
+  assert.equal(statusOf(ids[4]), 'pending', 'what was not selected is untouched');
+});
+
+test('a lost sign-in keeps the selection and what was read', async () => {
+  for (let n = 0; n < 3; n += 1) await register();
+  const page = await open({ seconds: 10 });
+  await until('three rows', async () => await page.locator('.rows li').count() === 3);
+  await page.keyboard.press('s');
+  await page.keyboard.press('b');
+  await readAll(page);
+  await page.locator('dialog.signin[open]').waitFor({ timeout: 30000 });
+  await page.locator('dialog textarea').fill(token());
+  await page.locator('dialog .primary').click();
+  await page.locator('.connection.live').waitFor();
+  assert.equal(await page.locator('.card input:checked').count(), 3);
+  assert.equal(await page.locator('.rows input:checked').count(), 3);
+  await unlocked(page);
+  await approveButton(page).click();
+  await until('all three results', async () => await page.locator('.card .good').count() === 3);
+});
+
+inEach('while the service is away a bulk waits and says so, and is made as soon as it is back', async (language) => {
+  const ids = [await register(), await register()];
+  const page = await open({ language });
+  await until('two rows', async () => await page.locator('.rows li').count() === 2);
+  await page.keyboard.press('s');
+  await page.keyboard.press('b');
+  await readAll(page);
+  await world.stopService();
+  await approveButton(page).click();
+  await page.locator('.bulk .job .wait').waitFor();
+  assert.match(await page.locator('.bulk .job').innerText(), language === 'ko' ? /다시 시도합니다/ : /Tries again in/);
+  await sane(page, 'bulk waits');
+  assert.equal(await page.locator('.card .good').count(), 0);
+  await world.startService();
+  await until('both results', async () => await page.locator('.card .good').count() === 2, 30);
+  assert.ok(ids.every((id) => statusOf(id) === 'approved'));
+}, true);
+
+test('two hundred at most are selected, shown in full and rejected in one call', async () => {
+  for (let n = 0; n < 41; n += 1) await Promise.all(Array.from({ length: 5 }, (_, m) => register({ message: `number ${n * 5 + m}` })));
+  const page = await open();
+  await until('all are loaded', async () => {
+    await page.locator('.listview .scroll').evaluate((list) => list.scrollTo(0, list.scrollHeight));
+    return (await page.locator('.rows li').last().getAttribute('aria-posinset').catch(() => '')) === '205';
+  });
+  await page.keyboard.press('s');
+  await page.locator('.toast', { hasText: '200' }).waitFor();
+  await page.keyboard.press('b');
+  const start = Date.now();
+  await until('all are shown', async () => await page.locator('.card .body:has(.part)').count() === 200, 60);
+  console.log(`      200 requests shown in full after ${Date.now() - start} ms`);
+  await page.keyboard.press('r');
+  await page.keyboard.press('1');
+  await page.keyboard.press('Enter');
+  await until('200 results', async () => await page.locator('.card .good').count() === 200, 30);
+  assert.equal(sql(`SELECT count(*) FROM hitl_request WHERE tenant_id = '${world.tenant()}' AND status = 'rejected'`), '200');
+  assert.equal(page.calls.filter((request) => request.url().endsWith('/decisions')).length, 1);
+});
+
 // ── The list ──
 
 test('nothing moves under the pointer: what is new waits until it is asked for', async () => {
@@ -404,7 +554,7 @@ test('keys: a held key and a double click decide nothing more, help shows all of
   const page = await open();
   await page.keyboard.press('?');
   await page.locator('dialog.helpdialog[open]').waitFor();
-  for (const key of ['j', 'k', 'Enter', 'a', 'r', '/', '?']) assert.equal(await page.locator('dialog kbd', { hasText: new RegExp(`^${key.replace('?', '\\?')}$`) }).count(), 1, key);
+  for (const key of ['j', 'k', 'Enter', 'a', 'r', 'x', 's', 'b', '/', '?']) assert.equal(await page.locator('dialog kbd', { hasText: new RegExp(`^${key.replace('?', '\\?')}$`) }).count(), 1, key);
   await page.keyboard.press('a');
   await page.keyboard.press('Escape');
   await page.keyboard.press('j');
