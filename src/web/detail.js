@@ -7,6 +7,7 @@ import { longText } from './content.js';
 import { decide, jobOf, jobView, onJobChange, tickJob } from './decisions.js';
 import { fill, h } from './dom.js';
 import { draft, forget, keep } from './drafts.js';
+import { Editor, differences } from './editor.js';
 import { indented } from './json.js';
 import { countdown, hasRisk } from './list.js';
 import { key, reasonForm } from './reason.js';
@@ -48,6 +49,9 @@ export class Detail {
     this.mode = null;
     /** @type {Request | null} */
     this.request = null;
+    /** What is being written, as long as the content is the same.
+     * @type {{ key: string, element: HTMLElement, editor?: Editor } | null} */
+    this.form = null;
     this.hasChanged = false;
     this.wasComplete = false;
     this.generation = 0;
@@ -289,7 +293,10 @@ export class Detail {
     const { shown } = this;
     const focused = document.activeElement instanceof HTMLElement && this.actions.contains(document.activeElement)
       ? document.activeElement.dataset.name : undefined;
-    fill(this.actions, ...(shown ? this.actionsOf(shown) : []));
+    const parts = shown ? this.actionsOf(shown) : [];
+    // Whoever writes is not disturbed.
+    if (parts.length === 1 && parts[0] === this.actions.firstChild && this.actions.childElementCount === 1) return;
+    fill(this.actions, ...parts);
     this.renderProgress();
     if (focused) {
       const same = this.actions.querySelector(`[data-name="${CSS.escape(focused)}"]:not([disabled])`);
@@ -318,9 +325,14 @@ export class Detail {
           : h('button', { type: 'button', 'data-name': 'again', onclick: () => { this.refusal = null; this.read(); } }, t('lookAgain'))))];
     }
     if (!shown.mayDecide) return [h('p', { class: 'cannot' }, t('youCannotDecide'), ' ', shown.why)];
-    if (this.mode === 'reject') return [this.rejectForm()];
-    if (this.mode === 'edit') return [this.editForm(shown)];
-    if (this.mode === 'respond') return [this.respondForm(shown)];
+    if (this.mode) {
+      const formKey = `${this.mode} ${shown.etag}`;
+      if (this.form?.key !== formKey) {
+        this.form = { key: formKey, ...(this.mode === 'reject' ? { element: this.rejectForm() } : this.mode === 'edit' ? this.editForm(shown) : this.respondForm(shown)) };
+      }
+      return [this.form.element];
+    }
+    this.form = null;
     const isComplete = this.seen?.isComplete ?? false;
     return [
       h('div', { class: 'lock' },
@@ -358,7 +370,7 @@ export class Detail {
     if (!this.mayDecide || !this.shown?.decisions.includes(mode) || jobOf(this.id)) return;
     this.mode = mode;
     this.renderActions();
-    this.actions.querySelector('textarea')?.focus();
+    this.form?.editor?.focus();
   }
 
   leaveMode() {
@@ -369,23 +381,26 @@ export class Detail {
 
   /**
    * @param {string} question
-   * @param {HTMLTextAreaElement} text
+   * @param {Editor} editor
    * @param {import('./dom.js').Child} middle
    * @param {HTMLButtonElement} confirm
    * @param {() => void} send
+   * @param {HTMLButtonElement} [again] Back to writing.
    */
-  modeForm(question, text, middle, confirm, send) {
-    return h('form', {
-      class: 'form',
+  modeForm(question, editor, middle, confirm, send, again) {
+    const element = h('form', {
+      class: 'form wide',
       onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); send(); },
       onkeydown: (/** @type {KeyboardEvent} */ event) => {
         if (event.key !== 'Escape') return;
         event.preventDefault();
         event.stopPropagation();
-        this.leaveMode();
+        if (again && !again.hidden) again.click();
+        else this.leaveMode();
       },
-    }, h('p', { class: 'question' }, question), text, middle,
-    h('div', { class: 'buttons' }, h('button', { type: 'button', 'data-name': 'cancel', onclick: () => this.leaveMode() }, t('cancel'), key('Esc')), confirm));
+    }, h('p', { class: 'question' }, question), editor.element, middle,
+    h('div', { class: 'buttons' }, h('button', { type: 'button', 'data-name': 'cancel', onclick: () => this.leaveMode() }, t('cancel'), key('Esc')), again, confirm));
+    return { element, editor };
   }
 
   /**
@@ -393,62 +408,65 @@ export class Detail {
    * @param {Shown} shown
    */
   editForm(shown) {
-    const draftKey = `${shown.requestId} edit`;
-    const text = h('textarea', { rows: '8', class: 'code', spellcheck: 'false', 'data-name': 'arguments', 'aria-label': t('arguments') });
-    text.value = draft(draftKey) || (this.request?.written ?? '');
+    const written = this.request?.written ?? '{}';
+    const difference = h('div', { class: 'difference', role: 'group', tabindex: '0', hidden: true, 'aria-label': t('difference') });
     const problem = h('p', { class: 'problem', role: 'alert' });
-    const difference = h('div', { class: 'difference', role: 'group', 'aria-label': t('difference') });
     let reviewed = '';
     const confirm = h('button', { type: 'submit', class: 'primary', 'data-name': 'confirm' }, t('showDifference'));
-    const reset = () => {
-      keep(draftKey, text.value);
+    const editor = new Editor({
+      schema: this.request?.schemas.argumentsSchema, initial: written, draftKey: `${shown.requestId} edit`, name: 'arguments', label: t('arguments'), isPlain: false,
+      changed: () => write(),
+    });
+    const write = () => {
       reviewed = '';
       confirm.className = 'primary';
       fill(confirm, t('showDifference'));
-      fill(difference);
-    };
-    text.addEventListener('input', reset);
-    return this.modeForm(t('editHow'), text, [difference, problem], confirm, () => {
-      const edited = parsed(text.value);
       fill(problem);
-      if (edited?.kind !== 'object') {
+      difference.hidden = again.hidden = true;
+      editor.element.hidden = false;
+    };
+    const again = h('button', { type: 'button', hidden: true, 'data-name': 'again', onclick: () => { write(); editor.focus(); } }, t('editAgain'));
+    editor.onRefused = write;
+    return this.modeForm(t('editHow'), editor, [problem, difference], confirm, () => {
+      fill(problem);
+      const edited = editor.read();
+      if (edited === null) return;
+      const json = parsed(edited);
+      if (json?.kind !== 'object') {
         fill(problem, t('notAnObject'));
         return;
       }
-      const after = indented(text.value, edited);
-      if (after === (this.request?.written ?? '')) {
+      const after = indented(edited, json);
+      if (after === written) {
         fill(problem, t('nothingChanged'));
         return;
       }
-      if (reviewed !== text.value) {
-        reviewed = text.value;
-        fill(difference, changes((this.request?.written ?? ''), after));
+      if (reviewed !== edited) {
+        reviewed = edited;
+        fill(difference, differences(written, after).map(({ sign, line }) => h(sign === '-' ? 'del' : 'ins', null, visible(line))));
+        // All that is seen is what will change.
+        difference.hidden = again.hidden = false;
+        editor.element.hidden = true;
         fill(confirm, t('approveEdited'));
         confirm.className = 'approve';
+        difference.focus();
         return;
       }
-      this.send('approve', {}, { arguments: text.value.trim() });
-    });
+      this.send('approve', {}, { arguments: edited });
+    }, again);
   }
 
   /** @param {Shown} shown */
   respondForm(shown) {
-    const draftKey = `${shown.requestId} respond`;
-    const asked = this.request?.schemas.responseSchema;
-    const wantsJson = asked !== undefined;
-    const text = h('textarea', { rows: '4', class: wantsJson ? 'code' : '', 'data-name': 'response', 'aria-label': t('response') });
-    text.value = draft(draftKey);
-    text.addEventListener('input', () => keep(draftKey, text.value));
-    const problem = h('p', { class: 'problem', role: 'alert' });
-    const schema = wantsJson && h('details', null, h('summary', null, t('schema')), longText(asked, NO_LOCK, 'raw'));
+    const schema = this.request?.schemas.responseSchema;
+    const editor = new Editor({
+      schema, initial: undefined, draftKey: `${shown.requestId} respond`, name: 'response', label: t('response'), isPlain: schema === undefined, changed: () => {},
+    });
+    const details = schema !== undefined && h('details', null, h('summary', null, t('schema')), longText(schema, NO_LOCK, 'raw'));
     const confirm = h('button', { type: 'submit', class: 'primary', 'data-name': 'confirm' }, t('respond'));
-    return this.modeForm(t(wantsJson ? 'respondJson' : 'respondHow'), text, [schema, problem], confirm, () => {
-      const json = wantsJson ? text.value.trim() : JSON.stringify(text.value);
-      if (!text.value.trim() || !parsed(json)) {
-        fill(problem, t(wantsJson ? 'notJson' : 'responseMissing'));
-        return;
-      }
-      this.send('respond', {}, { response: json });
+    return this.modeForm(t(schema === undefined ? 'respondHow' : 'respondJson'), editor, details, confirm, () => {
+      const response = editor.read();
+      if (response !== null) this.send('respond', {}, { response });
     });
   }
 
@@ -504,10 +522,9 @@ export class Detail {
       return;
     }
     if (answer.status === 400 && this.mode) {
-      // What was written does not fit: it stays, with the reason.
+      // What was written does not fit: it stays, with the reasons.
       this.renderActions();
-      const problem = this.actions.querySelector('.problem');
-      if (problem) fill(problem, answer.message);
+      this.form?.editor?.refuse(answer.message, answer.data, verb === 'approve' ? 'arguments' : 'response');
       return;
     }
     this.refusal = answer;
@@ -539,21 +556,4 @@ export class Detail {
     if (this.refusal?.status === 401) this.refusal = null;
     this.read();
   }
-}
-
-/**
- * What an edit takes away and adds, line by line, between the lines that are the same.
- * @param {string} before
- * @param {string} after
- */
-function changes(before, after) {
-  const [old, now] = [before.split('\n'), after.split('\n')];
-  let start = 0;
-  while (start < old.length && start < now.length && old[start] === now[start]) start += 1;
-  let end = 0;
-  while (end < old.length - start && end < now.length - start && old.at(-1 - end) === now.at(-1 - end)) end += 1;
-  return [
-    ...old.slice(start, old.length - end).map((line) => h('del', null, visible(line))),
-    ...now.slice(start, now.length - end).map((line) => h('ins', null, visible(line))),
-  ];
 }

@@ -244,7 +244,7 @@ function showFound() {
 
 const nobody = h('div', { class: 'nobody' }, h('p', null, t('chooseOne')));
 const listView = h('section', { class: 'listview', 'aria-label': t('requests') }, filters, list.element);
-const main = h('main', null, listView, tasks.element, detail.element, bulk.element, nobody);
+const main = h('main', null, listView, tasks.element, detail.element, nobody);
 const signInDialog = h('dialog', { class: 'signin', 'aria-labelledby': 'signintitle' });
 const helpDialog = h('dialog', { class: 'helpdialog', 'aria-labelledby': 'helptitle' });
 
@@ -306,11 +306,13 @@ function review() {
   go({ request: '' }, true);
   list.isReviewed = true;
   document.body.classList.add('showsbulk');
+  main.append(bulk.element);
   bulk.open(items);
 }
 
 function leaveReview() {
   bulk.close();
+  bulk.element.remove();
   list.isReviewed = false;
   document.body.classList.remove('showsbulk');
   list.settle();

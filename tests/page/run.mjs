@@ -239,19 +239,21 @@ inEach('people ask and answer, edit after seeing the difference, and answer inst
   assert.ok((await page.locator('.comments').innerText()).includes('\\u202E'));
   await unlocked(page);
   await page.locator('[data-name=edit]').click();
-  const editor = page.locator('.actions textarea');
+  await page.locator('[data-name=other]').click();
+  const editor = page.locator('.actions textarea.code');
   assert.ok((await editor.inputValue()).includes('12345678901234567890.10'));
   await page.locator('[data-name=confirm]').click();
-  await page.locator('.actions .problem').waitFor();
+  await page.locator('.actions .problem:not(:empty)').waitFor();
   await editor.fill('{"to":"a@b.c","amount":1e40}');
   await page.locator('[data-name=confirm]').click();
   assert.ok((await page.locator('.difference del').innerText()).includes('12345678901234567890.10'));
   assert.ok((await page.locator('.difference ins').innerText()).includes('1e40'));
   await sane(page, 'edit');
-  await picture(page, `${language}-1440-edit`);
+  await picture(page, `${language}-1440-edit-json`);
   assert.equal(statusOf(id), 'pending');
   await page.locator('[data-name=confirm]').click();
   await page.locator('.actions .problem', { hasText: '/amount' }).waitFor();
+  assert.equal(await page.locator('.difference').isVisible(), false);
   await editor.fill('{"to":"a@b.c","amount":12345678901234567890.20}');
   await page.locator('[data-name=confirm]').click();
   await page.locator('[data-name=confirm].approve').click();
@@ -271,6 +273,97 @@ inEach('people ask and answer, edit after seeing the difference, and answer inst
   await page.locator('[data-name=confirm]').click();
   await page.locator('.outcome .status.answered').waitFor();
   assert.equal((await call('GET', `/aura/hitl/requests/${other}/decision`)).data.response, '내일 다시 "확인"해 주세요');
+});
+
+inEach('a form by the agent’s schema: every kind of field, exact digits, the difference, and the service’s reasons at the fields', async (language) => {
+  const argumentsSchema = {
+    type: 'object', required: ['to', 'amount', 'urgent'],
+    properties: {
+      to: { type: 'string', title: language === 'ko' ? '수신자' : 'Recipient', description: language === 'ko' ? '회사 주소만 됩니다.' : 'Addresses of the company only.', pattern: '@example[.]com$' },
+      amount: { type: 'number' }, count: { type: 'integer' }, urgent: { type: 'boolean' },
+      priority: { enum: ['low', 'normal', 'high'] },
+      body: { type: 'string', maxLength: 2000 },
+      address: { $ref: '#/$defs/address' },
+      tags: { type: 'array', items: { type: 'string' }, maxItems: 3 },
+      note: { anyOf: [{ type: 'string' }, { type: 'null' }] },
+      rows: { type: 'array', items: { type: 'object' } },
+      extra: { type: 'string' },
+    },
+    $defs: { address: { type: 'object', required: ['city'], properties: { city: { type: 'string', maxLength: 10 }, zip: { type: 'string' } } } },
+  };
+  const id = await register({ actionType: 'send_payment', message: language === 'ko' ? '한빛인쇄에 송금할까요?' : 'Pay Hanbit Print?', decisions: ['approve', 'reject', 'edit'], argumentsSchema }, {
+    context: '{"to":"a@example.com","amount":12345678901234567890.10,"count":3,"urgent":false,"priority":"normal","body":"One line.\\nAnother\\u0021","address":{"city":"Seoul","more":[1.50]},"tags":["a","b"],"note":null,"rows":[{"n":1.0}],"unknown":1e2}',
+  });
+  const page = await open({ language, query: `?request=${id}` });
+  for (let presses = 0; presses < 40 && await approveButton(page).isDisabled(); presses += 1) { await page.keyboard.press('n'); await sleep(450); }
+  await page.locator('[data-name=edit]').click();
+  const field = (name) => page.locator('.schemaform').getByLabel(name, { exact: true });
+  assert.equal(await field('amount').inputValue(), '12345678901234567890.10');
+  assert.equal(await field('body').inputValue(), 'One line.\nAnother!');
+  assert.equal(await field('city').inputValue(), 'Seoul');
+  assert.equal(await page.locator('.schemaform textarea.code').count(), 3, 'what the schema does not say, and what a form cannot hold, is JSON');
+  assert.equal(await page.locator('.items input').count(), 2);
+  await sane(page, 'form');
+  await picture(page, `${language}-1440-edit`);
+  await page.setViewportSize(SIZES.phone);
+  await sane(page, 'form on a phone');
+  await picture(page, `${language}-360-edit`);
+  await page.setViewportSize(SIZES.wide);
+  await page.locator('[data-name=confirm]').click();
+  await page.locator('.actions .problem:not(:empty)').waitFor();
+  await field('amount').fill('12,5');
+  await page.locator('[data-name=confirm]').click();
+  assert.equal(await page.evaluate(() => document.activeElement.getAttribute('aria-label')), 'amount', 'the wrong field has the focus');
+  await field('amount').fill('12345678901234567890.20');
+  await field('to').fill('a\u202Eb@elsewhere.org');
+  assert.ok((await page.locator('.schemaform .hidden').first().innerText()).includes('\\u202E'));
+  await field('urgent').selectOption({ index: 0 });
+  await field('priority').selectOption('2');
+  await field('city').fill('A city with a long name');
+  await page.locator('.itemrow button').first().click();
+  await page.locator('.member', { has: page.locator('.single') }).locator('.null input').uncheck();
+  await field('note').fill('noted');
+  await page.locator('.member > button', { hasText: 'extra' }).click();
+  await field('extra').fill('more');
+  // News of others does not disturb whoever writes.
+  await field('extra').evaluate((input) => { input.setSelectionRange(1, 2); });
+  await call('POST', `/aura/hitl/requests/${id}/comments`, { text: 'Please check the city.' });
+  await page.locator('.comments').getByText('Please check the city.').waitFor();
+  assert.deepEqual(await page.evaluate(() => [document.activeElement.getAttribute('aria-label'), document.activeElement.selectionStart, document.activeElement.selectionEnd]), ['extra', 1, 2]);
+  await page.locator('[data-name=confirm]').click();
+  const difference = await page.locator('.difference').innerText();
+  for (const words of ['12345678901234567890.10', '12345678901234567890.20', '\\u202E', '"high"', '"noted"', '"extra"']) assert.ok(difference.includes(words), `${words} in ${difference}`);
+  assert.ok(!difference.includes('Another'), 'what is the same is no difference');
+  await sane(page, 'difference');
+  await picture(page, `${language}-1440-difference`);
+  await page.locator('[data-name=confirm].approve').click();
+  await until('reasons at both fields', async () => await page.locator('.schemaform [aria-invalid=true]').count() === 2);
+  assert.notEqual(await field('city').evaluate((input) => document.getElementById(input.getAttribute('aria-describedby')).textContent), '');
+  await sane(page, 'refused form');
+  await picture(page, `${language}-1440-edit-refused`);
+  assert.equal(statusOf(id), 'pending');
+  await field('to').fill('b@example.com');
+  await field('city').fill('Busan');
+  await page.locator('[data-name=confirm]').click();
+  await page.locator('[data-name=confirm].approve').click();
+  await page.locator('.outcome .status.approved').waitFor();
+  const sent = page.calls.filter((request) => request.method() === 'POST' && request.url().includes('/approve/')).at(-1).postData();
+  for (const words of ['"amount":12345678901234567890.20', '"rows":[{"n":1.0}]', '"unknown":1e2', 'Another\\u0021']) assert.ok(sent.replace(/\s/g, '').includes(words), `${words} in ${sent}`);
+  const { arguments: approved } = (await call('GET', `/aura/hitl/requests/${id}/decision`)).data;
+  assert.deepEqual([approved.to, approved.urgent, approved.priority, approved.address, approved.tags, approved.note, approved.extra, approved.count], ['b@example.com', true, 'high', { city: 'Busan', more: [1.5] }, ['b'], 'noted', 'more', 3]);
+  // An answer by its schema.
+  const other = await register({ decisions: ['approve', 'respond'], responseSchema: { type: 'object', required: ['choice'], properties: { choice: { enum: ['today', 'tomorrow'] }, why: { type: 'string' } } } });
+  await page.goto(`${inbox}?request=${other}`);
+  await unlocked(page);
+  await page.locator('[data-name=respond]').click();
+  await page.locator('[data-name=confirm]').click();
+  await page.locator('.single .problem:not(:empty)').waitFor();
+  await field('choice').selectOption({ label: 'tomorrow' });
+  await sane(page, 'answer form');
+  await picture(page, `${language}-1440-respond-form`);
+  await page.locator('[data-name=confirm]').click();
+  await page.locator('.outcome .status.answered').waitFor();
+  assert.deepEqual((await call('GET', `/aura/hitl/requests/${other}/decision`)).data.response, { choice: 'tomorrow' });
 });
 
 // ── Several together ──
