@@ -492,7 +492,7 @@ impl ApiError {
                 "Too many comments: this request has {MAX_COMMENTS}, the most. None was added."
             ),
             format!(
-                "댓글이 너무 많음: 이 요청에는 한도인 {MAX_COMMENTS}개의 댓글이 있어 추가하지 않았습니다."
+                "의견이 너무 많음: 이 요청에는 한도인 {MAX_COMMENTS}개의 의견이 있어 추가하지 않았습니다."
             ),
         )
     }

@@ -1,7 +1,9 @@
 //! `aura-hitl demo --inbox`: three scripted agents ask for different things, and a person decides on the
-//! inbox page. Runs the real service with SQLite in a temporary folder, until Ctrl-C.
+//! inbox page. The payment needs two people, by the rules of a policy file. Runs the real service with
+//! SQLite in a temporary folder, until Ctrl-C.
 
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -17,10 +19,15 @@ use crate::domain::approver::Role;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{TenantId, UserId};
 use crate::identity;
+use crate::policy::Policy;
 use crate::server::Replica;
 
-/// The person who decides, for whom the agents act, too.
+/// The person who decides, for whom two of the agents act, too.
 const USER: &str = "user123";
+/// The second person whom the payment needs.
+const SECOND: &str = "kim";
+/// The person for whom the payment agent acts: nobody approves their own payment.
+const PAYER: &str = "lee";
 const TENANT: &str = "tenant1";
 /// How long the token and the requests last.
 const VISIT_SECONDS: i64 = 8 * 3600;
@@ -35,15 +42,22 @@ const WAIT_SECONDS: u32 = 25;
 /// When the service cannot start, or a call of an agent fails: then the demo has found a fault.
 pub async fn run() -> anyhow::Result<()> {
     let folder = TempDir::new().context("cannot make a temporary folder")?;
-    let config = Config::embedded_in(folder.path())?;
+    let language = Language::of_terminal();
+    let mut config = Config::embedded_in(folder.path())?;
+    let rules = Policy::read(&rules(language)).context("the demo's rules are wrong")?;
+    config.policy_file = Some(Arc::new(rules));
     let replica = Replica::start(&config, Clock::System).await?;
-    let (user, tenant) = (UserId::parse(USER)?, TenantId::parse(TENANT)?);
-    let token = identity::mint(&config.jwt, &user, &tenant, Role::User, VISIT_SECONDS)?;
+    let tenant = TenantId::parse(TENANT)?;
+    let token = |user: &str| -> anyhow::Result<String> {
+        identity::mint(&config.jwt, &UserId::parse(user)?, &tenant, Role::User, VISIT_SECONDS)
+    };
     let agents = Agents {
         client: Client::builder().timeout(Duration::from_mins(1)).build()?,
         base: format!("http://{}", replica.address),
-        token,
-        language: Language::of_terminal(),
+        token: token(USER)?,
+        second_token: token(SECOND)?,
+        payer_token: token(PAYER)?,
+        language,
     };
     let played = tokio::select! {
         played = agents.play() => played,
@@ -53,16 +67,47 @@ pub async fn run() -> anyhow::Result<()> {
     played
 }
 
+/// The policy file: two people for a payment, anybody for the rest.
+fn rules(language: Language) -> String {
+    let name = |en: &'static str, ko: &'static str| Text::new(en, ko).in_language(language);
+    let payment = name("payments need two people", "결제는 두 사람이 승인");
+    let rest = name("everything else", "그 밖의 요청");
+    format!(
+        r#"
+[[rule]]
+name = "{payment}"
+when = 'actionType == "send_payment"'
+risk = "high"
+approvers = ["user:{USER}", "user:{SECOND}"]
+quorum = 2
+self_approval = false
+
+[[rule]]
+name = "{rest}"
+when = 'true'
+approvers = ["tenant"]
+decisions = ["approve", "reject", "edit"]
+"#
+    )
+}
+
 struct Agents {
     client: Client,
     base: String,
+    /// Of [`USER`].
     token: String,
+    /// Of [`SECOND`].
+    second_token: String,
+    /// Of [`PAYER`].
+    payer_token: String,
     language: Language,
 }
 
 /// What an agent asks for, and what it does once it may.
 struct Script {
     name: Text,
+    /// For whom it acts.
+    user: &'static str,
     /// The body of its request, without session and task.
     request: Value,
     steps: Vec<Text>,
@@ -70,10 +115,17 @@ struct Script {
 
 impl Agents {
     async fn play(&self) -> anyhow::Result<()> {
-        let link = format!("{}/api{}#token={}", self.base, page::ADDRESS, self.token);
+        let link = |token: &str| format!("{}/api{}#token={token}", self.base, page::ADDRESS);
+        let (first, second) = (link(&self.token), link(&self.second_token));
         self.say(&Text::new(
-            format!("Three agents ask. Decide here; you are signed in as {USER}:\n\n  {link}\n"),
-            format!("에이전트 셋이 승인을 요청합니다. 여기에서 결정하세요({USER}로 로그인됨):\n\n  {link}\n"),
+            format!(
+                "Three agents ask. Decide here; you are signed in as {USER}:\n\n  {first}\n\n\
+                 The payment needs two people. The second is {SECOND}, in another tab:\n\n  {second}\n"
+            ),
+            format!(
+                "에이전트 셋이 승인을 요청합니다. 여기에서 결정하세요({USER} 계정으로 로그인됨):\n\n  {first}\n\n\
+                 결제는 두 사람이 승인해야 합니다. 다른 탭에서 두 번째 사람({SECOND})으로 여세요:\n\n  {second}\n"
+            ),
         ));
         let [mail, payment, files] = self.scripts();
         tokio::try_join!(self.work(1, mail), self.work(2, payment), self.work(3, files))?;
@@ -89,9 +141,21 @@ impl Agents {
         let word = |en, ko| self.words(&text(en, ko));
         [
             Script {
+                user: USER,
                 name: text("Mail agent", "메일 에이전트"),
                 request: json!({
                     "actionType": "send_email",
+                    "decisions": ["approve", "reject", "edit"],
+                    "argumentsSchema": {
+                        "type": "object",
+                        "required": ["to", "subject", "body"],
+                        "properties": {
+                            "to": { "type": "array", "items": { "type": "string" }, "minItems": 1 },
+                            "cc": { "type": "array", "items": { "type": "string" } },
+                            "subject": { "type": "string", "minLength": 1 },
+                            "body": { "type": "string", "maxLength": 5000 },
+                        },
+                    },
                     "message": word("Send the weekly summary to the team?", "주간 요약을 팀에 보낼까요?"),
                     "context": {
                         "to": ["team@example.com"], "cc": [],
@@ -109,6 +173,7 @@ impl Agents {
                 ],
             },
             Script {
+                user: PAYER,
                 name: text("Payment agent", "결제 에이전트"),
                 request: json!({
                     "actionType": "send_payment",
@@ -128,6 +193,7 @@ impl Agents {
                 ],
             },
             Script {
+                user: USER,
                 name: text("File agent", "파일 에이전트"),
                 request: json!({
                     "actionType": "delete_files",
@@ -147,26 +213,26 @@ impl Agents {
 
     /// One agent: does the first step of its plan, asks, and does the others if it may.
     async fn work(&self, number: u32, script: Script) -> anyhow::Result<()> {
-        let Script { name, mut request, steps } = script;
+        let Script { name, user, mut request, steps } = script;
         let task = json!({
-            "taskType": request.pointer("/actionType"), "userId": USER, "tenantId": TENANT,
+            "taskType": request.pointer("/actionType"), "userId": user, "tenantId": TENANT,
             "description": request.pointer("/message"), "inputData": request.pointer("/context"),
         });
-        let task = self.call(Method::POST, "/main/agent/tasks", Some(task)).await?;
+        let task = self.call(user, Method::POST, "/main/agent/tasks", Some(task)).await?;
         let task = text_at(&task, "/data/taskId")?;
         let task_path = format!("/main/agent/tasks/{task}");
-        self.call(Method::POST, &format!("{task_path}/start"), None).await?;
-        self.report(&task_path, &steps, 1, "waiting").await?;
+        self.call(user, Method::POST, &format!("{task_path}/start"), None).await?;
+        self.report(user, &task_path, &steps, 1, "waiting").await?;
         if let Some(fields) = request.as_object_mut() {
-            fields.insert("sessionId".to_owned(), format!("session_{USER}_{number}").into());
+            fields.insert("sessionId".to_owned(), format!("session_{user}_{number}").into());
             fields.insert("taskId".to_owned(), task.into());
             fields.insert("expiresInSeconds".to_owned(), VISIT_SECONDS.into());
             fields.insert("planSteps".to_owned(), self.plan(&steps, 1, "waiting"));
         }
-        let asked = self.call(Method::POST, "/aura/hitl/requests", Some(request)).await?;
+        let asked = self.call(user, Method::POST, "/aura/hitl/requests", Some(request)).await?;
         let id = text_at(&asked, "/data/requestId")?;
         self.tell(&name, &Text::new("waits for you", "결정을 기다립니다"));
-        let decision = self.wait(&id).await?;
+        let decision = self.wait(user, &id).await?;
         let by = decision.pointer("/decidedBy").and_then(Value::as_str).unwrap_or_default();
         if decision.pointer("/status").and_then(Value::as_str) != Some("approved") {
             let reason = decision.pointer("/reason").and_then(Value::as_str).unwrap_or_default();
@@ -178,21 +244,26 @@ impl Agents {
                 ),
             );
             let body = Some(json!({ "errorMessage": reason }));
-            self.call(Method::POST, &format!("{task_path}/fail"), body).await?;
+            self.call(user, Method::POST, &format!("{task_path}/fail"), body).await?;
             return Ok(());
         }
-        self.tell(
-            &name,
-            &Text::new(format!("goes on: approved by {by}"), format!("계속 진행: {by} 승인")),
-        );
+        let approved = if decision.pointer("/arguments").is_some() {
+            Text::new(
+                format!("goes on: approved by {by}, with other arguments"),
+                format!("계속 진행: {by} 승인(내용 수정됨)"),
+            )
+        } else {
+            Text::new(format!("goes on: approved by {by}"), format!("계속 진행: {by} 승인"))
+        };
+        self.tell(&name, &approved);
         for done in 1..steps.len() {
-            self.report(&task_path, &steps, done, "in_progress").await?;
+            self.report(user, &task_path, &steps, done, "in_progress").await?;
             sleep(STEP_DURATION).await;
         }
-        self.report(&task_path, &steps, steps.len(), "completed").await?;
-        self.call(Method::POST, &format!("/aura/hitl/requests/{id}/ack"), None).await?;
+        self.report(user, &task_path, &steps, steps.len(), "completed").await?;
+        self.call(user, Method::POST, &format!("/aura/hitl/requests/{id}/ack"), None).await?;
         let result = Some(json!({ "steps": steps.len() }));
-        self.call(Method::POST, &format!("{task_path}/complete"), result).await?;
+        self.call(user, Method::POST, &format!("{task_path}/complete"), result).await?;
         self.tell(&name, &Text::new("is done", "완료"));
         Ok(())
     }
@@ -212,25 +283,26 @@ impl Agents {
 
     async fn report(
         &self,
+        user: &str,
         task: &str,
         steps: &[Text],
         done: usize,
         next: &str,
     ) -> anyhow::Result<()> {
         let plan = Some(self.plan(steps, done, next));
-        self.call(Method::PUT, &format!("{task}/plan-steps"), plan).await?;
+        self.call(user, Method::PUT, &format!("{task}/plan-steps"), plan).await?;
         if next == "in_progress" {
             let progress = Some(json!({ "progress": done * 100 / steps.len().max(1) }));
-            self.call(Method::PATCH, &format!("{task}/progress"), progress).await?;
+            self.call(user, Method::PATCH, &format!("{task}/progress"), progress).await?;
         }
         Ok(())
     }
 
     /// Waits until the request is no longer pending.
-    async fn wait(&self, id: &str) -> anyhow::Result<Value> {
+    async fn wait(&self, user: &str, id: &str) -> anyhow::Result<Value> {
         loop {
             let path = format!("/aura/hitl/requests/{id}/decision?waitSeconds={WAIT_SECONDS}");
-            let answer = self.call(Method::GET, &path, None).await?;
+            let answer = self.call(user, Method::GET, &path, None).await?;
             let decision = answer.pointer("/data").context("an answer without data")?;
             if decision.pointer("/status").and_then(Value::as_str) != Some("pending") {
                 return Ok(decision.clone());
@@ -238,9 +310,16 @@ impl Agents {
         }
     }
 
-    async fn call(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
+    async fn call(
+        &self,
+        user: &str,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> anyhow::Result<Value> {
         let call = self.client.request(method, format!("{}{path}", self.base));
-        let call = call.bearer_auth(&self.token).header("X-Tenant-ID", TENANT);
+        let token = if user == PAYER { &self.payer_token } else { &self.token };
+        let call = call.bearer_auth(token).header("X-Tenant-ID", TENANT);
         let call = match body {
             Some(body) => call.json(&body),
             None => call,

@@ -13,7 +13,7 @@ impl Binding {
             let first = match &bound.outcome {
                 Outcome::Matched => Sentence::new(
                     format!("Rule {name:?} matches."),
-                    format!("규칙 {name:?}이(가) 맞습니다."),
+                    format!("규칙 {name:?}이(가) 적용됩니다."),
                 ),
                 Outcome::Failed(failure) => {
                     let why = failure.as_ref().map(super::expression::Failure::sentence);
@@ -86,7 +86,7 @@ fn asks(people: &People) -> Sentence {
     if people.decisions.contains(&Way::Edit) {
         asks = asks.then(&Sentence::new(
             "The arguments may be changed.",
-            "인수를 바꿔 승인할 수 있습니다.",
+            "내용을 수정하여 승인할 수 있습니다.",
         ));
     }
     if people.decisions.contains(&Way::Respond) {

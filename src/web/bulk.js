@@ -334,7 +334,7 @@ export class Bulk {
     const wanted = this.wanted('approve');
     const read = wanted.filter(({ seen }) => seen?.isComplete).length;
     const left = wanted.reduce((sum, { seen }) => sum + (seen?.unseen.size ?? 0), 0);
-    const text = [t('bulkRead', { n: read, total: wanted.length }), left > 0 ? t('bulkParts', { n: left }) : ''].filter(Boolean).join(' ');
+    const text = !wanted.length ? '' : [t('bulkRead', { n: read, total: wanted.length }), left > 0 ? t('bulkParts', { n: left }) : ''].filter(Boolean).join(' ');
     if (progress.textContent !== text) fill(progress, text);
   }
 
@@ -370,7 +370,7 @@ export class Bulk {
    * @returns {import('./dom.js').Child}
    */
   buttons(approvable, rejectable, isUnlocked) {
-    const back = h('button', { type: 'button', 'data-name': 'back', onclick: () => this.options.close() }, t('back'), key('Esc'));
+    const back = h('button', { type: 'button', 'data-name': 'back', onclick: () => this.options.close() }, t('close'), key('Esc'));
     if (!approvable && !rejectable) return [h('p', { class: 'progress' }, t('bulkNothing')), h('div', { class: 'buttons' }, back)];
     return [
       h('div', { class: 'lock' },

@@ -13,6 +13,7 @@ import { countdown, hasRisk } from './list.js';
 import { key, reasonForm } from './reason.js';
 import { contentOf, parsed, readRequest, section } from './request.js';
 import { NO_LOCK, Seen } from './seen.js';
+import { current } from './session.js';
 import { named, t, time } from './text.js';
 import { theirs, visible, visibleText } from './visible.js';
 
@@ -179,6 +180,7 @@ export class Detail {
     const { shown, decidedAs } = /** @type {Request} */ (this.request);
     const facts = /** @type {[string, any][]} */ ([
       [t('why'), shown.why],
+      shown.rule && [t('rule'), theirs(shown.rule)],
       [t('asked'), time(shown.createdAt)],
       [t('expires'), time(shown.expiresAt)],
       shown.agentWaitsUntil && [t('agentWaits'), time(shown.agentWaitsUntil)],
@@ -334,8 +336,10 @@ export class Detail {
     }
     this.form = null;
     const isComplete = this.seen?.isComplete ?? false;
+    const hasVoted = shown.votes.some((vote) => vote.counted && vote.decision === 'approve' && vote.userId === current()?.user);
     return [
-      h('div', { class: 'lock' },
+      hasVoted && h('p', { class: 'good voted' }, t('youVoted', { n: shown.approvalsNeeded - shown.approvals })),
+      !hasVoted && h('div', { class: 'lock' },
         h('p', { class: 'progress', id: 'progress' }),
         !isComplete && h('button', { type: 'button', class: 'quiet', 'data-name': 'next', onclick: () => this.seen?.next() }, t('nextUnseen'), key('n'))),
       shown.askedAgain && h('p', null, t('askedAgainHow')),
@@ -343,7 +347,7 @@ export class Detail {
         shown.decisions.includes('reject') && h('button', { type: 'button', class: 'reject', 'data-name': 'reject', onclick: () => this.startReject() }, t('reject'), key('r')),
         shown.decisions.includes('respond') && h('button', { type: 'button', 'data-name': 'respond', onclick: () => this.startMode('respond') }, t('respond')),
         shown.decisions.includes('edit') && isComplete && h('button', { type: 'button', 'data-name': 'edit', onclick: () => this.startMode('edit') }, t('edit')),
-        shown.decisions.includes('approve') && h('button', {
+        shown.decisions.includes('approve') && !hasVoted && h('button', {
           type: 'button', class: 'approve', 'data-name': 'approve', disabled: !isComplete, 'aria-describedby': 'progress',
           onclick: (/** @type {MouseEvent} */ event) => { if (event.detail < 2) this.approve(); },
         }, t(isComplete ? 'approve' : 'approveLocked'), key('a'))),

@@ -542,6 +542,7 @@ export class RequestList {
       h('span', { class: 'last' },
         item.userId && theirs(item.userId),
         item.approvalsNeeded > 1 && isPending && h('span', null, t('approvalsOf', { n: item.approvals, needed: item.approvalsNeeded })),
+        item.rule && isPending && h('span', { class: 'rule' }, theirs(item.rule)),
         item.askedAgain && h('span', null, t('askedAgain')),
         item.decidedBy && !isPending && h('span', null, t('by'), ' ', theirs(item.decidedBy)),
         h('span', { class: 'age end' }, isPending ? age(item.createdAt) : time(item.settledAt ?? item.createdAt))));

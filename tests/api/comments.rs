@@ -124,7 +124,7 @@ both_modes! {
         assert!(refused.body["message"].as_str().unwrap().starts_with("Too many comments"));
         let korean = app.call(BOB, Method::POST, &path(&asked.id)).header("Accept-Language", "ko");
         let korean = Answer::of(korean.json(&json!({ "text": "?" })).send().await.unwrap()).await;
-        assert!(korean.body["message"].as_str().unwrap().starts_with("댓글이 너무 많음"));
+        assert!(korean.body["message"].as_str().unwrap().starts_with("의견이 너무 많음"));
     }
 }
 

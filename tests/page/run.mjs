@@ -270,6 +270,7 @@ inEach('people ask and answer, edit after seeing the difference, and answer inst
   await page.locator('.actions textarea').fill('내일 다시 "확인"해 주세요');
   await sane(page, 'respond');
   await picture(page, `${language}-1440-respond`);
+  await onPhone(page, `${language}-360-respond`);
   await page.locator('[data-name=confirm]').click();
   await page.locator('.outcome .status.answered').waitFor();
   assert.equal((await call('GET', `/aura/hitl/requests/${other}/decision`)).data.response, '내일 다시 "확인"해 주세요');
@@ -336,11 +337,13 @@ inEach('a form by the agent’s schema: every kind of field, exact digits, the d
   assert.ok(!difference.includes('Another'), 'what is the same is no difference');
   await sane(page, 'difference');
   await picture(page, `${language}-1440-difference`);
+  await onPhone(page, `${language}-360-difference`);
   await page.locator('[data-name=confirm].approve').click();
   await until('reasons at both fields', async () => await page.locator('.schemaform [aria-invalid=true]').count() === 2);
   assert.notEqual(await field('city').evaluate((input) => document.getElementById(input.getAttribute('aria-describedby')).textContent), '');
   await sane(page, 'refused form');
   await picture(page, `${language}-1440-edit-refused`);
+  await onPhone(page, `${language}-360-edit-refused`);
   assert.equal(statusOf(id), 'pending');
   await field('to').fill('b@example.com');
   await field('city').fill('Busan');
@@ -361,6 +364,7 @@ inEach('a form by the agent’s schema: every kind of field, exact digits, the d
   await field('choice').selectOption({ label: 'tomorrow' });
   await sane(page, 'answer form');
   await picture(page, `${language}-1440-respond-form`);
+  await onPhone(page, `${language}-360-respond-form`);
   await page.locator('[data-name=confirm]').click();
   await page.locator('.outcome .status.answered').waitFor();
   assert.deepEqual((await call('GET', `/aura/hitl/requests/${other}/decision`)).data.response, { choice: 'tomorrow' });
@@ -370,6 +374,14 @@ inEach('a form by the agent’s schema: every kind of field, exact digits, the d
 
 const box = (page, id) => row(page, id).locator('input');
 const card = (page, id) => page.locator(`.card[data-id="${id}"]`);
+/** The same view on a phone. */
+const onPhone = async (page, name) => {
+  await page.setViewportSize(SIZES.phone);
+  await page.evaluate(() => document.querySelector('.toast').classList.remove('shown'));
+  await sane(page, name);
+  await picture(page, name);
+  await page.setViewportSize(SIZES.wide);
+};
 const readAll = async (page) => {
   for (let presses = 0; presses < 200 && await approveButton(page).isDisabled(); presses += 1) { await page.keyboard.press('n'); await sleep(450); }
   await unlocked(page);
@@ -396,6 +408,7 @@ inEach('several are selected by mouse and keyboard, read in full, and approved t
   assert.equal(await page.locator('.rows input:checked').count(), 8);
   await sane(page, 'selection');
   await picture(page, `${language}-1440-selection`);
+  await onPhone(page, `${language}-360-selection`);
   await box(page, ids[4]).click();
   await page.keyboard.press('b');
   await page.locator('.bulk.open').waitFor();
@@ -414,6 +427,7 @@ inEach('several are selected by mouse and keyboard, read in full, and approved t
   assert.ok(await approveButton(page).isDisabled(), 'the end alone is not all of it');
   await sane(page, 'bulk review');
   await picture(page, `${language}-1440-bulk`);
+  await onPhone(page, `${language}-360-bulk`);
   await readAll(page);
   assert.ok((await card(page, long).innerText()).includes('the very end'));
   // Changed content locks again, for this one.
@@ -443,12 +457,14 @@ inEach('several are selected by mouse and keyboard, read in full, and approved t
   assert.deepEqual([ids[1], ids[2], ids[4], changing, answerOnly].map(statusOf), ['rejected', 'cancelled', 'pending', 'pending', 'pending']);
   await sane(page, 'bulk results');
   await picture(page, `${language}-1440-bulk-results`);
+  await onPhone(page, `${language}-360-bulk-results`);
   // What failed stays selected, and can be decided now.
   assert.ok(await box(page, changing).isChecked() && await box(page, answerOnly).isChecked());
   await page.keyboard.press('r');
   assert.equal(await page.evaluate(() => document.activeElement.className), 'pick', 'nothing that decides has the first focus');
   await sane(page, 'bulk reject');
   await picture(page, `${language}-1440-bulk-reject`);
+  await onPhone(page, `${language}-360-bulk-reject`);
   await page.keyboard.press('2');
   await page.keyboard.press('Enter');
   await until('both are rejected', () => [changing, answerOnly].every((id) => statusOf(id) === 'rejected'));
@@ -514,6 +530,140 @@ test('two hundred at most are selected, shown in full and rejected in one call',
   await until('200 results', async () => await page.locator('.card .good').count() === 200, 30);
   assert.equal(sql(`SELECT count(*) FROM hitl_request WHERE tenant_id = '${world.tenant()}' AND status = 'rejected'`), '200');
   assert.equal(page.calls.filter((request) => request.url().endsWith('/decisions')).length, 1);
+});
+
+// ── Rules ──
+
+const RULES = `
+[groups]
+finance = ["kim", "lee", "cho"]
+
+[[rule]]
+name = "large payments"
+when = 'actionType == "send_payment"'
+risk = "high"
+approvers = ["group:finance"]
+quorum = 2
+self_approval = false
+decisions = ["approve", "reject", "edit"]
+
+[[rule]]
+name = "deletes"
+when = 'actionType.startsWith("delete_")'
+risk = "critical"
+approvers = ["user:kim"]
+escalate = [{ after = "8s", approvers = ["user:park"] }]
+
+[[rule]]
+name = "the rest"
+when = 'true'
+risk = "low"
+approvers = ["tenant"]
+`;
+
+inEach('rules: two people approve, votes are shown, nobody approves their own, and a refusal names the rule', async (language) => {
+  const ko = language === 'ko';
+  const rules = await world.startWithPolicy(RULES);
+  here.getStore().service = rules.address;
+  const as = (user, query = '', size = 'wide') => open({ language, user, size, at: rules.inbox, query, allow: [rules.address] });
+  const context = '{"to":"Hanbit Print","amount":1250000}';
+  const payment = await register({ actionType: 'send_payment', message: ko ? '한빛인쇄에 송금할까요?' : 'Pay Hanbit Print?' }, { context });
+  const edited = await register({ actionType: 'send_payment', message: 'to be edited', decisions: ['approve', 'reject', 'edit'] }, { context });
+  const own = await register({ actionType: 'send_payment', message: 'my own' }, { context, user: 'cho' });
+  const plain = await register({ actionType: 'read_calendar', message: 'plain', expiresInSeconds: 3600 });
+  const erasing = await register({ actionType: 'delete_files', message: 'an old file' });
+  const early = await call('GET', '/aura/hitl/requests', undefined, { user: 'park' });
+  assert.ok(early.data.content.every(({ requestId }) => requestId !== erasing), 'not before its time');
+
+  // The list says risk, rule and votes.
+  const kim = await as('kim');
+  await row(kim, payment).waitFor();
+  const line = await row(kim, payment).innerText();
+  for (const words of [ko ? '위험 높음' : 'High risk', 'large payments', ko ? '승인 2건 중 0건' : '0 of 2 approvals']) assert.ok(line.includes(words), `${words} in ${line}`);
+  await sane(kim, 'list with rules');
+  await picture(kim, `${language}-1440-rules`);
+  await row(kim, payment).locator('a').click();
+  await unlocked(kim);
+  const detail = await shown(kim);
+  for (const words of ['large payments', ko ? '승인 2건 중 0건' : '0 of 2 approvals']) assert.ok(detail.includes(words), words);
+  const answered = kim.waitForResponse((response) => response.url().includes('/approve/'));
+  await approveButton(kim).click();
+  assert.equal((await answered).status(), 202);
+  await kim.locator('.toast', { hasText: ko ? '1' : '1 more needed' }).waitFor();
+  await kim.goto(`${rules.inbox}?request=${payment}`);
+  await kim.locator('.voted').waitFor();
+  assert.equal(await approveButton(kim).count(), 0, 'one person has one vote');
+  assert.match(await kim.locator('.votes').innerText(), /kim/);
+  await sane(kim, 'voted');
+  await kim.locator('.votes').scrollIntoViewIfNeeded();
+  await picture(kim, `${language}-1440-votes`);
+  await onPhone(kim, `${language}-360-votes`);
+
+  // A vote for other arguments is shown as such.
+  await kim.goto(`${rules.inbox}?request=${edited}`);
+  await unlocked(kim);
+  await kim.locator('[data-name=edit]').click();
+  await kim.locator('.actions textarea.code').fill('{"to":"Hanbit Print","amount":1000000}');
+  await kim.locator('[data-name=confirm]').click();
+  await kim.locator('[data-name=confirm].approve').click();
+  await until('the vote', async () => (await call('GET', `/aura/hitl/requests/${edited}/detail`, undefined, { user: 'lee' })).data.votes.length === 1);
+  const lee = await as('lee', `?request=${edited}`);
+  await lee.locator('.votes').getByText(ko ? '수정하여 승인' : 'Approves with other arguments').waitFor();
+
+  // The second person completes it; the first one sees it at once.
+  await kim.goto(`${rules.inbox}?request=${payment}`);
+  await kim.locator('.voted').waitFor();
+  await lee.goto(`${rules.inbox}?request=${payment}`);
+  await unlocked(lee);
+  assert.ok((await shown(lee)).includes(ko ? '승인 2건 중 1건' : '1 of 2 approvals'));
+  await approveButton(lee).click();
+  await kim.locator('.outcome .status.approved').waitFor();
+  assert.match(await kim.locator('.outcome').innerText(), /lee/);
+
+  // Nobody approves their own; the refusal names the rule.
+  const cho = await as('cho', `?request=${own}`);
+  await cho.locator('.actions .approve, .actions .cannot, .actions .reject').first().waitFor();
+  await unlocked(cho);
+  await approveButton(cho).click();
+  await cho.locator('.refusal').waitFor();
+  assert.match(await cho.locator('.refusal').innerText(), /large payments/);
+  await sane(cho, 'refused by a rule');
+  await picture(cho, `${language}-1440-forbidden`);
+  // In a bulk, too, each by itself.
+  await cho.goto(rules.inbox);
+  await row(cho, own).waitFor();
+  await box(cho, own).click();
+  await box(cho, plain).click();
+  await box(cho, edited).click();
+  await cho.keyboard.press('b');
+  await readAll(cho);
+  await approveButton(cho).click();
+  await card(cho, plain).locator('.good').waitFor();
+  assert.match(await card(cho, own).locator('.problem').innerText(), /large payments/);
+  // kim's vote was for other arguments: this one is another.
+  assert.match(await card(cho, edited).locator('.good').innerText(), ko ? /1명의 승인이 더 필요/ : /1 more needed/);
+  await sane(cho, 'bulk with rules');
+  await picture(cho, `${language}-1440-bulk-rules`);
+
+  // Who may not decide it is told so, by the rule's name.
+  const page = await as('user123', `?request=${edited}`, 'phone');
+  await page.locator('.actions').getByText('large payments').or(page.locator('.actions .reject')).first().waitFor();
+  await picture(page, `${language}-360-requester`);
+  await sane(page, 'requester on a phone');
+
+  // Further people may decide once it has waited.
+  const park = await as('park', `?request=${erasing}`);
+  await until('the escalation', async () => {
+    await park.goto(rules.inbox);
+    return (await row(park, erasing).count()) === 1 || (await sleep(500), false);
+  }, 20);
+  await row(park, erasing).locator('a').click();
+  await unlocked(park);
+  assert.match(await shown(park), /deletes/);
+  await picture(park, `${language}-1440-escalated`);
+  await approveButton(park).click();
+  await until('the decision', async () => (await call('GET', `/aura/hitl/requests/${erasing}/decision`)).data.decidedBy === 'park');
+  rules.stop();
 });
 
 // ── The list ──
@@ -783,29 +933,40 @@ test('the first load is small, and the next one asks only whether the page is ne
 
 // ── The demo ──
 
-inEach('the demo prints one link, and its three agents go on as they are decided on the page', async (language) => {
-  const demo = world.start(process.env.HITL, ['demo', '--inbox'], { LC_ALL: language === 'ko' ? 'ko_KR.UTF-8' : 'C.UTF-8', RUST_LOG: 'warn' });
-  const link = await until('the link', () => /http:\S+/.exec(demo.said)?.[0], 30);
+inEach('the demo prints two links, and its three agents go on as they are decided, the payment by two people', async (language) => {
+  const ko = language === 'ko';
+  const demo = world.start(process.env.HITL, ['demo', '--inbox'], { LC_ALL: ko ? 'ko_KR.UTF-8' : 'C.UTF-8', RUST_LOG: 'warn' });
+  const [link, second] = await until('both links', () => { const links = demo.said.match(/http:\S+(?=\s)/g) ?? []; return links.length === 2 && links; }, 30);
   const { origin } = new URL(link);
   const page = await open({ language, at: link, signIn: false, allow: [origin] });
   await until('three requests', async () => await page.locator('.rows li').count() === 3);
-  for (const [action, verb] of [['send_email', 'approve'], ['send_payment', 'approve'], ['delete_files', 'reject']]) {
+  for (const [action, verb] of [['send_email', 'approve'], ['delete_files', 'reject'], ['send_payment', 'approve']]) {
     await page.locator('.rows li', { hasText: action }).locator('a').click();
+    await page.locator('.detail h2', { hasText: action }).waitFor();
     for (let presses = 0; presses < 40 && await approveButton(page).isDisabled(); presses += 1) { await page.keyboard.press('n'); await sleep(450); }
     await page.locator(`.actions .${verb}`).click();
     if (verb === 'reject') {
       await page.keyboard.press('1');
       await page.keyboard.press('Enter');
     }
-    await until(`${action} is decided`, async () => await page.locator('.rows li:not(.closed)', { hasText: action }).count() === 0);
+    if (action !== 'send_payment') await until(`${action} is decided`, async () => await page.locator('.rows li:not(.closed)', { hasText: action }).count() === 0);
   }
-  await until('all three end', () => demo.said.includes(language === 'ko' ? '셋 모두 끝났습니다' : 'All three have ended'), 30);
-  const lines = language === 'ko'
-    ? ['메일 에이전트: 계속 진행: user123 승인', '메일 에이전트: 완료', '결제 에이전트: 완료', '파일 에이전트: 중단: 승인되지 않음 (user123: 더 이상 필요하지 않음)']
-    : ['Mail agent: goes on: approved by user123', 'Mail agent: is done', 'Payment agent: is done', 'File agent: stops: not approved (user123: No longer needed)'];
+  await page.locator('.voted').waitFor();
+  assert.ok(!demo.said.includes(ko ? '결제 에이전트: 계속' : 'Payment agent: goes on'), 'one person is not enough');
+  const other = await open({ language, at: second, signIn: false, allow: [origin] });
+  await other.locator('.rows li', { hasText: 'send_payment' }).locator('a').click();
+  for (let presses = 0; presses < 40 && await approveButton(other).isDisabled(); presses += 1) { await other.keyboard.press('n'); await sleep(450); }
+  await other.locator('.screen').evaluate((screen) => screen.scrollTo(0, 0));
+  await other.evaluate(() => document.querySelector('.toast').classList.remove('shown'));
+  await picture(other, `readme-${language}`);
+  await approveButton(other).click();
+  await until('all three end', () => demo.said.includes(ko ? '셋 모두 끝났습니다' : 'All three have ended'), 30);
+  const lines = ko
+    ? ['메일 에이전트: 계속 진행: user123 승인', '메일 에이전트: 완료', '결제 에이전트: 계속 진행: kim 승인', '결제 에이전트: 완료', '파일 에이전트: 중단: 승인되지 않음 (user123: 더 이상 필요하지 않음)']
+    : ['Mail agent: goes on: approved by user123', 'Mail agent: is done', 'Payment agent: goes on: approved by kim', 'Payment agent: is done', 'File agent: stops: not approved (user123: No longer needed)'];
   for (const line of lines) assert.ok(demo.said.includes(line), `${line} in ${demo.said}`);
   await page.goto(`${origin}/api/aura/hitl/inbox/?tab=tasks`);
-  await page.locator('.task .COMPLETED').nth(1).waitFor();
+  await page.locator('.task .COMPLETED').first().waitFor();
   demo.kill('SIGINT');
   await demo.isOver;
 });

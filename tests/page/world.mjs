@@ -81,6 +81,22 @@ export async function startService() {
   }, 60);
 }
 
+/** Another service, embedded on SQLite, with these rules. */
+export async function startWithPolicy(policy) {
+  const [port, home] = [await freePort(), mkdtempSync(join(folder, 'policy.'))];
+  writeFileSync(join(home, 'policy.toml'), policy);
+  const address = `http://127.0.0.1:${port}`;
+  const child = start(HITL, ['serve'], {
+    HOST: '127.0.0.1', PORT: String(port), DATABASE_URL: `sqlite:${join(home, 'ledger.db')}`, JWT_SECRET: SECRET, RUST_LOG: 'warn',
+    AURA_HITL_RATE_LIMIT_PER_SECOND: '0', AURA_HITL_POLICY_FILE: join(home, 'policy.toml'),
+  });
+  await until('the service with rules', async () => {
+    if (child.exitCode !== null) throw new Error(child.said);
+    try { return (await fetch(`${address}/health/ready`)).ok; } catch { return false; }
+  }, 60);
+  return { address, inbox: `${address}/api/aura/hitl/inbox/`, stop: () => child.kill('SIGKILL') };
+}
+
 export async function stopService() {
   running.kill('SIGKILL');
   await running.isOver;
@@ -128,7 +144,7 @@ export function token(user = 'user123', { role = 'user', seconds = 3600 } = {}) 
 }
 
 export async function call(method, path, body, { user = 'user123', headers = {} } = {}) {
-  const response = await fetch(`${service}${path}`, {
+  const response = await fetch(`${here.getStore().service ?? service}${path}`, {
     method,
     headers: { Authorization: `Bearer ${token(user)}`, 'X-Tenant-ID': tenant(), 'X-User-ID': user, 'Content-Type': 'application/json', ...headers },
     body: body === undefined ? undefined : typeof body === 'string' ? body : JSON.stringify(body),

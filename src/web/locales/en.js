@@ -226,7 +226,7 @@ export const en = {
   bulkCount: 'Review of {n} requests',
   bulkCountOne: 'Review of {n} request',
   bulkHow: 'Each request is shown in full. Approving is locked until all of them have been on screen; rejecting is not.',
-  bulkRead: '{n} of {total} requests read.',
+  bulkRead: '{n} of {total} read.',
   bulkParts: '{n} parts left.',
   bulkPartsOne: '{n} part left.',
   bulkUnlocked: 'Everything has been on screen. {n} requests can be approved.',
@@ -245,6 +245,8 @@ export const en = {
   rejectedSeveral: '{n} rejected.',
   failedSeveral: '{n} not decided: the reasons stand at each.',
   failedSeveralOne: '{n} not decided: the reason stands there.',
+  youVoted: '✓ You have approved this. {n} more needed.',
+  rule: 'Rule',
   votedMore: 'Your approval is recorded; {n} more needed',
 
   noTasks: 'No agent has reported a task yet.',
