@@ -202,7 +202,8 @@ fn read<const LIMIT: usize>(
     receive::<LIMIT>(request, payload)
 }
 
-fn receive<const LIMIT: usize>(
+/// Receives a body of any kind.
+pub(super) fn receive<const LIMIT: usize>(
     request: &HttpRequest,
     payload: &mut Payload,
 ) -> Reading<(web::Bytes, Turn)> {

@@ -274,6 +274,47 @@ impl ApiError {
         }
     }
 
+    /// A call that Slack has not sent, or not now, or that was taken before.
+    #[must_use]
+    pub fn not_from_slack() -> Self {
+        Self::new(
+            ErrorCode::Forbidden,
+            "Not sent by Slack now: the signature or its time is not valid. Nothing was done.",
+            "Slack에서 보낸 호출이 아님: 서명이나 시각이 올바르지 않아 아무 작업도 하지 않았습니다.",
+        )
+    }
+
+    /// A click in Slack on a message that asks for no decision any more, or never did.
+    #[must_use]
+    pub fn old_message() -> Self {
+        Self::new(
+            ErrorCode::Gone,
+            "This message asks for no decision any more. Nothing was decided.",
+            "더 이상 결정을 받지 않는 메시지여서 결정되지 않았습니다.",
+        )
+    }
+
+    /// A click in Slack by somebody whom the configuration does not name for the tenant.
+    #[must_use]
+    pub fn unknown_in_slack() -> Self {
+        Self::new(
+            ErrorCode::Forbidden,
+            "Not known here: your Slack account belongs to nobody who may decide this. Ask an operator \
+             to enter it. Nothing was decided.",
+            "등록되지 않은 계정: 이 Slack 계정은 결정 권한이 있는 사용자와 연결되어 있지 않아 결정되지 않았습니다. 운영자에게 등록을 요청해 주세요.",
+        )
+    }
+
+    /// Slack does not show the dialog that asks for a reason.
+    #[must_use]
+    pub fn no_dialog() -> Self {
+        Self::new(
+            ErrorCode::Unavailable,
+            "Slack does not show the dialog: nothing was decided. Please click again.",
+            "Slack 창을 열 수 없어 결정되지 않았습니다. 다시 눌러 주세요.",
+        )
+    }
+
     /// `X-Tenant-ID` is missing.
     #[must_use]
     pub fn no_tenant() -> Self {

@@ -27,6 +27,7 @@ mod refusals;
 pub mod routes;
 mod schemas;
 pub mod signals;
+pub mod slack;
 pub mod tasks;
 pub mod text;
 

@@ -18,7 +18,7 @@ use crate::api::error::ErrorCode::{
 };
 use crate::api::{
     approvals, bulk, comments, detail, document, health, inbox, lists, outcomes, page, signals,
-    tasks,
+    slack, tasks,
 };
 
 /// The prefixes under which every address is served.
@@ -89,7 +89,7 @@ pub fn configure(service: &mut ServiceConfig) {
         service.service(SwaggerUi::new(page).config(document));
     }
     for prefix in PREFIXES {
-        let resources = addresses().into_iter().chain(page_addresses());
+        let resources = addresses().into_iter().chain(page_addresses()).chain([slack_address()]);
         service.service(resources.fold(web::scope(prefix), actix_web::Scope::service));
     }
 }
@@ -110,6 +110,16 @@ fn page_addresses() -> Vec<Resource> {
         resource(page::ADDRESS, || Route::new().to(page::index)),
         resource(page::FILES_ADDRESS, || Route::new().to(page::file)),
     ]
+}
+
+/// Where Slack says that somebody clicked. It is no part of the API, nor of its document: its extractor
+/// takes Slack's signature instead of a token.
+fn slack_address() -> Resource {
+    let refuse =
+        || std::future::ready(Err::<HttpResponse, _>(ApiError::method_not_allowed("POST")));
+    web::resource(slack::ADDRESS)
+        .default_service(web::to(refuse))
+        .route(web::post().to(slack::interact))
 }
 
 /// The routes by address. An address answers 405 `E1002` to a method without a route.

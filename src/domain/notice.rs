@@ -62,6 +62,12 @@ impl Event {
         Self::ALL.into_iter().find(|event| event.as_str() == name)
     }
 
+    /// Whether the request waits for nobody any more.
+    #[must_use]
+    pub fn closes(self) -> bool {
+        matches!(self, Self::Decided | Self::Expired | Self::Cancelled)
+    }
+
     /// Whether it asks people to act, so that it says nothing once the request is closed.
     #[must_use]
     pub fn asks(self) -> bool {

@@ -14,6 +14,7 @@ pub mod people;
 pub mod recipients;
 pub mod sending;
 pub mod settings;
+pub mod slack;
 pub mod webhook;
 pub mod words;
 

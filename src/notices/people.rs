@@ -99,6 +99,15 @@ impl People {
         }
     }
 
+    /// The language of whoever has this Slack id, a person, a group or a channel.
+    #[must_use]
+    pub fn language_of_slack(&self, slack: &str) -> Language {
+        let mut all = self.people.values().chain(self.groups.values());
+        all.find(|contact| contact.slack.as_deref() == Some(slack))
+            .map(|contact| contact.language)
+            .unwrap_or_default()
+    }
+
     /// The user of this tenant who has this Slack id. `None` also if several have it.
     #[must_use]
     pub fn user_of_slack(&self, slack: &str, tenant: &TenantId) -> Option<UserId> {

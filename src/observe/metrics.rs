@@ -56,6 +56,7 @@ const WORKER_FAILURES: &str = "aura_hitl_worker_failures_total";
 const INTAKE_SEEN: &str = "aura_hitl_intake_seen_total";
 const INTAKE_UNREADABLE: &str = "aura_hitl_intake_unreadable_total";
 const INTAKE_SCAN: &str = "aura_hitl_intake_scan_seconds";
+const SLACK_CALLS: &str = "aura_hitl_slack_calls_total";
 const UNCHECKED_MESSAGES: &str = "aura_hitl_unchecked_messages_total";
 
 /// Histogram buckets for the duration of calls, in seconds: from a fast click to a long-poll.
@@ -133,6 +134,9 @@ pub fn start(
     for table in ["hitl_request", "agent_task"] {
         counter!(PURGED, "table" => table).absolute(0);
     }
+    for call in SlackCall::ALL {
+        slack_calls(call).absolute(0);
+    }
     for forgery in [Forgery::Message, Forgery::Signal, Forgery::Request] {
         forgeries(forgery).absolute(0);
     }
@@ -202,6 +206,7 @@ fn describe() {
         UNCHECKED_MESSAGES,
         "Messages on sessions' channels that were dropped before they were checked."
     );
+    describe_counter!(SLACK_CALLS, "Calls of Slack about clicks, by what became of them.");
     describe_counter!(INTAKE_SEEN, "Pending requests found in Redis that got a row in the ledger.");
     describe_counter!(INTAKE_UNREADABLE, "Requests found in Redis that cannot be read.");
     describe_gauge!(
@@ -462,6 +467,67 @@ fn forgeries(forgery: Forgery) -> ::metrics::Counter {
         Forgery::Request => "request",
     };
     counter!(FORGERIES, "kind" => kind)
+}
+
+/// What became of a call of Slack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlackCall {
+    /// The request is decided as the person wants it.
+    Decided,
+    /// The approval is recorded, and more are needed.
+    Voted,
+    /// The person is asked for a reason.
+    Asked,
+    /// The person was told why nothing was decided.
+    Refused,
+    /// The configuration names nobody with this Slack id for the request's tenant.
+    UnknownPerson,
+    /// The message asks for no decision, or for one on another request.
+    UnknownMessage,
+    /// It has not the form of Slack's calls.
+    Malformed,
+    /// It is not signed by Slack.
+    Forged,
+    /// It is signed, but too old.
+    Late,
+    /// It was taken before.
+    Replayed,
+}
+
+impl SlackCall {
+    const ALL: [Self; 10] = [
+        Self::Decided,
+        Self::Voted,
+        Self::Asked,
+        Self::Refused,
+        Self::UnknownPerson,
+        Self::UnknownMessage,
+        Self::Malformed,
+        Self::Forged,
+        Self::Late,
+        Self::Replayed,
+    ];
+}
+
+/// Counts a call of Slack.
+pub fn slack_called(call: SlackCall) {
+    slack_calls(call).increment(1);
+}
+
+fn slack_calls(call: SlackCall) -> ::metrics::Counter {
+    let result = match call {
+        SlackCall::Decided => "decided",
+        SlackCall::Voted => "voted",
+        SlackCall::Asked => "asked",
+        SlackCall::Refused => "refused",
+        SlackCall::UnknownPerson => "unknown_person",
+        SlackCall::UnknownMessage => "unknown_message",
+        SlackCall::Malformed => "malformed",
+        SlackCall::Forged => "forged",
+        SlackCall::Late => "late",
+        SlackCall::Replayed => "replayed",
+    };
+    counter!(SLACK_CALLS, "result" => result)
 }
 
 /// Counts a message on a session's channel that was dropped before it was compared with the ledger.

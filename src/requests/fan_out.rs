@@ -23,6 +23,7 @@ use crate::domain::request::shown_context;
 use crate::domain::rules::Approvers;
 use crate::ledger::{LedgerError, NOTICE, NewOutboxRow, OutboxRow};
 use crate::notices::recipients::{Asked, added_by_escalation, approvers};
+use crate::notices::slack::POSTED;
 use crate::notices::{Lane, Notice, NoticeSettings, Recipient};
 use crate::permit::Law;
 use crate::policy::{Binding, DEFAULT_SHOW};
@@ -177,7 +178,9 @@ impl Happened<'_> {
                     }
                 }
             }
-            if let Some(slack) = &settings.slack {
+            if let Some(slack) = &settings.slack
+                && !(self.event.closes() && slack.channels.contains_key(&record.tenant))
+            {
                 let channel = slack.channels.get(&record.tenant);
                 let mut targets = BTreeSet::new();
                 match channel {
@@ -189,6 +192,11 @@ impl Happened<'_> {
                     rows.push(self.row(lane.kind(), Some(&lane), target.clone(), &payload));
                 }
             }
+        }
+        // Whoever decided, and whoever is told: what asks in Slack asks no longer.
+        if settings.slack.is_some() && self.event.closes() {
+            let lane = Lane::Slack;
+            rows.push(self.row(lane.kind(), Some(&lane), POSTED.to_owned(), &payload));
         }
         if self.event == Event::Pending && record.state == State::Pending {
             rows.extend(self.later(record, binding.as_ref()));

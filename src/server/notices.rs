@@ -9,6 +9,7 @@ use tracing::error;
 
 use crate::notices::mail::MailChannel;
 use crate::notices::sending::Sending;
+use crate::notices::slack::SlackChannel;
 use crate::notices::webhook::Webhook;
 use crate::notices::{Channel, NoticeSettings};
 use crate::state::AppState;
@@ -41,6 +42,10 @@ fn start(app: &AppState, settings: &NoticeSettings, stopping: &CancellationToken
     }
     if let Some(mail) = &settings.mail {
         channels.add(MailChannel::new(mail, &settings.people));
+    }
+    if let Some(slack) = &settings.slack {
+        let (ledger, clock) = (app.ledger.clone(), app.clock.clone());
+        channels.add(SlackChannel::new(slack, &settings.people, ledger, clock));
     }
     channels.workers
 }

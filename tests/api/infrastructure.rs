@@ -16,7 +16,7 @@ use aura_hitl::domain::record::{DeliveryReceipt, DeliveryResult, Ruling};
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::task::TaskStep;
 use aura_hitl::ledger::{
-    AUDIT, AskedAgain, GoneRequest, Ledger, Overdue, Pooler, Rebound, SeenRequest,
+    AUDIT, AskedAgain, GoneRequest, Ledger, Overdue, Pooler, Rebound, SeenRequest, SlackMessage,
 };
 use aura_hitl::policy::Policy;
 use aura_hitl::server::stores;
@@ -581,6 +581,9 @@ async fn fill(url: &str, from: u32, to: u32) {
                                            verdict, error_code, reason)
          SELECT now() - interval '2 days' - n * interval '1 ms', 'tenant1', 'bob', 'USER',
                 'old_' || n, 'approved', 'E3005', 'no' FROM numbers",
+        "INSERT INTO hitl_slack_message (channel, ts, tenant_id, request_id, posted_at)
+         SELECT 'C0123', 'old_' || n, 'tenant1', 'old_' || n, now() FROM numbers",
+        "INSERT INTO hitl_slack_call (signature, taken_at) SELECT 'old_' || n, now() FROM numbers",
         "INSERT INTO hitl_comment (tenant_id, request_id, number, session_id, user_id, author, text,
                                    created_at)
          SELECT 'tenant1', 'old_' || n, 1, 's' || n % 5000, 'bob', 'person', 'why?',
@@ -706,6 +709,14 @@ async fn run_every_statement(app: &TestApp) {
     });
     join_all(clicks).await;
     ledger.acknowledge(&caller, &id, now).await.unwrap();
+    let message = SlackMessage { channel: "C0123".to_owned(), ts: late.id.clone() };
+    ledger.note_slack_message(&message, tenant, &id, now).await.unwrap();
+    assert!(ledger.request_of_slack_message(&message).await.unwrap().is_some());
+    assert_eq!(ledger.slack_messages(tenant, &id).await.unwrap().len(), 1);
+    ledger.forget_slack_message(&message).await.unwrap();
+    assert!(ledger.take_slack_call(&late.id, now).await.unwrap());
+    assert!(!ledger.take_slack_call(&late.id, now).await.unwrap());
+    ledger.forget_slack_calls(now).await.unwrap();
     ledger.note_asked(tenant, &caller.user, &id, now).await.unwrap();
     ledger.trace_parent(tenant, &id).await.unwrap();
     ledger.outcomes(tenant, &session, 0, None, 100).await.unwrap();

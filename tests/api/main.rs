@@ -47,6 +47,7 @@ mod relay;
 mod reload;
 mod retention;
 mod search;
+mod slack;
 mod stores;
 mod strangers;
 mod subscriber;
