@@ -366,14 +366,18 @@ export class RequestList {
     this.takeIn();
   }
 
+  /** Closed requests that may go: neither open nor under review. */
+  gone() {
+    return [...this.closed].filter((id) => id !== this.opened && !(this.isReviewed && this.selected.has(id)));
+  }
+
   takeIn() {
     if (this.mayBeStale) {
       this.mayBeStale = false;
       this.reload();
       return;
     }
-    // A request that is open stays where it is.
-    const gone = [...this.closed].filter((id) => id !== this.opened && !(this.isReviewed && this.selected.has(id)));
+    const gone = this.gone();
     if (!this.held.size && !gone.length) return;
     const place = this.place();
     if (gone.length) {
@@ -480,7 +484,7 @@ export class RequestList {
 
   renderBar() {
     const held = this.held.size;
-    const gone = [...this.closed].filter((id) => id !== this.opened).length;
+    const gone = this.gone().length;
     const isStale = this.mayBeStale;
     const number = Math.max(this.total, this.items.length) - this.closed.size;
     const count = number > 10000 ? t('moreThan', { n: 10000 }) : t('requestCount', { n: number });

@@ -957,7 +957,7 @@ inEach('the demo prints two links, and its three agents go on as they are decide
   await other.locator('.rows li', { hasText: 'send_payment' }).locator('a').click();
   for (let presses = 0; presses < 40 && await approveButton(other).isDisabled(); presses += 1) { await other.keyboard.press('n'); await sleep(450); }
   await other.locator('.screen').evaluate((screen) => screen.scrollTo(0, 0));
-  await other.evaluate(() => document.querySelector('.toast').classList.remove('shown'));
+  await other.evaluate(() => { document.querySelector('.toast').classList.remove('shown'); document.activeElement.blur(); });
   await picture(other, `readme-${language}`);
   await approveButton(other).click();
   await until('all three end', () => demo.said.includes(ko ? '셋 모두 끝났습니다' : 'All three have ended'), 30);
