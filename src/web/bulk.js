@@ -498,27 +498,14 @@ export class Bulk {
       entry.seen?.stop();
       return true;
     }
-    if (!entry.request) this.again(entry);
     if (errorCode === 'E3006' && data && entry.request) {
       const { decidedBy, decidedAt, reason } = data;
       Object.assign(entry.request.shown, { status: data.status, decidedBy, decidedAt, reason: reason ?? null, mayDecide: false });
     } else if (status === 404) entry.gone = message;
     // What has changed is read again, shown, and locked.
     else if (status !== 412) entry.refusal = { verb, text: message || t('unexpected') };
-    if (status !== 404) this.reread(entry);
+    // What is known by now. What the service said stays, as long as that is the same.
+    if (status !== 404) this.again(entry);
     return false;
-  }
-
-  /**
-   * Reads what is known by now; what the service said of the decision stays.
-   * @param {Entry} entry
-   */
-  async reread(entry) {
-    const { refusal } = entry;
-    await this.read(entry);
-    if (refusal && this.entries.get(entry.id) === entry && entry.request?.shown.status === 'pending') {
-      entry.refusal = refusal;
-      this.render();
-    }
   }
 }

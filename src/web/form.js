@@ -6,7 +6,7 @@
 import { fill, h } from './dom.js';
 import { indented, member, parseJson } from './json.js';
 import { t } from './text.js';
-import { hiddenIn, theirs, visible, warning } from './visible.js';
+import { hiddenIn, theirs, visible, visibleText, warning } from './visible.js';
 
 /**
  * @typedef {import('./json.js').Json} Json
@@ -335,13 +335,13 @@ export class SchemaForm {
        */
       const add = (value, isNew) => {
         const description = this.describe(known.get(name));
-        const field = this.field(known.has(name) ? description : { ...description, kind: 'json' }, value, depth + 1, name);
+        const field = this.field(known.has(name) ? description : { ...description, kind: 'json' }, value, depth + 1, visibleText(name));
         members.set(name, field);
         const [title, hint] = ['title', 'description'].map((key) => text(member(this.resolved(known.get(name)), key)) || text(member(known.get(name), key)));
         fill(slot,
           h('div', { class: 'membername' },
             h('span', { class: 'name' }, theirs(name), warning(hiddenIn(name))), title && title !== name && h('span', { class: 'titled' }, theirs(title)),
-            !needed.has(name) && h('button', { type: 'button', class: 'quiet small', onclick: () => { leave(); this.changed(); slot.querySelector('button')?.focus(); } }, t('leaveOut'), h('span', { class: 'unseen' }, ' ', name))),
+            !needed.has(name) && h('button', { type: 'button', class: 'quiet small', onclick: () => { leave(); this.changed(); slot.querySelector('button')?.focus(); } }, t('leaveOut'), h('span', { class: 'unseen' }, ' ', visibleText(name)))),
           hint && h('p', { class: 'hint' }, theirs(hint)),
           h('div', { class: 'membervalue' }, field.element));
         if (isNew) {

@@ -591,6 +591,7 @@ export class RequestList {
   }
 
   selectAll() {
+    if (!this.isWaitingList) return;
     this.selectSome(this.items.filter((item) => this.isSelectable(item)).map((item) => item.requestId), true);
     this.options.announce(t('selectedCount', { n: this.selected.size }));
   }
