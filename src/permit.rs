@@ -15,13 +15,14 @@ use sha2::{Digest as _, Sha256};
 
 use crate::domain::approver::{Caller, Memberships, Role};
 use crate::domain::decision::{Decision, Verdict};
-use crate::domain::ids::{MAX_NAME_BYTES, RequestId, TenantId, UserId};
+use crate::domain::grant::{Grant, Wish};
+use crate::domain::ids::{GrantId, MAX_NAME_BYTES, RequestId, TenantId, UserId};
 use crate::domain::record::{Candidate, DecidedVia, Record, Ruling};
-use crate::domain::request::{Origin, edited_fingerprint, shown_context};
+use crate::domain::request::{Origin, edited_fingerprint, said, shown_context};
 use crate::domain::rules::{self, Approvers, Policy as Settings, Refusal};
 use crate::domain::session::SessionPointer;
 use crate::domain::vote::Vote;
-use crate::policy::{self, Binding, Person, Policy, Risk, Sentence, Subject, Way};
+use crate::policy::{self, Binding, Person, Policy, Remember, Risk, Sentence, Subject, Way};
 
 /// The rules of a process. Cheap to clone; a reload changes all clones.
 #[derive(Clone, Debug)]
@@ -141,7 +142,10 @@ impl Law {
                 .as_ref()
                 .map_or(candidate.expires_at, |binding| expires_at(candidate, binding)),
             is_automatic: candidate.tenant.is_some()
-                && binding.is_some_and(|binding| automatic_verdict(&binding).is_some()),
+                && binding.as_ref().is_some_and(|binding| automatic_verdict(binding).is_some()),
+            may_be_granted: candidate.tenant.is_some()
+                && candidate.user.is_some()
+                && binding.is_some_and(|binding| binding.may_remember(Remember::Exact).is_ok()),
         }
     }
 
@@ -186,6 +190,8 @@ pub struct Terms {
     pub expires_at: DateTime<Utc>,
     /// Whether a rule decides it by itself.
     pub is_automatic: bool,
+    /// Whether a grant can approve it: the rules let approvals be remembered.
+    pub may_be_granted: bool,
 }
 
 /// A key that fits into an index, however many rules bind.
@@ -217,6 +223,7 @@ pub struct Permit {
     content_hash: String,
     ruling: Ruling,
     vote: Option<Vote>,
+    grant: Option<Box<Grant>>,
 }
 
 impl Permit {
@@ -236,6 +243,12 @@ impl Permit {
     #[must_use]
     pub fn vote(&self) -> Option<&Vote> {
         self.vote.as_ref()
+    }
+
+    /// The grant that is made with the approval.
+    #[must_use]
+    pub fn grant(&self) -> Option<&Grant> {
+        self.grant.as_deref()
     }
 
     /// Whether the permit is for this request, with the content that it has now.
@@ -285,6 +298,8 @@ pub struct Asking<'a> {
     pub caller: &'a Caller,
     /// What the person says.
     pub verdict: &'a Verdict,
+    /// For which later requests an approval is to stand, too.
+    pub remember: Option<&'a Wish>,
     /// The present time, UTC.
     pub now: DateTime<Utc>,
 }
@@ -302,10 +317,11 @@ pub enum Granted {
 ///
 /// # Errors
 /// [`Refusal::NotFound`] for callers of other tenants; [`Refusal::NotAllowed`] when the policy file does
-/// not let the caller decide, or [`Refusal::NotTheRequester`] without one; then what
-/// [`rules::check_open`] says. Then nothing may be recorded.
+/// not let the caller decide, or not remember the approval as the caller asks, or
+/// [`Refusal::NotTheRequester`] without one; then what [`rules::check_open`] says. Then nothing may be
+/// recorded.
 pub fn judge(law: &Law, asking: Asking<'_>) -> Result<Granted, Refusal> {
-    let Asking { candidate, pointer, caller, verdict, now } = asking;
+    let Asking { candidate, pointer, caller, verdict, remember, now } = asking;
     rules::check_caller(candidate, caller, law.settings())?;
     let binding = law.binding_of(candidate, &caller.tenant, verdict);
     if let Some(binding) = &binding
@@ -320,13 +336,19 @@ pub fn judge(law: &Law, asking: Asking<'_>) -> Result<Granted, Refusal> {
     if !rejects_own && !candidate.ways().contains(&verdict.way()) {
         return Err(Refusal::NotOffered(verdict.way()));
     }
+    let ruling = binding.as_ref().map_or_else(Ruling::default, |binding| law.ruling_of(binding));
+    let grant = match remember {
+        Some(wish) => Some(grant_of(binding.as_ref(), &ruling, asking, *wish)?),
+        None => None,
+    };
     let decision = Decision { verdict: verdict.clone(), by: caller.user.clone(), at: now };
     let permit = Permit {
         decision,
         request: candidate.request.id.clone(),
         content_hash: candidate.request.content_hash.clone(),
-        ruling: binding.as_ref().map_or_else(Ruling::default, |binding| law.ruling_of(binding)),
+        ruling: Ruling { grant: grant.as_ref().map(|grant| grant.id.clone()), ..ruling },
         vote: None,
+        grant: grant.map(Box::new),
     };
     match binding {
         Some(binding) if is_approval(verdict) && binding.quorum() > 1 => {
@@ -337,6 +359,7 @@ pub fn judge(law: &Law, asking: Asking<'_>) -> Result<Granted, Refusal> {
                 arguments: verdict
                     .arguments()
                     .map(|arguments| edited_fingerprint(&candidate.request.action_type, arguments)),
+                edited: verdict.arguments().map(ToOwned::to_owned),
                 memberships: (*caller.memberships).clone(),
                 rule: permit.ruling.rule.clone(),
                 version: permit.ruling.version.clone(),
@@ -348,6 +371,38 @@ pub fn judge(law: &Law, asking: Asking<'_>) -> Result<Granted, Refusal> {
         }
         _ => Ok(Granted::Alone(Box::new(permit))),
     }
+}
+
+/// The grant that an approval makes.
+fn grant_of(
+    binding: Option<&Binding>,
+    ruling: &Ruling,
+    asking: Asking<'_>,
+    wish: Wish,
+) -> Result<Grant, Refusal> {
+    let Asking { candidate, caller, now, .. } = asking;
+    let Candidate { request, origin, user, .. } = candidate;
+    let refuse = |Sentence { en, ko }| Refusal::NotAllowed { en, ko };
+    let binding = binding.ok_or_else(|| refuse(policy::nothing_remembered()))?;
+    binding.may_remember(wish.arguments).map_err(|why| refuse(why.sentence()))?;
+    let requester = user.clone().ok_or_else(|| refuse(policy::unknown_requester()))?;
+    Ok(Grant {
+        id: GrantId::generate(),
+        tenant: caller.tenant.clone(),
+        request: request.id.clone(),
+        granter: caller.user.clone(),
+        memberships: (*caller.memberships).clone(),
+        requester,
+        origin: *origin,
+        scope: wish.scope,
+        session: request.session.clone(),
+        action_type: request.action_type.clone(),
+        said: (wish.arguments == Remember::Exact).then(|| said(&request.document)),
+        rule: ruling.rule.clone(),
+        version: ruling.version.clone(),
+        created_at: now,
+        expires_at: now + wish.time,
+    })
 }
 
 /// Why the policy file does not let a caller decide a request in this way, whatever the state of the
@@ -491,7 +546,71 @@ pub fn automatic(
         content_hash: candidate.request.content_hash.clone(),
         ruling,
         vote: None,
+        grant: None,
     }))
+}
+
+/// The approval that one of these grants makes, before any person is asked; `None` if none of them does.
+/// None does unless every rule that binds the request lets approvals of this kind be remembered, asks for
+/// one approval, and lets the granter approve it now.
+///
+/// # Errors
+/// Those of [`rules::check_open`]: the agent does not wait for this request.
+pub fn by_grant(
+    law: &Law,
+    candidate: &Candidate,
+    pointer: &SessionPointer,
+    grants: &[Grant],
+    now: DateTime<Utc>,
+) -> Result<Option<Permit>, Refusal> {
+    let Some(tenant) = &candidate.tenant else { return Ok(None) };
+    let Some(binding) = law.binding(candidate, tenant) else { return Ok(None) };
+    let Some(grant) = grants.iter().find(|grant| approves(grant, &binding, candidate, tenant, now))
+    else {
+        return Ok(None);
+    };
+    rules::check_open(candidate, pointer, expires_at(candidate, &binding), now)?;
+    let ruling =
+        Ruling { via: DecidedVia::Grant, grant: Some(grant.id.clone()), ..law.ruling_of(&binding) };
+    Ok(Some(Permit {
+        decision: Decision { verdict: Verdict::Approve, by: grant.granter.clone(), at: now },
+        request: candidate.request.id.clone(),
+        content_hash: candidate.request.content_hash.clone(),
+        ruling,
+        vote: None,
+        grant: None,
+    }))
+}
+
+/// Whether one of these grants approves a request that is asked again now.
+#[must_use]
+pub fn still_grants(
+    law: &Law,
+    candidate: &Candidate,
+    grants: &[Grant],
+    now: DateTime<Utc>,
+) -> bool {
+    let Some(tenant) = &candidate.tenant else { return false };
+    law.binding(candidate, tenant).is_some_and(|binding| {
+        grants.iter().any(|grant| approves(grant, &binding, candidate, tenant, now))
+    })
+}
+
+/// Whether a grant approves a request under these rules now.
+fn approves(
+    grant: &Grant,
+    binding: &Binding,
+    candidate: &Candidate,
+    tenant: &TenantId,
+    now: DateTime<Utc>,
+) -> bool {
+    let Memberships { roles, groups } = &grant.memberships;
+    let granter = Person { user: &grant.granter, tenant, roles, groups };
+    let (requester, created_at) = (candidate.user.as_ref(), candidate.created_at);
+    binding.may_remember(grant.arguments()).is_ok()
+        && candidate.ways().contains(&Way::Approve)
+        && binding.may(&granter, requester, Way::Approve, created_at, now).is_ok()
+        && grant.covers(candidate, tenant, now)
 }
 
 /// What the rules decide by themselves, and the name of the rule, which stands for a person's.

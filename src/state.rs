@@ -20,6 +20,7 @@ use crate::domain::approver::Caller;
 use crate::domain::audit::AuditEntry;
 use crate::domain::clock::Clock;
 use crate::domain::decision::State;
+use crate::domain::ids::{TenantId, UserId};
 use crate::domain::record::Candidate;
 use crate::domain::rules::Policy;
 use crate::forgery::reports::Forgeries;
@@ -106,7 +107,7 @@ pub struct AppState {
 }
 
 impl AppState {
-    /// The audit entry of a write; [`AuditEntry::None`] when no audit log is configured.
+    /// The audit entry of a write by this caller; [`AuditEntry::None`] when no audit log is configured.
     #[must_use]
     pub fn audit_entry(
         &self,
@@ -115,8 +116,21 @@ impl AppState {
         caller: &Caller,
         now: DateTime<Utc>,
     ) -> AuditEntry {
+        self.audit_entry_of(candidate, state, &caller.tenant, Some(&caller.user), now)
+    }
+
+    /// The audit entry of a write by this user, or by a rule; see [`AuditEntry::of`].
+    #[must_use]
+    pub fn audit_entry_of(
+        &self,
+        candidate: &Candidate,
+        state: &State,
+        tenant: &TenantId,
+        actor: Option<&UserId>,
+        now: DateTime<Utc>,
+    ) -> AuditEntry {
         if self.feeds_audit {
-            AuditEntry::of(candidate, state, caller, now)
+            AuditEntry::of(candidate, state, tenant, actor, now)
         } else {
             AuditEntry::None
         }

@@ -19,7 +19,7 @@ use super::body::{
     whole_number,
 };
 use super::envelope::{Answer, Envelope, accepted, created, ok, wire_time};
-use super::error::ApiError;
+use super::error::{ApiError, FieldErrors};
 use super::examples::{FINGERPRINT, REQUEST, SESSION, TASK, plan_step, success};
 use super::identity::{ApproverOf, CallerOf};
 use super::request_id;
@@ -27,6 +27,7 @@ use super::schemas;
 use super::text::Text;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{DEFAULT_REASON, State, Verdict};
+use crate::domain::grant::{MAX_GRANT_SECONDS, Scope, Wish};
 use crate::domain::ids::{RequestId, SessionId, TaskId};
 use crate::domain::json::raw_or_null;
 use crate::domain::plan::{self, InvalidStep, PlanStep};
@@ -34,7 +35,7 @@ use crate::domain::record::{Candidate, Record};
 use crate::domain::request::{ApprovalRequest, Origin, REQUEST_TTL_SECONDS, Registration};
 use crate::domain::rules::Expected;
 use crate::domain::schema::{MAX_SCHEMA_BYTES, Schema, SchemaProblem};
-use crate::domain::ways::{Risk, Way};
+use crate::domain::ways::{Remember, Risk, Way};
 use crate::ledger::Registered;
 use crate::requests::decide::{self, Decided, Outcome, Voted};
 use crate::requests::error::RequestError;
@@ -63,10 +64,74 @@ pub struct ApproveBody {
     #[validate(custom(function = an_object))]
     #[schema(schema_with = schemas::object)]
     arguments: Option<Box<RawValue>>,
-    /// Not possible yet, and never ignored: whoever sends it expects later requests to be approved.
-    #[validate(custom(function = not_yet))]
-    #[schema(ignore)]
-    remember: Option<Box<RawValue>>,
+    /// Approve later requests too, until a time: a grant. Where a rule of the policy file allows it, and
+    /// not together with `arguments`.
+    remember: Option<RememberBody>,
+}
+
+/// For which later requests of the same action an approval is to stand.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct RememberBody {
+    /// `session`: of the same session; `requester`: of the same requester.
+    #[schema(required, schema_with = schemas::grant_scope)]
+    scope: Option<String>,
+    /// `exact`: those that say the same; `any`.
+    #[schema(required, schema_with = schemas::grant_arguments)]
+    arguments: Option<String>,
+    /// For how many seconds.
+    #[serde(default, deserialize_with = "whole_number")]
+    #[schema(required, nullable = false, minimum = 1, maximum = 28800)]
+    seconds: Option<i64>,
+}
+
+impl RememberBody {
+    /// What the person asks to remember.
+    fn read(self, is_edit: bool) -> Result<Wish, ApiError> {
+        let mut wrong = FieldErrors::new();
+        if is_edit {
+            let text = Text::new(
+                "is not possible together with arguments",
+                "arguments와 함께 쓸 수 없습니다",
+            );
+            wrong.insert("remember".to_owned(), text);
+        }
+        let required = || Text::new("is required", "필수 항목입니다");
+        let one_of = |words: &str| {
+            Text::new(format!("must be {words}"), format!("{words} 중 하나여야 합니다"))
+        };
+        let scope = match self.scope.as_deref() {
+            None => Err(required()),
+            Some(word) => Scope::parse(word).ok_or_else(|| one_of("session or requester")),
+        };
+        let arguments = match self.arguments.as_deref().map(Remember::parse) {
+            None => Err(required()),
+            Some(Some(remember @ (Remember::Exact | Remember::Any))) => Ok(remember),
+            Some(_other) => Err(one_of("exact or any")),
+        };
+        let seconds = match self.seconds {
+            None => Err(required()),
+            Some(seconds) if (1..=MAX_GRANT_SECONDS).contains(&seconds) => Ok(seconds),
+            Some(_other) => Err(Text::new(
+                format!("must be from 1 to {MAX_GRANT_SECONDS}"),
+                format!("1에서 {MAX_GRANT_SECONDS} 사이여야 합니다"),
+            )),
+        };
+        match (scope, arguments, seconds) {
+            (Ok(scope), Ok(arguments), Ok(seconds)) if wrong.is_empty() => {
+                Ok(Wish { scope, arguments, time: TimeDelta::seconds(seconds) })
+            }
+            (scope, arguments, seconds) => {
+                for (field, text) in [
+                    ("scope", scope.err()),
+                    ("arguments", arguments.err()),
+                    ("seconds", seconds.err()),
+                ] {
+                    wrong.extend(text.map(|text| (format!("remember.{field}"), text)));
+                }
+                Err(ApiError::invalid(wrong))
+            }
+        }
+    }
 }
 
 /// The body of an answer.
@@ -128,13 +193,16 @@ pub struct DecisionView {
     /// How many people have to approve it, while there are fewer.
     #[serde(skip_serializing_if = "Option::is_none")]
     approvals_needed: Option<i64>,
+    /// The grant that the approval has made, with `remember`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grant_id: Option<String>,
 }
 
 impl DecisionView {
     /// The decision on this request.
     #[must_use]
     pub fn of(id: &RequestId, decided: &Decided) -> Self {
-        let Decided { session, decision, .. } = decided;
+        let Decided { session, decision, grant, .. } = decided;
         Self {
             request_id: id.to_string(),
             session_id: session.to_string(),
@@ -144,6 +212,7 @@ impl DecisionView {
             response: decision.verdict.response().map(raw_or_null),
             approvals: None,
             approvals_needed: None,
+            grant_id: grant.as_ref().map(ToString::to_string),
         }
     }
 
@@ -159,6 +228,7 @@ impl DecisionView {
             response: None,
             approvals: Some(voted.approvals),
             approvals_needed: Some(voted.needed),
+            grant_id: None,
         }
     }
 
@@ -282,13 +352,6 @@ fn valid_risk(risk: &str) -> Result<(), ValidationError> {
         )
     };
     Risk::parse(risk).map(drop).ok_or_else(why)
-}
-
-fn not_yet(_value: &RawValue) -> Result<(), ValidationError> {
-    Err(sentence(
-        "is not possible yet; approve this request alone",
-        "아직 지원되지 않습니다. 이 요청만 승인하세요",
-    ))
 }
 
 fn an_object(arguments: &RawValue) -> Result<(), ValidationError> {
@@ -437,12 +500,13 @@ pub async fn approve(
     expected: ExpectedContent,
     body: Verbatim<ApproveBody, MAX_DECISION_BYTES>,
 ) -> Result<Answer<DecisionView>, ApiError> {
-    let ApproveBody { user_id: user, arguments, remember: _ } = body.0;
+    let ApproveBody { user_id: user, arguments, remember } = body.0;
+    let remember = remember.map(|remember| remember.read(arguments.is_some())).transpose()?;
     let verdict = match arguments {
         Some(arguments) => Verdict::Edit { arguments: arguments.get().to_owned() },
         None => Verdict::Approve,
     };
-    decide(&app, approver, &id, expected, user, verdict).await
+    decide(&app, approver, &id, expected, user, verdict, remember).await
 }
 
 /// Reject a request. The same person rejecting it again gets the same answer.
@@ -471,7 +535,7 @@ pub async fn reject(
     let reason = body.0.reason.filter(|reason| !reason.trim().is_empty());
     let reason = reason.unwrap_or_else(|| DEFAULT_REASON.to_owned());
     let (user, verdict) = (body.0.user_id, Verdict::Reject { reason });
-    decide(&app, approver, &id, expected, user, verdict).await
+    decide(&app, approver, &id, expected, user, verdict, None).await
 }
 
 /// Answer a request instead of approving it: the agent does not act, and gets the answer. Only for
@@ -502,7 +566,7 @@ pub async fn respond(
     let RespondBody { user_id: user, response } = body.0;
     let response = response.map(|response| response.get().to_owned()).unwrap_or_default();
     let verdict = Verdict::Respond { response };
-    decide(&app, approver, &id, expected, user, verdict).await
+    decide(&app, approver, &id, expected, user, verdict, None).await
 }
 
 async fn decide(
@@ -512,6 +576,7 @@ async fn decide(
     ExpectedContent(expected): ExpectedContent,
     user: Option<String>,
     verdict: Verdict,
+    remember: Option<Wish>,
 ) -> Result<Answer<DecisionView>, ApiError> {
     let id = request_id(id)?;
     if user.as_deref() != Some(caller.user.as_str()) {
@@ -522,7 +587,7 @@ async fn decide(
     let outcome = app
         .run_to_end(async move {
             // Boxed, because the future is large.
-            Box::pin(decide::decide(&work, &caller, &request, verdict, &expected)).await
+            Box::pin(decide::decide(&work, &caller, &request, verdict, remember, &expected)).await
         })
         .await?
         .map_err(ApiError::from)

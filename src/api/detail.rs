@@ -22,7 +22,7 @@ use crate::domain::ids::UserId;
 use crate::domain::json::raw_or_null;
 use crate::domain::list::Owners;
 use crate::domain::rules;
-use crate::policy::Sentence;
+use crate::policy::{Remember, Sentence};
 use crate::requests::detail::{self, Detail, Happened, ShownVote};
 use crate::state::AppState;
 
@@ -60,6 +60,13 @@ pub struct DetailView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = schemas::any)]
     response: Option<Box<RawValue>>,
+    /// How far the caller's approval may stand for later requests: `exact` or `any`. Absent: not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "exact")]
+    remember: Option<&'static str>,
+    /// The grant that approved it, or that its approval has made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grant_id: Option<String>,
     /// The state of the signal in Redis. `listeners` 0: no agent has heard it yet.
     signal: SignalView,
     /// What happened, the oldest first.
@@ -82,6 +89,10 @@ pub struct VoteView {
     /// arguments count together.
     #[serde(skip_serializing_if = "Option::is_none")]
     arguments_fingerprint: Option<String>,
+    /// Of an edit: these arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schemas::any)]
+    arguments: Option<Box<RawValue>>,
     #[schema(example = "2026-01-16T12:00:00")]
     at: String,
     /// Why the person rejected it.
@@ -145,6 +156,7 @@ fn view(detail: Detail, why: Text) -> DetailView {
         history,
         comments,
         offer,
+        remember,
         why: _,
     } = detail;
     let offer = offer.unwrap_or_default();
@@ -154,6 +166,7 @@ fn view(detail: Detail, why: Text) -> DetailView {
         user_id: vote.voter.to_string(),
         decision: vote.way.as_str(),
         arguments_fingerprint: vote.arguments,
+        arguments: vote.edited.as_deref().map(raw_or_null),
         at: wire_time(vote.at),
         reason: vote.reason,
         counted: vote.is_counted,
@@ -164,6 +177,8 @@ fn view(detail: Detail, why: Text) -> DetailView {
         by: by.map(|by| by.to_string()),
     };
     DetailView {
+        remember: (remember != Remember::Never && rights.may_decide).then(|| remember.as_str()),
+        grant_id: row.ruling.grant.as_ref().map(ToString::to_string),
         request: RequestView::of(row, &rights),
         context,
         plan_steps: RawValue::from_string(plan_steps)

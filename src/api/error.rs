@@ -231,6 +231,16 @@ impl ApiError {
         )
     }
 
+    /// There is no such grant, or it is another's.
+    #[must_use]
+    pub fn no_such_grant() -> Self {
+        Self::new(
+            ErrorCode::NotFound,
+            "No such grant, or not yours.",
+            "없는 승인 기억이거나 내가 만든 것이 아닙니다.",
+        )
+    }
+
     /// There is no such task, or it is another tenant's.
     #[must_use]
     pub fn no_such_task() -> Self {
@@ -661,11 +671,6 @@ impl From<Refusal> for ApiError {
                 "본인 요청이 아님: 요청에 지정된 사용자만 결정할 수 있습니다.",
             ),
             Refusal::NotAllowed { en, ko } => Self::new(ErrorCode::Forbidden, en, ko),
-            Refusal::MoreNeeded => Self::new(
-                ErrorCode::Forbidden,
-                "More approvals needed: more people have to approve this one. Approve it by itself.",
-                "승인 더 필요: 여러 사람의 승인이 필요한 요청이므로 따로 승인해 주세요.",
-            ),
             Refusal::NotTheOwner => Self::new(
                 ErrorCode::Forbidden,
                 "Not yours to change: only its user or an admin can. Nothing was changed.",

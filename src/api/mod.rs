@@ -15,6 +15,7 @@ pub mod endpoint;
 pub mod envelope;
 pub mod error;
 mod examples;
+pub mod grants;
 mod headers;
 pub mod health;
 pub mod identity;

@@ -23,7 +23,7 @@ use crate::api::connection::end_with_client;
 use crate::domain::decision::State;
 use crate::domain::record::{Delivery, Record};
 use crate::domain::request::Origin;
-use crate::requests::answers::Answer as Told;
+use crate::requests::answers::{Answer as Told, Votes, decided_via};
 use crate::requests::read::{Found, find};
 use crate::requests::read_receipts::record_decision_read;
 use crate::requests::{acknowledge, wait, withdraw};
@@ -86,6 +86,9 @@ pub struct OutcomeView {
     /// How it was decided under a policy file: `person`, `policy` or `grant`.
     #[serde(skip_serializing_if = "Option::is_none")]
     decided_via: Option<&'static str>,
+    /// The grant that approved it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grant_id: Option<String>,
     /// How many people have approved it, and how many have to, under a policy file.
     #[serde(skip_serializing_if = "Option::is_none")]
     votes: Option<VotesView>,
@@ -110,17 +113,13 @@ pub struct VotesView {
 impl VotesView {
     /// Those of a request under a policy file.
     pub(super) fn of(record: &Record) -> Option<Self> {
-        let ruling = &record.ruling;
-        let given = ruling.approvals.unwrap_or(i64::from(record.is_approved()));
-        let count = |number: i64| u32::try_from(number).unwrap_or(0);
-        ruling.approvals_needed.map(|needed| Self { needed: count(needed), given: count(given) })
+        Votes::of(record).map(|Votes { needed, given }| Self { needed, given })
     }
 }
 
-/// How a request was decided under a policy file.
-pub(super) fn decided_via(record: &Record) -> Option<&'static str> {
-    let is_ruled = record.state.decision().is_some() && record.ruling.version.is_some();
-    is_ruled.then_some(record.ruling.via.as_str())
+/// The grant that approved a request.
+pub(super) fn grant_id(record: &Record) -> Option<String> {
+    record.used_grant().map(ToString::to_string)
 }
 
 /// The state of a signal.
@@ -306,6 +305,7 @@ fn view(found: Found) -> OutcomeView {
                 decided_at: decision.map(|decision| wire_time(decision.at)),
                 settled_at: record.closed_at.map(wire_time),
                 decided_via: decided_via(&record),
+                grant_id: grant_id(&record),
                 votes: VotesView::of(&record),
                 signal: signal(&record),
                 acted_at: record.acted_at.map(wire_time),
@@ -329,6 +329,7 @@ fn view(found: Found) -> OutcomeView {
             decided_at: None,
             settled_at: None,
             decided_via: None,
+            grant_id: None,
             votes: None,
             signal: NO_SIGNAL,
             acted_at: None,

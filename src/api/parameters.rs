@@ -14,7 +14,7 @@ pub type Named = (&'static str, Parameter);
 
 /// The parameters that handlers read: ids in the path, and headers. A handler's `#[utoipa::path]` names
 /// the headers; utoipa finds the ids by itself.
-pub fn of_handlers() -> [Named; 5] {
+pub fn of_handlers() -> [Named; 6] {
     let id = |name, schema: Schema, example: &str| {
         let id = ParameterBuilder::new()
             .name(name)
@@ -29,6 +29,7 @@ pub fn of_handlers() -> [Named; 5] {
         id("requestId", schemas::id(), "req-12345"),
         id("sessionId", schemas::session_id(), "session_user123_1706149260"),
         id("taskId", schemas::id(), "task_5b1f0c2e7a9d4e3fb8c6d1a2e3f4a5b6"),
+        id("grantId", schemas::id(), "grant_3f2a9c0d1e4b4c5d8e9fa0b1c2d3e4f5"),
         ("If-Match", header("If-Match", schemas::text()).description(Some(if_match)).build()),
         ("Last-Event-ID", header("Last-Event-ID", schemas::event_id()).build()),
     ]

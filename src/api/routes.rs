@@ -17,8 +17,8 @@ use crate::api::error::ErrorCode::{
     AlreadyDecided, Changed, Conflict, Gone, NotFound, Unconditional, Unprocessable, WrongState,
 };
 use crate::api::{
-    approvals, bulk, comments, detail, document, health, inbox, lists, outcomes, page, signals,
-    slack, tasks,
+    approvals, bulk, comments, detail, document, grants, health, inbox, lists, outcomes, page,
+    signals, slack, tasks,
 };
 
 /// The prefixes under which every address is served.
@@ -53,6 +53,8 @@ pub fn table() -> Vec<Endpoint> {
         caller outcomes::cancel [NotFound, AlreadyDecided, Gone, Unprocessable]
         caller comments::add [NotFound, AlreadyDecided, Conflict, Gone, Unprocessable]
         caller comments::list [NotFound, Unprocessable]
+        caller grants::list []
+        caller grants::end [NotFound]
         caller inbox::stream []
         caller signals::read []
         caller signals::stream []

@@ -53,6 +53,16 @@ pub fn verdict() -> Schema {
     of(json!({ "type": "string", "enum": ["approve", "reject"], "example": "approve" }))
 }
 
+/// Of whom a grant covers requests.
+pub fn grant_scope() -> Schema {
+    of(json!({ "type": "string", "enum": ["session", "requester"], "example": "session" }))
+}
+
+/// Whether a grant covers only requests that say the same.
+pub fn grant_arguments() -> Schema {
+    of(json!({ "type": "string", "enum": ["exact", "any"], "example": "exact" }))
+}
+
 /// Any JSON object, or `null`.
 pub fn object() -> Schema {
     of(json!({ "type": ["object", "null"] }))

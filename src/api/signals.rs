@@ -16,7 +16,7 @@ use super::envelope::{Answer, Envelope, nothing, ok};
 use super::error::ApiError;
 use super::examples::success;
 use super::identity::{CallerOf, is_agent, token_time_left};
-use super::outcomes::{VotesView, decided_via, parse_wait};
+use super::outcomes::{VotesView, grant_id, parse_wait};
 use super::schemas;
 use super::{request_id, session_id};
 use crate::api::connection::end_with_client;
@@ -26,7 +26,7 @@ use crate::domain::decision::State;
 use crate::domain::ids::RequestId;
 use crate::domain::json;
 use crate::domain::record::Record;
-use crate::requests::answers::Answer as Told;
+use crate::requests::answers::{Answer as Told, decided_via};
 use crate::requests::read_receipts::{
     record_decision_read, record_decision_read_by_id, record_signal_read,
 };
@@ -95,6 +95,9 @@ struct OutcomeEvent<'a> {
     /// How it was decided under a policy file.
     #[serde(skip_serializing_if = "Option::is_none")]
     decided_via: Option<&'static str>,
+    /// The grant that approved it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grant_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     votes: Option<VotesView>,
     /// See [`Told`].
@@ -293,6 +296,7 @@ fn event(record: &Record) -> Data {
         timestamp: at.unwrap_or_default().timestamp(),
         fingerprint,
         decided_via: decided_via(record),
+        grant_id: grant_id(record),
         votes: VotesView::of(record),
         requested_fingerprint,
         arguments,

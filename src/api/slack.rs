@@ -376,7 +376,7 @@ async fn decide(
     let asked_for = verdict.status();
     let expected = Expected::OneOf { strong: vec![etag.to_owned()], weak: Vec::new() };
     // Boxed, because the future is large.
-    let decided = Box::pin(decide::decide(app, caller, request, verdict, &expected)).await;
+    let decided = Box::pin(decide::decide(app, caller, request, verdict, None, &expected)).await;
     decided.map_err(ApiError::from).inspect_err(|error| {
         info!(asked_for, outcome = %error, "not decided");
         if error.code() == ErrorCode::AlreadyDecided {

@@ -31,7 +31,8 @@ const MAX_DAYS: u32 = 36_500;
 /// How long rows are kept; `None` means for ever.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Retention {
-    /// The age of closed requests, counted from their end, and of refused attempts to decide.
+    /// The age of closed requests, counted from their end, of refused attempts to decide, and of grants,
+    /// counted from their expiry.
     pub requests: Option<TimeDelta>,
     /// The age of completed and failed tasks, counted from their last change.
     pub tasks: Option<TimeDelta>,
@@ -46,23 +47,25 @@ pub struct Purged {
     pub tasks: u64,
     /// Rows of `hitl_refused_attempt`.
     pub attempts: u64,
+    /// Rows of `hitl_grant`.
+    pub grants: u64,
 }
 
 impl Purged {
     /// Whether the batch of a table was full, so that there may be more to delete.
     #[must_use]
     pub fn is_full(self) -> bool {
-        [self.requests, self.tasks, self.attempts].contains(&BATCH_SIZE)
+        [self.requests, self.tasks, self.attempts, self.grants].contains(&BATCH_SIZE)
     }
 }
 
 impl fmt::Display for Purged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { requests, tasks, attempts } = self;
+        let Self { requests, tasks, attempts, grants } = self;
         write!(
             f,
             "{requests} rows of hitl_request, {tasks} rows of agent_task, \
-             {attempts} rows of hitl_refused_attempt"
+             {attempts} rows of hitl_refused_attempt, {grants} rows of hitl_grant"
         )
     }
 }
@@ -123,8 +126,8 @@ impl Worker for RetentionWorker {
             Failed
         })?;
         if purged != Purged::default() {
-            let Purged { requests, tasks, attempts } = purged;
-            info!(requests, tasks, attempts, "purged");
+            let Purged { requests, tasks, attempts, grants } = purged;
+            info!(requests, tasks, attempts, grants, "purged");
         }
         Ok(if purged.is_full() { Progress::More } else { Progress::Done })
     }
@@ -146,6 +149,8 @@ pub async fn run_once(
         metrics::purged("hitl_request", purged.requests);
         purged.attempts = ledger.purge_refused_attempts(now - age, limit).await?;
         metrics::purged("hitl_refused_attempt", purged.attempts);
+        purged.grants = ledger.purge_grants(now - age, limit).await?;
+        metrics::purged("hitl_grant", purged.grants);
     }
     if let Some(age) = retention.tasks {
         purged.tasks = ledger.purge_tasks(now - age, limit).await?;
@@ -177,6 +182,8 @@ pub async fn purge(
                 .with_context(|| format!("purged {all}; run it again for the rest"))?;
             all.requests += purged.requests;
             all.tasks += purged.tasks;
+            all.attempts += purged.attempts;
+            all.grants += purged.grants;
             if !purged.is_full() {
                 break;
             }
@@ -197,6 +204,7 @@ pub async fn count(
 ) -> anyhow::Result<Purged> {
     let before = |age: Option<TimeDelta>| age.map(|age| now - age);
     let counting = ledger.count_old(before(retention.requests), before(retention.tasks));
-    let [requests, attempts, tasks] = counting.await.context("cannot count what is old enough")?;
-    Ok(Purged { requests, tasks, attempts })
+    let counted = counting.await.context("cannot count what is old enough")?;
+    let [requests, attempts, grants, tasks] = counted;
+    Ok(Purged { requests, tasks, attempts, grants })
 }

@@ -1,10 +1,10 @@
 //! The entries for the Auth server's audit log: one when a request is registered, one when it is
-//! decided. The JSON body follows the wire contract byte for byte.
+//! decided; both at once where a rule or a grant decides it as it is registered. The JSON body follows the wire contract byte for byte.
 
 use serde::Serialize;
 
-use super::approver::Caller;
 use super::decision::{State, Verdict};
+use super::ids::{TenantId, UserId};
 use super::record::Candidate;
 use chrono::{DateTime, Utc};
 
@@ -20,9 +20,16 @@ pub enum AuditEntry {
 }
 
 impl AuditEntry {
-    /// The entry for a request that this caller has brought into this state.
+    /// The entry for a request that was brought into this state: by this caller, or `None` by a rule,
+    /// which is no user. `tenant` is that of a request that names none.
     #[must_use]
-    pub fn of(candidate: &Candidate, state: &State, caller: &Caller, now: DateTime<Utc>) -> Self {
+    pub fn of(
+        candidate: &Candidate,
+        state: &State,
+        tenant: &TenantId,
+        actor: Option<&UserId>,
+        now: DateTime<Utc>,
+    ) -> Self {
         let (action, reason) = match state {
             State::Pending => ("HITL_REQUEST", None),
             State::Decided(decision) => match &decision.verdict {
@@ -34,10 +41,10 @@ impl AuditEntry {
             },
             State::Expired | State::Cancelled => return Self::None,
         };
-        let tenant = candidate.tenant.as_ref().unwrap_or(&caller.tenant);
+        let tenant = candidate.tenant.as_ref().unwrap_or(tenant);
         let Some(tenant_id) = integer(tenant.as_str()) else { return Self::Unsendable };
-        let (request, user) = (&candidate.request, caller.user.as_str());
-        let actor_user_id = integer(user);
+        let (request, user) = (&candidate.request, actor.map(UserId::as_str));
+        let actor_user_id = user.and_then(integer);
         let body = Body {
             tenant_id,
             actor_user_id,
@@ -50,7 +57,7 @@ impl AuditEntry {
                 action_type: &request.action_type,
                 timestamp: now.timestamp_millis(),
                 reason,
-                user_id: actor_user_id.is_none().then_some(user),
+                user_id: user.filter(|_user| actor_user_id.is_none()),
             },
         };
         // Serialising strings and numbers cannot fail.

@@ -73,6 +73,19 @@ id_type!(
     TenantId, "tenantId", is_name
 );
 
+id_type!(
+    /// A grant's id: `[A-Za-z0-9._:@-]{1,128}`.
+    GrantId, "grantId", is_token
+);
+
+impl GrantId {
+    /// A new id: `grant_` and 32 hex digits.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(format!("grant_{}", Uuid::new_v4().simple()))
+    }
+}
+
 impl TaskId {
     /// A new id for a task that the service makes: `task_` and 32 hex digits.
     #[must_use]

@@ -8,6 +8,7 @@ pub mod audit;
 pub mod clock;
 pub mod comment;
 pub mod decision;
+pub mod grant;
 pub mod ids;
 pub mod json;
 pub mod list;

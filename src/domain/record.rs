@@ -4,7 +4,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::decision::{State, Verdict};
-use super::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
+use super::ids::{GrantId, RequestId, SessionId, TaskId, TenantId, UserId};
 use super::request::{AGENT_TIMEOUT, ApprovalRequest, Origin};
 use super::ways::{PLAIN_WAYS, Way};
 
@@ -119,6 +119,8 @@ pub struct Ruling {
     pub ballots: i64,
     /// Whose approvals counted when the request was approved by more than one person.
     pub voters: Vec<UserId>,
+    /// The grant that approved the request, or that its approval made.
+    pub grant: Option<GrantId>,
 }
 
 /// A request's row in the ledger, table `hitl_request`.
@@ -197,6 +199,18 @@ impl Record {
     pub fn is_approved(&self) -> bool {
         let decision = self.state.decision();
         decision.is_some_and(|one| matches!(one.verdict, Verdict::Approve | Verdict::Edit { .. }))
+    }
+
+    /// The grant that approved the request.
+    #[must_use]
+    pub fn used_grant(&self) -> Option<&GrantId> {
+        self.ruling.grant.as_ref().filter(|_grant| self.ruling.via == DecidedVia::Grant)
+    }
+
+    /// The grant that a person's approval of the request has made.
+    #[must_use]
+    pub fn made_grant(&self) -> Option<&GrantId> {
+        self.ruling.grant.as_ref().filter(|_grant| self.ruling.via == DecidedVia::Person)
     }
 
     /// The entity tag of the request: see [`etag`](super::request::etag).

@@ -269,6 +269,19 @@ fn canonical_fields<'a>(object: &'a Fields<'_>) -> BTreeMap<&'a str, String> {
     fields.map(|(name, value)| (name.as_str(), python_json::canonical(value))).collect()
 }
 
+/// The hash of everything that a request says but its ids and `createdAt`: two requests with the same hash
+/// differ in nothing that a person could have read in one and not in the other.
+#[must_use]
+pub fn said(document: &str) -> String {
+    let object = python_json::fields(document).unwrap_or_default();
+    let mut fields = canonical_fields(&object);
+    for id in ["requestId", "sessionId", "taskId"] {
+        fields.remove(id);
+    }
+    let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value));
+    format!("{:x}", Sha256::digest(python_json::object(&fields.collect::<IndexMap<_, _>>())))
+}
+
 /// The entity tag of a request: lower-case hex SHA-256 of its document without `createdAt` and
 /// `status`, in the canonical form of [`python_json::canonical`]. A program that has the document can
 /// compute it from Python's `json.dumps(…, sort_keys=True, separators=(",", ":"), ensure_ascii=False)`.

@@ -59,8 +59,6 @@ pub enum Refusal {
         /// Korean.
         ko: String,
     },
-    /// The caller's approval needs those of more people, and is to be recorded by itself.
-    MoreNeeded,
     /// The caller is neither the user of the request nor an admin.
     NotTheOwner,
     /// The session names another request by now.

@@ -19,6 +19,8 @@ pub struct Vote {
     pub etag: String,
     /// The fingerprint of the arguments that were approved instead of those that were asked.
     pub arguments: Option<String>,
+    /// These arguments, as the person wrote them; `None` also of votes of an older release.
+    pub edited: Option<String>,
     /// The roles and groups of the voter's token.
     pub memberships: Memberships,
     /// The rule that let the person vote.
@@ -31,6 +33,7 @@ impl Vote {
     /// Whether another vote says the same: of the same person on the same content, under the same rule.
     #[must_use]
     pub fn repeats(&self, other: &Self) -> bool {
-        Self { at: other.at, ..self.clone() } == *other
+        // The fingerprint says which arguments they are, however they are spelled.
+        Self { at: other.at, edited: other.edited.clone(), ..self.clone() } == *other
     }
 }

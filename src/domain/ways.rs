@@ -75,6 +75,39 @@ impl Risk {
     }
 }
 
+/// How far an approval may stand for later requests (a grant).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Remember {
+    /// Every request is asked anew.
+    #[default]
+    Never,
+    /// For requests that say the same.
+    Exact,
+    /// For requests of the same action, with any arguments.
+    Any,
+}
+
+impl Remember {
+    /// Every choice, the strictest first.
+    pub const ALL: [Self; 3] = [Self::Never, Self::Exact, Self::Any];
+
+    /// The word of the policy file.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::Exact => "exact",
+            Self::Any => "any",
+        }
+    }
+
+    /// The choice of this word.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|remember| remember.as_str() == word)
+    }
+}
+
 /// The ways of an agent that says nothing, and of every agent on Redis, which takes whatever is not a
 /// rejection for an approval of what it asked.
 pub const PLAIN_WAYS: [Way; 2] = [Way::Approve, Way::Reject];

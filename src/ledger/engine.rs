@@ -24,7 +24,7 @@ use tracing::Instrument as _;
 
 use super::connections::Connections;
 use super::error::Result;
-use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
+use crate::domain::ids::{GrantId, RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::observe::traces;
 
 /// The longest time of a call to the ledger: up to 1.9 s for a new connection, and the rest for the
@@ -87,6 +87,8 @@ value_from! {
     &UserId => value: value.as_str().into();
     Option<&TaskId> => value: value.map(TaskId::as_str).into();
     Option<&UserId> => value: value.map(UserId::as_str).into();
+    &GrantId => value: value.as_str().into();
+    Option<&GrantId> => value: value.map(GrantId::as_str).into();
     DateTime<Utc> => value: Self::Time(Some(value));
     Option<DateTime<Utc>> => value: Self::Time(value);
     &[i64] => value: Self::Ints(value.to_vec());
@@ -439,17 +441,17 @@ impl Engine {
     }
 
     /// Like [`Self::write_rows`], but all rows or none: `None` if a row was not written, for its
-    /// conditions. The rows are in the order of their values. On Postgres the statement must fail with a
-    /// division by zero unless it has written every row.
+    /// conditions. The rows are in the order of their values. On Postgres `statement` must fail with a
+    /// division by zero unless it has written every row. On SQLite each row has its own statement.
     pub async fn write_all<R: Row>(
         &self,
         statement: Statement,
-        rows: &[Vec<Value>],
+        rows: &[(Statement, Vec<Value>)],
         lock_timeout: Duration,
     ) -> sqlx::Result<Option<Vec<R>>> {
         match &self.database {
             Database::Postgres(_) => {
-                let rows = rows.iter().map(Vec::as_slice).collect::<Vec<_>>();
+                let rows = rows.iter().map(|(_, values)| values.as_slice()).collect::<Vec<_>>();
                 match self.write_rows(statement, &rows, lock_timeout).await {
                     Ok(written) => written.into_iter().collect::<sqlx::Result<Option<Vec<R>>>>(),
                     Err(error) if is_division_by_zero(&error) => Ok(None),
@@ -459,8 +461,8 @@ impl Engine {
             Database::Sqlite(pool) => {
                 let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
                 let mut written = Vec::with_capacity(rows.len());
-                for values in rows {
-                    let Some(row) = write_row(&mut transaction, statement, values).await? else {
+                for (statement, values) in rows {
+                    let Some(row) = write_row(&mut transaction, *statement, values).await? else {
                         transaction.rollback().await?;
                         return Ok(None);
                     };

@@ -30,6 +30,7 @@ mod deliveries;
 mod engine;
 mod error;
 mod export;
+mod grants;
 mod inbox;
 mod intake;
 mod known_bindings;

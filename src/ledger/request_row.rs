@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::error::{LedgerError, Result};
 use crate::domain::decision::{Decision, State, Verdict};
-use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
+use crate::domain::ids::{GrantId, RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::record::{DecidedVia, Delivery, Record, Ruling};
 use crate::domain::request::Origin;
 
@@ -15,7 +15,7 @@ pub(super) const REQUEST_COLUMNS: &str = "\
     document, task_id, owns_task, created_at, expires_at, status, decided_by, decided_at, reason,
     delivery, owed_since, listeners, sent_to, sent_at, outcome, settled_at, acted_at, asked_at,
     moved_on, asked_again_until, decided_via, rule, policy_version, binding, risk,
-    approvals_needed, approvals, ballots, voters, arguments, response";
+    approvals_needed, approvals, ballots, voters, arguments, response, grant_id";
 
 /// When the agent of a request of Redis made it. `created_at` is when the service first saw it.
 pub(super) const ASKED_AT: &str = "COALESCE(asked_at, created_at)";
@@ -70,6 +70,9 @@ pub(super) struct RulingColumns {
     approvals_needed: Option<i64>,
     approvals: Option<i64>,
     voters: Option<String>,
+    /// Lists do not read it.
+    #[sqlx(default)]
+    grant_id: Option<String>,
 }
 
 impl RulingColumns {
@@ -83,6 +86,7 @@ impl RulingColumns {
             approvals_needed: self.approvals_needed,
             approvals: self.approvals,
             voters: voters(self.voters.as_deref()),
+            grant: self.grant_id.and_then(|id| GrantId::parse(id).ok()),
             ..Ruling::default()
         }
     }

@@ -44,9 +44,17 @@ impl Ledger {
         self.engine.execute(PURGE_REFUSED_ATTEMPTS, &values![before, limit]).await
     }
 
-    /// The number of requests, refused attempts and tasks that the purges would delete in all
-    /// batches. `requests` is the time before which requests and refused attempts are old, `tasks`
-    /// the same for tasks. Without such a time the number is 0.
+    /// Deletes up to `limit` grants that expired before `before`. Returns the number of deleted grants.
+    ///
+    /// # Errors
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer. Purging again is safe.
+    pub async fn purge_grants(&self, before: DateTime<Utc>, limit: i64) -> Result<u64> {
+        self.engine.execute(PURGE_GRANTS, &values![before, limit]).await
+    }
+
+    /// The number of requests, refused attempts, grants and tasks that the purges would delete in all
+    /// batches. `requests` is the time before which all of them but tasks are old, `tasks` the same for
+    /// tasks. Without such a time the number is 0.
     ///
     /// # Errors
     /// [`sqlx::Error`] when the ledger does not answer.
@@ -54,14 +62,18 @@ impl Ledger {
         &self,
         requests: Option<DateTime<Utc>>,
         tasks: Option<DateTime<Utc>>,
-    ) -> sqlx::Result<[u64; 3]> {
-        let counting =
-            [(COUNT_REQUESTS, requests), (COUNT_REFUSED_ATTEMPTS, requests), (COUNT_TASKS, tasks)];
+    ) -> sqlx::Result<[u64; 4]> {
+        let counting = [
+            (COUNT_REQUESTS, requests),
+            (COUNT_REFUSED_ATTEMPTS, requests),
+            (COUNT_GRANTS, requests),
+            (COUNT_TASKS, tasks),
+        ];
         let mut reader = match &self.engine.database {
             Database::Postgres(connections) => Some(reader(connections).await?),
             Database::Sqlite(_) => None,
         };
-        let mut counts = [0; 3];
+        let mut counts = [0; 4];
         for (count, (sql, before)) in counts.iter_mut().zip(counting) {
             let values = values![before, i64::MAX];
             let (old,): (i64,) = match (&self.engine.database, &mut reader) {
@@ -89,6 +101,12 @@ const OLD_REFUSED_ATTEMPTS: &str = "\
      WHERE attempted_at >= '-infinity' AND attempted_at < $1
      ORDER BY attempted_at, attempt_id LIMIT $2";
 
+/// Selects up to $2 grants that expired before $1.
+const OLD_GRANTS: &str = "\
+    SELECT tenant_id, grant_id FROM hitl_grant
+     WHERE expires_at >= '-infinity' AND expires_at < $1
+     ORDER BY expires_at, tenant_id, grant_id LIMIT $2";
+
 /// Selects up to $2 completed or failed tasks that were not changed since $1 and have no request
 /// that is pending or owed. The subquery is not `NOT EXISTS`: Postgres would turn that into a join
 /// that reads all requests.
@@ -106,6 +124,7 @@ const OLD_TASKS: &str = "\
 const COUNT_REQUESTS: &str = formatcp!("SELECT COUNT(*) FROM ({OLD_REQUESTS}) AS old");
 const COUNT_REFUSED_ATTEMPTS: &str =
     formatcp!("SELECT COUNT(*) FROM ({OLD_REFUSED_ATTEMPTS}) AS old");
+const COUNT_GRANTS: &str = formatcp!("SELECT COUNT(*) FROM ({OLD_GRANTS}) AS old");
 const COUNT_TASKS: &str = formatcp!("SELECT COUNT(*) FROM ({OLD_TASKS}) AS old");
 
 /// Stores the highest sequence number of the deleted requests in `purged_outcome`.
@@ -215,3 +234,12 @@ const PURGE_REFUSED_ATTEMPTS: Statement = Statement::new(
 .on_sqlite(formatcp!(
     "DELETE FROM hitl_refused_attempt WHERE attempt_id IN ({OLD_REFUSED_ATTEMPTS})"
 ));
+
+const PURGE_GRANTS: Statement = Statement::new(
+    "ledger.purge_grants",
+    formatcp!(
+        "DELETE FROM hitl_grant
+          WHERE (tenant_id, grant_id) IN ({OLD_GRANTS} FOR UPDATE SKIP LOCKED)"
+    ),
+)
+.on_sqlite(formatcp!("DELETE FROM hitl_grant WHERE (tenant_id, grant_id) IN ({OLD_GRANTS})"));

@@ -20,6 +20,7 @@ struct VoteRow {
     voted_at: DateTime<Utc>,
     etag: String,
     arguments: Option<String>,
+    edited: Option<String>,
     voter_roles: String,
     voter_groups: String,
     rule: Option<String>,
@@ -34,7 +35,7 @@ impl Ledger {
     pub async fn votes_on(&self, tenant: &TenantId, id: &RequestId) -> Result<Vec<Vote>> {
         const VOTES_ON: Statement = Statement::new(
             "ledger.votes_on",
-            "SELECT voter, voted_at, etag, arguments, voter_roles, voter_groups, rule,
+            "SELECT voter, voted_at, etag, arguments, edited, voter_roles, voter_groups, rule,
                     policy_version
                FROM hitl_vote WHERE tenant_id = $1 AND request_id = $2
               ORDER BY voter LIMIT $3",
@@ -47,6 +48,7 @@ impl Ledger {
                 at: row.voted_at,
                 etag: row.etag,
                 arguments: row.arguments,
+                edited: row.edited,
                 memberships: Memberships {
                     roles: names(Some(&row.voter_roles)),
                     groups: names(Some(&row.voter_groups)),

@@ -22,9 +22,10 @@ use super::connect::Ledger;
 use super::engine::{Statement, Value, values};
 use super::error::{LedgerError, Result};
 use super::requests::{FIND, Overdue, REQUEST_COLUMNS, RequestRow};
-use crate::domain::approver::{Caller, Role};
+use crate::domain::approver::{Caller, Memberships, Role};
 use crate::domain::audit::AuditEntry;
 use crate::domain::decision::{Decision, State};
+use crate::domain::grant::Grant;
 use crate::domain::ids::{TaskId, TenantId, UserId};
 use crate::domain::json;
 use crate::domain::notice::Cause;
@@ -64,6 +65,8 @@ pub struct Writing<'a> {
     pub trace_parent: Option<String>,
     /// The entry for the Auth server's audit log.
     pub audit: AuditEntry,
+    /// The entry for the registration, of a request that is registered as decided.
+    pub registration_audit: AuditEntry,
 }
 
 /// What a write does to a request. A decision and a vote need the proof that they were judged.
@@ -105,6 +108,25 @@ impl Change {
         }
     }
 
+    /// The grant that is made with it.
+    fn grant(&self) -> Option<&Grant> {
+        match self {
+            Self::Decide(permit) => permit.grant(),
+            Self::Register(_) | Self::Withdraw | Self::Vote(_) => None,
+        }
+    }
+
+    /// The memberships of the person who votes or grants.
+    fn memberships(&self) -> Option<&Memberships> {
+        let of_vote = self.vote().map(|vote| &vote.memberships);
+        of_vote.or_else(|| self.grant().map(|grant| &grant.memberships))
+    }
+
+    /// Whether a grant decides it.
+    fn is_by_grant(&self) -> bool {
+        matches!(self, Self::Decide(permit) if permit.ruling().via == DecidedVia::Grant)
+    }
+
     fn ruling(&self) -> Option<&Ruling> {
         match self {
             Self::Register(ruling) => Some(ruling),
@@ -136,12 +158,17 @@ impl<'a> Writing<'a> {
             alone_since: None,
             trace_parent: traces::current_trace_parent(),
             audit: AuditEntry::None,
+            registration_audit: AuditEntry::None,
         }
     }
 
-    /// Checks that a decision was judged for this request.
+    /// Checks that a decision or a vote was judged for this request.
     fn check_permit(&self) -> Result<()> {
         match &self.change {
+            Change::Vote(ballot) if !ballot.is_for(self.candidate) => {
+                let problem = "a vote was judged for another request";
+                Err(LedgerError::Inconsistent(problem.to_owned()))
+            }
             Change::Decide(permit) if !permit.is_for(self.candidate) => {
                 let problem = "a decision was judged for another request";
                 Err(LedgerError::Inconsistent(problem.to_owned()))
@@ -208,8 +235,10 @@ impl<'a> Writing<'a> {
 
     /// Counts an audit entry that cannot be sent. Called only after the write has succeeded.
     fn count_unsendable(&self) {
-        if self.audit == AuditEntry::Unsendable {
-            metrics::audited(AuditResult::Unsendable);
+        for audit in [&self.audit, &self.registration_audit] {
+            if *audit == AuditEntry::Unsendable {
+                metrics::audited(AuditResult::Unsendable);
+            }
         }
     }
 
@@ -221,6 +250,7 @@ impl<'a> Writing<'a> {
         let Caller { user, role, token_id, via, .. } = self.caller;
         let decision = self.change.decision();
         let (ruling, vote) = (self.change.ruling(), self.change.vote());
+        let (grant, memberships) = (self.change.grant(), self.change.memberships());
         // A person who decides or votes gives evidence of the token; a rule has none.
         let is_person = ruling.is_none_or(|ruling| ruling.via == DecidedVia::Person);
         let gives_evidence = is_person && (decision.is_some() || vote.is_some());
@@ -277,18 +307,27 @@ impl<'a> Writing<'a> {
             /* ballots: with the vote; NULL without one */
             vote.and(ruling).map(|ruling| ruling.ballots + 1),
             /* voters */ ruling.and_then(|ruling| as_json(&ruling.voters)),
-            /* voter_roles */
-            vote.map(|vote| json::raw(&vote.memberships.roles).get().to_owned()),
+            /* voter_roles: of who votes or grants */
+            memberships.map(|is| json::raw(&is.roles).get().to_owned()),
             /* voter_groups */
-            vote.map(|vote| json::raw(&vote.memberships.groups).get().to_owned()),
+            memberships.map(|is| json::raw(&is.groups).get().to_owned()),
             /* arguments: the fingerprint of those that the vote is for */
             vote.and_then(|vote| vote.arguments.as_ref()),
             /* offered */ self.offered().and_then(Offer::column),
             /* new_arguments: of an edit */
-            decision.and_then(|decision| decision.verdict.arguments()),
+            match vote {
+                Some(vote) => vote.edited.as_deref(),
+                None => decision.and_then(|decision| decision.verdict.arguments()),
+            },
             /* response */ decision.and_then(|decision| decision.verdict.response()),
             /* notice: what the write knows of its event */
             tells.then(|| self.cause()).flatten().map(|cause| cause.json()),
+            /* grant_id: that decides it, or that it makes */
+            ruling.and_then(|ruling| ruling.grant.as_ref()),
+            /* grant_scope */ grant.map(|grant| grant.scope.as_str()),
+            /* grant_said */ grant.and_then(|grant| grant.said.as_ref()),
+            /* grant_until */ grant.map(|grant| grant.expires_at),
+            /* registration_audit */ self.registration_audit.body(),
         ])
     }
 
@@ -319,6 +358,8 @@ pub enum Recorded {
     /// Nothing was written: there is a request of another tenant in the session; see
     /// [`Writing::alone_since`].
     AnothersSession,
+    /// Nothing was written: the grant that was to decide it has ended.
+    GrantEnded,
     /// Nothing was written: another tenant has a request with this id.
     IdTaken,
 }
@@ -358,8 +399,13 @@ impl Ledger {
     pub async fn record_outcome(&self, writing: &Writing<'_>) -> Result<Recorded> {
         let began = Instant::now();
         writing.check_permit()?;
-        let statement =
-            if writing.change.vote().is_some() { RECORD_LAST_VOTE } else { RECORD_OUTCOME };
+        let statement = match &writing.change {
+            change if change.vote().is_some() => RECORD_LAST_VOTE,
+            change if change.grant().is_some() => RECORD_WITH_GRANT,
+            change if change.is_by_grant() => RECORD_BY_GRANT,
+            Change::Decide(permit) if permit.ruling().via == DecidedVia::Policy => RECORD_AUTOMATIC,
+            _ => RECORD_OUTCOME,
+        };
         match self.write(statement, writing).await? {
             Written::Row(row) => {
                 writing.count_unsendable();
@@ -387,6 +433,9 @@ impl Ledger {
                     {
                         Ok(Recorded::Lost(standing))
                     }
+                    _ if writing.change.is_by_grant() && !self.grant_stands(writing).await? => {
+                        Ok(Recorded::GrantEnded)
+                    }
                     // A row that was only seen stood in nobody's way.
                     _ if writing.only_newest && self.has_newer_request(writing).await? => {
                         Ok(Recorded::MovedOn)
@@ -412,12 +461,7 @@ impl Ledger {
     /// vote may have been written: read the votes to find out.
     pub async fn record_vote(&self, writing: &Writing<'_>) -> Result<Option<Record>> {
         let began = Instant::now();
-        if let Change::Vote(ballot) = &writing.change
-            && !ballot.is_for(writing.candidate)
-        {
-            let problem = "a vote was judged for another request";
-            return Err(LedgerError::Inconsistent(problem.to_owned()));
-        }
+        writing.check_permit()?;
         match self.write(RECORD_VOTE, writing).await? {
             Written::Row(row) => Ok(Some(self.record(*row, began)?)),
             Written::Nothing | Written::IdTaken => Ok(None),
@@ -433,6 +477,15 @@ impl Ledger {
             None => false,
         };
         Ok(is_shared || (writing.only_newest && self.has_newer_request(writing).await?))
+    }
+
+    /// Whether the grant that is to decide a request stands.
+    async fn grant_stands(&self, writing: &Writing<'_>) -> Result<bool> {
+        let grant = writing.change.ruling().and_then(|ruling| ruling.grant.as_ref());
+        match grant {
+            Some(grant) => self.is_in_force(writing.tenant(), grant, writing.now).await,
+            None => Ok(false),
+        }
     }
 
     /// Whether the ledger knows a newer request of Redis in the session.
@@ -620,7 +673,7 @@ macro_rules! given {
 }
 
 given! {
-    GIVEN, GIVEN_ON_SQLITE, 56;
+    GIVEN, GIVEN_ON_SQLITE, 61;
     1 tenant_id, 2 request_id, 3 origin, 4 session_id, 5 user_id, 6 action_type, 7 fingerprint,
     8 content_hash, 9 etag, 10 document, 11 context, 12 message, 13 plan_steps, 14 named_task,
     15 new_task, 16 is_task_taken, 17 task_owner, 18 created_at, 19 expires_at, 20 status,
@@ -629,7 +682,8 @@ given! {
     33 gateway_request_id, 34 trace_parent, 35 audit, 36 written_at, 37 due_at, 38 only_newest,
     39 alone_since, 40 decided_via, 41 rule, 42 policy_version, 43 binding, 44 risk,
     45 approvals_needed, 46 approvals, 47 ballots, 48 voters, 49 voter_roles, 50 voter_groups,
-    51 arguments, 52 offered, 53 new_arguments, 54 response, 55 notice,
+    51 arguments, 52 offered, 53 new_arguments, 54 response, 55 notice, 56 grant_id,
+    57 grant_scope, 58 grant_said, 59 grant_until, 60 registration_audit,
 }
 
 /// `given` with the existing task that each request uses, as `kept`: the task that the request
@@ -695,7 +749,7 @@ const INSERT_REQUEST: &str = formatcp!(
         reason, caller_source, caller_type, agent_id, trace_id, gateway_request_id, delivery,
         owed_since, due_at, if_match, decider_role, token_id, outcome, settled_at, trace_parent,
         message, etag, asked_at, decided_via, rule, policy_version, binding, risk,
-        approvals_needed, approvals, ballots, voters, offered, arguments, response
+        approvals_needed, approvals, ballots, voters, offered, arguments, response, grant_id
      )
      SELECT input.request_id, input.origin, input.tenant_id, input.session_id, input.user_id,
         input.action_type, input.fingerprint, input.content_hash, input.document,
@@ -723,7 +777,7 @@ const INSERT_REQUEST: &str = formatcp!(
         SUBSTR(input.message, 1, 2000), input.etag, input.created_at, input.decided_via,
         input.rule, input.policy_version, input.binding, input.risk, input.approvals_needed,
         input.approvals, input.ballots, input.voters, input.offered, input.new_arguments,
-        input.response
+        input.response, input.grant_id
      FROM input"
 );
 
@@ -817,7 +871,8 @@ const RULING_OF_DECISION: &str = of_decision!(
     "risk",
     "approvals_needed",
     "approvals",
-    "voters"
+    "voters",
+    "grant_id"
 );
 
 /// Counts votes that decide nothing: each changes its request's row, under the row's lock, if nobody has
@@ -848,20 +903,45 @@ const COUNT_VOTE: &str = formatcp!(
 /// Inserts the votes, or replaces the voters' earlier ones.
 const WRITE_VOTE: &str = "\
     INSERT INTO hitl_vote (
-        tenant_id, request_id, voter, decision, voted_at, etag, arguments, voter_roles,
+        tenant_id, request_id, voter, decision, voted_at, etag, arguments, edited, voter_roles,
         voter_groups, rule, policy_version, token_id
      )
      SELECT d.tenant_id, d.request_id, input.caller_id, 'approve', input.written_at, input.etag,
-        input.arguments, input.voter_roles, input.voter_groups, input.rule, input.policy_version,
-        input.token_id
+        input.arguments, input.new_arguments, input.voter_roles, input.voter_groups, input.rule,
+        input.policy_version, input.token_id
        FROM written AS d
        JOIN input ON input.tenant_id = d.tenant_id AND input.request_id = d.request_id
       WHERE true
      ON CONFLICT (tenant_id, request_id, voter) DO UPDATE SET
         decision = excluded.decision, voted_at = excluded.voted_at, reason = NULL,
-        etag = excluded.etag, arguments = excluded.arguments, voter_roles = excluded.voter_roles,
-        voter_groups = excluded.voter_groups, rule = excluded.rule,
+        etag = excluded.etag, arguments = excluded.arguments, edited = excluded.edited,
+        voter_roles = excluded.voter_roles, voter_groups = excluded.voter_groups,
+        rule = excluded.rule,
         policy_version = excluded.policy_version, token_id = excluded.token_id";
+
+/// Inserts the grants that approvals make.
+const WRITE_GRANT: &str = "\
+    INSERT INTO hitl_grant (
+        tenant_id, grant_id, request_id, granter, granter_roles, granter_groups, requester, origin,
+        session_id, scope, action_type, said, rule, policy_version, token_id, created_at, expires_at
+     )
+     SELECT d.tenant_id, input.grant_id, d.request_id, d.decided_by, input.voter_roles,
+        input.voter_groups, d.user_id, d.origin, d.session_id, input.grant_scope, d.action_type,
+        input.grant_said, input.rule, input.policy_version, input.token_id, input.written_at,
+        input.grant_until
+       FROM written AS d
+       JOIN input ON input.tenant_id = d.tenant_id AND input.request_id = d.request_id
+      WHERE input.grant_scope IS NOT NULL";
+
+/// [`DECIDE_REQUEST`] by grants, each only while nobody has ended it.
+const DECIDE_BY_GRANT: &str = str_replace!(
+    DECIDE_REQUEST,
+    "WHERE (NOT input.only_newest",
+    "WHERE (SELECT MAX(g.grant_id) FROM hitl_grant g
+             WHERE g.tenant_id = input.tenant_id AND g.grant_id = input.grant_id
+               AND g.ended_at IS NULL AND g.expires_at > input.written_at) IS NOT NULL
+       AND (NOT input.only_newest"
+);
 
 /// Registers requests: inserts rows, except for requests whose task is completed or failed.
 const REGISTER_REQUEST: &str = formatcp!(
@@ -941,6 +1021,22 @@ const WRITE_OUTBOX: &str = "\
          ON CASE WHEN m.kind = 'audit' THEN input.audit ELSE input.notice END IS NOT NULL
       WHERE true";
 
+/// [`WRITE_OUTBOX`] for what is decided without people: first the entry for the registration, of a request
+/// that is registered as decided.
+const WRITE_OUTBOX_OF_AUTOMATIC: &str = "\
+    INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at)
+     SELECT CASE WHEN m.number = 3 THEN 'notice' ELSE 'audit' END,
+        CASE WHEN m.number = 3 THEN 'request.decided' ELSE 'auth' END, d.tenant_id, d.request_id,
+        CASE m.number WHEN 1 THEN input.registration_audit WHEN 2 THEN input.audit
+                      ELSE input.notice END,
+        input.written_at, input.written_at
+       FROM written AS d
+       JOIN input ON input.tenant_id = d.tenant_id AND input.request_id = d.request_id
+       JOIN (SELECT 1 AS number UNION ALL SELECT 2 UNION ALL SELECT 3) AS m
+         ON CASE m.number WHEN 1 THEN input.registration_audit WHEN 2 THEN input.audit
+                          ELSE input.notice END IS NOT NULL
+      WHERE true ORDER BY input.place, m.number";
+
 /// The beginning of the later statements of SQLite: the values again, and the row that the statement
 /// before has written.
 const THEN_WRITE: &str = formatcp!(
@@ -961,6 +1057,8 @@ const AND_THE_REST: &str = formatcp!(
                    AND touched.task_id = written.task_id"
 );
 const AND_THE_REST_OF_DECISIONS: &str = str_replace!(AND_THE_REST, "{task}", WRITE_DECIDED_TASK);
+const AND_THE_REST_OF_AUTOMATIC_DECISIONS: &str =
+    str_replace!(AND_THE_REST_OF_DECISIONS, WRITE_OUTBOX, WRITE_OUTBOX_OF_AUTOMATIC);
 const AND_THE_REST_OF_REGISTRATIONS: &str =
     str_replace!(AND_THE_REST, "{task}", WRITE_REGISTERED_TASK);
 
@@ -970,6 +1068,47 @@ const RECORD_OUTCOME: Statement = Statement::new(
 )
 .on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
 .then(&[formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"), formatcp!("{THEN_WRITE} {WRITE_OUTBOX}")]);
+
+/// [`RECORD_OUTCOME`] for approvals that stand for later requests: also writes the grants.
+const RECORD_WITH_GRANT: Statement = Statement::new(
+    "ledger.record_with_grant",
+    formatcp!(
+        "WITH {GIVEN}, {INPUT}, written AS ({DECIDE_REQUEST}), granted AS ({WRITE_GRANT}),
+         {AND_THE_REST_OF_DECISIONS}"
+    ),
+)
+.on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
+.then(&[
+    formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"),
+    formatcp!("{THEN_WRITE} {WRITE_OUTBOX}"),
+    formatcp!("{THEN_WRITE} {WRITE_GRANT}"),
+]);
+
+/// [`RECORD_OUTCOME`] for what rules and grants decide without people.
+const RECORD_AUTOMATIC: Statement = Statement::new(
+    "ledger.record_automatic",
+    formatcp!(
+        "WITH {GIVEN}, {INPUT}, written AS ({DECIDE_REQUEST}), {AND_THE_REST_OF_AUTOMATIC_DECISIONS}"
+    ),
+)
+.on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
+.then(&[
+    formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"),
+    formatcp!("{THEN_WRITE} {WRITE_OUTBOX_OF_AUTOMATIC}"),
+]);
+
+/// [`RECORD_AUTOMATIC`] by grants.
+const RECORD_BY_GRANT: Statement = Statement::new(
+    "ledger.record_by_grant",
+    formatcp!(
+        "WITH {GIVEN}, {INPUT}, written AS ({DECIDE_BY_GRANT}), {AND_THE_REST_OF_AUTOMATIC_DECISIONS}"
+    ),
+)
+.on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_BY_GRANT}"))
+.then(&[
+    formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"),
+    formatcp!("{THEN_WRITE} {WRITE_OUTBOX_OF_AUTOMATIC}"),
+]);
 
 /// [`RECORD_OUTCOME`] for decisions that more than one person makes: also writes the last vote.
 const RECORD_LAST_VOTE: Statement = Statement::new(

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::expression::Failure;
 use super::file::DEFAULT_SHOW;
-use super::refusal::{Cause, NotAllowed};
+use super::refusal::{Cause, Limit, NotAllowed, NotRemembered};
 use super::rule::{Approver, Decides, People, Rule, Verdict};
 use super::words::{Person, Remember, Risk, Way};
 use crate::domain::ids::UserId;
@@ -209,6 +209,32 @@ impl Binding {
             return Remember::Never;
         }
         self.asked().map(|(_, people)| people.remember).min().unwrap_or_default()
+    }
+
+    /// Whether an approval may stand for later requests: every rule lets that much be remembered, and asks
+    /// for one approval. At least one rule names people, and none rejects.
+    ///
+    /// # Errors
+    /// [`NotRemembered`] names the first rule that does not allow it.
+    pub fn may_remember(&self, arguments: Remember) -> Result<(), NotRemembered> {
+        let refuse = |rule: Option<&Rule>, limit| {
+            Err(NotRemembered { rule: rule.map(|rule| rule.name.clone()), limit })
+        };
+        if let Some(rule) = self.rejecting() {
+            return refuse(Some(rule), Limit::Remember(Remember::Never));
+        }
+        if self.needs_admin() {
+            return refuse(None, Limit::Remember(Remember::Never));
+        }
+        for (rule, people) in self.asked() {
+            if people.remember < arguments.max(Remember::Exact) {
+                return refuse(Some(rule), Limit::Remember(people.remember));
+            }
+            if people.quorum > 1 {
+                return refuse(Some(rule), Limit::Quorum(people.quorum));
+            }
+        }
+        Ok(())
     }
 
     /// The shortest `expires_in`.

@@ -23,7 +23,9 @@ use sha2::{Digest, Sha256};
 pub use self::binding::{ADMIN, Automatic, Binding, Bound, Outcome};
 use self::expression::{MAX_STEPS_OF_ALL, Variables};
 pub use self::file::{DEFAULT_SHOW, MAX_FILE_BYTES, PolicyMistake};
-pub use self::refusal::{Cause, NotAllowed};
+pub use self::refusal::{
+    Cause, Limit, NotAllowed, NotRemembered, nothing_remembered, unknown_requester,
+};
 use self::rule::Decides;
 pub use self::rule::{Approver, Rule, Verdict};
 pub use self::words::{Person, Remember, Risk, Sentence, Subject, Way};

@@ -1,6 +1,6 @@
 //! Why somebody may not decide, as a sentence that names the rule.
 
-use super::words::{Sentence, Way};
+use super::words::{Remember, Sentence, Way};
 
 /// A refusal. Nothing is recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,4 +79,82 @@ impl NotAllowed {
         };
         Sentence::new(format!("{not}: {en}"), format!("{ko_not}: {ko}"))
     }
+}
+
+/// Why an approval cannot stand for later requests. Nothing is recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotRemembered {
+    /// The rule that does not allow it; `None` when an admin must decide, besides any rule.
+    pub rule: Option<String>,
+    /// How far the rule goes.
+    pub limit: Limit,
+}
+
+/// How far a rule lets approvals be remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// `remember`
+    Remember(Remember),
+    /// `quorum`: more than one person must approve each request.
+    Quorum(u32),
+}
+
+impl NotRemembered {
+    /// What people read.
+    #[must_use]
+    pub fn sentence(&self) -> Sentence {
+        let Some(rule) = &self.rule else {
+            return Sentence::new(
+                "Not approved: no rule names people for this request, so an approval cannot be \
+                 remembered",
+                "승인되지 않음: 이 요청에 사람을 정한 규칙이 없어 승인을 기억할 수 없습니다",
+            );
+        };
+        match self.limit {
+            Limit::Remember(Remember::Never) => Sentence::new(
+                format!("Not approved: rule {rule:?} does not let approvals be remembered"),
+                format!(
+                    "승인되지 않음: 규칙 {rule:?}은(는) 승인을 기억하는 것을 허용하지 않습니다"
+                ),
+            ),
+            Limit::Remember(Remember::Exact | Remember::Any) => Sentence::new(
+                format!(
+                    "Not approved: rule {rule:?} lets approvals be remembered only for requests that \
+                     say the same (exact)"
+                ),
+                format!(
+                    "승인되지 않음: 규칙 {rule:?}은(는) 내용이 같은 요청(exact)에 대해서만 승인을 \
+                     기억할 수 있습니다"
+                ),
+            ),
+            Limit::Quorum(quorum) => Sentence::new(
+                format!(
+                    "Not approved: rule {rule:?} asks for {quorum} approvals each time, so none is \
+                     remembered"
+                ),
+                format!(
+                    "승인되지 않음: 규칙 {rule:?}은(는) 매번 {quorum}명의 승인이 필요하므로 승인을 \
+                     기억할 수 없습니다"
+                ),
+            ),
+        }
+    }
+}
+
+/// Why nothing is remembered without a policy file.
+#[must_use]
+pub fn nothing_remembered() -> Sentence {
+    Sentence::new(
+        "Not approved: no policy file is in force, so approvals cannot be remembered",
+        "승인되지 않음: 정책 파일이 없어 승인을 기억할 수 없습니다",
+    )
+}
+
+/// Why an approval of a request that names nobody is not remembered.
+#[must_use]
+pub fn unknown_requester() -> Sentence {
+    Sentence::new(
+        "Not approved: the requester is unknown, so the approval cannot be remembered",
+        "승인되지 않음: 요청자를 알 수 없어 승인을 기억할 수 없습니다",
+    )
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::domain::ids::{SessionId, TaskId, TenantId, UserId};
 use crate::domain::request::Origin;
-pub use crate::domain::ways::{Risk, Way};
+pub use crate::domain::ways::{Remember, Risk, Way};
 
 /// What the expressions of the rules are evaluated over: one request, as it was asked or as an edit
 /// makes it.
@@ -42,39 +42,6 @@ pub struct Person<'a> {
     pub roles: &'a [String],
     /// The token's `groups`. The groups of the policy file are looked up beside them.
     pub groups: &'a [String],
-}
-
-/// How far an approval may stand for later requests (a grant).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Remember {
-    /// Every request is asked anew.
-    #[default]
-    Never,
-    /// For requests that say the same.
-    Exact,
-    /// For requests of the same action, with any arguments.
-    Any,
-}
-
-impl Remember {
-    /// Every choice, the strictest first.
-    pub const ALL: [Self; 3] = [Self::Never, Self::Exact, Self::Any];
-
-    /// The word of the policy file.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Never => "never",
-            Self::Exact => "exact",
-            Self::Any => "any",
-        }
-    }
-
-    /// The choice of this word.
-    #[must_use]
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|remember| remember.as_str() == word)
-    }
 }
 
 /// A sentence in both languages of the service.

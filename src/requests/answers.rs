@@ -1,5 +1,6 @@
 //! What the agent of a registered request is told of its decision, beside the fields of a signal.
 
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::domain::decision::Decision;
@@ -52,12 +53,41 @@ impl Answer {
     }
 }
 
-/// The answer to a poll: the signal's JSON, to which an edit and an answer add their fields.
+/// How a request was decided under a policy file.
+#[must_use]
+pub fn decided_via(record: &Record) -> Option<&'static str> {
+    let is_ruled = record.state.decision().is_some() && record.ruling.version.is_some();
+    is_ruled.then_some(record.ruling.via.as_str())
+}
+
+/// The approvals of a request under a policy file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Votes {
+    /// How many people have to approve it.
+    pub needed: u32,
+    /// How many have.
+    pub given: u32,
+}
+
+impl Votes {
+    /// Those of this request.
+    #[must_use]
+    pub fn of(record: &Record) -> Option<Self> {
+        let ruling = &record.ruling;
+        let given = ruling.approvals.unwrap_or(i64::from(record.is_approved()));
+        let count = |number: i64| u32::try_from(number).unwrap_or(0);
+        ruling.approvals_needed.map(|needed| Self { needed: count(needed), given: count(given) })
+    }
+}
+
+/// The answer to a poll: the signal's JSON, to which an edit and an answer add their fields, and a policy
+/// file how the request was decided. A request of Redis has its signal alone.
 #[must_use]
 pub fn answer_json(record: &Record, decision: &Decision) -> String {
     let signal = signal_json(&record.id, decision);
     let answer = Answer::of(record);
-    if answer.arguments.is_none() && answer.response.is_none() {
+    let via = decided_via(record).filter(|_via| record.origin == Origin::Http);
+    if answer.arguments.is_none() && answer.response.is_none() && via.is_none() {
         return signal;
     }
     let Ok(mut fields) = serde_json::from_str::<crate::domain::json::RawObject>(&signal) else {
@@ -66,6 +96,12 @@ pub fn answer_json(record: &Record, decision: &Decision) -> String {
     fields.insert("fingerprint".to_owned(), raw(&answer.fingerprint));
     if let Some(requested) = &answer.requested_fingerprint {
         fields.insert("requestedFingerprint".to_owned(), raw(requested));
+    }
+    if let Some(via) = via {
+        fields.insert("decidedVia".to_owned(), raw(via));
+        let grant = record.used_grant().map(|grant| raw(grant.as_str()));
+        fields.extend(grant.map(|grant| ("grantId".to_owned(), grant)));
+        fields.extend(Votes::of(record).map(|votes| ("votes".to_owned(), raw(&votes))));
     }
     for (name, value) in [("arguments", answer.arguments), ("response", answer.response)] {
         if let Some(value) = value {

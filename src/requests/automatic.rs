@@ -1,7 +1,8 @@
-//! Decides requests that a rule of the policy file decides by itself: when they are registered, and as soon
-//! as the intake has seen them in Redis. They are recorded, signalled and listed like those that people
-//! decide. What was pending before a rule came into force is for people to decide.
+//! Decides requests that a rule of the policy file decides by itself, or that a grant approves: when they
+//! are registered, and as soon as the intake has seen them in Redis. They are recorded, signalled and listed
+//! like those that people decide. What was pending before is for people to decide.
 
+use chrono::{DateTime, Utc};
 use tracing::info;
 
 use super::decide::{Attempt, Subject, Written};
@@ -10,17 +11,19 @@ use super::load::{InRedis, find_in_redis};
 use super::notify::notify;
 use crate::domain::approver::{Caller, Role, Via};
 use crate::domain::decision::{State, Verdict};
-use crate::domain::ids::{RequestId, TenantId, UserId};
+use crate::domain::ids::{GrantId, RequestId, TenantId, UserId};
 use crate::domain::printable::printable;
-use crate::domain::record::{Candidate, Delivery, DeliveryReceipt, DeliveryResult, Record};
+use crate::domain::record::{
+    Candidate, DecidedVia, Delivery, DeliveryReceipt, DeliveryResult, Record,
+};
 use crate::domain::rules::Expected;
 use crate::domain::session::SessionPointer;
 use crate::ledger::{Change, LEASE, Recorded, Registered, Writing};
 use crate::observe::metrics;
-use crate::permit::{self, Law};
+use crate::permit::{self, Law, Permit, Terms};
 use crate::state::AppState;
 
-/// A rule in place of a person. Its name is no evidence of a token.
+/// A rule, or who made a grant, in place of a person who decides. The name is no evidence of a token.
 fn stand_in(name: &UserId, tenant: &TenantId) -> Caller {
     Caller {
         user: name.clone(),
@@ -32,17 +35,62 @@ fn stand_in(name: &UserId, tenant: &TenantId) -> Caller {
     }
 }
 
-/// Registers a request as decided, in one write, if a rule decides it by itself and nobody has registered
-/// it before. `None` if people decide it.
+/// The decision that a rule makes by itself, or else a grant; `None` if people decide.
+async fn permit_of(
+    app: &AppState,
+    law: &Law,
+    candidate: &Candidate,
+    pointer: &SessionPointer,
+    by: By,
+    now: DateTime<Utc>,
+) -> Result<Option<Permit>> {
+    let tenant = candidate.tenant.as_ref();
+    let grants = match (by, tenant) {
+        (By::Rule, _) => return Ok(permit::automatic(law, candidate, pointer, now)?),
+        (By::Grant, Some(tenant)) => app.ledger.covering_grants(candidate, tenant, now).await?,
+        (By::People, _) | (_, None) => return Ok(None),
+    };
+    if grants.is_empty() {
+        return Ok(None);
+    }
+    Ok(permit::by_grant(law, candidate, pointer, &grants, now)?)
+}
+
+/// What may decide a request before any person is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// A rule decides it.
+    Rule,
+    /// A grant, if there is one.
+    Grant,
+    /// Nothing.
+    People,
+}
+
+impl By {
+    /// Of a request of which the rules say this.
+    pub(super) fn of(terms: &Terms) -> Self {
+        match terms {
+            Terms { is_automatic: true, .. } => Self::Rule,
+            Terms { may_be_granted: true, .. } => Self::Grant,
+            _ => Self::People,
+        }
+    }
+}
+
+/// Registers a request as decided, in one write, if a rule or a grant decides it by itself and nobody has
+/// registered it before. `None` if people decide it.
 pub(super) async fn register_decided(
     app: &AppState,
     law: &Law,
     caller: &Caller,
     candidate: &Candidate,
+    by: By,
 ) -> Result<Option<Registered>> {
     let now = app.clock.now();
     // A registered request does not depend on its session.
-    let Some(permit) = permit::automatic(law, candidate, &SessionPointer::default(), now)? else {
+    let pointer = SessionPointer::default();
+    let Some(permit) = permit_of(app, law, candidate, &pointer, by, now).await? else {
         return Ok(None);
     };
     let known = app.ledger.find_request(&caller.tenant, &candidate.request.id).await?;
@@ -50,9 +98,12 @@ pub(super) async fn register_decided(
         return Ok(Some(Registered::Known(known)));
     }
     let state = State::Decided(permit.decision().clone());
+    let by_user = permit.ruling().via == DecidedVia::Grant;
+    let actor = by_user.then_some(&permit.decision().by);
     let writing = Writing {
         held_for: LEASE,
-        audit: app.audit_entry(candidate, &state, caller, now),
+        audit: app.audit_entry_of(candidate, &state, &caller.tenant, actor, now),
+        registration_audit: app.audit_entry(candidate, &State::Pending, caller, now),
         ..Writing::new(candidate, Change::Decide(permit), caller, now)
     };
     match app.ledger.record_outcome(&writing).await? {
@@ -69,6 +120,7 @@ pub(super) async fn register_decided(
             Ok(Some(Registered::New(record)))
         }
         Recorded::Lost(record) => Ok(Some(Registered::Known(record))),
+        Recorded::GrantEnded => Ok(None),
         Recorded::IdTaken
         | Recorded::MovedOn
         | Recorded::AnothersSession
@@ -76,8 +128,8 @@ pub(super) async fn register_decided(
     }
 }
 
-/// Decides a request of Redis, if a rule decides it by itself, its agent waits for it, and nobody has decided
-/// it. Returns whether it did.
+/// Decides a request of Redis, if a rule or a grant decides it by itself, its agent waits for it, and nobody
+/// has decided it. Returns whether it did.
 pub(super) async fn decide_seen(app: &AppState, tenant: &TenantId, id: &RequestId) -> Result<bool> {
     let Ok(reader) = UserId::parse("policy") else { return Ok(false) };
     let found = find_in_redis(app, &stand_in(&reader, tenant), id).await;
@@ -87,9 +139,12 @@ pub(super) async fn decide_seen(app: &AppState, tenant: &TenantId, id: &RequestI
         return Ok(false);
     }
     let now = app.clock.now();
-    let Ok(Some(permit)) = permit::automatic(&app.rules.in_force(), &candidate, &pointer, now)
-    else {
-        return Ok(false);
+    let law = app.rules.in_force();
+    let by = By::of(&law.terms(&candidate, tenant));
+    let permit = match permit_of(app, &law, &candidate, &pointer, by, now).await {
+        Ok(Some(permit)) => permit,
+        Ok(None) | Err(RequestError::Refused(_)) => return Ok(false),
+        Err(error) => return Err(error),
     };
     let decision = permit.decision().clone();
     let caller = stand_in(&decision.by, tenant);
@@ -98,6 +153,7 @@ pub(super) async fn decide_seen(app: &AppState, tenant: &TenantId, id: &RequestI
         caller: &caller,
         id,
         verdict: Verdict::Approve,
+        remember: None,
         expected: &Expected::Anything,
         now,
     };
@@ -120,7 +176,8 @@ fn log(record: &Record) {
         request_id = %record.id,
         session_id = printable(record.session.as_str()),
         rule = record.ruling.rule.as_deref().map(printable),
+        grant = record.ruling.grant.as_ref().map(GrantId::as_str),
         outcome = record.state.as_str(),
-        "decided by the policy"
+        "decided without people"
     );
 }

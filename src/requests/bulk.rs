@@ -40,7 +40,7 @@ pub struct Item {
 /// The result of a bulk that is done whole or not at all.
 #[derive(Debug)]
 pub enum Whole {
-    /// All requests are decided as the caller said, now or before.
+    /// All requests are decided as the caller said, now or before, or have the caller's approval.
     Done(Vec<Outcome>),
     /// Nothing was recorded. The result of each request: what it was before, what stood in the way, or
     /// nothing.
@@ -91,7 +91,7 @@ pub async fn decide_each(
         }
         item.expected.check_is_named(app.policy)?;
         // Boxed, because the future is large.
-        Box::pin(decide(app, caller, &item.id, item.verdict, &item.expected)).await
+        Box::pin(decide(app, caller, &item.id, item.verdict, None, &item.expected)).await
     });
     let deciding = deciding.collect::<Vec<_>>();
     stream::iter(deciding).buffered(AT_ONCE).collect().await
@@ -110,6 +110,7 @@ pub async fn decide_all(app: &AppState, caller: &Caller, items: Vec<Item>) -> Re
         caller,
         id,
         verdict: verdict.clone(),
+        remember: None,
         expected,
         now,
     });
@@ -201,9 +202,7 @@ async fn record(attempts: &[Attempt<'_>], prepared: Vec<Prepared>) -> Result<Opt
         async move {
             match (one, record) {
                 (Prepared::Repeat(outcome), _) => Some(outcome),
-                (Prepared::Open(open), Some(record)) => {
-                    Some(Outcome::Decided(attempt.finish(*open, &record).await))
-                }
+                (Prepared::Open(open), Some(record)) => Some(attempt.finish(*open, &record).await),
                 (Prepared::Open(_), None) => None,
             }
         }
@@ -240,8 +239,8 @@ async fn find_all(
     error: LedgerError,
 ) -> Result<Vec<Record>> {
     let mut records = Vec::with_capacity(open.len());
-    for (attempt, _one) in open {
-        match attempt.recorded().await {
+    for (attempt, one) in open {
+        match attempt.row_after(one).await {
             Ok(Some(record)) => records.push(record),
             _ => return Err(RequestError::OutcomeUnknown(error)),
         }

@@ -26,13 +26,14 @@ use crate::courier::SessionSnapshot;
 use crate::delivery::send::SESSION_LIFETIME;
 use crate::domain::approver::Caller;
 use crate::domain::decision::{Decision, State, Verdict};
-use crate::domain::ids::{RequestId, SessionId};
+use crate::domain::grant::Wish;
+use crate::domain::ids::{GrantId, RequestId, SessionId};
 use crate::domain::printable::printable;
 use crate::domain::record::{
-    Candidate, Delivery, DeliveryReceipt, DeliveryResult, Record, is_same,
+    Candidate, DecidedVia, Delivery, DeliveryReceipt, DeliveryResult, Record, is_same,
 };
 use crate::domain::request::Origin;
-use crate::domain::rules::{Expected, Refusal, judge_lost_decision};
+use crate::domain::rules::{ExistingDecision, Expected, Refusal, judge_lost_decision};
 use crate::domain::schema::Schema;
 use crate::domain::session::SessionPointer;
 use crate::ledger::{Change, LEASE, LedgerError, Overdue, Recorded, SeenRequest, Writing};
@@ -79,9 +80,12 @@ pub struct Decided {
     pub decision: Decision,
     /// The entity tag of the request.
     pub etag: String,
+    /// The grant that the approval has made.
+    pub grant: Option<GrantId>,
 }
 
-/// Decides a request, exactly once, and wakes its agent. `expected` is the content that the person saw.
+/// Decides a request, exactly once, and wakes its agent. `expected` is the content that the person saw;
+/// `remember` says for which later requests an approval is to stand, too.
 ///
 /// # Errors
 /// [`RequestError`]. After [`RequestError::OutcomeUnknown`] the decision may be recorded; after every
@@ -91,9 +95,10 @@ pub async fn decide(
     caller: &Caller,
     id: &RequestId,
     verdict: Verdict,
+    remember: Option<Wish>,
     expected: &Expected,
 ) -> Result<Outcome> {
-    let attempt = Attempt { app, caller, id, verdict, expected, now: app.clock.now() };
+    let attempt = Attempt { app, caller, id, verdict, remember, expected, now: app.clock.now() };
     let mut loaded = attempt.load().await?;
     let mut rounds = 0;
     loop {
@@ -150,6 +155,7 @@ pub(super) struct Attempt<'a> {
     pub caller: &'a Caller,
     pub id: &'a RequestId,
     pub verdict: Verdict,
+    pub remember: Option<Wish>,
     pub expected: &'a Expected,
     pub now: DateTime<Utc>,
 }
@@ -172,12 +178,20 @@ impl Prepared {
     }
 }
 
-/// A decision that may be recorded.
+/// A decision or a vote that may be recorded.
 pub(super) struct PreparedDecision {
     subject: Subject,
-    permit: Permit,
+    step: Step,
     /// The entity tag by which the caller named the content.
     if_match: Option<String>,
+}
+
+/// What a caller's decision comes to.
+enum Step {
+    /// It decides the request.
+    Decide(Permit),
+    /// It is an approval of a request that needs more of them.
+    Vote(Ballot, Voted),
 }
 
 impl PreparedDecision {
@@ -226,7 +240,7 @@ pub(super) enum Written {
     Won(Record),
     Lost(Closed),
     IsRegistered(Box<Record>),
-    /// Somebody has voted since the votes were read: nothing was written.
+    /// Somebody has voted since the votes were read, or the grant has ended: nothing was written.
     Outdated,
 }
 
@@ -294,10 +308,14 @@ impl Attempt<'_> {
                 return Ok(Prepared::Repeat(Outcome::Decided(repeated)));
             }
         };
-        let permit = match granted {
-            Granted::Alone(permit) => *permit,
+        let step = match granted {
+            Granted::Alone(permit) => Step::Decide(*permit),
             Granted::Together(tally) => match self.count(&subject, &tally).await? {
-                Some(Counting::Decides(permit)) => *permit,
+                Some(Counting::Decides(permit)) => Step::Decide(*permit),
+                Some(Counting::Adds(added)) => {
+                    let (ballot, voted) = *added;
+                    Step::Vote(ballot, voted)
+                }
                 Some(Counting::IsGiven(voted)) => {
                     return Ok(Prepared::Repeat(Outcome::Voted(voted)));
                 }
@@ -305,23 +323,39 @@ impl Attempt<'_> {
                     let repeated = self.repeat_and_resend(*closed).await?;
                     return Ok(Prepared::Repeat(Outcome::Decided(repeated)));
                 }
-                // Such a vote is a write of its own.
-                Some(Counting::Adds(_)) | None => return Err(Refusal::MoreNeeded.into()),
+                None => {
+                    let problem = "a request changed while its votes were counted".to_owned();
+                    return Err(LedgerError::NotExecuted(problem).into());
+                }
             },
         };
-        Ok(Prepared::Open(Box::new(PreparedDecision { subject, permit, if_match })))
+        Ok(Prepared::Open(Box::new(PreparedDecision { subject, step, if_match })))
     }
 
     /// The write of a prepared decision.
     pub(super) fn writing<'a>(&'a self, prepared: &'a PreparedDecision) -> Writing<'a> {
-        let PreparedDecision { subject, permit, if_match } = prepared;
-        self.write_of(subject, permit.clone(), if_match.as_deref())
+        let PreparedDecision { subject, step, if_match } = prepared;
+        match step {
+            Step::Decide(permit) => self.write_of(subject, permit.clone(), if_match.as_deref()),
+            Step::Vote(ballot, _voted) => {
+                let change = Change::Vote(ballot.clone());
+                Writing::new(&subject.candidate, change, self.caller, self.now)
+            }
+        }
     }
 
-    /// Sends the signal of a prepared decision that was recorded.
-    pub(super) async fn finish(&self, prepared: PreparedDecision, record: &Record) -> Decided {
-        let decision = prepared.permit.decision().clone();
-        self.send(&prepared.subject, record, decision).await
+    /// Sends the signal of a prepared decision that was recorded, or tells of a vote.
+    pub(super) async fn finish(&self, prepared: PreparedDecision, record: &Record) -> Outcome {
+        match prepared.step {
+            Step::Decide(permit) => {
+                let decision = permit.decision().clone();
+                Outcome::Decided(self.send(&prepared.subject, record, decision).await)
+            }
+            Step::Vote(_ballot, voted) => {
+                self.announce(&voted);
+                Outcome::Voted(voted)
+            }
+        }
     }
 
     /// Why a prepared decision cannot be recorded, as far as its write alone finds out.
@@ -334,11 +368,23 @@ impl Attempt<'_> {
 
     /// Whether the ledger has a prepared decision, after the connection broke during its write.
     pub(super) async fn is_recorded(&self, prepared: &PreparedDecision) -> Option<bool> {
-        let state = State::Decided(prepared.permit.decision().clone());
+        let permit = match &prepared.step {
+            Step::Decide(permit) => permit,
+            Step::Vote(..) => return self.has_voted(&prepared.subject.candidate).await,
+        };
+        let state = State::Decided(permit.decision().clone());
         match tokio::time::timeout(CONFIRMATION_TIMEOUT, self.recorded()).await {
             Ok(Ok(Some(record))) if record.state == state => Some(true),
             Ok(Ok(Some(record))) if record.state != State::Pending => Some(false),
             _ => None,
+        }
+    }
+
+    /// The row of a prepared decision that was recorded.
+    pub(super) async fn row_after(&self, prepared: &PreparedDecision) -> Result<Option<Record>> {
+        match &prepared.step {
+            Step::Decide(_permit) => self.recorded().await,
+            Step::Vote(..) => self.find().await,
         }
     }
 
@@ -447,7 +493,8 @@ impl Attempt<'_> {
         pointer: &SessionPointer,
     ) -> std::result::Result<Granted, Refusal> {
         let (caller, verdict, now) = (self.caller, &self.verdict, self.now);
-        let asking = Asking { candidate, pointer, caller, verdict, now };
+        let remember = self.remember.as_ref();
+        let asking = Asking { candidate, pointer, caller, verdict, remember, now };
         permit::judge(&self.app.rules.in_force(), asking)
     }
 
@@ -508,6 +555,12 @@ impl Attempt<'_> {
         if !is_written {
             return Ok(Balloted::Outdated);
         }
+        self.announce(&voted);
+        Ok(Balloted::Added(voted))
+    }
+
+    /// Tells of a vote just recorded.
+    fn announce(&self, voted: &Voted) {
         crash_point!("voted");
         let Voted { approvals, needed, .. } = voted;
         info!(
@@ -516,7 +569,6 @@ impl Attempt<'_> {
         );
         metrics::voted();
         self.app.inbox.announce(&self.caller.tenant, self.id);
-        Ok(Balloted::Added(voted))
     }
 
     /// The row of a request on which people vote, which is the lock of the votes: the row that was found,
@@ -554,16 +606,21 @@ impl Attempt<'_> {
 
     /// Asks the ledger whether the vote is recorded, after the connection broke during the write.
     async fn confirm_vote(&self, candidate: &Candidate, error: LedgerError) -> Result<()> {
+        match self.has_voted(candidate).await {
+            Some(true) => Ok(()),
+            _ => Err(RequestError::OutcomeUnknown(error)),
+        }
+    }
+
+    /// Whether this attempt's vote is recorded; `None` if the ledger does not answer.
+    async fn has_voted(&self, candidate: &Candidate) -> Option<bool> {
         let votes = self.app.ledger.votes_on(&self.caller.tenant, self.id);
-        let is_recorded = match tokio::time::timeout(CONFIRMATION_TIMEOUT, votes).await {
-            Ok(Ok(votes)) => votes.iter().any(|vote| {
-                vote.voter == self.caller.user
-                    && vote.at == self.now
-                    && vote.etag == candidate.request.etag
-            }),
-            _ => false,
-        };
-        if is_recorded { Ok(()) } else { Err(RequestError::OutcomeUnknown(error)) }
+        let votes = tokio::time::timeout(CONFIRMATION_TIMEOUT, votes).await.ok()?.ok()?;
+        Some(votes.iter().any(|vote| {
+            vote.voter == self.caller.user
+                && vote.at == self.now
+                && vote.etag == candidate.request.etag
+        }))
     }
 
     /// Records the decision, unless there is one already.
@@ -591,12 +648,16 @@ impl Attempt<'_> {
     ) -> Writing<'a> {
         let (candidate, pointer) = (&subject.candidate, subject.pointer.as_ref());
         let state = State::Decided(permit.decision().clone());
+        // A rule is no user.
+        let is_users = permit.ruling().via != DecidedVia::Policy;
+        let actor = is_users.then_some(&permit.decision().by);
+        let tenant = &self.caller.tenant;
         Writing {
+            audit: self.app.audit_entry_of(candidate, &state, tenant, actor, self.now),
             held_for: LEASE,
             if_match,
             only_newest: pointer.is_some_and(|pointer| pointer.request.is_none()),
             alone_since: pointer.map(|_pointer| self.now - SESSION_LIFETIME),
-            audit: self.app.audit_entry(candidate, &state, self.caller, self.now),
             ..Writing::new(candidate, Change::Decide(permit), self.caller, self.now)
         }
     }
@@ -615,7 +676,7 @@ impl Attempt<'_> {
                 }
                 Ok(Written::Lost(closed))
             }
-            Recorded::VotesChanged => Ok(Written::Outdated),
+            Recorded::VotesChanged | Recorded::GrantEnded => Ok(Written::Outdated),
             Recorded::MovedOn => Err(Refusal::MovedOn.into()),
             Recorded::AnothersSession => {
                 self.report(candidate);
@@ -674,7 +735,8 @@ impl Attempt<'_> {
             }
         }
         let etag = subject.candidate.request.etag.clone();
-        Decided { session: record.session.clone(), decision, etag }
+        let grant = record.made_grant().cloned();
+        Decided { session: record.session.clone(), decision, etag, grant }
     }
 
     /// Answers with the decision of a row that this attempt cannot change.
@@ -695,7 +757,24 @@ impl Attempt<'_> {
             judge_lost_decision(&record, is_altered, self.caller, &self.verdict, self.now)?;
         let etag = record.etag();
         self.expected.check(&etag)?;
-        Ok(Decided { session: record.session, decision, etag })
+        let grant = record.made_grant().cloned();
+        if let Some(wish) = &self.remember
+            && !self.is_remembered(grant.as_ref(), wish).await?
+        {
+            // The approval stands, and is not what the caller asks for.
+            let (id, session) = (record.id, record.session);
+            return Err(Refusal::AlreadyDecided(ExistingDecision { id, session, decision }).into());
+        }
+        Ok(Decided { session: record.session, decision, etag, grant })
+    }
+
+    /// Whether the approval has made a grant as the caller asks for it, which still stands.
+    async fn is_remembered(&self, made: Option<&GrantId>, wish: &Wish) -> Result<bool> {
+        let Some(id) = made else { return Ok(false) };
+        let (ledger, tenant) = (&self.app.ledger, &self.caller.tenant);
+        let grant = ledger.find_grant(tenant, id).await?;
+        Ok(grant.is_some_and(|grant| grant.fulfils(wish))
+            && ledger.is_in_force(tenant, id, self.now).await?)
     }
 
     /// Why the caller may not decide a closed request that they may not see either: the refusal says

@@ -17,7 +17,7 @@ use crate::domain::request::{ApprovalRequest, Origin, edited_fingerprint, shown_
 use crate::domain::vote::Vote;
 use crate::domain::ways::{Offer, PLAIN_WAYS, Way};
 use crate::permit::{self, Law, Terms};
-use crate::policy::{Binding, Sentence};
+use crate::policy::{Binding, Remember, Sentence};
 use crate::state::AppState;
 
 /// A request with its content and its history.
@@ -43,6 +43,8 @@ pub struct Detail {
     pub comments: Vec<Comment>,
     /// What its agent says of the decision; `None` of an agent on Redis.
     pub offer: Option<Offer>,
+    /// How far the rules let an approval stand for later requests.
+    pub remember: Remember,
 }
 
 /// A vote on a request, as people see it.
@@ -56,6 +58,8 @@ pub struct ShownVote {
     pub reason: Option<String>,
     /// The fingerprint of the arguments that the person approved instead of those that were asked.
     pub arguments: Option<String>,
+    /// These arguments.
+    pub edited: Option<String>,
     /// When, UTC.
     pub at: DateTime<Utc>,
     /// Whether the vote counts for the decision: of a pending request as things are now.
@@ -160,6 +164,7 @@ pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<D
                 rights: bound.rights_under(judged.binding.as_ref(), &row, caller, now),
                 row,
                 votes: judged.votes,
+                remember: remember(judged.binding.as_ref(), &candidate),
                 why: judged.binding.map(|binding| binding.why()),
                 context: shown_context(&request.document),
                 plan_steps: request.plan_steps.clone(),
@@ -184,6 +189,7 @@ pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<D
                 rights: bound.rights_under(judged.binding.as_ref(), &row, caller, now),
                 row,
                 votes: judged.votes,
+                remember: remember(judged.binding.as_ref(), &candidate),
                 why: judged.binding.map(|binding| binding.why()),
                 context: shown_context(&record.document),
                 plan_steps: request.plan_steps,
@@ -194,6 +200,15 @@ pub async fn detail(app: &AppState, caller: &Caller, id: &RequestId) -> Result<D
             })
         }
     }
+}
+
+/// How far the rules let an approval of a request stand for later ones.
+fn remember(binding: Option<&Binding>, candidate: &Candidate) -> Remember {
+    let Some(binding) = binding.filter(|_binding| candidate.user.is_some()) else {
+        return Remember::Never;
+    };
+    let allowed = |remember: &Remember| binding.may_remember(*remember).is_ok();
+    [Remember::Any, Remember::Exact].into_iter().find(allowed).unwrap_or_default()
 }
 
 /// What the policy file and the votes say of a request.
@@ -237,11 +252,11 @@ async fn judge(
     let mut happened = Vec::new();
     for (vote, is_counted) in given.into_iter().zip(counts) {
         let way = permit::way_of(&vote);
-        let Vote { voter, at, arguments, .. } = vote;
+        let Vote { voter, at, arguments, edited, .. } = vote;
         // Who decided has said so last.
         if !is_decider(&voter) {
             happened.push(Happened { at, event: Event::Voted, by: Some(voter.clone()) });
-            votes.push(ShownVote { voter, way, reason: None, arguments, at, is_counted });
+            votes.push(ShownVote { voter, way, reason: None, arguments, edited, at, is_counted });
         }
     }
     votes.extend(decider.map(|Decision { verdict, by, at }| ShownVote {
@@ -250,6 +265,7 @@ async fn judge(
         reason: verdict.reason().map(ToOwned::to_owned),
         arguments:
             verdict.arguments().map(|arguments| edited_fingerprint(&row.action_type, arguments)),
+        edited: verdict.arguments().map(ToOwned::to_owned),
         at: *at,
         is_counted: true,
     }));

@@ -12,6 +12,7 @@ pub mod detail;
 pub mod error;
 pub mod expire;
 pub mod fan_out;
+pub mod grants;
 pub mod inbox;
 pub mod intake;
 pub mod list;

@@ -2,7 +2,7 @@
 
 use tracing::info;
 
-use super::automatic::register_decided;
+use super::automatic::{By, register_decided};
 use super::error::Result;
 use super::load::{InRedis, find_in_redis};
 use crate::domain::approver::Caller;
@@ -53,7 +53,9 @@ pub async fn register(
         }
     }
     let law = app.rules.in_force();
-    let Terms { ruling, expires_at, is_automatic } = law.terms(candidate, &caller.tenant);
+    let terms = law.terms(candidate, &caller.tenant);
+    let by = By::of(&terms);
+    let Terms { ruling, expires_at, .. } = terms;
     let shortened;
     let candidate = if expires_at < candidate.expires_at {
         shortened = Candidate { expires_at, ..candidate.clone() };
@@ -61,8 +63,8 @@ pub async fn register(
     } else {
         candidate
     };
-    let decided = if is_automatic && !is_task_over {
-        register_decided(app, &law, caller, candidate).await?
+    let decided = if by != By::People && !is_task_over {
+        register_decided(app, &law, caller, candidate, by).await?
     } else {
         None
     };

@@ -38,8 +38,10 @@ pub async fn cancel(app: &AppState, caller: &Caller, id: &RequestId) -> Result<R
             Ok(record)
         }
         Recorded::Lost(record) => settle(record, caller),
-        // A withdrawal has no vote.
-        Recorded::MovedOn | Recorded::VotesChanged => Err(Refusal::MovedOn.into()),
+        // A withdrawal has neither a vote nor a grant.
+        Recorded::MovedOn | Recorded::VotesChanged | Recorded::GrantEnded => {
+            Err(Refusal::MovedOn.into())
+        }
         Recorded::AnothersSession => Err(Refusal::AnothersSession.into()),
         Recorded::IdTaken => Err(Refusal::NotFound.into()),
     }

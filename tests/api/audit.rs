@@ -383,3 +383,61 @@ async fn a_new_entry_does_not_wait_behind_those_that_were_refused() {
         assert!(sent_before < REFUSED / 2, "{mode:?}: {sent_before} went first");
     }
 }
+
+/// What a rule decides as it is registered is told like what people decide: that it was asked, and what was
+/// decided. A rule is no user; who granted is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_decided_without_people_is_told_as_asked_and_decided() {
+    let rules = "[[rule]]\nname = '5'\nwhen = 'actionType == \"read\"'\nauto = 'approve'\n
+                 [[rule]]\nname = 'no'\nwhen = 'actionType == \"drop\"'\nauto = 'reject'\n
+                 [[rule]]\nname = 'mails'\nwhen = 'true'\napprovers = ['tenant']\nremember = 'any'";
+    let policy = std::sync::Arc::new(aura_hitl::policy::Policy::read(rules).unwrap());
+    let lee = Who { user: "43", ..KIM };
+    for mode in MODES {
+        let auth = Auth::start();
+        let app = app(mode, &auth, Clock::manual()).await;
+        app.state.rules.set(Some(policy.clone()));
+        let register = async |action: &str| {
+            // One time for each, to order them by.
+            app.state.clock.advance(TimeDelta::seconds(1));
+            let asked = Asked::new().with("actionType", action.into());
+            app.register(KIM, &asked).await.assert(201, "");
+            asked.id
+        };
+        let (read, drop, mail) =
+            (register("read").await, register("drop").await, register("mail").await);
+        app.state.clock.advance(TimeDelta::seconds(1));
+        let remember = json!({ "scope": "requester", "arguments": "any", "seconds": 60 });
+        let body = json!({ "userId": lee.user, "remember": remember });
+        app.post(lee, &format!("/aura/hitl/approve/{mail}"), body).await.assert(200, "");
+        let granted = register("mail").await;
+        all_noted(&app).await;
+        let mut taken = auth.taken();
+        let key = |entry: &Value| {
+            let word = if entry["action"] == "HITL_REQUEST" { 0 } else { 1 };
+            (entry["metadata"]["timestamp"].as_i64(), word)
+        };
+        taken.sort_by_key(key);
+        let told = taken.iter().map(|entry| {
+            let id = entry["metadata"]["requestId"].as_str().unwrap();
+            (id, entry["action"].as_str().unwrap(), entry["actorUserId"].as_i64())
+        });
+        assert_eq!(
+            told.collect::<Vec<_>>(),
+            [
+                (&*read, "HITL_REQUEST", Some(42)),
+                (&*read, "HITL_APPROVE", None),
+                (&*drop, "HITL_REQUEST", Some(42)),
+                (&*drop, "HITL_REJECT", None),
+                (&*mail, "HITL_REQUEST", Some(42)),
+                (&*mail, "HITL_APPROVE", Some(43)),
+                (&*granted, "HITL_REQUEST", Some(42)),
+                (&*granted, "HITL_APPROVE", Some(43)),
+            ],
+            "{mode:?}"
+        );
+        for entry in &taken {
+            assert_eq!(entry["metadata"].get("userId"), None, "{entry}");
+        }
+    }
+}

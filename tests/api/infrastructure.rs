@@ -28,9 +28,9 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 use support::proxy::Proxy;
 use support::{
-    ADMIN, ALICE, Asked, BOB, Mode, PgBouncer, PrivatePostgres, PrivateRedis, Program, TestApp,
-    Tmpfs, Who, eventually, eventually_within, free_port, fresh_database, task_row, test_variable,
-    unique, until_there_is_room,
+    ADMIN, ALICE, Answer, Asked, BOB, Mode, PgBouncer, PrivatePostgres, PrivateRedis, Program,
+    TestApp, Tmpfs, Who, eventually, eventually_within, free_port, fresh_database, task_row,
+    test_variable, unique, until_there_is_room,
 };
 use tempfile::TempDir;
 use tokio::sync::Mutex;
@@ -532,7 +532,7 @@ async fn no_plan_is_wasteful<Prepared: Future<Output = ()>>(prepare: fn(String) 
     for plan in text[before..].split("LOG:  duration:").filter(|plan| is_wasteful(plan)) {
         let (_, query) = plan.split_once("Query Text: ").unwrap();
         let name = query.split("(cost=").next().unwrap().to_owned();
-        wasteful.entry(name).or_insert_with(|| plan.chars().take(6000).collect::<String>());
+        wasteful.entry(name).or_insert_with(|| plan.chars().take(12_000).collect::<String>());
     }
     let shown = wasteful.values().map(String::as_str).collect::<Vec<_>>().join("\n====\n");
     assert!(wasteful.is_empty(), "{} statements: {shown}", wasteful.len());
@@ -575,6 +575,12 @@ async fn fill(url: &str, from: u32, to: u32) {
         "INSERT INTO hitl_vote (tenant_id, request_id, voter, decision, voted_at, etag, voter_roles,
                                 voter_groups)
          SELECT 'tenant1', 'old_' || n, 'bob', 'approve', now(), 'e', '[]', '[]' FROM numbers",
+        "INSERT INTO hitl_grant (tenant_id, grant_id, request_id, granter, granter_roles,
+             granter_groups, requester, origin, session_id, scope, action_type, created_at, expires_at)
+         SELECT 'tenant1', 'grant_' || n, 'old_' || n, 'user' || n % 500, '[]', '[]',
+                'user' || n % 500, 'http', 's' || n % 5000, 'session', 'send_email',
+                now() - interval '2 days', now() - interval '1 day' - n * interval '1 ms'
+           FROM numbers",
         "INSERT INTO hitl_binding (policy_version, binding, rules)
          SELECT 'v' || n, 'v' || n || ' k', '!' FROM numbers",
         "INSERT INTO hitl_refused_attempt (attempted_at, tenant_id, user_id, role, request_id,
@@ -643,7 +649,40 @@ async fn vote_and_bind(app: &TestApp) {
     ledger.rebind(&[rebound]).await.unwrap();
     let unread = [(record.tenant, record.id)];
     ledger.bind_unread(&unread, &law.ruling_of_unreadable()).await.unwrap();
+    let bulk = |asked: &[&Asked]| {
+        let decide = |asked: &&Asked| json!({ "requestId": asked.id, "decision": "approve" });
+        let decisions = asked.iter().map(decide).collect::<Vec<_>>();
+        json!({ "userId": ALICE.user, "decisions": decisions, "atomic": true })
+    };
+    let (one, other) = (registered(app).await, registered(app).await);
+    app.approve(BOB, &one.id).await.assert(202, "");
+    app.post(ALICE, "/aura/hitl/decisions", bulk(&[&one, &other])).await.assert(200, "");
+    grant(app).await;
     app.state.rules.set(None);
+}
+
+/// Grants: made, used, listed, ended, purged.
+async fn grant(app: &TestApp) {
+    let rules = "[[rule]]\nname = 'one'\nwhen = 'true'\napprovers = ['tenant']\nremember = 'any'";
+    app.state.rules.set(Some(Arc::new(Policy::read(rules).unwrap())));
+    let (asked, now) = (registered(app).await, Clock::System.now());
+    let remember = json!({ "scope": "requester", "arguments": "any", "seconds": 60 });
+    let body = json!({ "userId": BOB.user, "remember": remember });
+    let made = app.post(BOB, &format!("/aura/hitl/approve/{}", asked.id), body.clone()).await;
+    made.assert(200, "");
+    // A repeat reads the grant.
+    app.post(BOB, &format!("/aura/hitl/approve/{}", asked.id), body).await.assert(200, "");
+    let approved = join_all((0..12).map(async |_| registered(app).await)).await;
+    for asked in approved {
+        assert!(app.record(&asked.id).await.is_approved());
+    }
+    for who in [BOB, ADMIN] {
+        app.get(who, "/aura/hitl/grants").await.assert(200, "");
+    }
+    let id = made.data()["grantId"].as_str().unwrap();
+    let call = app.call(BOB, reqwest::Method::DELETE, &format!("/aura/hitl/grants/{id}"));
+    Answer::of(call.send().await.unwrap()).await.assert(200, "");
+    app.state.ledger.purge_grants(now - TimeDelta::days(30), 100).await.unwrap();
 }
 
 /// As callers and as the workers run them, with little to find.

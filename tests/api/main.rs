@@ -22,6 +22,7 @@ mod detail;
 mod evidence;
 mod forgeries;
 mod framing;
+mod grants;
 mod history;
 mod hostile;
 mod inbox;

@@ -333,14 +333,14 @@ both_modes! {
         rejected(&app, &turned_down, "no").await;
         app.sql("UPDATE agent_task SET updated_at = '2020-01-31T23:00:00+00:00'").await;
         let output = run(&app, &["purge", "--older-than", "90d", "--dry-run"]);
-        assert_eq!(printed(&output), "would purge 2500 rows of hitl_request, 0 rows of agent_task, 0 rows of hitl_refused_attempt\n");
+        assert_eq!(printed(&output), "would purge 2500 rows of hitl_request, 0 rows of agent_task, 0 rows of hitl_refused_attempt, 0 rows of hitl_grant\n");
         let output = run(&app, &["purge", "--older-than", "90d"]);
-        assert_eq!(printed(&output), "purged 2500 rows of hitl_request, 0 rows of agent_task, 0 rows of hitl_refused_attempt\n");
+        assert_eq!(printed(&output), "purged 2500 rows of hitl_request, 0 rows of agent_task, 0 rows of hitl_refused_attempt, 0 rows of hitl_grant\n");
         let both = ["purge", "--older-than", "90d", "--tasks-older-than", "1y"];
         let output = run(&app, &[&both[..], &["--dry-run"]].concat());
-        assert_eq!(printed(&output), "would purge 0 rows of hitl_request, 1 rows of agent_task, 0 rows of hitl_refused_attempt\n");
+        assert_eq!(printed(&output), "would purge 0 rows of hitl_request, 1 rows of agent_task, 0 rows of hitl_refused_attempt, 0 rows of hitl_grant\n");
         let output = run(&app, &both);
-        assert_eq!(printed(&output), "purged 0 rows of hitl_request, 1 rows of agent_task, 0 rows of hitl_refused_attempt\n");
+        assert_eq!(printed(&output), "purged 0 rows of hitl_request, 1 rows of agent_task, 0 rows of hitl_refused_attempt, 0 rows of hitl_grant\n");
         assert!(!app.is_unrecorded(&kept).await && !app.is_unrecorded(&turned_down.id).await);
     }
 }

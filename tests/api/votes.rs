@@ -66,12 +66,12 @@ approvers = ["user:bob"]
 const KIM: Who<'static> = Who { user: "kim", tenant: "tenant1", role: Role::User };
 const LEE: Who<'static> = Who { user: "lee", tenant: "tenant1", role: Role::User };
 
-fn rules(text: &str) -> Arc<Policy> {
+pub fn rules(text: &str) -> Arc<Policy> {
     Arc::new(Policy::read(text).unwrap())
 }
 
 /// A service with these rules. Its Redis announces changes.
-async fn app_with(mode: Mode, text: &str, clock: Clock) -> (TestApp, Option<PrivateRedis>) {
+pub async fn app_with(mode: Mode, text: &str, clock: Clock) -> (TestApp, Option<PrivateRedis>) {
     let redis = match mode {
         Mode::Embedded => None,
         Mode::Production => {
@@ -112,15 +112,15 @@ fn payment() -> Asked {
         .with("context", json!({ "amount": 5000, "to": "x" }))
 }
 
-fn action(action: &str) -> Asked {
+pub fn action(action: &str) -> Asked {
     Asked::new().with("actionType", json!(action))
 }
 
-async fn detail(app: &TestApp, who: Who<'_>, id: &str) -> Answer {
+pub async fn detail(app: &TestApp, who: Who<'_>, id: &str) -> Answer {
     app.get(who, &format!("/api/aura/hitl/requests/{id}/detail")).await
 }
 
-async fn listed(app: &TestApp, who: Who<'_>, query: &str) -> Vec<Value> {
+pub async fn listed(app: &TestApp, who: Who<'_>, query: &str) -> Vec<Value> {
     let answer = app.get(who, &format!("/api/aura/hitl/requests?{query}")).await;
     answer.assert(200, "");
     answer.data()["content"].as_array().unwrap().clone()
@@ -132,7 +132,7 @@ async fn ids(app: &TestApp, who: Who<'_>, query: &str) -> Vec<String> {
 }
 
 /// Waits until the intake has seen what an agent wrote to Redis, if there is one.
-async fn known(app: &TestApp, asked: &Asked) {
+pub async fn known(app: &TestApp, asked: &Asked) {
     let path = format!("/api/aura/hitl/requests?scope=tenant&sessionId={}", asked.session);
     eventually_within(Duration::from_secs(8), async || {
         let answer = app.get(ADMIN, &path).await;
@@ -713,16 +713,33 @@ under_rules! {
         // Whole or not at all: her approval is there already, and the other is not hers to give.
         let refused = bulk(KIM, &[&payment, &other], true).await;
         refused.assert(409, "E3008");
-        // A vote that decides nothing is no part of a bulk that is one write.
-        let second = self::payment();
+        // A vote that decides nothing is done, beside one that completes the quorum, and repeats, too.
+        let (second, third) = (self::payment(), self::payment());
         app.register(ALICE, &second).await.assert(201, "");
-        bulk(LEE, &[&second], true).await.assert(409, "E3008");
-        assert_eq!(app.record(&second.id).await.ruling.ballots, 0);
-        // The last one is: it completes the quorum.
-        let whole = bulk(LEE, &[&payment], true).await;
-        whole.assert(200, "");
-        assert_eq!(statuses(&whole), [200]);
-        assert_eq!(app.record(&payment.id).await.ruling.voters.len(), 2);
+        app.ask(&third).await;
+        for ballots in [1, 1] {
+            let whole = bulk(LEE, &[&second, &payment, &third], true).await;
+            whole.assert(200, "");
+            assert_eq!(statuses(&whole), [202, 200, 202]);
+            let voted = &whole.data()["results"][0];
+            assert_eq!(voted["message"], "Approval recorded; 1 more needed");
+            assert_eq!(voted["data"]["approvals"], json!(1));
+            for asked in [&second, &third] {
+                assert_eq!(app.record(&asked.id).await.ruling.ballots, ballots);
+                assert!(app.is_undecided(&asked.id).await);
+            }
+            assert_eq!(app.record(&payment.id).await.ruling.voters.len(), 2);
+        }
+        // Votes alone, and with what decides nothing of its own.
+        let fourth = self::payment();
+        app.register(ALICE, &fourth).await.assert(201, "");
+        let whole = bulk(KIM, &[&fourth], true).await;
+        assert_eq!(statuses(&whole), [202]);
+        // If one is refused, none of the votes is recorded.
+        bulk(LEE, &[&fourth, &other], true).await.assert(409, "E3008");
+        assert_eq!(app.record(&fourth.id).await.ruling.ballots, 1);
+        let whole = bulk(KIM, &[&second, &third], true).await;
+        assert_eq!(statuses(&whole), [200, 200]);
         let bobs = bulk(BOB, &[&other, &foreign], true).await;
         bobs.assert(200, "");
     }
@@ -760,12 +777,27 @@ under_rules! {
         let vote = seen.data()["votes"][0].clone();
         assert_eq!(vote["decision"], "edit", "{vote}");
         assert!(vote["argumentsFingerprint"].is_string(), "{vote}");
+        // Who completes it sees what it is.
+        assert_eq!(vote["arguments"], json!({ "amount": 7000, "to": "x" }), "{vote}");
         // Other arguments are another vote.
         edit(LEE, 8000).await.assert(202, "");
         assert!(app.is_undecided(&asked.id).await, "{mode:?}");
         let seen = detail(&app, LEE, &asked.id).await;
         assert_eq!(seen.data()["approvals"], json!(1), "{}", seen.text);
+        let edited = |seen: &Answer| {
+            let votes = seen.data()["votes"].as_array().unwrap().clone();
+            let amount = |vote: &Value| vote["arguments"]["amount"].as_i64().unwrap();
+            votes.iter().map(amount).collect::<Vec<_>>()
+        };
+        assert_eq!(edited(&seen), [7000, 8000]);
         edit(LEE, 7000).await.assert(200, "");
+        assert_eq!(edited(&detail(&app, LEE, &asked.id).await), [7000, 7000]);
+        let polled = app.poll(ALICE, &asked.session, Some(&asked.id)).await.unwrap();
+        assert_eq!(
+            (&polled["decidedVia"], &polled["votes"], &polled["arguments"]["amount"]),
+            (&json!("person"), &json!({ "needed": 2, "given": 2 }), &json!(7000)), "{polled}"
+        );
+        assert!(polled["requestedFingerprint"].is_string(), "{polled}");
         let told = app.get(ALICE, &format!("/aura/hitl/requests/{}/decision", asked.id)).await;
         assert_eq!(told.data()["arguments"], json!({ "amount": 7000, "to": "x" }));
         assert_eq!(told.data()["votes"]["given"], json!(2));

@@ -368,7 +368,9 @@ fn the_document_has_every_status_header_and_example() {
         if decides_one || operation.pattern.contains("/requests/") {
             expected.insert("422");
         }
-        if !operation.is_open() && operation.method != Method::GET && !makes_a_task {
+        // Ending something again is no conflict.
+        let only_ends = operation.method == Method::DELETE;
+        if !operation.is_open() && operation.method != Method::GET && !makes_a_task && !only_ends {
             expected.insert("409");
         }
         let missing = expected.difference(&statuses).collect::<Vec<_>>();

@@ -46,7 +46,9 @@ impl Asked {
     /// The body that registers it over HTTP.
     pub fn registration(&self) -> Value {
         let mut body = json!({ "requestId": self.id, "sessionId": self.session });
-        for field in ["actionType", "message", "context", "taskId", "planSteps"] {
+        for field in
+            ["actionType", "message", "context", "taskId", "planSteps", "decisions", "risk"]
+        {
             if let Some(value) = self.document.get(field) {
                 body[field] = value.clone();
             }

@@ -71,6 +71,7 @@ pub fn change(candidate: &Candidate, state: &State, caller: &Caller) -> Change {
         pointer: &SessionPointer::default(),
         caller: &caller,
         verdict: &decision.verdict,
+        remember: None,
         now: decision.at,
     };
     match judge(&Law { settings: policy, file: None }, asking) {
@@ -98,6 +99,7 @@ pub fn writing<'a>(
         alone_since: None,
         trace_parent: None,
         audit: AuditEntry::None,
+        registration_audit: AuditEntry::None,
     }
 }
 

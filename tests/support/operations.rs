@@ -28,7 +28,7 @@ impl Operation {
 
     /// The address with this id, as it goes over the wire.
     pub fn path_to(&self, id: &str) -> String {
-        ["{requestId}", "{sessionId}", "{taskId}"]
+        ["{requestId}", "{sessionId}", "{taskId}", "{grantId}"]
             .into_iter()
             .fold(self.pattern.to_owned(), |path, name| path.replace(name, id))
     }

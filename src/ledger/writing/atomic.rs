@@ -1,4 +1,4 @@
-//! Writes several decisions in one write: all of them, or none. Unlike a batch (`batches`), such a write
+//! Writes several decisions and votes in one write: all of them, or none. Unlike a batch (`batches`), such a write
 //! is never taken apart.
 //!
 //! On Postgres it is one statement, which fails if it has not written every row, so that Postgres undoes
@@ -10,16 +10,16 @@ use const_format::{concatcp, formatcp, str_replace};
 use tracing::Instrument as _;
 
 use super::{
-    DECIDE_REQUEST, GIVEN, GIVEN_ON_SQLITE, INPUT, NEXT_OUTCOME_OF_A_WRITE, Recorded, THEN_WRITE,
-    WRITE_DECIDED_TASK, WRITE_OUTBOX, WRITE_VOTE, Writing, is_anothers_id, is_id_taken,
-    is_number_taken, is_task_id_taken,
+    COUNT_VOTE, Change, DECIDE_REQUEST, GIVEN, GIVEN_ON_SQLITE, INPUT, NEXT_OUTCOME_OF_A_WRITE,
+    RECORD_VOTE, Recorded, THEN_WRITE, WRITE_DECIDED_TASK, WRITE_OUTBOX, WRITE_VOTE, Writing,
+    is_anothers_id, is_id_taken, is_number_taken, is_task_id_taken,
 };
 use crate::domain::record::Record;
 use crate::domain::task::TaskStatus;
 use crate::ledger::connect::Ledger;
 use crate::ledger::engine::Statement;
 use crate::ledger::error::{LedgerError, Result};
-use crate::ledger::requests::RequestRow;
+use crate::ledger::requests::{REQUEST_COLUMNS, RequestRow};
 use crate::observe::traces;
 
 /// How long the write waits for a row that somebody else has locked.
@@ -28,7 +28,8 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(1700);
 const MAX_TRIES: usize = 8;
 
 impl Ledger {
-    /// Writes decisions on several requests, each as [`Ledger::record_outcome`] does, but all or none.
+    /// Writes decisions on several requests, each as [`Ledger::record_outcome`] does, and votes as
+    /// [`Ledger::record_vote`] does, but all or none.
     /// The records are in the order of `writings`. `None`: at least one of them cannot be written now, so
     /// nothing was written; [`Ledger::refusal_of`] may say why.
     ///
@@ -43,15 +44,21 @@ impl Ledger {
         let mut sorted = writings.iter().enumerate().collect::<Vec<_>>();
         // In the order of their keys, as in a batch, so that two writes do not wait for each other.
         sorted.sort_by_key(|(_place, one)| (one.tenant(), &one.candidate.request.id));
+        let is_vote = |one: &Writing<'_>| matches!(one.change, Change::Vote(_));
+        let has_votes = writings.iter().any(is_vote);
+        let statement = if has_votes { RECORD_ALL_WITH_VOTES } else { RECORD_ALL };
         let mut task_conflicts = 0;
         for _try in 0..MAX_TRIES {
             // The first time, a concurrent write of this tenant may have made the task.
             let is_task_taken = task_conflicts > 1;
-            let rows = sorted.iter().map(|(_place, one)| one.values(is_task_taken, self.tells()));
-            let rows = rows.collect::<Vec<_>>();
-            let written = self.engine.write_all::<RequestRow>(RECORD_ALL, &rows, LOCK_TIMEOUT);
+            let row = |one: &Writing<'_>| {
+                let of_one = if is_vote(one) { RECORD_VOTE } else { RECORD_ALL };
+                (of_one, one.values(is_task_taken, self.tells()))
+            };
+            let rows = sorted.iter().map(|(_place, one)| row(one)).collect::<Vec<_>>();
+            let written = self.engine.write_all::<RequestRow>(statement, &rows, LOCK_TIMEOUT);
             let written = self.engine.within_timeout(written);
-            match written.instrument(traces::step(RECORD_ALL.name())).await {
+            match written.instrument(traces::step(statement.name())).await {
                 Ok(None) => return Ok(None),
                 Ok(Some(rows)) => {
                     let places = sorted.iter().map(|(place, _one)| *place);
@@ -184,3 +191,34 @@ const RECORD_ALL: Statement = Statement::new(
     formatcp!("{THEN_WRITE} {WRITE_OUTBOX}"),
     formatcp!("{THEN_WRITE} {WRITE_VOTES}"),
 ]);
+
+/// [`DECIDE_EACH`] for the rows that decide.
+const DECIDE_SOME: &str = str_replace!(
+    DECIDE_EACH,
+    "WHERE (NOT input.only_newest",
+    "WHERE input.status <> 'pending' AND (NOT input.only_newest"
+);
+/// [`COUNT_VOTE`] for the rows that vote.
+const COUNT_SOME: &str =
+    str_replace!(COUNT_VOTE, "FROM input) AS v", "FROM input WHERE input.status = 'pending') AS v");
+
+/// [`RECORD_ALL`] where some votes complete nothing: their requests stay pending, and so do the tasks.
+const RECORD_ALL_WITH_VOTES: Statement = Statement::new(
+    "ledger.record_all_with_votes",
+    formatcp!(
+        "WITH {GIVEN}, {INPUT}, decided AS ({DECIDE_SOME}), counted AS ({COUNT_SOME}),
+         written AS (SELECT {REQUEST_COLUMNS} FROM decided
+                     UNION ALL SELECT {REQUEST_COLUMNS} FROM counted),
+         voted AS ({WRITE_VOTES}), {AND_THE_REST_OF_SOME}"
+    ),
+);
+/// [`AND_THE_REST_OF_ALL`] of the rows that decide.
+const AND_THE_REST_OF_SOME: &str = str_replace!(
+    str_replace!(
+        AND_THE_REST_OF_ALL,
+        WRITE_TASK_OF_ALL,
+        str_replace!(WRITE_TASK_OF_ALL, "FROM written AS d", "FROM decided AS d")
+    ),
+    WRITE_OUTBOX,
+    str_replace!(WRITE_OUTBOX, "FROM written AS d", "FROM decided AS d")
+);

@@ -91,6 +91,10 @@ fn every_line_of_the_document_is_true() {
             let automatic = match outcome {
                 "approved at once" => Some(Verdict::Approve),
                 "rejected at once" => Some(Verdict::Reject),
+                "remembers any" => {
+                    assert_eq!(binding.may_remember(Remember::Any), Ok(()), "{title}: {request}");
+                    None
+                }
                 approvals => {
                     let quorum: u32 =
                         approvals.strip_suffix(" approvals").unwrap().parse().unwrap();
