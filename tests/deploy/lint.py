@@ -45,6 +45,8 @@ BAD = [
     ({"metrics": {"port": 8081}}, "metrics"),
     ({"metrics": {"enabled": False, "serviceMonitor": {"enabled": True}}}, "metrics.enabled"),
     ({"autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 4}}, "maxReplicas"),
+    ({"policy": 5}, "policy"),
+    ({"policy": "x", "config": {"policy_file": "/policy.toml"}}, "policy_file"),
     ({"readinessPath": "/"}, "readinessPath"),
     ({"terminationGracePeriodSeconds": 10}, "terminationGracePeriodSeconds"),
     ({"terminationGracePeriodSeconds": 15}, "must be at least 16"),
@@ -88,13 +90,25 @@ def of_kubernetes(objects):
     return None
 
 
-def of_settings(objects, wanted):
-    """The TOML says what `config` says, numbers as they are; the migration gets the same."""
+def of_settings(objects, wanted, policy):
+    """The TOML says what `config` says, numbers as they are; the migration gets the same. A policy file is
+    there to the letter, and where the TOML says."""
+    if policy:
+        wanted = {**wanted, "policy_file": "/config/policy.toml"}
     maps = [o for o in objects if o["kind"] == "ConfigMap"]
     for found in maps:
         table = tomllib.loads(found["data"]["aura-hitl.toml"])
         if table != {"auto_migrate": False, **wanted}:
             return f"{found['metadata']['name']} holds {table}"
+        if found["data"].get("policy.toml", "") != policy:
+            return f"{found['metadata']['name']} has another policy: {found['data'].get('policy.toml')}"
+    for workload in filter(None, [one(objects, "Deployment"), one(objects, "Job", hook=True)]):
+        pod = workload["spec"]["template"]["spec"]
+        mounts = {m["name"]: m for m in pod["containers"][0]["volumeMounts"]}
+        [volume] = [v for v in pod["volumes"] if v["name"] == "config"]
+        named = volume["configMap"]["name"]
+        if mounts["config"]["mountPath"] != "/config" or named not in {m["metadata"]["name"] for m in maps}:
+            return f"/config is not {named}"
     known = Path("config/default.toml").read_text()
     unknown = [key for key in wanted if not re.search(rf"^#? ?{key} = ", known, re.M)]
     return f"config/default.toml has no {unknown}" if unknown else None
@@ -201,12 +215,18 @@ def chart():
             objects = [o for text in texts for o in yaml.safe_load_all(text) if o]
             config = {**default["config"], **values.get("config", {})}
             check(f"{name}: {len(objects)} objects, as Kubernetes has them", of_kubernetes(objects))
-            check(f"{name}: settings", of_settings(objects, config))
+            check(f"{name}: settings", of_settings(objects, config, values.get("policy", "")))
             check(f"{name}: pods", of_pods(objects))
             check(f"{name}: variables", of_names(objects))
             check(f"{name}: roll-out", of_roll_out(objects))
             check(f"{name}: migration first", of_hooks(objects))
             check(f"{name}: selectors", of_selectors(objects))
+        annotation = lambda values: one(
+            [o for path, text in loaded.render(values, name="aura-hitl", namespace="approvals").items()
+             if path.endswith(".yaml") for o in yaml.safe_load_all(text) if o],
+            "Deployment")["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+        sums = {annotation({}), annotation({"policy": "# one"}), annotation({"policy": "# two"})}
+        check("another policy is another roll-out", None if len(sums) == 3 else sums)
         for values, word in BAD:
             try:
                 loaded.render(values, name="aura-hitl", namespace="approvals")

@@ -59,6 +59,18 @@ auto_migrate = false
 {{- range $key, $value := .Values.config }}
 {{ $key }} = {{ toJson $value }}
 {{- end }}
+{{- if .Values.policy }}
+policy_file = "/config/policy.toml"
+{{- end }}
+{{- end }}
+
+{{/* The files of the volume that is mounted at /config. */}}
+{{- define "aura-hitl.files" -}}
+aura-hitl.toml: |
+  {{- include "aura-hitl.toml" . | nindent 2 }}
+{{- with .Values.policy }}
+policy.toml: {{ toJson . }}
+{{- end }}
 {{- end }}
 
 {{/* Keys of existingSecret that must be there, as a JSON list. */}}
@@ -154,6 +166,9 @@ capabilities:
 {{- $needed := add .Values.preStopSeconds 11 | int }}
 {{- if lt (int .Values.terminationGracePeriodSeconds) $needed }}
 {{- fail (printf "terminationGracePeriodSeconds is %d; with preStopSeconds = %d it must be at least %d, since the process takes up to 10 s after SIGTERM" (int .Values.terminationGracePeriodSeconds) (int .Values.preStopSeconds) $needed) }}
+{{- end }}
+{{- if and .Values.policy (hasKey .Values.config "policy_file") }}
+{{- fail "policy is the text of the policy file, and config.policy_file another file; set one of them" }}
 {{- end }}
 {{- if and .Values.autoscaling.enabled (lt (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas)) }}
 {{- fail "autoscaling.maxReplicas is below autoscaling.minReplicas; raise it" }}
