@@ -151,6 +151,8 @@ pub async fn run_once(
         metrics::purged("hitl_refused_attempt", purged.attempts);
         purged.grants = ledger.purge_grants(now - age, limit).await?;
         metrics::purged("hitl_grant", purged.grants);
+        // What was given up says what the requests say. There is little of it.
+        ledger.purge_failed(now - age, limit).await?;
     }
     if let Some(age) = retention.tasks {
         purged.tasks = ledger.purge_tasks(now - age, limit).await?;

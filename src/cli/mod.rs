@@ -5,6 +5,7 @@ mod export;
 mod healthcheck;
 mod inbox_demo;
 mod migrate;
+mod notices;
 mod openapi;
 mod policy;
 mod purge;
@@ -114,6 +115,9 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Try the channels by which people are told of requests, and send again what was given up.
+    #[command(subcommand)]
+    Notices(NoticesCommand),
     /// Try a policy file, which says who may decide.
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -121,6 +125,33 @@ enum Command {
     Openapi,
     /// Exit 0 if the service on HOST:PORT is ready; for containers.
     Healthcheck,
+}
+
+#[derive(Subcommand)]
+enum NoticesCommand {
+    /// Send a made-up notice by a channel, and say what its receiver answers.
+    Test {
+        /// The channel: the name of a webhook.
+        channel: String,
+    },
+    /// Show the notices that were given up, the latest first.
+    List {
+        /// Those that were given up.
+        #[arg(long, required = true)]
+        failed: bool,
+        /// At most this many.
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
+    },
+    /// Send notices again that were given up.
+    Resend {
+        /// The number that `list --failed` shows.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        id: Option<i64>,
+        /// All of them.
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -182,6 +213,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Requests { status, tenant, limit, watch } => {
             requests::run(file, &status, tenant.as_deref(), limit, watch).await
         }
+        Command::Notices(NoticesCommand::Test { channel }) => notices::test(file, &channel).await,
+        Command::Notices(NoticesCommand::List { limit, .. }) => notices::list(file, limit).await,
+        Command::Notices(NoticesCommand::Resend { id, .. }) => notices::resend(file, id).await,
         Command::Policy(PolicyCommand::Check { file: rules }) => policy::check(&rules),
         Command::Policy(PolicyCommand::Explain { file: rules, request, tenant }) => {
             policy::explain(file, &rules, &request, tenant.as_deref()).await

@@ -296,6 +296,21 @@ impl Ledger {
         }
     }
 
+    /// Deletes up to `limit` messages that were given up before this time. Returns how many.
+    ///
+    /// # Errors
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
+    pub async fn purge_failed(&self, before: DateTime<Utc>, limit: i64) -> Result<u64> {
+        const PURGE: Statement = Statement::new(
+            "ledger.purge_failed",
+            "DELETE FROM hitl_outbox WHERE outbox_id IN (
+                SELECT outbox_id FROM hitl_outbox
+                 WHERE failed_at IS NOT NULL AND failed_at >= '-infinity' AND failed_at < $1
+                 ORDER BY failed_at LIMIT $2)",
+        );
+        self.engine.execute(PURGE, &values![before, limit]).await
+    }
+
     /// Since when the oldest row of this lane is to be sent, UTC; `None` if there is none.
     ///
     /// # Errors

@@ -83,7 +83,6 @@ impl<C: Channel> Sending<C> {
                 }
                 SendResult::Later { why, not_before } => {
                     metrics::notice(&lane, NoticeResult::Failed);
-                    failed += 1;
                     let (why, now) = (plain(&why), self.clock.now());
                     if now - one.created_at >= GIVE_UP_AFTER {
                         self.give_up(one.row, &lane, &why).await?;
@@ -94,8 +93,9 @@ impl<C: Channel> Sending<C> {
                         // If this fails too, the notice is due again when its lease runs out.
                         let _given_back =
                             self.ledger.postpone_outbox(one.row, at, Some(&why)).await;
+                        failed += 1;
+                        failure = Some(why);
                     }
-                    failure = Some(why);
                 }
                 SendResult::GivenUp { why } => self.give_up(one.row, &lane, &plain(&why)).await?,
                 SendResult::SwitchedOff { why } => {
@@ -171,7 +171,9 @@ fn retry_at(now: DateTime<Utc>, attempts: i32, random: f64) -> DateTime<Utc> {
     let doublings = attempts.saturating_sub(1).clamp(0, 16);
     let longest = (FIRST_RETRY_DELAY * (1 << doublings)).min(MAX_RETRY_DELAY);
     let pause = longest.to_std().unwrap_or_default().mul_f64(random.clamp(0.0, 1.0));
-    now + TimeDelta::from_std(pause).unwrap_or(longest)
+    // Whole milliseconds: the ledger has no nanoseconds.
+    let millis = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
+    now + TimeDelta::try_milliseconds(millis).unwrap_or(longest)
 }
 
 fn random() -> f64 {

@@ -183,9 +183,18 @@ impl Happened<'_> {
             {
                 let channel = slack.channels.get(&record.tenant);
                 let mut targets = BTreeSet::new();
+                // Slack also shows the outcome where it asked, also to whoever brought it about.
+                let shown = match self.event {
+                    Event::Decided | Event::Expired | Event::Cancelled => {
+                        self.approvers(settings, law, record, binding.as_ref())
+                    }
+                    _ => BTreeSet::new(),
+                };
+                let shown = shown.iter().filter_map(|to| settings.people.contact(to));
+                let people = contacts.iter().map(|(_, contact)| *contact).chain(shown);
                 match channel {
                     Some(channel) => targets.extend([channel]),
-                    None => targets.extend(contacts.iter().filter_map(|(_, it)| it.slack.as_ref())),
+                    None => targets.extend(people.filter_map(|contact| contact.slack.as_ref())),
                 }
                 for target in targets {
                     let lane = Lane::Slack;
@@ -258,6 +267,26 @@ impl Happened<'_> {
         }
     }
 
+    /// Who may decide the request.
+    fn approvers(
+        &self,
+        settings: &NoticeSettings,
+        law: &Law,
+        record: &Record,
+        binding: Option<&Binding>,
+    ) -> BTreeSet<Recipient> {
+        let (people, tenant, requester) = (&settings.people, &record.tenant, record.user.as_ref());
+        let asked = Asked { tenant, requester, created_at: record.asked_at };
+        match binding {
+            Some(binding) => approvers(people, binding, asked, self.now),
+            // Without a policy file, nobody is named but the requester who decides alone.
+            None if law.settings.approvers == Approvers::Requester => {
+                requester.and_then(|user| people.person(user, tenant)).into_iter().collect()
+            }
+            None => BTreeSet::new(),
+        }
+    }
+
     /// The people and groups who are told: of what waits the approvers, of outcomes the requester, of
     /// comments both. Nobody is told of what they did themselves.
     fn recipients(
@@ -271,14 +300,7 @@ impl Happened<'_> {
         let requester = record.user.as_ref();
         let the_requester = || requester.and_then(|user| people.person(user, tenant));
         let asked = Asked { tenant, requester, created_at: record.asked_at };
-        let the_approvers = || match binding {
-            Some(binding) => approvers(people, binding, asked, self.now),
-            // Without a policy file, nobody is named but the requester who decides alone.
-            None if law.settings.approvers == Approvers::Requester => {
-                the_requester().into_iter().collect()
-            }
-            None => BTreeSet::new(),
-        };
+        let the_approvers = || self.approvers(settings, law, record, binding);
         let mut told = match self.event {
             Event::Pending | Event::Reminder => the_approvers(),
             Event::Escalated => {
@@ -291,7 +313,6 @@ impl Happened<'_> {
                     _ => BTreeSet::new(),
                 }
             }
-            // Slack also shows the outcome where it asked.
             Event::Decided | Event::Expired | Event::Cancelled => {
                 the_requester().into_iter().collect()
             }

@@ -11,17 +11,18 @@ use aura_hitl::config::LedgerConfig;
 use aura_hitl::courier::RedisSettings;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::State;
-use aura_hitl::domain::ids::{RequestId, SessionId};
+use aura_hitl::domain::ids::{RequestId, SessionId, TenantId};
 use aura_hitl::domain::record::{DeliveryReceipt, DeliveryResult, Ruling};
 use aura_hitl::domain::request::Origin;
 use aura_hitl::domain::task::TaskStep;
 use aura_hitl::ledger::{
-    AUDIT, AskedAgain, GoneRequest, Ledger, Overdue, Pooler, Rebound, SeenRequest, SlackMessage,
+    AUDIT, AskedAgain, GoneRequest, Ledger, NOTICE, NewOutboxRow, OutboxRow, Overdue, Pooler,
+    Rebound, SeenRequest, SlackMessage,
 };
 use aura_hitl::policy::Policy;
 use aura_hitl::server::stores;
 use aura_hitl::tasks::change::take_step;
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::{Either, join_all, select};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
@@ -571,7 +572,15 @@ async fn fill(url: &str, from: u32, to: u32) {
         "INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at,
                                   attempts)
          SELECT kind, 'auth', 'tenant1', 'old_' || n, '{}', now(), now() + interval '1 day', n % 2
-           FROM numbers, (VALUES ('another'), ('audit')) AS kinds (kind) ORDER BY kind, n",
+           FROM numbers, (VALUES ('another'), ('audit'), ('notice')) AS kinds (kind)
+          ORDER BY kind, n",
+        // Of a channel: what is to be sent later, was tried, and was given up.
+        "INSERT INTO hitl_outbox (kind, lane, target, tenant_id, request_id, payload, created_at,
+                                  due_at, attempts, failed_at)
+         SELECT 'webhook', 'webhook/ops', 'ops', 'tenant1', 'old_' || n, '{}', now(),
+                now() + interval '1 day', n % 2,
+                CASE WHEN n % 3 = 0 THEN now() - interval '2 days' - n * interval '1 ms' END
+           FROM numbers",
         "INSERT INTO hitl_vote (tenant_id, request_id, voter, decision, voted_at, etag, voter_roles,
                                 voter_groups)
          SELECT 'tenant1', 'old_' || n, 'bob', 'approve', now(), 'e', '[]', '[]' FROM numbers",
@@ -615,6 +624,52 @@ fn is_wasteful(plan: &str) -> bool {
         };
         removed > 500 || scanned > 500
     })
+}
+
+/// Events become notices, which are sent, given up and sent again.
+async fn tell_of_requests(app: &TestApp, tenant: &TenantId, now: DateTime<Utc>) {
+    let ledger = &app.state.ledger;
+    let (soon, later) = (now + TimeDelta::seconds(3), now + TimeDelta::days(365));
+    ledger.set_tells(true);
+    let asked = registered(app).await;
+    let path = format!("/aura/hitl/requests/{}/comments", asked.id);
+    app.post(BOB, &path, json!({ "text": "?" })).await.assert(201, "");
+    approve(app, &asked).await;
+    let late = registered(app).await;
+    let overdue = Overdue::of(&app.record(&late.id).await);
+    assert!(ledger.expire(&overdue, later).await.unwrap().is_some());
+    ledger.set_tells(false);
+    let events = ledger.claim_outbox(NOTICE, Clock::System.now(), later, 100).await.unwrap();
+    assert!(events.len() >= 4, "{events:?}");
+    let row = |event: &OutboxRow| NewOutboxRow {
+        event: event.id,
+        kind: "webhook",
+        lane: Some("webhook/ops".to_owned()),
+        target: "ops".to_owned(),
+        tenant_id: tenant.to_string(),
+        request_id: asked.id.clone(),
+        payload: "{}".to_owned(),
+        created_at: now,
+        due_at: now,
+    };
+    let rows = events.iter().map(row).collect::<Vec<_>>();
+    let ids = events.iter().map(|event| event.id).collect::<Vec<_>>();
+    ledger.replace_events(&ids, &rows).await.unwrap();
+    // Their rows have gone, so nobody else makes notices of them.
+    ledger.replace_events(&ids, &rows).await.unwrap();
+    let claimed = ledger.claim_outbox("webhook/ops", now, soon, 2).await.unwrap();
+    assert_eq!(claimed.len(), 2);
+    let ids = claimed.iter().map(|row| row.id).collect::<Vec<_>>();
+    ledger.unclaim_outbox(&ids, now).await.unwrap();
+    let claimed = ledger.claim_outbox("webhook/ops", now, soon, 100).await.unwrap();
+    for row in &claimed {
+        ledger.give_up_outbox(row.id, "no", now).await.unwrap();
+    }
+    ledger.oldest_in_outbox("webhook/ops").await.unwrap();
+    assert_eq!(ledger.failed_in_outbox(2).await.unwrap().len(), 2);
+    assert_eq!(ledger.resend(Some(claimed[0].id), now).await.unwrap(), 1);
+    ledger.delete_outbox(&claimed.iter().map(|row| row.id).collect::<Vec<_>>()).await.unwrap();
+    ledger.purge_failed(now - TimeDelta::days(1), 10).await.unwrap();
 }
 
 /// What is written and read under a policy file: votes, what binds requests, and lists by it.
@@ -839,6 +894,7 @@ async fn run_every_statement(app: &TestApp) {
     ledger.delete_outbox(&rows.iter().map(|row| row.id).collect::<Vec<_>>()).await.unwrap();
     ledger.postpone_outbox(1, later, None).await.unwrap();
     ledger.oldest_in_outbox(AUDIT).await.unwrap();
+    tell_of_requests(app, &tenant.clone(), now).await;
     for before in [long_ago, now - TimeDelta::days(1)] {
         ledger.purge_requests(before, 10).await.unwrap();
         ledger.purge_refused_attempts(before, 10).await.unwrap();

@@ -16,6 +16,7 @@ mod infrastructure;
 mod inputs;
 mod intake;
 mod load;
+mod notices;
 mod outages;
 mod racing;
 mod relays;
@@ -98,5 +99,7 @@ rows! {
     "55" "a replica killed between the votes of ten people on requests that six have to approve" votes::replica_killed;
     "56" "Postgres restarted amid 200 votes on 20 requests" votes::postgres_restarted;
     "57" "a policy file that is wrong, and one that asks for more approvals, reloaded amid votes" votes::policy_reloaded;
+    "58" "replicas killed between sending notices and noting it, 1,000 requests of two tenants, a receiver that lies" notices::replicas_killed;
+    "59" "receivers of notices that hang, are slow and are not there, while 1,000 requests are decided" notices::receivers_fail;
     "fuzz" "tokens, paths, bodies, plan steps and agents' JSON, fuzzed for a fixed time" document::fuzz;
 }

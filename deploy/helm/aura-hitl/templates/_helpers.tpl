@@ -62,6 +62,10 @@ auto_migrate = false
 {{- if .Values.policy }}
 policy_file = "/config/policy.toml"
 {{- end }}
+{{- with .Values.configTables }}
+
+{{ . }}
+{{- end }}
 {{- end }}
 
 {{/* The files of the volume that is mounted at /config. */}}
