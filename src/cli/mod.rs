@@ -131,8 +131,11 @@ enum Command {
 enum NoticesCommand {
     /// Send a made-up notice by a channel, and say what its receiver answers.
     Test {
-        /// The channel: the name of a webhook.
+        /// The channel: the name of a webhook, or mail.
         channel: String,
+        /// To whom, of mail: user:kim or group:finance, as the settings name them.
+        #[arg(long, value_name = "RECIPIENT")]
+        to: Option<String>,
     },
     /// Show the notices that were given up, the latest first.
     List {
@@ -213,7 +216,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Requests { status, tenant, limit, watch } => {
             requests::run(file, &status, tenant.as_deref(), limit, watch).await
         }
-        Command::Notices(NoticesCommand::Test { channel }) => notices::test(file, &channel).await,
+        Command::Notices(NoticesCommand::Test { channel, to }) => {
+            notices::test(file, &channel, to.as_deref()).await
+        }
         Command::Notices(NoticesCommand::List { limit, .. }) => notices::list(file, limit).await,
         Command::Notices(NoticesCommand::Resend { id, .. }) => notices::resend(file, id).await,
         Command::Policy(PolicyCommand::Check { file: rules }) => policy::check(&rules),

@@ -15,25 +15,37 @@ use crate::domain::ids::RequestId;
 use crate::domain::notice::Event;
 use crate::domain::printable::printable;
 use crate::ledger::{FailedRow, Ledger};
+use crate::notices::mail::MailChannel;
 use crate::notices::webhook::Webhook;
 use crate::notices::{Channel, DueNotice, Notice, NoticeSettings, SendResult};
 use crate::server::stores;
 
-/// Sends a made-up notice by the channel of this name. Writes nothing into the ledger.
+/// Sends a made-up notice by the channel of this name, of mail to this recipient. Writes nothing into the
+/// ledger.
 ///
 /// # Errors
 /// One sentence, when there is no such channel or its receiver does not take the notice.
-pub async fn test(file: Option<&Path>, channel: &str) -> anyhow::Result<()> {
+pub async fn test(file: Option<&Path>, channel: &str, to: Option<&str>) -> anyhow::Result<()> {
     let settings = load(file)?.notices;
     let clock = Clock::System;
-    let webhook = settings.webhooks.iter().find(|webhook| webhook.name == channel);
-    let Some(webhook) = webhook else {
-        let names = settings.webhooks.iter().map(|webhook| webhook.name.as_str());
-        let names = names.collect::<Vec<_>>().join(", ");
-        ensure!(!names.is_empty(), "no channel is configured; docs/notices.md says how");
-        bail!("no channel is named {channel:?}; there are {names}");
-    };
-    send(&Webhook::new(webhook, clock.clone())?, channel, made_up(&settings, clock.now())).await
+    let notice = made_up(&settings, clock.now());
+    if let Some(webhook) = settings.webhooks.iter().find(|webhook| webhook.name == channel) {
+        return send(&Webhook::new(webhook, clock)?, channel, notice).await;
+    }
+    if let Some(mail) = settings.mail.as_ref().filter(|_| channel == "mail") {
+        let to = to.context("say to whom to send it: --to user:kim")?;
+        let contact = settings.people.contact_of_target(to);
+        ensure!(
+            contact.is_some_and(|contact| contact.mail.is_some()),
+            "no {to:?} has a mail address in the settings; --to is user:KEY or group:KEY of [people.KEY] \
+             or [groups_people.KEY]"
+        );
+        return send(&MailChannel::new(mail, &settings.people)?, to, notice).await;
+    }
+    let webhooks = settings.webhooks.iter().map(|webhook| webhook.name.as_str());
+    let names = webhooks.chain(settings.mail.as_ref().map(|_| "mail")).collect::<Vec<_>>();
+    ensure!(!names.is_empty(), "no channel is configured; docs/notices.md says how");
+    bail!("no channel is named {channel:?}; there are {}", names.join(", "))
 }
 
 /// Sends one notice, and says what became of it.

@@ -7,7 +7,7 @@ use aura_hitl::ledger::OutboxRow;
 use aura_hitl::notices::{Contact, Language, MailSecurity, MailSettings, Notice, People};
 use aura_hitl::notices::{NoticeSettings, SlackSettings};
 use chrono::{DateTime, Utc};
-use support::unique;
+use support::{free_port, unique};
 
 use super::*;
 
@@ -55,18 +55,19 @@ fn people() -> People {
 
 fn mail() -> MailSettings {
     MailSettings {
-        security: MailSecurity::Tls,
-        host: "mail.example".to_owned(),
-        port: None,
+        security: MailSecurity::None,
+        host: "127.0.0.1".to_owned(),
+        port: Some(free_port()),
+        authority: None,
         user: None,
         password: None,
         from: "a@example.com".to_owned(),
     }
 }
 
-/// Every row of a lane, as the channel's worker gets it.
+/// Every row of a lane, as the channel's worker gets it, also those that it holds. No server takes them.
 async fn rows(app: &TestApp, lane: &str) -> Vec<(OutboxRow, Notice)> {
-    let now = app.state.clock.now();
+    let now = app.state.clock.now() + TimeDelta::hours(12);
     let rows = app.state.ledger.claim_outbox(lane, now, now, 1000).await.unwrap();
     rows.into_iter()
         .map(|row| {
@@ -190,7 +191,7 @@ async fn slack_is_told_in_the_channel_of_the_tenant_or_else_person_by_person() {
             bot_token: "xoxb-canary".into(),
             signing_secret: "canary".into(),
             channels: [(TenantId::parse("tenant1").unwrap(), "C1".to_owned())].into(),
-            api_url: "https://slack.example/api".parse().unwrap(),
+            api_url: format!("http://127.0.0.1:{}", free_port()).parse().unwrap(),
         };
         let notices = NoticeSettings {
             public_url: Some("https://dwp.example".to_owned()),
