@@ -1,6 +1,7 @@
 //! Mail, as a real SMTP server takes it (aiosmtpd) and as another parser reads it (Python's).
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use aura_hitl::domain::clock::Clock;
@@ -44,7 +45,7 @@ fn channel(settings: &MailSettings) -> MailChannel {
 }
 
 /// A notice of a request that waits, with these fields instead of the usual ones.
-fn notice(number: u32, changed: Value) -> Notice {
+fn notice(number: u32, changed: &Value) -> Notice {
     let mut notice = json!({
         "id": format!("msg_{number:032x}"), "event": "request.pending", "at": "2026-01-16T12:00:00Z",
         "tenant": "tenant1", "requestId": format!("req-{number}"), "session": "session_1", "user": "user123",
@@ -92,7 +93,7 @@ fn check(mail: &Mail) {
 async fn mail_is_encrypted_and_logged_in_as_the_address_says() {
     for security in [MailSecurity::Tls, MailSecurity::StartTls, MailSecurity::None] {
         let server = MailServer::start(security);
-        sent(&channel(&server.settings()), &[due("user:lee", notice(1, json!({})))]).await;
+        sent(&channel(&server.settings()), &[due("user:lee", notice(1, &json!({})))]).await;
         let [mail] = &server.taken(1).await[..] else { panic!("{security:?}") };
         check(mail);
         let is_plain = security == MailSecurity::None;
@@ -124,7 +125,7 @@ async fn without_the_tls_or_login_asked_for_nothing_is_sent_and_all_is_tried_aga
         (stranger, "550"),
         (gone, "refused"),
     ] {
-        let results = channel(&settings).send(&[due("user:lee", notice(1, json!({})))]).await;
+        let results = channel(&settings).send(&[due("user:lee", notice(1, &json!({})))]).await;
         let [SendResult::Later { why: said, not_before: None }] = &results[..] else {
             panic!("{settings:?}: {results:?}");
         };
@@ -151,13 +152,13 @@ async fn one_recipient_is_refused_and_the_others_have_their_mail() {
         "user:lost",
         "odd",
     ];
-    let all = targets.map(|target| due(target, notice(1, json!({}))));
+    let all = targets.map(|target| due(target, notice(1, &json!({}))));
     let results = channel.send(&all).await;
     for (target, result) in targets.iter().zip(&results) {
         match (*target, result) {
             ("user:lee" | "user:kim" | "group:finance", SendResult::Sent) => {}
-            ("user:later", SendResult::Later { why, .. }) => assert!(why.contains("451"), "{why}"),
-            ("user:lost", SendResult::Later { .. }) => {}
+            ("user:later", SendResult::Later { why, .. }) if why.contains("451") => {}
+            ("user:lost", SendResult::Later { why, .. }) => assert!(!why.is_empty()),
             ("user:refused", SendResult::GivenUp { why }) => assert!(why.contains("550"), "{why}"),
             (
                 "user:chat-only" | "user:wrong" | "user:nobody" | "group:kim" | "odd",
@@ -175,7 +176,7 @@ async fn one_recipient_is_refused_and_the_others_have_their_mail() {
     assert_eq!(to, expected);
     // What was taken and not confirmed is sent again: the same mail to whoever drops repeats.
     let lost = mails.iter().find(|mail| mail.to().starts_with("lost")).unwrap();
-    let _again = channel.send(&[due("user:lost", notice(1, json!({})))]).await;
+    let _again = channel.send(&[due("user:lost", notice(1, &json!({})))]).await;
     let again = &server.taken(5).await[4];
     assert_eq!(again.header("Message-ID"), lost.header("Message-ID"));
     let ids = mails
@@ -205,11 +206,11 @@ async fn a_mail_says_what_may_leave_the_service_in_the_language_of_its_reader() 
     let (mut letters, mut count) = (String::new(), 0);
     for target in ["user:lee", "user:kim"] {
         for case in &cases {
-            sent(&channel, &[due(target, notice(1, case.clone()))]).await;
+            sent(&channel, &[due(target, notice(1, case))]).await;
             count += 1;
             let mail = server.taken(count).await.remove(count - 1);
             check(&mail);
-            letters += &format!("=== {}\n{}\n", mail.header("Subject"), mail.text());
+            writeln!(letters, "=== {}\n{}", mail.header("Subject"), mail.text()).unwrap();
         }
     }
     insta::assert_snapshot!(letters);
@@ -232,10 +233,10 @@ async fn no_text_of_an_agent_is_markup_or_a_header_or_a_line_of_ours() {
     let case = json!({
         "action": evil, "message": evil, "reason": evil, "user": evil, "rule": evil, "decidedBy": evil,
         "decidedVia": evil, "risk": evil, "status": evil, "requestId": evil, "tenant": evil,
-        "context": { (evil): evil, "nested": { "a": [evil, 12345678901234567890_u64] } },
+        "context": { (evil): evil, "nested": { "a": [evil, 12_345_678_901_234_567_890_u64] } },
         "approvers": [evil],
     });
-    let many = (0..7).map(|number| due("user:lee", notice(number, case.clone())));
+    let many = (0..7).map(|number| due("user:lee", notice(number, &case)));
     let many = many.collect::<Vec<_>>();
     sent(&channel(&server.settings()), &many[..1]).await;
     sent(&channel(&server.settings()), &many).await;
@@ -270,7 +271,7 @@ async fn more_than_five_notices_for_one_person_are_one_mail() {
     let server = MailServer::plain();
     let channel = channel(&server.settings());
     let to = |target: &'static str, count: u32| {
-        (0..count).map(move |number| due(target, notice(number, json!({}))))
+        (0..count).map(move |number| due(target, notice(number, &json!({}))))
     };
     let mut mixed = to("user:lee", 6)
         .chain(to("user:kim", 5))
@@ -318,7 +319,7 @@ async fn a_server_that_hangs_ends_the_round_before_its_leases_do() {
     let server = MailServer::plain();
     let channel = channel(&server.settings());
     let started = std::time::Instant::now();
-    let all = ["user:lee", "user:slow"].map(|target| due(target, notice(1, json!({}))));
+    let all = ["user:lee", "user:slow"].map(|target| due(target, notice(1, &json!({}))));
     let results = channel.send(&all).await;
     assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
     assert_eq!(results[0], SendResult::Sent);
@@ -407,4 +408,22 @@ async fn whoever_opens_every_link_of_every_mail_has_decided_nothing() {
         .await;
         assert_eq!(server.mails().len(), 6, "{mode:?}");
     }
+}
+
+#[test]
+fn an_authority_that_is_none_refuses_the_start() {
+    let server = MailSettings {
+        security: MailSecurity::Tls,
+        host: "mail.example".to_owned(),
+        port: None,
+        user: None,
+        password: None,
+        authority: Some("-----BEGIN NOTHING-----".to_owned()),
+        from: "approvals@example.com".to_owned(),
+    };
+    let refused = MailChannel::new(&server, &people()).unwrap_err();
+    assert!(format!("{refused:#}").contains("ca_file"), "{refused:#}");
+    let unreadable = MailSettings { authority: None, from: "nobody".to_owned(), ..server };
+    let refused = MailChannel::new(&unreadable, &people()).unwrap_err();
+    assert!(format!("{refused:#}").contains("notices.mail.from is \"nobody\""), "{refused:#}");
 }

@@ -37,17 +37,14 @@ impl Letter {
         let subject = line(notice, language, MAX_SUBJECT_ACTION_CHARS);
         let fields = fields(notice, language);
         let quotes = quotes(notice, language);
-        let mut text = format!("{headline}\n\n");
-        for (label, value) in &fields {
-            text.push_str(&format!("{label}: {value}\n"));
-        }
+        let mut text = vec![headline.to_owned(), String::new()];
+        text.extend(fields.iter().map(|(label, value)| format!("{label}: {value}")));
         for (label, quote) in &quotes {
-            text.push_str(&format!("\n{label}:\n"));
-            for line in quote.lines() {
-                text.push_str(&format!("> {line}\n"));
-            }
+            text.extend([String::new(), format!("{label}:")]);
+            text.extend(quote.lines().map(|line| format!("> {line}")));
         }
-        text.push_str(&format!("\n{}\n\n-- \n{}\n", link_text(notice, language), footer(language)));
+        text.extend([String::new(), link_text(notice, language)]);
+        let text = ended(text, language);
         let html = page(
             language,
             &subject,
@@ -86,15 +83,14 @@ impl Letter {
                 format!("승인 관련 알림 {number}건"),
             )
         };
-        let mut text = format!("{subject}\n");
+        let mut text = vec![subject.clone()];
         for notice in notices {
-            text.push_str(&format!("\n* {}\n", line(notice, language, MAX_FIELD_CHARS)));
-            for (label, value) in short_fields(notice, language) {
-                text.push_str(&format!("  {label}: {value}\n"));
-            }
-            text.push_str(&format!("  {}\n", link_text(notice, language)));
+            text.extend([String::new(), format!("* {}", line(notice, language, MAX_FIELD_CHARS))]);
+            let fields = short_fields(notice, language).into_iter();
+            text.extend(fields.map(|(label, value)| format!("  {label}: {value}")));
+            text.push(format!("  {}", link_text(notice, language)));
         }
-        text.push_str(&format!("\n-- \n{}\n", footer(language)));
+        let text = ended(text, language);
         let html = page(
             language,
             &subject,
@@ -115,6 +111,13 @@ impl Letter {
         );
         Self { subject, text, html }
     }
+}
+
+/// The lines, and what stands below every mail.
+fn ended(mut lines: Vec<String>, language: Language) -> String {
+    let footer = [String::new(), "-- ".to_owned(), footer(language).to_owned(), String::new()];
+    lines.extend(footer);
+    lines.join("\n")
 }
 
 const HEADLINE: &str = "font-size:20px;margin:0 0 12px";

@@ -3,6 +3,7 @@
 //! messages, and signs clicks as Slack does. The real service was not at hand.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -272,7 +273,9 @@ impl Wrong {
                     self.keys(block, &["type", "fields"], &["block_id"]);
                     let fields = block["fields"].as_array().unwrap();
                     self.is((1..=10).contains(&fields.len()), "the number of fields", block);
-                    fields.iter().for_each(|field| self.text(field, 2000));
+                    for field in fields {
+                        self.text(field, 2000);
+                    }
                 }
                 Some("section") => {
                     self.keys(block, &["type", "text"], &["block_id"]);
@@ -285,7 +288,9 @@ impl Wrong {
                     let ids =
                         elements.iter().map(|it| it["action_id"].as_str()).collect::<BTreeSet<_>>();
                     self.is(ids.len() == elements.len(), "an action_id twice", block);
-                    elements.iter().for_each(|element| self.button(element));
+                    for element in elements {
+                        self.button(element);
+                    }
                 }
                 Some("input") if self.method == "views.open" => self.input(block),
                 _ => self.is(false, "an unknown block", block),
@@ -400,8 +405,11 @@ impl Signed {
         let timestamp = seconds.to_string();
         let key = hmac::Key::new(HMAC_SHA256, secret.as_bytes());
         let tag = hmac::sign(&key, format!("v0:{timestamp}:{body}").as_bytes());
-        let hex = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        Self { body, timestamp, signature: format!("v0={hex}") }
+        let mut signature = "v0=".to_owned();
+        for byte in tag.as_ref() {
+            write!(signature, "{byte:02x}").unwrap();
+        }
+        Self { body, timestamp, signature }
     }
 
     pub fn now(payload: &Value, app: &TestApp) -> Self {
