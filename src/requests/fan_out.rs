@@ -183,18 +183,9 @@ impl Happened<'_> {
             {
                 let channel = slack.channels.get(&record.tenant);
                 let mut targets = BTreeSet::new();
-                // Slack also shows the outcome where it asked, also to whoever brought it about.
-                let shown = match self.event {
-                    Event::Decided | Event::Expired | Event::Cancelled => {
-                        self.approvers(settings, law, record, binding.as_ref())
-                    }
-                    _ => BTreeSet::new(),
-                };
-                let shown = shown.iter().filter_map(|to| settings.people.contact(to));
-                let people = contacts.iter().map(|(_, contact)| *contact).chain(shown);
                 match channel {
                     Some(channel) => targets.extend([channel]),
-                    None => targets.extend(people.filter_map(|contact| contact.slack.as_ref())),
+                    None => targets.extend(contacts.iter().filter_map(|(_, it)| it.slack.as_ref())),
                 }
                 for target in targets {
                     let lane = Lane::Slack;
