@@ -137,5 +137,8 @@ export const api = {
    * @param {Record<string, string | number | undefined | null>} query
    */
   tasks: (query) => call('GET', `${TASKS}${queryOf(query)}`),
+  grants: () => call('GET', `${ROOT}grants`),
+  /** @param {string} id */
+  endGrant: (id) => call('DELETE', `${ROOT}grants/${part(id)}`),
   stream: `${ROOT}inbox/stream`,
 };

@@ -6,7 +6,7 @@ import { isTemporary } from './api.js';
 import { BULK, decideSeveral, jobOf, jobView, onJobChange, tickJob } from './decisions.js';
 import { fill, h } from './dom.js';
 import { forget } from './drafts.js';
-import { countdown, hasRisk } from './list.js';
+import { countdown, decider, hasRisk } from './list.js';
 import { key, reasonForm } from './reason.js';
 import { contentOf, readRequest } from './request.js';
 import { Seen } from './seen.js';
@@ -319,7 +319,7 @@ export class Bulk {
     else if (entry.gone) fill(note, h('p', { class: 'problem' }, entry.gone));
     else if (shown && shown.status !== 'pending') {
       fill(note, h('p', null, h('strong', { class: `status ${shown.status}` }, named('status', shown.status)),
-        shown.decidedBy && [' · ', shown.decidedVia === 'policy' ? t('byRule') : t('by'), ' ', theirs(shown.decidedBy)], ' · ', time(shown.decidedAt ?? shown.settledAt),
+        shown.decidedBy && [' · ', decider(shown)], ' · ', time(shown.decidedAt ?? shown.settledAt),
         shown.reason && [' · ', theirs(shown.reason)]));
     } else if (entry.refusal) fill(note, h('p', { class: 'problem' }, entry.refusal.text));
     else if (obstacle) fill(note, h('p', { class: 'cannot' }, obstacle));

@@ -9,8 +9,9 @@ import { fill, h } from './dom.js';
 import { draft, forget, keep } from './drafts.js';
 import { Editor, differences } from './editor.js';
 import { indented } from './json.js';
-import { countdown, hasRisk } from './list.js';
+import { countdown, decider, hasRisk } from './list.js';
 import { key, reasonForm } from './reason.js';
+import { rememberForm } from './remember.js';
 import { contentOf, parsed, readRequest, section } from './request.js';
 import { NO_LOCK, Seen } from './seen.js';
 import { current } from './session.js';
@@ -28,6 +29,8 @@ import { theirs, visible, visibleText } from './visible.js';
  * @property {(text: string) => void} announce
  * @property {(item: Item) => void} updated
  * @property {(id: string) => void} decided The person has decided this request.
+ * @property {() => void} remembered The person's approval is remembered.
+ * @property {() => void} showRemembered
  * @property {() => void} signIn
  */
 
@@ -46,7 +49,7 @@ export class Detail {
     /** Why it could not be decided, or read.
      * @type {Answer | null} */
     this.refusal = null;
-    /** @type {'reject' | 'edit' | 'respond' | null} */
+    /** @type {'reject' | 'edit' | 'respond' | 'remember' | null} */
     this.mode = null;
     /** @type {Request | null} */
     this.request = null;
@@ -200,7 +203,7 @@ export class Detail {
         named('vote', vote.decision), ' · ', theirs(vote.userId), ' · ', time(vote.at),
         vote.reason ? [' · ', theirs(vote.reason)] : null, vote.counted ? null : [' · ', t('notCounted')])))),
       section(t('history'), h('ol', { class: 'history' }, shown.history.map(({ at, event, by }) => h('li', null,
-        time(at), h('span', null, named('event', event), by ? [' · ', theirs(by)] : null))))));
+        time(at), h('span', null, named('event', event), by ? [' · ', event === 'approved' && shown.decidedVia === 'grant' ? decider(shown) : theirs(by)] : null))))));
     this.tick();
   }
 
@@ -330,7 +333,7 @@ export class Detail {
     if (this.mode) {
       const formKey = `${this.mode} ${shown.etag}`;
       if (this.form?.key !== formKey) {
-        this.form = { key: formKey, ...(this.mode === 'reject' ? { element: this.rejectForm() } : this.mode === 'edit' ? this.editForm(shown) : this.respondForm(shown)) };
+        this.form = { key: formKey, ...(this.mode === 'reject' ? { element: this.rejectForm() } : this.mode === 'remember' ? { element: this.rememberForm(shown) } : this.mode === 'edit' ? this.editForm(shown) : this.respondForm(shown)) };
       }
       return [this.form.element];
     }
@@ -341,7 +344,8 @@ export class Detail {
       hasVoted && h('p', { class: 'good voted' }, t('youVoted', { n: shown.approvalsNeeded - shown.approvals })),
       !hasVoted && h('div', { class: 'lock' },
         h('p', { class: 'progress', id: 'progress' }),
-        !isComplete && h('button', { type: 'button', class: 'quiet', 'data-name': 'next', onclick: () => this.seen?.next() }, t('nextUnseen'), key('n'))),
+        !isComplete && h('button', { type: 'button', class: 'quiet', 'data-name': 'next', onclick: () => this.seen?.next() }, t('nextUnseen'), key('n')),
+        isComplete && shown.remember && !shown.askedAgain && shown.decisions.includes('approve') && h('button', { type: 'button', class: 'quiet', 'data-name': 'remember', onclick: () => this.startRemember() }, t('remember'))),
       shown.askedAgain && h('p', null, t('askedAgainHow')),
       h('div', { class: 'buttons' },
         shown.decisions.includes('reject') && h('button', { type: 'button', class: 'reject', 'data-name': 'reject', onclick: () => this.startReject() }, t('reject'), key('r')),
@@ -361,9 +365,11 @@ export class Detail {
     return h('div', { class: 'outcome' },
       h('p', null,
         h('strong', { class: `status ${shown.status}` }, named('status', shown.status)),
-        shown.decidedBy && [' · ', shown.decidedVia === 'policy' ? t('byRule') : t('by'), ' ', theirs(shown.decidedBy)],
+        shown.decidedBy && [' · ', decider(shown)],
         ' · ', time(shown.decidedAt ?? shown.settledAt)),
       shown.reason && h('p', { class: 'reason' }, theirs(shown.reason)),
+      shown.grantId && h('p', null, t(shown.decidedVia === 'grant' ? 'byGrantHow' : 'madeGrant'),
+        (current()?.isAdmin || shown.decidedBy === current()?.user) && [' ', h('button', { type: 'button', class: 'quiet small', 'data-name': 'remembered', onclick: () => this.options.showRemembered() }, t('remembered'))]),
       shown.signal.state === 'owed' && h('p', null, t('signalOwed')),
       isUnheard && h('p', null, t('signalUnheard')),
       shown.signal.state === 'superseded' && h('p', null, t('signalSuperseded')));
@@ -488,8 +494,21 @@ export class Detail {
     });
   }
 
+  startRemember() {
+    if (!this.mayApprove || !this.seen?.isComplete || jobOf(this.id)) return;
+    this.mode = 'remember';
+    this.renderActions();
+    this.actions.querySelector('select')?.focus();
+  }
+
+  /** @param {Shown} shown */
+  rememberForm(shown) {
+    return rememberForm({ shown, send: (remember) => this.send('approve', { remember }), cancel: () => this.leaveMode() });
+  }
+
   approve() {
-    if (!this.mayApprove || jobOf(this.id)) return;
+    // Whoever writes something else does not mean the plain approval.
+    if (!this.mayApprove || this.mode || jobOf(this.id)) return;
     if (!this.seen?.isComplete) {
       this.options.announce(t('stillLocked', { n: this.seen?.unseen.size ?? 0 }));
       this.actions.querySelector('.lock')?.animate([{ opacity: 1 }, { opacity: 0.3 }, { opacity: 1 }], 300);
@@ -511,7 +530,8 @@ export class Detail {
     if (!answer) return;
     if (answer.ok) {
       forget(id);
-      this.options.announce(answer.status === 202 ? answer.message : t(verb === 'approve' ? 'doneApprove' : verb === 'reject' ? 'doneReject' : 'doneRespond', { action }));
+      if (body.remember) this.options.remembered();
+      this.options.announce(answer.status === 202 ? answer.message : t(body.remember ? 'doneRemember' : verb === 'approve' ? 'doneApprove' : verb === 'reject' ? 'doneReject' : 'doneRespond', { action }));
       if (this.id === id) this.mode = null;
       this.options.decided(id);
       if (this.id === id) await this.read();
@@ -525,7 +545,7 @@ export class Detail {
       await this.read();
       return;
     }
-    if (answer.status === 400 && this.mode) {
+    if (answer.status === 400 && this.mode && this.form?.editor) {
       // What was written does not fit: it stays, with the reasons.
       this.renderActions();
       this.form?.editor?.refuse(answer.message, answer.data, verb === 'approve' ? 'arguments' : 'response');

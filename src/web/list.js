@@ -548,7 +548,7 @@ export class RequestList {
         item.approvalsNeeded > 1 && isPending && h('span', null, t('approvalsOf', { n: item.approvals, needed: item.approvalsNeeded })),
         item.rule && isPending && h('span', { class: 'rule' }, theirs(item.rule)),
         item.askedAgain && h('span', null, t('askedAgain')),
-        item.decidedBy && !isPending && h('span', null, t('by'), ' ', theirs(item.decidedBy)),
+        item.decidedBy && !isPending && h('span', null, decider(item)),
         h('span', { class: 'age end' }, isPending ? age(item.createdAt) : time(item.settledAt ?? item.createdAt))));
   }
 
@@ -686,6 +686,14 @@ export class RequestList {
     this.render();
     if (takesFocus) this.rows.get(id)?.querySelector('a')?.focus({ preventScroll: true });
   }
+}
+
+/**
+ * Who decided it: a person, a rule, or a person's approval that was remembered.
+ * @param {Item} item
+ */
+export function decider({ decidedBy, decidedVia }) {
+  return [t(decidedVia === 'policy' ? 'byRule' : decidedVia === 'grant' ? 'byGrant' : 'by'), ' ', theirs(decidedBy)];
 }
 
 /** @param {Item} item */

@@ -5,6 +5,7 @@ import { api } from './api.js';
 import { Bulk } from './bulk.js';
 import { Detail } from './detail.js';
 import { fill, h, isTyping } from './dom.js';
+import { Grants } from './grants.js';
 import { RequestList } from './list.js';
 import { current, onSessionChange, signIn, signOut } from './session.js';
 import { start, stop } from './stream.js';
@@ -13,8 +14,8 @@ import { choose, language, named, t } from './text.js';
 import { showCount } from './title.js';
 import { theirs } from './visible.js';
 
-const TABS = /** @type {const} */ (['waiting', 'mine', 'history', 'tasks']);
-const TITLES = /** @type {const} */ ({ waiting: 'tabWaiting', mine: 'tabMine', history: 'tabHistory', tasks: 'tabTasks' });
+const TABS = /** @type {const} */ (['waiting', 'mine', 'history', 'tasks', 'remembered']);
+const TITLES = /** @type {const} */ ({ waiting: 'tabWaiting', mine: 'tabMine', history: 'tabHistory', tasks: 'tabTasks', remembered: 'tabRemembered' });
 const CLOSED = 'approved,rejected,answered,expired,cancelled';
 const STATUSES = ['pending', 'approved', 'rejected', 'answered', 'expired', 'cancelled'];
 const RISKS = ['low', 'medium', 'high', 'critical'];
@@ -22,6 +23,8 @@ const RISKS = ['low', 'medium', 'high', 'critical'];
 const FILTERS = /** @type {const} */ (['q', 'actionType', 'userId', 'sessionId', 'taskId', 'decidedBy', 'risk', 'rule', 'from', 'to', 'status', 'sort', 'scope']);
 /** Filters without an input of their own: links bring them, and they can be removed. */
 const CHIPS = /** @type {const} */ (['sessionId', 'taskId', 'decidedBy', 'rule']);
+/** @type {Record<string, string>} */
+const NO_FILTERS = Object.fromEntries(FILTERS.map((name) => [name, '']));
 const TYPING_PAUSE = 250;
 
 /** @typedef {(typeof TABS)[number]} Tab */
@@ -36,6 +39,12 @@ function tabOf() {
   const tab = address().get('tab');
   return TABS.find((known) => known === tab) ?? 'waiting';
 }
+
+/**
+ * Whether a tab lists requests.
+ * @param {Tab} tab
+ */
+const hasList = (tab) => tab !== 'tasks' && tab !== 'remembered';
 
 /**
  * The address with these parameters; an empty one is left out.
@@ -109,6 +118,8 @@ const detail = new Detail({
   announce,
   updated: (item) => list.update(item),
   decided: (id) => next(id),
+  remembered: () => offerGrants(),
+  showRemembered: () => go({ ...NO_FILTERS, tab: 'remembered', request: '' }),
   signIn: () => askToSignIn(),
 });
 const bulk = new Bulk({
@@ -126,6 +137,12 @@ const tasks = new Tasks({
   open: (id) => go({ tab: '', request: id, status: '' }),
   linkTo: (id) => addressWith({ request: id }, new URLSearchParams()),
   statusChosen: (status) => go({ status }),
+});
+const grants = new Grants({
+  open: (id) => go({ tab: '', request: id }),
+  linkTo: (id) => addressWith({ request: id }, new URLSearchParams()),
+  announce,
+  signIn: () => askToSignIn(),
 });
 
 /** @type {Record<string, HTMLElement>} */
@@ -167,7 +184,7 @@ const LABELS = /** @type {const} */ ({ actionType: 'action', userId: 'requester'
 /** @type {Record<string, HTMLElement>} */
 const labelled = Object.fromEntries(Object.entries(inputs).map(([name, input]) => [name, h('label', null, h('span', null, t(LABELS[/** @type {keyof typeof LABELS} */ (name)])), input)]));
 const panel = h('div', { class: 'filterpanel', id: 'filterpanel', hidden: true }, Object.values(labelled), knownActions,
-  h('button', { type: 'button', onclick: () => go(Object.fromEntries(FILTERS.map((name) => [name, '']))) }, t('clearFilters')));
+  h('button', { type: 'button', onclick: () => go(NO_FILTERS) }, t('clearFilters')));
 const more = h('button', { type: 'button', class: 'quiet', 'aria-expanded': 'false', 'aria-controls': 'filterpanel', onclick: () => showPanel(panel.hidden) }, t('filters'));
 const chips = h('div', { class: 'chips' });
 const filters = h('form', { class: 'filters', role: 'search', onsubmit: (/** @type {Event} */ event) => event.preventDefault() },
@@ -244,12 +261,18 @@ function showFound() {
 
 const nobody = h('div', { class: 'nobody' }, h('p', null, t('chooseOne')));
 const listView = h('section', { class: 'listview', 'aria-label': t('requests') }, filters, list.element);
-const main = h('main', null, listView, tasks.element, detail.element, nobody);
+const main = h('main', null, listView, tasks.element, grants.element, detail.element, nobody);
 const signInDialog = h('dialog', { class: 'signin', 'aria-labelledby': 'signintitle' });
 const helpDialog = h('dialog', { class: 'helpdialog', 'aria-labelledby': 'helptitle' });
 
 /** What the list shows now. */
 let listed = '';
+
+/** On a phone not all tabs fit: the chosen one is seen. */
+function showTab() {
+  tabs[tabOf()]?.scrollIntoView({ block: 'nearest', inline: 'nearest' });
+}
+addEventListener('resize', showTab);
 
 /** Shows what the address says. */
 function follow() {
@@ -259,21 +282,26 @@ function follow() {
     else link.removeAttribute('aria-current');
     link.setAttribute('href', name === 'waiting' ? location.pathname : `?tab=${name}`);
   }
-  const isTasks = tab === 'tasks';
-  listView.hidden = isTasks;
-  tasks.element.hidden = !isTasks;
-  nobody.hidden = isTasks;
-  document.body.classList.toggle('showsdetail', id !== '' && !isTasks);
-  document.body.classList.toggle('showstasks', isTasks);
+  if (tabs.remembered && tab === 'remembered') tabs.remembered.hidden = false;
+  showTab();
+  const isList = hasList(tab);
+  listView.hidden = !isList;
+  tasks.element.hidden = tab !== 'tasks';
+  grants.element.hidden = tab !== 'remembered';
+  nobody.hidden = !isList;
+  document.body.classList.toggle('showsdetail', id !== '' && isList);
+  document.body.classList.toggle('showstasks', !isList);
   if (!current()) return;
   const query = JSON.stringify([tab, queryOf()]);
-  if (bulk.isOpen && (isTasks || id || query !== listed)) leaveReview();
-  if (isTasks) {
+  if (bulk.isOpen && (!isList || id || query !== listed)) leaveReview();
+  if (tab === 'tasks') tasks.show(address().get('status') ?? '');
+  else tasks.hide();
+  if (tab === 'remembered') grants.show();
+  else grants.hide();
+  if (!isList) {
     detail.close();
-    tasks.show(address().get('status') ?? '');
     return;
   }
-  tasks.hide();
   showFilters();
   if (query !== listed) {
     listed = query;
@@ -375,7 +403,7 @@ addEventListener('keydown', (event) => {
     if (event.key === 'Escape' && event.target === search) detail.id ? detail.screen.focus() : list.goTo(list.active || list.beside(1));
     return;
   }
-  const isList = tabOf() !== 'tasks';
+  const isList = hasList(tabOf());
   /** @type {Record<string, () => void>} */
   const actions = {
     '?': showHelp,
@@ -522,8 +550,11 @@ function sessionChanged() {
   if (as !== signedInAs) {
     signedInAs = as;
     listed = '';
+    grants.hide();
+    if (tabs.remembered) tabs.remembered.hidden = true;
     follow();
     offerTasks();
+    offerGrants();
   } else {
     detail.signedIn();
     bulk.signedIn();
@@ -541,11 +572,18 @@ async function offerTasks() {
   if (tab) tab.hidden = !(answer.ok || answer.code.startsWith('E') && answer.status !== 404);
 }
 
+/** Where no rule lets approvals be remembered there is nothing to show. */
+async function offerGrants() {
+  const answer = await api.grants();
+  if (tabs.remembered && answer.ok && answer.data.grants.length) tabs.remembered.hidden = false;
+}
+
 onSessionChange(sessionChanged);
 addEventListener('online', () => showConnection('connecting'));
 addEventListener('offline', () => showConnection('offline'));
 
 if (tabs.tasks) tabs.tasks.hidden = tabOf() !== 'tasks';
+if (tabs.remembered) tabs.remembered.hidden = tabOf() !== 'remembered';
 fill(document.body, header, main, live, toast, signInDialog, helpDialog);
 showCount(0);
 follow();

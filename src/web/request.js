@@ -17,7 +17,7 @@ import { t } from './text.js';
  * @typedef {{ userId: string, decision: string, argumentsFingerprint?: string, at: string, reason?: string | null, counted: boolean }} Vote
  * @typedef {{ number: number, userId: string, author: string, text: string, at: string }} Comment
  * @typedef {Item & { history: Happened[], why: string, votes: Vote[], comments: Comment[],
- *   signal: { state: string, sentAt?: string, listeners?: number } }} Shown
+ *   signal: { state: string, sentAt?: string, listeners?: number }, remember?: string, grantId?: string }} Shown
  *
  * @typedef {object} Request
  * @property {Shown} shown All but the context.

@@ -52,6 +52,16 @@ export function t(key, values = {}) {
 }
 
 /**
+ * A sentence with elements in it.
+ * @param {Key} key
+ * @param {Record<string, string | HTMLElement>} parts
+ */
+export function sentence(key, parts) {
+  const text = t(key, Object.fromEntries(Object.keys(parts).map((name) => [name, `{${name}}`])));
+  return text.split(/\{(\w+)\}/).map((piece, place) => (place % 2 ? parts[piece] : piece));
+}
+
+/**
  * The text of a word from the service, or the word itself.
  * @param {string} prefix
  * @param {string | null | undefined} word

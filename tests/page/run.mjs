@@ -250,6 +250,9 @@ inEach('people ask and answer, edit after seeing the difference, and answer inst
   assert.ok((await page.locator('.difference ins').innerText()).includes('1e40'));
   await sane(page, 'edit');
   await picture(page, `${language}-1440-edit-json`);
+  // The key that approves does not approve what was asked for while something else is written.
+  await page.keyboard.press('a');
+  await sleep(500);
   assert.equal(statusOf(id), 'pending');
   await page.locator('[data-name=confirm]').click();
   await page.locator('.actions .problem', { hasText: '/amount' }).waitFor();
@@ -663,6 +666,154 @@ inEach('rules: two people approve, votes are shown, nobody approves their own, a
   await picture(park, `${language}-1440-escalated`);
   await approveButton(park).click();
   await until('the decision', async () => (await call('GET', `/aura/hitl/requests/${erasing}/decision`)).data.decidedBy === 'park');
+  rules.stop();
+});
+
+// ── Remembering ──
+
+const REMEMBERING = `
+[[rule]]
+name = "letters"
+when = 'actionType == "send_email"'
+approvers = ["user:kim"]
+remember = "any"
+
+[[rule]]
+name = "deletes"
+when = 'actionType.startsWith("delete_")'
+risk = "high"
+approvers = ["user:kim"]
+remember = "exact"
+
+[[rule]]
+name = "the rest"
+when = 'true'
+approvers = ["tenant"]
+`;
+
+inEach('an approval is remembered as far as the rule allows, said in one sentence; the agent’s next request goes through at once, until that is ended', async (language) => {
+  const ko = language === 'ko';
+  const rules = await world.startWithPolicy(REMEMBERING, { hasAgent: true });
+  Object.assign(here.getStore(), { service: rules.address, agent: rules.agent });
+  const session = `session_user123_${Date.now()}`;
+  const first = letWork('send a mail', session);
+  const { requestId } = await first.asked();
+  const page = await open({ language, user: 'kim', at: rules.inbox, query: `?request=${requestId}`, allow: [rules.address] });
+  const form = page.locator('.actions form');
+  const field = (name) => form.locator(`select[data-name=${name}]`);
+  const grants = async () => (await call('GET', '/aura/hitl/grants', undefined, { user: 'kim' })).data.grants;
+  const via = async (id) => { const { data } = await call('GET', `/aura/hitl/requests/${id}/detail`, undefined, { user: 'kim' }); return [data.status, data.decidedVia, data.decidedBy]; };
+  await unlocked(page);
+  assert.equal(await page.locator('[data-tab=remembered]').isVisible(), false, 'nothing is remembered yet');
+  await sane(page, 'may be remembered');
+  await picture(page, `${language}-1440-may-remember`);
+  await onPhone(page, `${language}-360-may-remember`);
+  await page.locator('[data-name=remember]').click();
+  assert.equal(await page.evaluate(() => document.activeElement.dataset.name), 'scope', 'nothing that decides has the first focus');
+  assert.deepEqual(await Promise.all(['scope', 'arguments', 'seconds'].map((name) => field(name).inputValue())), ['session', 'exact', '900'], 'the least of each');
+  const effect = form.locator('.effect');
+  const said = await effect.innerText();
+  for (const words of ko ? ['15분', '이 세션에서', 'user123', 'send_email', '완전히 같은', '묻지 않고'] : ['15 minutes', 'in this session', 'user123', 'send_email', 'exactly the same', 'nobody is asked']) assert.ok(said.includes(words), `${words} in ${said}`);
+  await field('scope').selectOption('requester');
+  await field('arguments').selectOption('any');
+  await field('seconds').selectOption('28800');
+  const wide = await effect.innerText();
+  for (const words of ko ? ['8시간', '모든 세션에서', '내용과 관계없이'] : ['8 hours', 'in any session', 'whatever it says']) assert.ok(wide.includes(words), `${words} in ${wide}`);
+  await sane(page, 'remember');
+  await picture(page, `${language}-1440-remember`);
+  await onPhone(page, `${language}-360-remember`);
+  // The key that approves does not approve something else than the form says, and Esc leaves it.
+  await form.locator('[data-name=cancel]').focus();
+  await page.keyboard.press('a');
+  await sleep(500);
+  assert.equal((await via(requestId))[0], 'pending');
+  await page.keyboard.press('Escape');
+  await page.locator('[data-name=remember]').click();
+  await field('seconds').selectOption('3600');
+  const sent = page.waitForRequest((request) => request.method() === 'POST');
+  await form.locator('[data-name=confirm]').click();
+  assert.deepEqual((await sent).postDataJSON(), { userId: 'kim', remember: { scope: 'session', arguments: 'exact', seconds: 3600 } });
+  assert.match((await (await sent).allHeaders())['if-match'], /^"[0-9a-f]{64}"$/);
+  assert.equal(await first.end(), 'end');
+  assert.deepEqual(await via(requestId), ['approved', 'person', 'kim']);
+  await page.goto(`${rules.inbox}?tab=history&request=${requestId}`);
+  await page.locator('.outcome').getByText(ko ? '이후 요청에도 적용되도록 기억되었습니다' : 'was remembered for later requests').waitFor();
+
+  // The agent asks the same again: nobody is asked. In another session, somebody is.
+  const second = letWork('send a mail', session);
+  const again = (await second.asked()).requestId;
+  assert.equal(await second.end(), 'end');
+  assert.deepEqual(await via(again), ['approved', 'grant', 'kim']);
+  const elsewhere = letWork('send a mail', `${session}9`);
+  const other = (await elsewhere.asked()).requestId;
+  await page.goto(`${rules.inbox}?tab=history&request=${again}`);
+  const words = ko ? '기억한 승인: kim' : 'as remembered by kim';
+  await page.locator('.outcome').getByText(words).waitFor();
+  await page.locator('.history').getByText(words).waitFor();
+  await row(page, again).getByText(words).waitFor();
+  assert.ok(!(await row(page, requestId).innerText()).includes(words));
+  await sane(page, 'approved by a grant');
+  await picture(page, `${language}-1440-by-grant`);
+  await onPhone(page, `${language}-360-by-grant`);
+
+  // What is remembered is listed, and is ended by a second press.
+  await page.locator('.outcome [data-name=remembered]').click();
+  const grant = page.locator('.grant');
+  await grant.waitFor();
+  const listed = await grant.innerText();
+  for (const word of ['send_email', 'user123', session, requestId, 'letters', 'kim', ko ? '완전히 같은 내용만' : 'Exactly the same', ko ? '남음' : 'left']) assert.ok(listed.includes(word), `${word} in ${listed}`);
+  await sane(page, 'grants');
+  await picture(page, `${language}-1440-grants`);
+  await onPhone(page, `${language}-360-grants`);
+  await grant.locator('.reject').click();
+  assert.equal(await page.evaluate(() => document.activeElement.dataset.name), 'keep', 'nothing destructive has the first focus');
+  await sane(page, 'ending a grant');
+  await picture(page, `${language}-1440-grants-end`);
+  await onPhone(page, `${language}-360-grants-end`);
+  await page.keyboard.press('Escape');
+  assert.equal((await grants()).length, 1);
+  await grant.locator('.reject').click();
+  await page.route('**/grants/*', (route) => route.abort());
+  await grant.locator('[data-name=confirm]').click();
+  await grant.locator('.problem:not(:empty)').waitFor();
+  assert.equal((await grants()).length, 1);
+  await page.unroute('**/grants/*');
+  await grant.locator('[data-name=confirm]').click();
+  await page.getByText(ko ? '기억한 승인이 없습니다' : 'No approval is remembered').waitFor();
+  assert.deepEqual(await grants(), []);
+  await sane(page, 'no grants');
+  await picture(page, `${language}-1440-grants-none`);
+
+  // From now on people are asked again, and may say no.
+  const third = letWork('send a mail', session);
+  const asked = (await third.asked()).requestId;
+  await page.goto(`${rules.inbox}?request=${asked}`);
+  await page.locator('.actions .reject').click();
+  await page.locator('.actions .pick').first().click();
+  await page.locator('.actions [type=submit]').click();
+  assert.equal(await third.end(), 'error');
+  assert.deepEqual(await via(asked), ['rejected', 'person', 'kim']);
+  await call('POST', `/aura/hitl/reject/${other}`, { userId: 'kim', reason: 'no' }, { user: 'kim' });
+  assert.equal(await elsewhere.end(), 'error', 'another session was never covered');
+
+  // No further than the rule allows: the same only; and where it allows nothing, nothing is offered.
+  const deletion = await register({ actionType: 'delete_files', message: 'an old file' });
+  await page.goto(`${rules.inbox}?request=${deletion}`);
+  await unlocked(page);
+  await page.locator('[data-name=remember]').click();
+  assert.deepEqual(await field('arguments').locator('option').evaluateAll((options) => options.map(({ value }) => value)), ['exact']);
+  await form.getByText(ko ? '내용이 같은 요청에 대해서만' : 'for the same content only').waitFor();
+  await sane(page, 'remember exactly');
+  const plain = await register({ actionType: 'read_calendar', message: 'plain' });
+  await page.goto(`${rules.inbox}?request=${plain}`);
+  await unlocked(page);
+  assert.equal(await page.locator('[data-name=remember]').count(), 0);
+  // An approval without it remembers nothing.
+  await page.goto(`${rules.inbox}?request=${deletion}`);
+  await unlocked(page);
+  await approveButton(page).click();
+  await until('the approval', async () => (await via(deletion))[0] === 'approved');
+  assert.deepEqual(await grants(), []);
   rules.stop();
 });
 

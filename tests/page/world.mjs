@@ -2,7 +2,7 @@
 // the reference agent, and a browser. Everything that is started here ends with the process.
 import { execFileSync, spawn } from 'node:child_process';
 import { AsyncLocalStorage } from 'node:async_hooks';
-import { createServer } from 'node:net';
+import { connect, createServer } from 'node:net';
 import { createServer as createHttpServer } from 'node:http';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -81,20 +81,37 @@ export async function startService() {
   }, 60);
 }
 
-/** Another service, embedded on SQLite, with these rules. */
-export async function startWithPolicy(policy) {
+/** Another service, on SQLite, with these rules: embedded, or with a Redis of its own and the reference agent. */
+export async function startWithPolicy(policy, { hasAgent = false } = {}) {
   const [port, home] = [await freePort(), mkdtempSync(join(folder, 'policy.'))];
   writeFileSync(join(home, 'policy.toml'), policy);
   const address = `http://127.0.0.1:${port}`;
+  const children = [];
+  const redisPort = hasAgent && await freePort();
+  const REDIS_URL = `redis://127.0.0.1:${redisPort}`;
+  if (hasAgent) {
+    children.push(start('redis-server', ['--bind', '127.0.0.1', '--port', String(redisPort), '--save', '', '--dir', home]));
+    await until('its Redis', () => new Promise((done) => connect(redisPort, '127.0.0.1').on('connect', function connected() { this.end(); done(true); }).on('error', () => done(false))));
+  }
   const child = start(HITL, ['serve'], {
     HOST: '127.0.0.1', PORT: String(port), DATABASE_URL: `sqlite:${join(home, 'ledger.db')}`, JWT_SECRET: SECRET, RUST_LOG: 'warn',
-    AURA_HITL_RATE_LIMIT_PER_SECOND: '0', AURA_HITL_POLICY_FILE: join(home, 'policy.toml'),
+    AURA_HITL_RATE_LIMIT_PER_SECOND: '0', AURA_HITL_POLICY_FILE: join(home, 'policy.toml'), ...(hasAgent && { REDIS_URL }),
   });
   await until('the service with rules', async () => {
     if (child.exitCode !== null) throw new Error(child.said);
     try { return (await fetch(`${address}/health/ready`)).ok; } catch { return false; }
   }, 60);
-  return { address, inbox: `${address}/api/aura/hitl/inbox/`, stop: () => child.kill('SIGKILL') };
+  children.push(child);
+  const agentPort = hasAgent && await freePort();
+  const agent = `http://127.0.0.1:${agentPort}`;
+  if (hasAgent) {
+    children.push(start(AGENT, [], {
+      PORT: String(agentPort), AURA_SERVICE_URL: address, REDIS_URL, JWT_SECRET: SECRET,
+      AURA_PATIENCE_SECONDS: '60', AURA_PACE_MILLIS: '100', AURA_HEARTBEAT_SECONDS: '0',
+    }));
+    await until('its agent', answers(`${agent}/`));
+  }
+  return { address, agent, inbox: `${address}/api/aura/hitl/inbox/`, stop: () => { for (const one of children) one.kill('SIGKILL'); } };
 }
 
 export async function stopService() {
@@ -177,7 +194,7 @@ export function writeToRedis(fields, session = `session_user123_${Date.now()}${n
 export function letWork(prompt, session, user = 'user123') {
   const run = { events: [] };
   run.isOver = (async () => {
-    const response = await fetch(`${gateway}/api/aura/test/stream`, {
+    const response = await fetch(`${here.getStore().agent ?? `${gateway}/api`}/aura/test/stream`, {
       method: 'POST',
       headers: { Authorization: `Bearer ${token(user)}`, 'X-Tenant-ID': tenant(), 'X-User-ID': user, 'Content-Type': 'application/json', Accept: 'text/event-stream' },
       body: JSON.stringify({ prompt, context: { sessionId: session } }),
