@@ -47,6 +47,15 @@ fn packages() -> PathBuf {
     std::env::var_os("PEERS").expect("scripts/bench sets PEERS").into()
 }
 
+/// Restate's program for this machine. The one in `.bin` starts it in a process of its own, which would
+/// be neither counted nor ended with it.
+fn restate_server() -> PathBuf {
+    let folder = packages().join("node_modules/@restatedev");
+    let mut names = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let name = names.find(|name| name.to_string_lossy().starts_with("restate-server-")).unwrap();
+    folder.join(name).join("bin/restate-server")
+}
+
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -90,7 +99,7 @@ impl Restate {
         let folder = TempDir::new().unwrap();
         let [ingress, admin, node] = [(); 3].map(|()| free_port());
         let address = |port: u16| format!("127.0.0.1:{port}");
-        let server = Command::new(packages().join("node_modules/.bin/restate-server"))
+        let server = Command::new(restate_server())
             .args(["--no-logo", "--listen-mode", "tcp"])
             .env("RESTATE_BASE_DIR", folder.path())
             .env("RESTATE_INGRESS__BIND_ADDRESS", address(ingress))

@@ -10,6 +10,13 @@ import * as restate from "@restatedev/restate-sdk";
 import { createClient } from "redis";
 import { Pool } from "undici";
 
+// Restate's SDK asks for Node 22; Debian 12 and 13 have older ones, which lack only this of what it uses.
+Promise.withResolvers ??= function () {
+  let resolve, reject;
+  const promise = new this((...both) => ([resolve, reject] = both));
+  return { promise, resolve, reject };
+};
+
 const plan = JSON.parse(await text(process.stdin));
 
 /** Requests in Redis, as agents write them, and the channels on which those agents listen. */
