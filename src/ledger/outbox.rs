@@ -115,26 +115,32 @@ impl Ledger {
     ) -> Result<Vec<OutboxRow>> {
         // First the due rows that were never tried, then those that were. Only one index has these
         // expressions, and it has the rows in this order: a backlog is never sorted.
-        const CLAIM: &str = formatcp!(
-            "UPDATE hitl_outbox SET due_at = $3, attempts = attempts + 1
-              WHERE outbox_id IN (
-                  SELECT outbox_id FROM (
-                      SELECT outbox_id FROM hitl_outbox
-                       WHERE {LANE} = $1 AND {TURN} = 0
-                         AND due_at >= '-infinity' AND due_at <= $2
-                       ORDER BY {LANE}, {TURN}, due_at LIMIT $4 FOR UPDATE SKIP LOCKED) AS untried
-                  UNION ALL
-                  SELECT outbox_id FROM (
-                      SELECT outbox_id FROM hitl_outbox
-                       WHERE {LANE} = $1 AND {TURN} = 1
-                         AND due_at >= '-infinity' AND due_at <= $2
-                       ORDER BY {LANE}, {TURN}, due_at LIMIT $4 FOR UPDATE SKIP LOCKED) AS tried
-                  LIMIT $4
-              ) RETURNING outbox_id AS id, target, tenant_id, request_id, payload, created_at,
-                          attempts"
+        const DUE: &str = formatcp!(
+            "SELECT outbox_id FROM (
+                 SELECT outbox_id FROM hitl_outbox
+                  WHERE {LANE} = $1 AND {TURN} = 0 AND due_at >= '-infinity' AND due_at <= $2
+                  ORDER BY {LANE}, {TURN}, due_at LIMIT $4 FOR UPDATE SKIP LOCKED) AS untried
+             UNION ALL
+             SELECT outbox_id FROM (
+                 SELECT outbox_id FROM hitl_outbox
+                  WHERE {LANE} = $1 AND {TURN} = 1 AND due_at >= '-infinity' AND due_at <= $2
+                  ORDER BY {LANE}, {TURN}, due_at LIMIT $4 FOR UPDATE SKIP LOCKED) AS tried
+             LIMIT $4"
         );
-        const CLAIM_OUTBOX: Statement = Statement::new("ledger.claim_outbox", CLAIM)
-            .on_sqlite(str_replace!(CLAIM, "FOR UPDATE SKIP LOCKED", ""));
+        const SET: &str = "UPDATE hitl_outbox SET due_at = $3, attempts = attempts + 1";
+        const RETURNING: &str = "RETURNING outbox_id AS id, target, tenant_id, request_id, payload, \
+                                 created_at, attempts";
+        // An array is made once. A sub-select after IN may run once for each row of the table, passes over
+        // what it has locked before, and so takes more than the limit.
+        const CLAIM_OUTBOX: Statement = Statement::new(
+            "ledger.claim_outbox",
+            formatcp!("{SET} WHERE outbox_id = ANY(ARRAY({DUE})) {RETURNING}"),
+        )
+        .on_sqlite(str_replace!(
+            formatcp!("{SET} WHERE outbox_id IN ({DUE}) {RETURNING}"),
+            "FOR UPDATE SKIP LOCKED",
+            ""
+        ));
         self.engine.fetch_all(CLAIM_OUTBOX, &values![lane, now, until, limit]).await
     }
 
