@@ -363,6 +363,8 @@ pub fn judge(law: &Law, asking: Asking<'_>) -> Result<Granted, Refusal> {
                 memberships: (*caller.memberships).clone(),
                 rule: permit.ruling.rule.clone(),
                 version: permit.ruling.version.clone(),
+                token_id: caller.token_id.clone(),
+                is_revoked: false,
             };
             let requester = candidate.user.clone();
             let (tenant, created_at) = (caller.tenant.clone(), candidate.created_at);
@@ -400,6 +402,7 @@ fn grant_of(
         said: (wish.arguments == Remember::Exact).then(|| said(&request.document)),
         rule: ruling.rule.clone(),
         version: ruling.version.clone(),
+        token_id: caller.token_id.clone(),
         created_at: now,
         expires_at: now + wish.time,
     })
@@ -489,7 +492,8 @@ impl Tally {
     fn may_approve(&self, vote: &Vote) -> bool {
         let person = voter(vote, &self.tenant);
         let requester = self.requester.as_ref();
-        self.binding.may(&person, requester, way_of(vote), self.created_at, self.now).is_ok()
+        !vote.is_revoked
+            && self.binding.may(&person, requester, way_of(vote), self.created_at, self.now).is_ok()
     }
 }
 
@@ -507,6 +511,7 @@ pub fn counted(
     let counts = |vote: &Vote| {
         let (person, requester) = (voter(vote, tenant), candidate.user.as_ref());
         vote.etag == candidate.request.etag
+            && !vote.is_revoked
             && binding.as_ref().is_some_and(|binding| {
                 let created_at = candidate.created_at;
                 binding.may(&person, requester, way_of(vote), created_at, now).is_ok()

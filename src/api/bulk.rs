@@ -48,6 +48,9 @@ pub struct BulkBody {
     decisions: Option<Vec<BulkItem>>,
     /// All or none, in one write. `false` when absent: each by itself.
     atomic: Option<bool>,
+    /// An approval is remembered only by itself.
+    #[schema(ignore)]
+    remember: Option<IgnoredAny>,
 }
 
 /// One of several decisions.
@@ -71,7 +74,7 @@ pub struct BulkItem {
     /// An answer: only where a request is answered by itself.
     #[schema(ignore)]
     response: Option<IgnoredAny>,
-    /// Not possible yet.
+    /// To be remembered: only where a request is approved by itself.
     #[schema(ignore)]
     remember: Option<IgnoredAny>,
 }
@@ -133,6 +136,9 @@ pub async fn decide(
 ) -> Result<Answer<BulkView>, ApiError> {
     let Checked(body, turn) = body;
     let is_atomic = body.atomic.unwrap_or(false);
+    if body.remember.is_some() {
+        return Err(ApiError::invalid_field("remember", only_by_itself()));
+    }
     let items = items(body.decisions)?;
     let refuse = |error: ApiError| {
         for item in &items {
@@ -171,6 +177,13 @@ pub async fn decide(
         return Err(ApiError::obstructed_bulk(obstacles, items.len(), &view));
     }
     Ok(ok(JUDGED, view))
+}
+
+fn only_by_itself() -> Text {
+    Text::new(
+        "is not possible for several requests at once",
+        "여러 요청을 한 번에 결정할 때는 쓸 수 없습니다",
+    )
 }
 
 /// What is wrong with the decisions, by the names of their fields; or the decisions.
@@ -222,11 +235,7 @@ fn items(decisions: Option<Vec<BulkItem>>) -> Result<Vec<Item>, ApiError> {
             ("remember", decision.remember),
         ] {
             if value.is_some() {
-                let text = Text::new(
-                    "is not possible for several requests at once",
-                    "여러 요청을 한 번에 결정할 때는 쓸 수 없습니다",
-                );
-                is_wrong(field, text);
+                is_wrong(field, only_by_itself());
             }
         }
         match (id, verdict) {

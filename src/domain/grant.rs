@@ -81,6 +81,8 @@ pub struct Grant {
     pub rule: Option<String>,
     /// The version of the policy file.
     pub version: Option<String>,
+    /// The `jti` of the granter's token, if it has one.
+    pub token_id: Option<String>,
     /// When it was made, UTC.
     pub created_at: DateTime<Utc>,
     /// When it expires, UTC.

@@ -27,13 +27,19 @@ pub struct Vote {
     pub rule: Option<String>,
     /// The version of the policy file.
     pub version: Option<String>,
+    /// The `jti` of the voter's token, if it has one.
+    pub token_id: Option<String>,
+    /// The token has been revoked since: the vote counts no longer.
+    pub is_revoked: bool,
 }
 
 impl Vote {
     /// Whether another vote says the same: of the same person on the same content, under the same rule.
     #[must_use]
     pub fn repeats(&self, other: &Self) -> bool {
-        // The fingerprint says which arguments they are, however they are spelled.
-        Self { at: other.at, edited: other.edited.clone(), ..self.clone() } == *other
+        // The fingerprint says which arguments they are, however they are spelled. Any token of the person
+        // is as good, but for a revoked one.
+        let (at, edited, token_id) = (other.at, other.edited.clone(), other.token_id.clone());
+        Self { at, edited, token_id, ..self.clone() } == *other
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -151,6 +151,19 @@ impl TokenVerifier {
     /// Replaces the settings, from the next call on.
     pub fn set(&self, config: &JwtConfig) {
         self.0.store(Arc::new(Checks::new(config)));
+    }
+
+    /// Whether what a person said at this time with the token of this `jti` no longer holds, because the
+    /// token has been revoked since. When it was issued is not known: at that time at the latest.
+    #[must_use]
+    pub fn is_revoked(
+        &self,
+        id: Option<&str>,
+        tenant: &TenantId,
+        user: &UserId,
+        at: DateTime<Utc>,
+    ) -> bool {
+        self.0.load().revocations.is_revoked(id, tenant, user, at.timestamp())
     }
 
     /// Verifies a token and reads its claims.

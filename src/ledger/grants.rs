@@ -21,7 +21,7 @@ pub const MAX_LISTED: i64 = 1000;
 
 const COLUMNS: &str = "\
     tenant_id, grant_id, request_id, granter, granter_roles, granter_groups, requester, origin,
-    session_id, scope, action_type, said, rule, policy_version, created_at, expires_at";
+    session_id, scope, action_type, said, rule, policy_version, token_id, created_at, expires_at";
 
 #[derive(sqlx::FromRow)]
 struct GrantRow {
@@ -39,6 +39,7 @@ struct GrantRow {
     said: Option<String>,
     rule: Option<String>,
     policy_version: Option<String>,
+    token_id: Option<String>,
     created_at: DateTime<Utc>,
     expires_at: DateTime<Utc>,
 }
@@ -67,6 +68,7 @@ impl GrantRow {
             said: self.said,
             rule: self.rule,
             version: self.policy_version,
+            token_id: self.token_id,
             created_at: self.created_at,
             expires_at: self.expires_at,
         })

@@ -25,6 +25,7 @@ struct VoteRow {
     voter_groups: String,
     rule: Option<String>,
     policy_version: Option<String>,
+    token_id: Option<String>,
 }
 
 impl Ledger {
@@ -36,7 +37,7 @@ impl Ledger {
         const VOTES_ON: Statement = Statement::new(
             "ledger.votes_on",
             "SELECT voter, voted_at, etag, arguments, edited, voter_roles, voter_groups, rule,
-                    policy_version
+                    policy_version, token_id
                FROM hitl_vote WHERE tenant_id = $1 AND request_id = $2
               ORDER BY voter LIMIT $3",
         );
@@ -55,6 +56,8 @@ impl Ledger {
                 },
                 rule: row.rule,
                 version: row.policy_version,
+                token_id: row.token_id,
+                is_revoked: false,
             })
         };
         let mut votes = rows.into_iter().filter_map(readable).collect::<Vec<_>>();

@@ -9,6 +9,7 @@ use super::decide::{Attempt, Subject, Written};
 use super::error::{RequestError, Result};
 use super::load::{InRedis, find_in_redis};
 use super::notify::notify;
+use super::standing::covering_grants;
 use crate::domain::approver::{Caller, Role, Via};
 use crate::domain::decision::{State, Verdict};
 use crate::domain::ids::{GrantId, RequestId, TenantId, UserId};
@@ -47,7 +48,7 @@ async fn permit_of(
     let tenant = candidate.tenant.as_ref();
     let grants = match (by, tenant) {
         (By::Rule, _) => return Ok(permit::automatic(law, candidate, pointer, now)?),
-        (By::Grant, Some(tenant)) => app.ledger.covering_grants(candidate, tenant, now).await?,
+        (By::Grant, Some(tenant)) => covering_grants(app, candidate, tenant, now).await?,
         (By::People, _) | (_, None) => return Ok(None),
     };
     if grants.is_empty() {

@@ -22,6 +22,7 @@ use super::load::{
 use super::notify::notify;
 use super::read::may_see_record;
 use super::send::{send_if_asked_again, send_now};
+use super::standing::votes_on;
 use crate::courier::SessionSnapshot;
 use crate::delivery::send::SESSION_LIFETIME;
 use crate::domain::approver::Caller;
@@ -515,7 +516,7 @@ impl Attempt<'_> {
         let Some(row) = row else { return Ok(None) };
         // The row's counter is read before the votes: a vote that comes in between makes it outdated.
         crash_point!("counting");
-        let given = self.app.ledger.votes_on(&self.caller.tenant, self.id).await?;
+        let given = votes_on(self.app, &self.caller.tenant, self.id).await?;
         let ballot = match tally.count(&given, row.ruling.ballots) {
             Counted::Decides(permit) => return Ok(Some(Counting::Decides(Box::new(permit)))),
             Counted::Adds(ballot) => ballot,
@@ -614,7 +615,7 @@ impl Attempt<'_> {
 
     /// Whether this attempt's vote is recorded; `None` if the ledger does not answer.
     async fn has_voted(&self, candidate: &Candidate) -> Option<bool> {
-        let votes = self.app.ledger.votes_on(&self.caller.tenant, self.id);
+        let votes = votes_on(self.app, &self.caller.tenant, self.id);
         let votes = tokio::time::timeout(CONFIRMATION_TIMEOUT, votes).await.ok()?.ok()?;
         Some(votes.iter().any(|vote| {
             vote.voter == self.caller.user

@@ -7,6 +7,7 @@ use super::bound::{BoundRules, Rights};
 use super::error::{RequestError, Result};
 use super::load::ledger_candidate;
 use super::read::{Found, find};
+use super::standing::votes_on;
 use crate::domain::approver::Caller;
 use crate::domain::comment::Comment;
 use crate::domain::decision::{Decision, State};
@@ -233,8 +234,7 @@ async fn judge(
     let decision = record.and_then(|record| record.state.decision());
     let is_open = record.is_none_or(|record| record.state == State::Pending);
     let was_ruled = row.ruling.version.is_some();
-    let given =
-        if was_ruled { app.ledger.votes_on(&row.tenant, &row.id).await? } else { Vec::new() };
+    let given = if was_ruled { votes_on(app, &row.tenant, &row.id).await? } else { Vec::new() };
     let counts = if is_open {
         permit::counted(law, candidate, &row.tenant, &given, now)
     } else {

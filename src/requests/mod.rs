@@ -24,6 +24,7 @@ pub mod rebind;
 pub mod register;
 pub mod send;
 pub mod signal;
+mod standing;
 pub mod stream;
 pub mod wait;
 pub mod withdraw;

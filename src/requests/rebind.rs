@@ -9,6 +9,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::load::ledger_candidate;
+use super::standing::votes_on;
 use crate::domain::record::{Record, Ruling};
 use crate::ledger::{LedgerError, Rebound};
 use crate::permit::{self, Law, Terms};
@@ -94,7 +95,7 @@ async fn rebind(app: &AppState, law: &Law, record: Record) -> Result<Option<Rebo
     let Ok(candidate) = ledger_candidate(record) else { return Ok(None) };
     let Terms { mut ruling, expires_at, .. } = law.terms(&candidate, &tenant);
     if ballots > 0 {
-        let votes = app.ledger.votes_on(&tenant, &id).await?;
+        let votes = votes_on(app, &tenant, &id).await?;
         let counted = permit::counted(law, &candidate, &tenant, &votes, app.clock.now());
         let approvals = permit::approvals(&votes, &counted);
         ruling = Ruling { approvals: Some(approvals), ..ruling };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::record::DecidedVia;
+use aura_hitl::identity::revocations::Revocations;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use reqwest::Method;
@@ -303,6 +304,9 @@ under_rules! {
             "remember": { "scope": "session", "arguments": "any", "seconds": 60 },
         }] });
         app.post(KIM, "/aura/hitl/decisions", bulk).await.assert(400, "E4000");
+        let mut beside = body("kim", "session", "any", 60);
+        beside["decisions"] = json!([{ "requestId": asked.id, "decision": "approve" }]);
+        app.post(KIM, "/aura/hitl/decisions", beside).await.assert(400, "E4000");
         assert!(app.is_undecided(&asked.id).await, "{mode:?}");
         assert_eq!(grants(&app, ADMIN).await, Vec::<Value>::new());
     }
@@ -335,6 +339,47 @@ under_rules! {
         assert_eq!(registered(&app, ALICE, &search()).await, "pending");
         app.state.rules.set(None);
         assert_eq!(registered(&app, ALICE, &search()).await, "pending");
+    }
+
+    async fn a_grant_and_a_vote_end_with_the_token_that_gave_them(app: TestApp, mode: Mode, clock: Clock) {
+        let secret = app.config.jwt.secret.expose_secret().as_bytes();
+        let kims = token(secret, &claims(&json!({ "sub": "kim", "jti": "stolen" })));
+        let asked = search();
+        app.register(ALICE, &asked).await.assert(201, "");
+        let call = app.client.post(format!("{}/aura/hitl/approve/{}", app.base, asked.id));
+        let call = call.bearer_auth(&kims).header("X-Tenant-ID", "tenant1").header("X-User-ID", "kim");
+        let call = call.json(&body("kim", "requester", "any", 600));
+        Answer::of(call.send().await.unwrap()).await.assert(200, "");
+        let large = search().with("context", json!({ "large": 1 }));
+        app.register(ALICE, &large).await.assert(201, "");
+        app.approve(KIM, &large.id).await.assert(202, "");
+        assert_eq!(registered(&app, ALICE, &search()).await, "approved");
+        let revoke = |list: &str| {
+            let mut config = app.config.jwt.clone();
+            config.revocations = Revocations::read("revoked.toml".as_ref(), list).unwrap();
+            app.state.tokens.set(&config);
+        };
+        let not_before = |moment: TimeDelta| {
+            let time = (clock.now() + moment).to_rfc3339();
+            format!("[[not_before]]\ntenant = \"tenant1\"\nuser = \"kim\"\ntime = \"{time}\"")
+        };
+        for (list, status) in [
+            ("jti = [\"stolen\"]", "pending"),
+            ("jti = [\"another\"]", "approved"),
+            (&not_before(TimeDelta::minutes(1)), "pending"),
+            (&not_before(TimeDelta::minutes(-1)), "approved"),
+            (&not_before(TimeDelta::minutes(1)), "pending"),
+        ] {
+            revoke(list);
+            assert_eq!(registered(&app, ALICE, &search()).await, status, "{mode:?} {list}");
+        }
+        // Kim's vote counts no longer either.
+        let seen = detail(&app, BOB, &large.id).await;
+        assert_eq!(seen.data()["votes"][0]["counted"], false, "{}", seen.text);
+        app.approve(BOB, &large.id).await.assert(202, "");
+        revoke("jti = []");
+        app.approve(BOB, &large.id).await.assert(200, "");
+        assert!(app.record(&large.id).await.is_approved());
     }
 
     async fn roles_count_as_of_the_grant_and_requesters_as_of_now(app: TestApp, mode: Mode, _clock: Clock) {

@@ -15,6 +15,7 @@ use crate::requests::automatic::decide_seen;
 use crate::requests::error::{RequestError, Result as DecidingResult};
 use crate::requests::load::ledger_candidate;
 use crate::requests::send::send_if_asked_again;
+use crate::requests::standing::covering_grants;
 use crate::state::AppState;
 
 /// Most requests to decide at once.
@@ -147,7 +148,7 @@ async fn has_grant(
     now: DateTime<Utc>,
 ) -> Result<bool, IntakeError> {
     let Some(tenant) = &candidate.tenant else { return Ok(false) };
-    Ok(!app.ledger.covering_grants(candidate, tenant, now).await?.is_empty())
+    Ok(!covering_grants(app, candidate, tenant, now).await?.is_empty())
 }
 
 /// Whether a rule, or a grant in force, would decide a request that is asked again as it was decided.
@@ -163,7 +164,7 @@ async fn still_decides(
     let now = app.clock.now();
     let asked = Candidate { created_at: now, ..candidate.clone() };
     let Some(tenant) = &asked.tenant else { return Ok(false) };
-    let grants = app.ledger.covering_grants(&asked, tenant, now).await?;
+    let grants = covering_grants(app, &asked, tenant, now).await?;
     Ok(permit::still_grants(law, &asked, &grants, now))
 }
 
