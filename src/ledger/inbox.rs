@@ -186,11 +186,13 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn find_changed(&self, tenant: &TenantId, ids: &[RequestId]) -> Result<Vec<Changed>> {
+        // Row by row: for many ids at once, Postgres may read all requests of the tenant instead.
         const CHANGED: Statement = Statement::new(
             "ledger.find_changed",
             formatcp!(
-                "SELECT {CHANGED_COLUMNS}, {LAST_COMMENT} FROM hitl_request
-                  WHERE tenant_id = $1 AND request_id = ANY($2)"
+                "SELECT changed.* FROM UNNEST($2::text[]) AS wanted (id), LATERAL (
+                     SELECT {CHANGED_COLUMNS}, {LAST_COMMENT} FROM hitl_request
+                      WHERE tenant_id = $1 AND request_id = wanted.id LIMIT 1) AS changed"
             ),
         )
         .on_sqlite(formatcp!(

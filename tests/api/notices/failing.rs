@@ -126,6 +126,8 @@ impl Site {
             .with("JWT_SECRET", "a secret that the Auth server shares with us")
             .with("DATABASE_URL", &self.database)
             .with("REDIS_URL", test_variable("TEST_REDIS_URL"))
+            // Other tests write their requests to this Redis.
+            .with("AURA_HITL_INTAKE", "false")
     }
 
     /// What a command prints.
