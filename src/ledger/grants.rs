@@ -149,7 +149,7 @@ impl Ledger {
         Ok(row.and_then(GrantRow::into_grant))
     }
 
-    /// The grants in force that a caller made, those that stand longest first: at most [`MAX_LISTED`]. For
+    /// The grants in force that a caller made, those that stand longest first: at most `MAX_LISTED`. For
     /// an admin those of everybody of the tenant.
     ///
     /// # Errors

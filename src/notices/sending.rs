@@ -162,7 +162,7 @@ impl<C: Channel> Worker for Sending<C> {
 
 /// An error's text in one line that is not too long.
 fn plain(why: &str) -> String {
-    printable(why).to_string().chars().take(MAX_ERROR_CHARS).collect()
+    printable(why).chars().take(MAX_ERROR_CHARS).collect()
 }
 
 /// When to send a notice again after this many attempts. `random` is from 0 to 1: every replica and notice

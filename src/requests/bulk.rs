@@ -144,7 +144,7 @@ async fn admit_all(app: &AppState, caller: &Caller, size: usize) -> Result<()> {
 
 async fn prepare(attempt: &Attempt<'_>) -> Result<Prepared> {
     attempt.expected.check_is_named(attempt.app.policy)?;
-    attempt.prepare().await
+    Box::pin(attempt.prepare()).await
 }
 
 /// The results when some requests cannot be decided.

@@ -23,7 +23,7 @@ pub async fn run_channels(app: AppState) {
         let stopping = app.stopping.child_token();
         let mut workers = start(&app, &settings, &stopping);
         let has_changed = tokio::select! {
-            changed = changes.changed() => changed.is_ok(),
+            reloaded = changes.changed() => reloaded.is_ok(),
             () = app.stopping.cancelled() => false,
         };
         stopping.cancel();

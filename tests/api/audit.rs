@@ -414,7 +414,7 @@ async fn what_is_decided_without_people_is_told_as_asked_and_decided() {
         all_noted(&app).await;
         let mut taken = auth.taken();
         let key = |entry: &Value| {
-            let word = if entry["action"] == "HITL_REQUEST" { 0 } else { 1 };
+            let word = u8::from(entry["action"] != "HITL_REQUEST");
             (entry["metadata"]["timestamp"].as_i64(), word)
         };
         taken.sort_by_key(key);

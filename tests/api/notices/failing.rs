@@ -31,10 +31,10 @@ async fn a_receiver_that_lies_or_sends_elsewhere_gets_the_same_id_until_it_says_
             .await;
         }
         all_sent(&app).await;
-        let received = receiver.received();
-        assert!(received.len() >= 4, "{mode:?}");
-        for one in &received {
-            assert_eq!((one.id(), &one.body), (received[0].id(), &received[0].body), "{mode:?}");
+        let arrived = receiver.received();
+        assert!(arrived.len() >= 4, "{mode:?}");
+        for one in &arrived {
+            assert_eq!((one.id(), &one.body), (arrived[0].id(), &arrived[0].body), "{mode:?}");
             assert_eq!(one.path, "/hook", "redirects are not followed");
         }
     }
@@ -167,8 +167,8 @@ async fn what_a_killed_replica_has_sent_and_not_noted_is_sent_by_another_with_th
     let _second = site.program(&[]).serve().await;
     // The lease ends.
     site.sql("UPDATE hitl_outbox SET due_at = created_at").await;
-    let received = receiver.at_least(2).await;
-    assert_eq!((received[0].id(), &received[0].body), (received[1].id(), &received[1].body));
+    let arrived = receiver.at_least(2).await;
+    assert_eq!((arrived[0].id(), &arrived[0].body), (arrived[1].id(), &arrived[1].body));
 }
 
 /// Nothing is lost when a receiver wants no more: after SIGHUP it gets what it missed.
@@ -198,10 +198,10 @@ async fn a_receiver_that_is_gone_is_left_alone_until_the_settings_are_read_again
 
     receiver.answer(Answers::With(204));
     kill("-HUP", service.pid());
-    let received = receiver.at_least(3).await;
+    let arrived = receiver.at_least(3).await;
     assert_eq!(
-        received[0].id(),
-        received[1..].iter().find(|one| one.body == received[0].body).unwrap().id()
+        arrived[0].id(),
+        arrived[1..].iter().find(|one| one.body == arrived[0].body).unwrap().id()
     );
     assert!(!service.stdout().contains("canary-text") && !service.stderr().contains("canary-text"));
 }
@@ -285,7 +285,8 @@ async fn every_request_is_told_at_least_once_and_no_tenant_hears_of_another() {
             (left.is_none() && events.is_none()).then_some(())
         })
         .await;
-        let told = all.received().iter().map(|one| one.request()).collect::<Vec<_>>();
+        let told =
+            all.received().iter().map(super::receiver::Received::request).collect::<Vec<_>>();
         for id in ours.iter().chain(&theirs) {
             assert!(told.contains(id), "{mode:?} {id}");
         }
@@ -319,9 +320,9 @@ async fn the_reference_libraries_verify_what_is_sent_with_both_secrets() {
     let app = app(Mode::Embedded, Clock::System, notices, None).await;
     let asked = Asked::new().with("message", "예산 3,000원 – “확인”".into());
     app.register(ALICE, &asked).await.assert(201, "");
-    let received = receiver.at_least(1).await;
+    let arrived = receiver.at_least(1).await;
     let input = json!({
-        "headers": received[0].headers, "body": received[0].body,
+        "headers": arrived[0].headers, "body": arrived[0].body,
         "secrets": { "current": SECRET, "previous": PREVIOUS, "other": OTHER },
     });
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/webhooks");

@@ -76,9 +76,9 @@ async fn each_event_is_told_once_with_what_the_contract_names() {
         assert_eq!(receiver.events_of(&asked.id), of_it, "{mode:?}");
         let of_other = ["request.pending", "request.cancelled"];
         assert_eq!(receiver.events_of(&withdrawn.id), of_other, "{mode:?}");
-        let received = receiver.received();
-        assert!(received.iter().all(|one| one.headers["content-type"] == "application/json"));
-        let decided = received.iter().find(|one| one.event() == "request.decided").unwrap();
+        let arrived = receiver.received();
+        assert!(arrived.iter().all(|one| one.headers["content-type"] == "application/json"));
+        let decided = arrived.iter().find(|one| one.event() == "request.decided").unwrap();
         let mut body = decided.json();
         let data = body["data"].as_object_mut().unwrap();
         let expires_at = data.remove("expiresAt").unwrap();
@@ -154,18 +154,18 @@ async fn a_webhook_hears_of_its_events_and_tenants_only() {
             app.approve(who, &asked.id).await.assert(200, "");
         }
         all.at_least(4).await;
-        let received = some.at_least(1).await;
+        let arrived = some.at_least(1).await;
         all_sent(&app).await;
-        let told = received.iter().map(|one| (one.event(), one.request())).collect::<Vec<_>>();
+        let told = arrived.iter().map(|one| (one.event(), one.request())).collect::<Vec<_>>();
         assert_eq!(told, [("request.decided".to_owned(), theirs.id.clone())], "{mode:?}");
         let ids = |receiver: &Receiver, request: &str| {
-            let received = receiver.received();
-            let of_it = received.iter().filter(|one| one.request() == request);
+            let arrived = receiver.received();
+            let of_it = arrived.iter().filter(|one| one.request() == request);
             let of_it = of_it.filter(|one| one.event() == "request.decided");
             of_it.map(|one| one.id().to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(ids(&all, &theirs.id), ids(&some, &theirs.id), "one event has one id");
-        let value: Value = received[0].json();
+        let value: Value = arrived[0].json();
         assert_eq!(value["data"]["tenantId"], "tenant2");
     }
 }

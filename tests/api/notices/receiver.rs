@@ -102,10 +102,7 @@ impl Receiver {
                 }
             }
         };
-        let server = HttpServer::new(move || {
-            #[expect(clippy::disallowed_methods, reason = "these routes are not the service's")]
-            App::new().default_service(web::to(take.clone()))
-        });
+        let server = HttpServer::new(move || App::new().default_service(web::to(take.clone())));
         let server = server.workers(1).bind(("127.0.0.1", self.port)).unwrap().run();
         self.server = Some(server.handle());
         tokio::spawn(server);

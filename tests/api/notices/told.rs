@@ -238,10 +238,10 @@ async fn nothing_leaves_that_the_rule_does_not_show() {
         app.post(BOB, &path, json!({ "text": "canary-comment" })).await.assert(201, "");
         app.reject(BOB, &asked.id, Some("canary-reason")).await.assert(200, "");
         all_sent(&app).await;
-        let received = receiver.received();
-        assert_eq!(received.len(), 3, "{mode:?}");
+        let arrived = receiver.received();
+        assert_eq!(arrived.len(), 3, "{mode:?}");
         let token = app.token(ALICE.user, ALICE.tenant, ALICE.role);
-        for one in &received {
+        for one in &arrived {
             let text = format!("{one:?}");
             assert!(!text.contains("canary") && !text.contains(&token), "{text}");
             let data = &one.json()["data"];

@@ -64,10 +64,7 @@ impl Receiver {
                 HttpResponse::NoContent().finish()
             }
         };
-        let server = HttpServer::new(move || {
-            #[expect(clippy::disallowed_methods, reason = "these routes are not the service's")]
-            App::new().default_service(web::to(take.clone()))
-        });
+        let server = HttpServer::new(move || App::new().default_service(web::to(take.clone())));
         let server = server.workers(1).disable_signals().bind(("127.0.0.1", port)).unwrap().run();
         tokio::spawn(server);
         Self { port, taken }
@@ -83,13 +80,13 @@ impl Receiver {
 fn settings(folder: &TempDir, webhooks: &[(&str, &Receiver, &str)]) -> String {
     let secret = folder.path().join("secret");
     std::fs::write(&secret, SECRET).unwrap();
-    let mut text = String::new();
-    for (name, receiver, tenants) in webhooks {
+    let table = |(name, receiver, tenants): &(&str, &Receiver, &str)| {
         let (port, secret) = (receiver.port, secret.display());
-        text += &format!(
+        format!(
             "[[notices.webhook]]\nname = '{name}'\nurl = 'http://127.0.0.1:{port}/'\nsecret_file = '{secret}'\n{tenants}\n"
-        );
-    }
+        )
+    };
+    let text = webhooks.iter().map(table).collect::<String>();
     let file = folder.path().join("settings.toml");
     std::fs::write(&file, text).unwrap();
     file.to_str().unwrap().to_owned()
