@@ -87,9 +87,10 @@ macro_rules! is_read_only {
 /// `statement_timeout` and `lock_timeout` are shorter than [`STATEMENT_TIMEOUT`], so that Postgres gives
 /// up before the caller, and no statement runs on without a caller. `jit` is off: Postgres guesses that a batch has
 /// many rows, and would compile its plan anew each time, which takes up to 0.5 s where running it takes
-/// a few milliseconds.
+/// a few milliseconds. `enable_seqscan` is off: every statement has an index, and statistics from when
+/// a table was small made Postgres read it from end to end now and then.
 const SESSION: &str = concat!(
-    "SET statement_timeout = 1800; SET lock_timeout = 1000; SET jit = off; \
+    "SET statement_timeout = 1800; SET lock_timeout = 1000; SET jit = off; SET enable_seqscan = off; \
      SET idle_in_transaction_session_timeout = 5000; \
      SET default_transaction_isolation = 'read committed'; ",
     is_read_only!()
@@ -97,6 +98,7 @@ const SESSION: &str = concat!(
 /// Begins a transaction with the same settings.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 1800; \
                      SET LOCAL lock_timeout = 1000; SET LOCAL jit = off; \
+                     SET LOCAL enable_seqscan = off; \
                      SET LOCAL idle_in_transaction_session_timeout = 5000";
 
 /// Nothing was executed: no connection was available, or the connection was lost before the commit
