@@ -96,6 +96,8 @@ export class Bulk {
   }
 
   close() {
+    // What is closed is not sent any more.
+    jobOf(BULK)?.stop();
     for (const entry of this.entries.values()) {
       entry.reading.abort();
       entry.seen?.stop();
@@ -281,7 +283,11 @@ export class Bulk {
 
   render() {
     if (!this.isOpen) return;
-    for (const entry of this.entries.values()) this.renderEntry(entry);
+    for (const entry of this.entries.values()) {
+      this.renderEntry(entry);
+      // What is on its way cannot be taken out.
+      /** @type {HTMLInputElement} */ (entry.card.querySelector('.select input')).disabled = jobOf(BULK) !== undefined;
+    }
     const out = [...this.entries.values()].filter((entry) => entry.isRead && entry.isChosen && !entry.done && this.obstacle(entry, 'approve'));
     const headKey = JSON.stringify([this.entries.size, out.map((entry) => [entry.id, this.obstacle(entry, 'approve')])]);
     if (this.head.dataset.key !== headKey) {

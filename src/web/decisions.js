@@ -4,6 +4,7 @@
  */
 import { api, isTemporary } from './api.js';
 import { h } from './dom.js';
+import { current } from './session.js';
 import { t } from './text.js';
 
 /**
@@ -81,8 +82,10 @@ export function decideSeveral(verb, wanted, judged) {
   });
 }
 
+const who = () => JSON.stringify([current()?.tenant, current()?.user]);
+
 /**
- * Makes a call until it is answered for good.
+ * Makes a call until it is answered for good, the person stops it, or another person has signed in.
  * @param {string} verb
  * @param {string} id
  * @param {() => Promise<Answer>} call
@@ -90,6 +93,7 @@ export function decideSeveral(verb, wanted, judged) {
  */
 async function insist(verb, id, call) {
   if (jobs.has(id)) return null;
+  const by = who();
   let isStopped = false;
   let wake = () => {};
   /** @type {Job} */
@@ -106,6 +110,7 @@ async function insist(verb, id, call) {
       tell(id);
       const answer = await call();
       if (!isTemporary(answer)) return answer;
+      if (isStopped) return null;
       const pause = Math.max(answer.retryAfter * 1000, Math.min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (job.attempt - 1)));
       job.last = answer;
       job.again = Date.now() + pause;
@@ -114,7 +119,8 @@ async function insist(verb, id, call) {
         const timer = setTimeout(() => done(undefined), pause);
         wake = () => { clearTimeout(timer); done(undefined); };
       });
-      if (isStopped) return null;
+      // Whoever has signed in meanwhile has decided nothing.
+      if (isStopped || who() !== by) return null;
     }
   } finally {
     jobs.delete(id);

@@ -398,6 +398,8 @@ export class Detail {
    * @param {HTMLButtonElement} [again] Back to writing.
    */
   modeForm(question, editor, middle, confirm, send, again) {
+    // A double click shows the difference, and does not send what nobody has read.
+    confirm.addEventListener('click', (event) => { if (event.detail > 1) event.preventDefault(); });
     const element = h('form', {
       class: 'form wide',
       onsubmit: (/** @type {Event} */ event) => { event.preventDefault(); send(); },
