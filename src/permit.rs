@@ -130,8 +130,13 @@ impl Law {
     /// What the rules say of a request that nobody has decided.
     #[must_use]
     pub fn terms(&self, candidate: &Candidate, tenant: &TenantId) -> Terms {
-        let binding = self.binding(candidate, tenant);
-        let ruling = binding.as_ref().map_or_else(Ruling::default, |it| self.ruling_of(it));
+        self.terms_of(candidate, self.binding(candidate, tenant).as_ref())
+    }
+
+    /// What these rules, which bind a request, say of it.
+    #[must_use]
+    pub fn terms_of(&self, candidate: &Candidate, binding: Option<&Binding>) -> Terms {
+        let ruling = binding.map_or_else(Ruling::default, |binding| self.ruling_of(binding));
         // Its agent can raise the risk.
         let of_agent = candidate.request.offer.risk.filter(|_| candidate.origin == Origin::Http);
         let of_file = ruling.risk.as_deref().and_then(Risk::parse);
@@ -139,10 +144,9 @@ impl Law {
         Terms {
             ruling: Ruling { risk, ..ruling },
             expires_at: binding
-                .as_ref()
                 .map_or(candidate.expires_at, |binding| expires_at(candidate, binding)),
             is_automatic: candidate.tenant.is_some()
-                && binding.as_ref().is_some_and(|binding| automatic_verdict(binding).is_some()),
+                && binding.is_some_and(|binding| automatic_verdict(binding).is_some()),
             may_be_granted: candidate.tenant.is_some()
                 && candidate.user.is_some()
                 && binding.is_some_and(|binding| binding.may_remember(Remember::Exact).is_ok()),
@@ -467,7 +471,14 @@ impl Tally {
             other.voter != vote.voter
                 && other.etag == vote.etag
                 && other.arguments == vote.arguments
-                && self.may_approve(other)
+                && stands(
+                    other,
+                    &self.binding,
+                    self.requester.as_ref(),
+                    &self.tenant,
+                    self.created_at,
+                    self.now,
+                )
         });
         let mut voters = others.map(|other| other.voter.clone()).collect::<Vec<_>>();
         voters.push(vote.voter.clone());
@@ -488,34 +499,37 @@ impl Tally {
     pub fn is_repeated_in(&self, given: &[Vote]) -> bool {
         given.iter().any(|before| before.repeats(&self.vote))
     }
-
-    fn may_approve(&self, vote: &Vote) -> bool {
-        let person = voter(vote, &self.tenant);
-        let requester = self.requester.as_ref();
-        !vote.is_revoked
-            && self.binding.may(&person, requester, way_of(vote), self.created_at, self.now).is_ok()
-    }
 }
 
-/// Which of the votes on a request count under the rules in force: those of people who may approve the
+/// Whether a vote still counts for the content that it was given for: its token holds, and these rules let
+/// its voter approve now.
+fn stands(
+    vote: &Vote,
+    binding: &Binding,
+    requester: Option<&UserId>,
+    tenant: &TenantId,
+    created_at: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> bool {
+    let person = voter(vote, tenant);
+    !vote.is_revoked && binding.may(&person, requester, way_of(vote), created_at, now).is_ok()
+}
+
+/// Which of the votes on a request count under the rules that bind it: those of people who may approve the
 /// content that it has now.
 #[must_use]
 pub fn counted(
-    law: &Law,
+    binding: Option<&Binding>,
     candidate: &Candidate,
     tenant: &TenantId,
     votes: &[Vote],
     now: DateTime<Utc>,
 ) -> Vec<bool> {
-    let binding = law.binding(candidate, tenant);
+    let (requester, created_at) = (candidate.user.as_ref(), candidate.created_at);
     let counts = |vote: &Vote| {
-        let (person, requester) = (voter(vote, tenant), candidate.user.as_ref());
         vote.etag == candidate.request.etag
-            && !vote.is_revoked
-            && binding.as_ref().is_some_and(|binding| {
-                let created_at = candidate.created_at;
-                binding.may(&person, requester, way_of(vote), created_at, now).is_ok()
-            })
+            && binding
+                .is_some_and(|binding| stands(vote, binding, requester, tenant, created_at, now))
     };
     votes.iter().map(counts).collect()
 }
@@ -568,12 +582,7 @@ pub fn by_grant(
     grants: &[Grant],
     now: DateTime<Utc>,
 ) -> Result<Option<Permit>, Refusal> {
-    let Some(tenant) = &candidate.tenant else { return Ok(None) };
-    let Some(binding) = law.binding(candidate, tenant) else { return Ok(None) };
-    let Some(grant) = grants.iter().find(|grant| approves(grant, &binding, candidate, tenant, now))
-    else {
-        return Ok(None);
-    };
+    let Some((grant, binding)) = granting(law, candidate, grants, now) else { return Ok(None) };
     rules::check_open(candidate, pointer, expires_at(candidate, &binding), now)?;
     let ruling =
         Ruling { via: DecidedVia::Grant, grant: Some(grant.id.clone()), ..law.ruling_of(&binding) };
@@ -595,10 +604,20 @@ pub fn still_grants(
     grants: &[Grant],
     now: DateTime<Utc>,
 ) -> bool {
-    let Some(tenant) = &candidate.tenant else { return false };
-    law.binding(candidate, tenant).is_some_and(|binding| {
-        grants.iter().any(|grant| approves(grant, &binding, candidate, tenant, now))
-    })
+    granting(law, candidate, grants, now).is_some()
+}
+
+/// The first of these grants that approves a request now, and the rules that bind it.
+fn granting<'a>(
+    law: &Law,
+    candidate: &Candidate,
+    grants: &'a [Grant],
+    now: DateTime<Utc>,
+) -> Option<(&'a Grant, Binding)> {
+    let tenant = candidate.tenant.as_ref()?;
+    let binding = law.binding(candidate, tenant)?;
+    let grant = grants.iter().find(|grant| approves(grant, &binding, candidate, tenant, now))?;
+    Some((grant, binding))
 }
 
 /// Whether a grant approves a request under these rules now.

@@ -236,13 +236,13 @@ async fn judge(
     let was_ruled = row.ruling.version.is_some();
     let given = if was_ruled { votes_on(app, &row.tenant, &row.id).await? } else { Vec::new() };
     let counts = if is_open {
-        permit::counted(law, candidate, &row.tenant, &given, now)
+        permit::counted(binding.as_ref(), candidate, &row.tenant, &given, now)
     } else {
         given.iter().map(|vote| row.ruling.voters.contains(&vote.voter)).collect()
     };
     if is_open && law.has_file() {
         let approvals = Some(permit::approvals(&given, &counts));
-        let Terms { ruling, expires_at, .. } = law.terms(candidate, &row.tenant);
+        let Terms { ruling, expires_at, .. } = law.terms_of(candidate, binding.as_ref());
         row.ruling = Ruling { approvals, ..ruling };
         row.expires_at = row.expires_at.min(expires_at);
     }

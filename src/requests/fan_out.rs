@@ -25,7 +25,7 @@ use crate::ledger::{LedgerError, NOTICE, NewOutboxRow, OutboxRow};
 use crate::notices::recipients::{Asked, added_by_escalation, approvers};
 use crate::notices::slack::POSTED;
 use crate::notices::{Lane, Notice, NoticeSettings, Recipient};
-use crate::permit::Law;
+use crate::permit::{Law, Terms};
 use crate::policy::{Binding, DEFAULT_SHOW};
 use crate::state::AppState;
 use crate::workers::{Failed, Progress, Worker};
@@ -120,18 +120,28 @@ async fn tell(
         return nothing();
     };
     let is_pending = record.state == State::Pending;
-    if event == Event::Pending
-        && is_pending
-        && may_wait
-        && law.terms(&candidate, &tenant).is_automatic
-    {
+    let binding = law.binding(&candidate, &tenant);
+    let terms = law.terms_of(&candidate, binding.as_ref());
+    if event == Event::Pending && is_pending && may_wait && terms.is_automatic {
         return Ok(Told::Later);
     }
     if matches!(event, Event::Reminder | Event::Escalated) && !is_pending {
         return nothing();
     }
-    let happened = Happened { event, cause, at: row.created_at, now, event_row: row };
-    Ok(Told::Rows(happened.rows(settings, law, &record, &candidate)))
+    let happened = Happened {
+        event,
+        cause,
+        at: row.created_at,
+        now,
+        event_row: row,
+        settings,
+        law,
+        record: &record,
+        candidate: &candidate,
+        binding: binding.as_ref(),
+        terms: &terms,
+    };
+    Ok(Told::Rows(happened.rows()))
 }
 
 /// An event of a request, and when it is told.
@@ -141,40 +151,34 @@ struct Happened<'a> {
     at: DateTime<Utc>,
     now: DateTime<Utc>,
     event_row: &'a OutboxRow,
+    settings: &'a NoticeSettings,
+    law: &'a Law,
+    record: &'a Record,
+    candidate: &'a Candidate,
+    binding: Option<&'a Binding>,
+    terms: &'a Terms,
 }
 
 impl Happened<'_> {
     /// The rows that take the place of the event.
-    fn rows(
-        &self,
-        settings: &NoticeSettings,
-        law: &Law,
-        record: &Record,
-        candidate: &Candidate,
-    ) -> Vec<NewOutboxRow> {
-        let binding = law.binding(candidate, &record.tenant);
-        let notice = self.notice(settings, law, record, candidate, binding.as_ref());
-        let payload = notice.json();
+    fn rows(&self) -> Vec<NewOutboxRow> {
+        let Self { settings, record, .. } = self;
+        let payload = self.notice().json();
         let mut rows = Vec::new();
         for webhook in &settings.webhooks {
             if webhook.wants(self.event, &record.tenant) {
                 let lane = Lane::Webhook(webhook.name.clone());
-                rows.push(self.row(lane.kind(), Some(&lane), webhook.name.clone(), &payload));
+                rows.push(self.row(&lane, webhook.name.clone(), &payload));
             }
         }
-        if self.is_for_people(record) {
-            let told = self.recipients(settings, law, record, binding.as_ref());
+        if self.is_for_people() {
+            let told = self.recipients();
             let contacts = told.iter().filter_map(|to| Some((to, settings.people.contact(to)?)));
             let contacts = contacts.collect::<Vec<_>>();
             if settings.mail.is_some() {
                 for (recipient, contact) in &contacts {
                     if contact.mail.is_some() {
-                        rows.push(self.row(
-                            Lane::Mail.kind(),
-                            Some(&Lane::Mail),
-                            recipient.target(),
-                            &payload,
-                        ));
+                        rows.push(self.row(&Lane::Mail, recipient.target(), &payload));
                     }
                 }
             }
@@ -188,46 +192,46 @@ impl Happened<'_> {
                     None => targets.extend(contacts.iter().filter_map(|(_, it)| it.slack.as_ref())),
                 }
                 for target in targets {
-                    let lane = Lane::Slack;
-                    rows.push(self.row(lane.kind(), Some(&lane), target.clone(), &payload));
+                    rows.push(self.row(&Lane::Slack, target.clone(), &payload));
                 }
             }
         }
         // Whoever decided, and whoever is told: what asks in Slack asks no longer.
         if settings.slack.is_some() && self.event.closes() {
-            let lane = Lane::Slack;
-            rows.push(self.row(lane.kind(), Some(&lane), POSTED.to_owned(), &payload));
+            rows.push(self.row(&Lane::Slack, POSTED.to_owned(), &payload));
         }
         if self.event == Event::Pending && record.state == State::Pending {
-            rows.extend(self.later(record, binding.as_ref()));
+            rows.extend(self.later());
         }
         rows
     }
 
-    fn row(
-        &self,
-        kind: &'static str,
-        lane: Option<&Lane>,
-        target: String,
-        payload: &str,
-    ) -> NewOutboxRow {
+    /// A row for a channel.
+    fn row(&self, lane: &Lane, target: String, payload: &str) -> NewOutboxRow {
+        let row = self.event_at(self.at, target, payload);
+        NewOutboxRow { kind: lane.kind(), lane: Some(lane.to_string()), due_at: self.now, ..row }
+    }
+
+    /// A row for an event at this time.
+    fn event_at(&self, at: DateTime<Utc>, target: String, payload: &str) -> NewOutboxRow {
         NewOutboxRow {
             event: self.event_row.id,
-            kind,
-            lane: lane.map(ToString::to_string),
+            kind: NOTICE,
+            lane: None,
             target,
             tenant_id: self.event_row.tenant_id.clone(),
             request_id: self.event_row.request_id.clone(),
             payload: payload.to_owned(),
-            created_at: self.at,
-            due_at: self.now,
+            created_at: at,
+            due_at: at,
         }
     }
 
     /// The events that come later, while the request is pending: the reminder and the escalations. They are
     /// written now, and told of only if the request still waits then.
-    fn later(&self, record: &Record, binding: Option<&Binding>) -> Vec<NewOutboxRow> {
-        let Some(binding) = binding else { return Vec::new() };
+    fn later(&self) -> Vec<NewOutboxRow> {
+        let Self { record, .. } = self;
+        let Some(binding) = self.binding else { return Vec::new() };
         let reminder = binding.remind_after().map(|after| (Event::Reminder, after));
         let escalations = binding.escalates_after().into_iter();
         let escalations = escalations.map(|after| (Event::Escalated, after));
@@ -237,20 +241,15 @@ impl Happened<'_> {
                 return None;
             }
             let cause = Cause { by: None, after: Some(after.num_seconds()) };
-            let at = at.max(self.now);
-            Some(NewOutboxRow {
-                lane: None,
-                created_at: at,
-                due_at: at,
-                ..self.row(NOTICE, None, event.as_str().to_owned(), &cause.json())
-            })
+            Some(self.event_at(at.max(self.now), event.as_str().to_owned(), &cause.json()))
         };
         reminder.into_iter().chain(escalations).filter_map(row).collect()
     }
 
     /// Whether people are told, not only programs. Of what a rule or a grant decides they are not, and not
     /// of what waits no longer, or cannot be decided.
-    fn is_for_people(&self, record: &Record) -> bool {
+    fn is_for_people(&self) -> bool {
+        let Self { record, .. } = self;
         match self.event {
             Event::Decided => record.ruling.via == DecidedVia::Person,
             event if event.asks() => record.state == State::Pending && !record.has_moved_on,
@@ -259,78 +258,65 @@ impl Happened<'_> {
     }
 
     /// Who may decide the request.
-    fn approvers(
-        &self,
-        settings: &NoticeSettings,
-        law: &Law,
-        record: &Record,
-        binding: Option<&Binding>,
-    ) -> BTreeSet<Recipient> {
-        let (people, tenant, requester) = (&settings.people, &record.tenant, record.user.as_ref());
-        let asked = Asked { tenant, requester, created_at: record.asked_at };
-        match binding {
-            Some(binding) => approvers(people, binding, asked, self.now),
+    fn approvers(&self) -> BTreeSet<Recipient> {
+        let Self { settings, law, .. } = self;
+        match self.binding {
+            Some(binding) => approvers(&settings.people, binding, self.asked(), self.now),
             // Without a policy file, nobody is named but the requester who decides alone.
             None if law.settings.approvers == Approvers::Requester => {
-                requester.and_then(|user| people.person(user, tenant)).into_iter().collect()
+                self.requester().into_iter().collect()
             }
             None => BTreeSet::new(),
         }
     }
 
+    fn asked(&self) -> Asked<'_> {
+        let Record { tenant, user, asked_at, .. } = self.record;
+        Asked { tenant, requester: user.as_ref(), created_at: *asked_at }
+    }
+
+    /// The requester, if the configuration names them.
+    fn requester(&self) -> Option<Recipient> {
+        let Record { tenant, user, .. } = self.record;
+        self.settings.people.person(user.as_ref()?, tenant)
+    }
+
     /// The people and groups who are told: of what waits the approvers, of outcomes the requester, of
     /// comments both. Nobody is told of what they did themselves.
-    fn recipients(
-        &self,
-        settings: &NoticeSettings,
-        law: &Law,
-        record: &Record,
-        binding: Option<&Binding>,
-    ) -> BTreeSet<Recipient> {
-        let (people, tenant) = (&settings.people, &record.tenant);
-        let requester = record.user.as_ref();
-        let the_requester = || requester.and_then(|user| people.person(user, tenant));
-        let asked = Asked { tenant, requester, created_at: record.asked_at };
-        let the_approvers = || self.approvers(settings, law, record, binding);
+    fn recipients(&self) -> BTreeSet<Recipient> {
+        let (people, record) = (&self.settings.people, self.record);
         let mut told = match self.event {
-            Event::Pending | Event::Reminder => the_approvers(),
+            Event::Pending | Event::Reminder => self.approvers(),
             Event::Escalated => {
                 let after = TimeDelta::try_seconds(self.cause.after.unwrap_or(0));
                 let begins = after.and_then(|after| record.asked_at.checked_add_signed(after));
-                match (binding, begins) {
+                match (self.binding, begins) {
                     (Some(binding), Some(begins)) => {
-                        added_by_escalation(people, binding, asked, begins)
+                        added_by_escalation(people, binding, self.asked(), begins)
                     }
                     _ => BTreeSet::new(),
                 }
             }
             Event::Decided | Event::Expired | Event::Cancelled => {
-                the_requester().into_iter().collect()
+                self.requester().into_iter().collect()
             }
-            Event::Commented => the_approvers().into_iter().chain(the_requester()).collect(),
+            Event::Commented => self.approvers().into_iter().chain(self.requester()).collect(),
         };
         let by = self.cause.by.as_ref().and_then(|by| UserId::parse(by.as_str()).ok());
-        if let Some(by) = by.and_then(|by| people.person(&by, tenant)) {
+        if let Some(by) = by.and_then(|by| people.person(&by, &record.tenant)) {
             told.remove(&by);
         }
         told
     }
 
-    fn notice(
-        &self,
-        settings: &NoticeSettings,
-        law: &Law,
-        record: &Record,
-        candidate: &Candidate,
-        binding: Option<&Binding>,
-    ) -> Notice {
+    fn notice(&self) -> Notice {
+        let &Self { settings, record, candidate, binding, terms, .. } = self;
         let show = binding.map_or_else(|| DEFAULT_SHOW.to_vec(), Binding::show);
         let request = &candidate.request;
         let decision = record.state.decision();
         let (is_decided, shows) = (self.event == Event::Decided, |entry| show.contains(&entry));
         let decision = decision.filter(|_| is_decided);
         let reason = decision.and_then(|decision| decision.verdict.reason());
-        let terms = law.terms(candidate, &record.tenant);
         let ruling = if is_decided { &record.ruling } else { &terms.ruling };
         Notice {
             id: format!("msg_{}", Uuid::new_v4().simple()),
@@ -344,7 +330,7 @@ impl Happened<'_> {
             message: request.message.clone().filter(|_| shows("$message")),
             risk: ruling.risk.clone(),
             rule: ruling.rule.clone(),
-            status: self.status(record).to_owned(),
+            status: self.status().to_owned(),
             expires_at: record.expires_at,
             decided_by: decision.map(|decision| decision.by.to_string()),
             decided_via: decision.map(|_| record.ruling.via.as_str().to_owned()),
@@ -370,12 +356,12 @@ impl Happened<'_> {
     }
 
     /// The status of the request by this event.
-    fn status(&self, record: &Record) -> &'static str {
+    fn status(&self) -> &'static str {
         match self.event {
             Event::Pending | Event::Reminder | Event::Escalated => State::Pending.as_str(),
             Event::Expired => State::Expired.as_str(),
             Event::Cancelled => State::Cancelled.as_str(),
-            Event::Decided | Event::Commented => record.state.as_str(),
+            Event::Decided | Event::Commented => self.record.state.as_str(),
         }
     }
 }

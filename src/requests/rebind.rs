@@ -93,10 +93,12 @@ async fn rebind(app: &AppState, law: &Law, record: Record) -> Result<Option<Rebo
     let (tenant, id, ballots) = (record.tenant.clone(), record.id.clone(), record.ruling.ballots);
     let content_hash = record.content_hash.clone();
     let Ok(candidate) = ledger_candidate(record) else { return Ok(None) };
-    let Terms { mut ruling, expires_at, .. } = law.terms(&candidate, &tenant);
+    let binding = law.binding(&candidate, &tenant);
+    let Terms { mut ruling, expires_at, .. } = law.terms_of(&candidate, binding.as_ref());
     if ballots > 0 {
         let votes = votes_on(app, &tenant, &id).await?;
-        let counted = permit::counted(law, &candidate, &tenant, &votes, app.clock.now());
+        let counted =
+            permit::counted(binding.as_ref(), &candidate, &tenant, &votes, app.clock.now());
         let approvals = permit::approvals(&votes, &counted);
         ruling = Ruling { approvals: Some(approvals), ..ruling };
     }
