@@ -9,6 +9,7 @@ use std::future::{Future, pending, ready};
 use std::pin::pin;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -110,4 +111,11 @@ async fn drive<W: Worker>(worker: &mut W, end: impl Future<Output = ()>) {
             () = worker.wake_up(), if progress.is_ok() => {}
         }
     }
+}
+
+/// The pause before the next try after this many: `first`, then twice as long each time, up to `longest`.
+#[must_use]
+pub fn doubled(first: TimeDelta, attempts: i32, longest: TimeDelta) -> TimeDelta {
+    let doublings = attempts.saturating_sub(1).clamp(0, 16);
+    (first * (1 << doublings)).min(longest)
 }

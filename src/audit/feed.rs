@@ -18,7 +18,7 @@ use url::Url;
 use crate::domain::clock::Clock;
 use crate::ledger::{AUDIT, Ledger, LedgerError, OutboxRow};
 use crate::observe::metrics::{self, AuditResult};
-use crate::workers::{Failed, Progress, Worker};
+use crate::workers::{Failed, Progress, Worker, doubled};
 
 /// Longest time to wait for the Auth server's answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(15);
@@ -160,8 +160,7 @@ impl Worker for AuditFeed {
 
 /// When to send an entry again after this many attempts.
 fn retry_at(now: DateTime<Utc>, attempts: i32, longest: TimeDelta) -> DateTime<Utc> {
-    let doublings = attempts.saturating_sub(1).clamp(0, 12);
-    now + (FIRST_RETRY_DELAY * (1 << doublings)).min(longest)
+    now + doubled(FIRST_RETRY_DELAY, attempts, longest)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The entries for the Auth server's audit log: one when a request is registered, one when it is
-//! decided; both at once where a rule or a grant decides it as it is registered. The JSON body follows the wire contract byte for byte.
+//! decided; both at once where a rule or a grant decides it as it is registered. The JSON body follows
+//! the wire contract byte for byte.
 
 use serde::Serialize;
 

@@ -83,12 +83,14 @@ macro_rules! is_read_only {
     };
 }
 
-/// Sets the time-outs of a session, switches `jit` off, and asks whether the session is read-only.
-/// `statement_timeout` and `lock_timeout` are shorter than [`STATEMENT_TIMEOUT`], so that Postgres gives
-/// up before the caller, and no statement runs on without a caller. `jit` is off: Postgres guesses that a batch has
-/// many rows, and would compile its plan anew each time, which takes up to 0.5 s where running it takes
-/// a few milliseconds. `enable_seqscan` is off: every statement has an index, and statistics from when
-/// a table was small made Postgres read it from end to end now and then.
+/// Sets up a session, and asks whether it is read-only.
+///
+/// - `statement_timeout` and `lock_timeout` are shorter than [`STATEMENT_TIMEOUT`], so that Postgres gives
+///   up before the caller, and no statement runs on without a caller.
+/// - `jit` is off: Postgres guesses that a batch has many rows, and would compile its plan anew each time.
+///   That takes up to 0.5 s where running it takes a few milliseconds.
+/// - `enable_seqscan` is off: every statement has an index, and statistics from when a table was small made
+///   Postgres read it from end to end now and then.
 const SESSION: &str = concat!(
     "SET statement_timeout = 1800; SET lock_timeout = 1000; SET jit = off; SET enable_seqscan = off; \
      SET idle_in_transaction_session_timeout = 5000; \

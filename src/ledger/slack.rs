@@ -17,6 +17,23 @@ const BATCH: i64 = 100;
 /// The most messages of one request.
 const MAX_MESSAGES: i64 = 1000;
 
+/// Deletes up to `$2` rows of a table that are older than `$1`. Each row is named by its place, so that no
+/// plan looks for its key.
+macro_rules! forget_old {
+    ($name:literal, $table:literal, $at:literal) => {
+        Statement::new($name, forget_old!(@by "ctid", "= ANY(ARRAY(", "))", $table, $at))
+            .on_sqlite(forget_old!(@by "rowid", "IN (", ")", $table, $at))
+    };
+    (@by $place:literal, $open:literal, $close:literal, $table:literal, $at:literal) => {
+        concat!(
+            "DELETE FROM ", $table, " WHERE ", $place, " ", $open,
+            "SELECT ", $place, " FROM ", $table,
+            " WHERE ", $at, " >= '-infinity' AND ", $at, " < $1 ORDER BY ", $at, " LIMIT $2",
+            $close
+        )
+    };
+}
+
 /// A message in Slack.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct SlackMessage {
@@ -43,17 +60,8 @@ impl Ledger {
             "INSERT INTO hitl_slack_message (channel, ts, tenant_id, request_id, posted_at)
              VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
         );
-        const FORGET: Statement = Statement::new(
-            "ledger.forget_old_slack_messages",
-            "DELETE FROM hitl_slack_message WHERE ctid = ANY(ARRAY(
-                SELECT ctid FROM hitl_slack_message
-                 WHERE posted_at >= '-infinity' AND posted_at < $1 ORDER BY posted_at LIMIT $2))",
-        )
-        .on_sqlite(
-            "DELETE FROM hitl_slack_message WHERE rowid IN (
-                SELECT rowid FROM hitl_slack_message
-                 WHERE posted_at >= '-infinity' AND posted_at < $1 ORDER BY posted_at LIMIT $2)",
-        );
+        const FORGET: Statement =
+            forget_old!("ledger.forget_old_slack_messages", "hitl_slack_message", "posted_at");
         let SlackMessage { channel, ts } = message;
         self.engine.execute(NOTE, &values![channel, ts, tenant, request, now]).await?;
         self.engine.execute(FORGET, &values![now - MESSAGES_KEPT_FOR, BATCH]).await.map(drop)
@@ -125,17 +133,8 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn forget_slack_calls(&self, now: DateTime<Utc>) -> Result<()> {
-        const FORGET: Statement = Statement::new(
-            "ledger.forget_slack_calls",
-            "DELETE FROM hitl_slack_call WHERE ctid = ANY(ARRAY(
-                SELECT ctid FROM hitl_slack_call
-                 WHERE taken_at >= '-infinity' AND taken_at < $1 ORDER BY taken_at LIMIT $2))",
-        )
-        .on_sqlite(
-            "DELETE FROM hitl_slack_call WHERE rowid IN (
-                SELECT rowid FROM hitl_slack_call
-                 WHERE taken_at >= '-infinity' AND taken_at < $1 ORDER BY taken_at LIMIT $2)",
-        );
+        const FORGET: Statement =
+            forget_old!("ledger.forget_slack_calls", "hitl_slack_call", "taken_at");
         self.engine.execute(FORGET, &values![now - CALLS_KEPT_FOR, BATCH]).await.map(drop)
     }
 }

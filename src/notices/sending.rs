@@ -16,7 +16,7 @@ use crate::domain::clock::Clock;
 use crate::domain::printable::printable;
 use crate::ledger::{Ledger, LedgerError};
 use crate::observe::metrics::{self, NoticeResult};
-use crate::workers::{Failed, Progress, Worker};
+use crate::workers::{Failed, Progress, Worker, doubled};
 
 /// How long a replica holds the notices that it has claimed: longer than a channel may take to send them.
 pub const LEASE: TimeDelta = TimeDelta::seconds(25);
@@ -168,8 +168,7 @@ fn plain(why: &str) -> String {
 /// When to send a notice again after this many attempts. `random` is from 0 to 1: every replica and notice
 /// has another pause, so that a receiver that comes back is not flooded.
 fn retry_at(now: DateTime<Utc>, attempts: i32, random: f64) -> DateTime<Utc> {
-    let doublings = attempts.saturating_sub(1).clamp(0, 16);
-    let longest = (FIRST_RETRY_DELAY * (1 << doublings)).min(MAX_RETRY_DELAY);
+    let longest = doubled(FIRST_RETRY_DELAY, attempts, MAX_RETRY_DELAY);
     let pause = longest.to_std().unwrap_or_default().mul_f64(random.clamp(0.0, 1.0));
     // Whole milliseconds: the ledger has no nanoseconds.
     let millis = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);

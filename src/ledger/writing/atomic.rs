@@ -1,5 +1,5 @@
-//! Writes several decisions and votes in one write: all of them, or none. Unlike a batch (`batches`), such a write
-//! is never taken apart.
+//! Writes several decisions and votes in one write: all of them, or none. Unlike a batch (`batches`),
+//! such a write is never taken apart.
 //!
 //! On Postgres it is one statement, which fails if it has not written every row, so that Postgres undoes
 //! it. On SQLite it is one transaction.
