@@ -237,7 +237,7 @@ impl ApiError {
         Self::new(
             ErrorCode::NotFound,
             "No such grant, or not yours.",
-            "없는 승인 기억이거나 내가 만든 것이 아닙니다.",
+            "없거나 내가 만들지 않은 ‘기억한 승인’입니다.",
         )
     }
 

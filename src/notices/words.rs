@@ -67,7 +67,6 @@ impl Language {
     pub fn via(self, via: &str) -> Option<&'static str> {
         match via {
             "policy" => Some(self.pick("by a rule", "규칙에 따라")),
-            "slack" => Some("Slack"),
             "grant" => Some(self.pick("by an approval given before", "이전 승인에 따라")),
             _ => None,
         }
