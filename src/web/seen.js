@@ -1,10 +1,14 @@
 /**
- * Knows which parts of a request have been on screen. A part counts when all of it has been visible for a
- * moment, in a window that is visible itself. A folded part counts only once it is opened and read.
+ * Knows which parts of a request have been on screen. A part counts when it has been visible from its top to
+ * its end, without a gap, each for a moment, in a window that is visible itself. A folded part counts only once
+ * it is opened and read.
  */
 
 const MOMENT = 400;
-const STEPS = Array.from({ length: 21 }, (_, step) => step / 20);
+/** How much of a part may be hidden by rounding, in pixels. */
+const ROUNDING = 2;
+/** How much of what was read stays on screen when it scrolls on, in pixels. */
+const OVERLAP = 16;
 
 /** @type {Set<Seen>} */
 const running = new Set();
@@ -22,10 +26,11 @@ export class Seen {
      * @type {Map<Element, (() => void) | null>} */
     this.unseen = new Map();
     this.total = 0;
-    /** Since when a part is on screen, and which of its ends have been.
-     * @type {Map<Element, { since: number, top: boolean, bottom: boolean, isOn: boolean }>} */
+    /** How far a part has been read from its top, and what of it has stayed on screen since when: shares of its
+     * height, so that another width of the window changes little.
+     * @type {Map<Element, { read: number, from: number, to: number, since: number, isOn: boolean }>} */
     this.watched = new Map();
-    this.observer = new IntersectionObserver((entries) => this.look(entries), { root: screen, threshold: STEPS });
+    this.observer = new IntersectionObserver((entries) => this.look(entries), { root: screen, threshold: 0 });
     running.add(this);
   }
 
@@ -33,7 +38,7 @@ export class Seen {
   add(part) {
     this.total += 1;
     this.unseen.set(part, null);
-    this.watched.set(part, { since: Infinity, top: false, bottom: false, isOn: false });
+    this.watched.set(part, { read: 0, from: 0, to: 1, since: 0, isOn: false });
     this.observer.observe(part);
   }
 
@@ -58,39 +63,53 @@ export class Seen {
 
   /** @param {IntersectionObserverEntry[]} entries */
   look(entries) {
-    for (const { target, isIntersecting, intersectionRatio, boundingClientRect: part, rootBounds: screen } of entries) {
+    for (const { target, isIntersecting, rootBounds: screen } of entries) {
       const state = this.watched.get(target);
       if (!state || !screen) continue;
       // Neither is a part of a frame that has no size.
       const isOn = isIntersecting && screen.height > 0;
-      if (isOn && !state.isOn) state.since = performance.now();
+      if (isOn !== state.isOn) state.since = 0;
       state.isOn = isOn;
-      if (!isOn) {
-        state.since = Infinity;
-        continue;
-      }
-      const isWhole = intersectionRatio >= 0.95;
-      state.top ||= isWhole || (part.top >= screen.top - 2 && part.top <= screen.bottom);
-      state.bottom ||= isWhole || (part.bottom <= screen.bottom + 2 && part.bottom >= screen.top);
     }
   }
 
   count() {
-    const now = performance.now();
     // What a dialog covers is not read.
-    if (document.visibilityState !== 'visible' || document.querySelector('dialog[open]')) {
-      for (const state of this.watched.values()) if (state.isOn) state.since = now;
-      return;
-    }
+    const isHidden = document.visibilityState !== 'visible' || document.querySelector('dialog[open]') !== null;
+    const screen = this.screen.getBoundingClientRect();
     let isChanged = false;
     for (const [part, state] of this.watched) {
-      if (!(state.top && state.bottom && now - state.since >= MOMENT)) continue;
-      this.watched.delete(part);
-      this.observer.unobserve(part);
-      this.unseen.delete(part);
-      isChanged = true;
+      if (isHidden) state.since = 0;
+      else if (state.isOn && this.isRead(part.getBoundingClientRect(), screen, state)) {
+        this.watched.delete(part);
+        this.observer.unobserve(part);
+        this.unseen.delete(part);
+        isChanged = true;
+      }
     }
     if (isChanged) this.onChange();
+  }
+
+  /**
+   * Whether all of a part has been read, now that this much of it is on screen.
+   * @param {DOMRect} part
+   * @param {DOMRect} screen
+   * @param {{ read: number, from: number, to: number, since: number }} state
+   */
+  isRead(part, screen, state) {
+    const now = performance.now();
+    const share = (/** @type {number} */ y) => part.height > 0 ? Math.min(1, Math.max(0, (y - part.top) / part.height)) : 1;
+    const from = part.height > 0 ? share(screen.top) : 0;
+    const to = share(screen.bottom);
+    if (!state.since) Object.assign(state, { from, to, since: now });
+    state.from = Math.max(state.from, from);
+    state.to = Math.min(state.to, to);
+    if (now - state.since < MOMENT) return false;
+    const rounding = ROUNDING / Math.max(part.height, 1);
+    // What follows a gap is not read yet.
+    if (state.from <= state.read + rounding) state.read = Math.max(state.read, state.to);
+    Object.assign(state, { from, to, since: now });
+    return state.read >= 1 - rounding;
   }
 
   /** Scrolls to the first part that has not been on screen, and opens it if it is folded. */
@@ -103,6 +122,8 @@ export class Seen {
     if (!first) return;
     const [part, open] = first;
     part.scrollIntoView({ block: 'start' });
+    const read = (this.watched.get(part)?.read ?? 0) * part.getBoundingClientRect().height;
+    if (read > OVERLAP) this.screen.scrollBy({ top: read - OVERLAP, behavior: 'instant' });
     open?.();
   }
 

@@ -115,6 +115,44 @@ test('approve is locked until all of it has been on screen, and folded parts are
   await page.context().close();
 });
 
+test('a part that is higher than the window is read from its top to its end', async () => {
+  const id = await register({ actionType: 'run' }, { context: '{"script":"line 1\\nline 2\\nDELETE ALL\\nline 4\\nline 5\\nline 6"}' });
+  const page = await open({ query: `?request=${id}` });
+  await page.setViewportSize({ width: 1000, height: 160 });
+  await page.reload();
+  const value = page.locator('.screen').getByText('DELETE ALL');
+  await value.waitFor();
+  const [part, screen] = await value.evaluate((element) => [element.getBoundingClientRect().height, element.closest('.screen').clientHeight]);
+  assert.ok(part > screen, `the part is higher than the window: ${part}, ${screen}`);
+  // Which sixtieths of the part have been on screen.
+  await value.evaluate((element) => {
+    const seen = new Set();
+    Object.assign(window, { seen });
+    setInterval(() => {
+      const [is, within] = [element.getBoundingClientRect(), element.closest('.screen').getBoundingClientRect()];
+      for (let slice = 0; slice < 60; slice += 1) {
+        const y = is.top + is.height * (slice + 0.5) / 60;
+        if (y >= within.top && y <= within.bottom) seen.add(slice);
+      }
+    }, 20);
+  });
+  let hasJumped = false;
+  for (let presses = 0; presses < 80 && await approveButton(page).isDisabled(); presses += 1) {
+    await page.locator('.screen').focus();
+    await page.keyboard.press('n');
+    await sleep(650);
+    if (!hasJumped && await page.evaluate(() => window.seen.has(0))) {
+      hasJumped = true;
+      await value.evaluate((element) => element.scrollIntoView({ block: 'end' }));
+      await sleep(700);
+    }
+  }
+  await unlocked(page);
+  assert.ok(hasJumped);
+  assert.equal(await page.evaluate(() => window.seen.size), 60);
+  await page.context().close();
+});
+
 test('what has changed since it was shown is not approved, is shown anew, and is locked again', async () => {
   const { requestId, session } = writeToRedis({ context: { to: 'a@b.c', body: 'harmless' } });
   const page = await open({ query: `?request=${requestId}` });
@@ -226,6 +264,41 @@ inEach('while the service is away the page says so, and a decision is made as so
   assert.equal(statusOf(id), 'approved');
   await page.context().close();
 }, true);
+
+test('a retry ends when somebody else signs in', async () => {
+  const id = await register();
+  const page = await open({ query: `?request=${id}` });
+  await unlocked(page);
+  const sent = [];
+  await page.route('**/approve/*', (route) => {
+    sent.push(route.request().postDataJSON().userId);
+    return route.fulfill({ status: 503, headers: { 'retry-after': '2' }, contentType: 'application/json', body: '{"status":"ERROR","message":"later","errorCode":"E5000","success":false}' });
+  });
+  await approveButton(page).click();
+  await page.locator('.job .wait').waitFor();
+  await page.evaluate((value) => { location.hash = `token=${value}`; }, token('kim'));
+  await page.locator('.account').getByText('kim').waitFor();
+  await page.unroute('**/approve/*');
+  await sleep(4000);
+  assert.ok(sent.length > 0 && sent.every((user) => user === 'user123'), sent.join());
+  assert.equal(statusOf(id), 'pending');
+  await page.context().close();
+});
+
+test('a double click shows the difference of an edit and does not send it', async () => {
+  const id = await register({ decisions: ['approve', 'reject', 'edit'] }, { context: '{"to":"a@b.c"}' });
+  const page = await open({ query: `?request=${id}` });
+  await unlocked(page);
+  await page.locator('[data-name=edit]').click();
+  await page.locator('.actions form textarea').fill('{"to":"mallory@b.c"}');
+  await page.locator('[data-name=confirm]').dblclick();
+  await page.locator('[data-name=confirm].approve').waitFor();
+  await sleep(500);
+  assert.equal(statusOf(id), 'pending');
+  await page.locator('[data-name=confirm].approve').click();
+  await until('the decision', () => statusOf(id) === 'approved');
+  await page.context().close();
+});
 
 inEach('people ask and answer, edit after seeing the difference, and answer instead of approving', async (language) => {
   const id = await register({ decisions: ['approve', 'reject', 'edit', 'respond'], argumentsSchema: { type: 'object', properties: { amount: { type: 'number', maximum: 1e30 } } } }, { context: '{"to":"a@b.c","amount":12345678901234567890.10}' });
