@@ -4,7 +4,7 @@ import { createRequire } from 'node:module';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { chromium } from 'playwright-core';
-import { PICTURES, ROOT, frames, gateway, here, inbox, service, token } from './world.mjs';
+import { PATIENCE, PICTURES, ROOT, frames, gateway, here, inbox, service, token } from './world.mjs';
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 export const LANGUAGES = { en: 'en-US', ko: 'ko-KR' };
@@ -18,21 +18,31 @@ export const browser = await chromium.launch({
 /** Console errors that a test brings about on purpose. */
 const EXPECTED = [/Failed to load resource/, /net::ERR_/];
 
-export async function open({ language = 'en', size = 'wide', user = 'user123', role, seconds, query = '', at = inbox, dark = false, signIn = true, allow = [] } = {}) {
-  const context = await newContext({ locale: LANGUAGES[language], viewport: SIZES[size], colorScheme: dark ? 'dark' : 'light', timezoneId: 'Asia/Seoul', reducedMotion: 'reduce' });
+export async function open({ language = 'en', size = 'wide', user = 'user123', role, seconds, query = '', at = inbox, dark = false, signIn = true, allow = [], isServed = false } = {}) {
+  const context = await newContext({ locale: LANGUAGES[language], viewport: SIZES[size], colorScheme: dark ? 'dark' : 'light', timezoneId: 'Asia/Seoul', reducedMotion: 'reduce' }, isServed);
   const page = await context.newPage();
-  page.setDefaultTimeout(15000);
+  page.setDefaultTimeout(PATIENCE * 1000);
   watch(page, allow);
   await page.goto(`${at}${query}${signIn ? `#token=${token(user, { role, seconds })}` : ''}`);
   if (signIn) await page.locator('.connection.live').waitFor();
   return page;
 }
 
-/** A context that ends with the test. */
-export async function newContext(options) {
+/** A context that ends with the test. What its pages announce is in `said`. `isServed`: the page is the binary's, always. */
+export async function newContext(options, isServed = false) {
   const context = await browser.newContext(options);
   here.getStore().contexts.push(context);
-  if (process.env.PAGE_FROM_FOLDER) await context.route(/\/inbox\/[0-9a-f]{16}\//, (route) => route.fulfill({ path: join(ROOT, 'src/web', /\/inbox\/[0-9a-f]{16}\/([^?]+)/.exec(route.request().url())[1]) }));
+  await context.addInitScript(() => {
+    globalThis.said = [];
+    const find = new MutationObserver(() => {
+      const region = document.querySelector('[aria-live=polite]');
+      if (!region) return;
+      find.disconnect();
+      new MutationObserver(() => { if (region.textContent) globalThis.said.push(region.textContent); }).observe(region, { childList: true, characterData: true, subtree: true });
+    });
+    find.observe(document, { childList: true, subtree: true });
+  });
+  if (process.env.PAGE_FROM_FOLDER && !isServed) await context.route(/\/inbox\/[0-9a-f]{16}\//, (route) => route.fulfill({ path: join(ROOT, 'src/web', /\/inbox\/[0-9a-f]{16}\/([^?]+)/.exec(route.request().url())[1]) }));
   return context;
 }
 

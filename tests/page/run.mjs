@@ -1,8 +1,10 @@
 // Drives the inbox page in a browser, against the real service behind the real Gateway, with real agents. One line
-// a test; the last line says how many passed and failed, and so does the exit code. Arguments choose tests by a
-// part of their names.
+// a test; what failed is said again at the end; the last line says how many passed and failed, and so does the exit
+// code. Arguments choose tests by a part of their names. No test depends on how fast the machine is: it waits for
+// what must come (PATIENCE), and keeps back itself what must not come too early.
 import assert from 'node:assert/strict';
 import { AsyncLocalStorage } from 'node:async_hooks';
+import { availableParallelism, loadavg } from 'node:os';
 import { LANGUAGES, SIZES, axe, browser, newContext, open, overflows, picture, watch } from './browser.mjs';
 import * as world from './world.mjs';
 import { call, gateway, here, inbox, letWork, redis, register, service, sleep, sql, token, until, writeToRedis } from './world.mjs';
@@ -22,6 +24,42 @@ const approveButton = (page) => page.locator('.actions .approve');
 const unlocked = (page) => page.locator('.actions .approve:not([disabled])').waitFor();
 const statusOf = (id) => sql(`SELECT status FROM hitl_request WHERE request_id = '${id}'`);
 const shown = (page) => page.locator('.screen').innerText();
+/** Reads on by keyboard, as a person does who sees how much is left, until nothing keeps approving locked. */
+const readAll = async (page, seconds = 180) => {
+  const progress = () => page.evaluate(() => document.querySelector('.actions .progress')?.textContent ?? '');
+  const end = Date.now() + seconds * 1000;
+  while (!await page.locator('.actions .approve:not([disabled])').count()) {
+    assert.ok(Date.now() < end, `still locked after ${seconds} s: ${await progress()}`);
+    const before = await progress();
+    await page.keyboard.press('n');
+    for (let waited = 0; waited < 10 && await progress() === before; waited += 1) await sleep(100);
+  }
+};
+/** The same person signs in again, for a few seconds only. */
+const signInFor = (page, seconds) => page.evaluate((value) => { location.hash = `token=${value}`; }, token('user123', { seconds }));
+/** How long the page computed for this, in milliseconds of its own thread: neither what else runs on the machine nor
+ * the waiting for answers counts. */
+const computing = async (page, action) => {
+  const session = await page.context().newCDPSession(page);
+  await session.send('Performance.enable', { timeDomain: 'threadTicks' });
+  const now = async () => (await session.send('Performance.getMetrics')).metrics.find(({ name }) => name === 'TaskDuration').value * 1000;
+  const before = await now();
+  await action();
+  const took = await now() - before;
+  await session.detach();
+  return took;
+};
+/** Waits until the page has announced it. */
+const told = (page, words) => until(`the page says “${words}”`, () => page.evaluate((part) => globalThis.said.some((text) => text.includes(part)), words));
+/** Keeps back what the page reads of single requests: it cannot know better than what it shows, however long the
+ * next step takes. Until the returned function is called. */
+const keepNewsBack = async (page) => {
+  let release;
+  const released = new Promise((done) => { release = done; });
+  const keep = async (route) => { await released; await route.continue().catch(() => {}); };
+  await page.route('**/requests/*/detail', keep);
+  return async () => { release(); await page.unroute('**/requests/*/detail', keep); };
+};
 const sane = async (page, name) => {
   assert.deepEqual(await axe(page), [], name);
   assert.deepEqual(await overflows(page), [], name);
@@ -37,8 +75,8 @@ inEach('an agent asks, the request appears, is read and approved by click, and t
   const run = letWork('send a mail', `session_user123_${Date.now()}`);
   const { requestId } = await run.asked();
   await row(page, requestId).waitFor();
-  assert.match(await page.title(), /^\(1\)/);
-  assert.match(await page.locator('link[rel=icon]').getAttribute('href'), /^data:image\/png/);
+  await until('the title counts it', async () => (await page.title()).startsWith('(1)'));
+  await until('so does the icon', async () => (await page.locator('link[rel=icon]').getAttribute('href')).startsWith('data:image/png'));
   const left = await row(page, requestId).locator('.countdown').innerText();
   assert.match(left, /^[0-5]:\d\d$/, 'it counts down to the moment at which the agent gives up');
   await row(page, requestId).locator('a').click();
@@ -96,12 +134,8 @@ test('approve is locked until all of it has been on screen, and folded parts are
   await page.locator('.screen').evaluate((screen) => screen.scrollTo(0, screen.scrollHeight));
   await sleep(1200);
   assert.ok(await approveButton(page).isDisabled());
-  for (let presses = 0; presses < 80 && await approveButton(page).isDisabled(); presses += 1) {
-    await page.locator('.screen').focus();
-    await page.keyboard.press('n');
-    await sleep(650);
-  }
-  await unlocked(page);
+  await page.locator('.screen').focus();
+  await readAll(page);
   const text = await shown(page);
   for (const words of ['12345678901234567890.10', '1.50e300', 'last words']) assert.ok(text.includes(words), words);
   assert.equal(await page.locator('.fold').count(), 0);
@@ -137,7 +171,9 @@ test('a part that is higher than the window is read from its top to its end', as
     }, 20);
   });
   let hasJumped = false;
-  for (let presses = 0; presses < 80 && await approveButton(page).isDisabled(); presses += 1) {
+  const end = Date.now() + 120000;
+  while (await approveButton(page).isDisabled()) {
+    assert.ok(Date.now() < end, 'still locked');
     await page.locator('.screen').focus();
     await page.keyboard.press('n');
     await sleep(650);
@@ -157,8 +193,12 @@ test('what has changed since it was shown is not approved, is shown anew, and is
   const { requestId, session } = writeToRedis({ context: { to: 'a@b.c', body: 'harmless' } });
   const page = await open({ query: `?request=${requestId}` });
   await unlocked(page);
+  const tell = await keepNewsBack(page);
   writeToRedis({ requestId, context: { to: 'evil@b.c', body: `harmful ${'and long '.repeat(400)}` } }, session);
+  const refused = page.waitForResponse((response) => response.url().includes('/approve/'));
   await approveButton(page).click();
+  assert.equal((await refused).status(), 412);
+  await tell();
   await page.locator('.changed').waitFor();
   assert.ok((await shown(page)).includes('evil@b.c'));
   assert.ok(await approveButton(page).isDisabled());
@@ -179,13 +219,16 @@ inEach('one that was decided elsewhere says by whom and why, in place of the but
   const other = await register();
   await page.goto(`${inbox}?request=${other}`);
   await unlocked(page);
-  await page.route('**/inbox/stream', (route) => route.abort());
+  const tell = await keepNewsBack(page);
   const first = AsyncLocalStorage.bind(() => call('POST', `/aura/hitl/approve/${other}`, { userId: 'kim' }, { user: 'kim' }));
   await page.route('**/approve/**', async (route) => {
     await first();
     await route.continue();
   });
+  const late = page.waitForResponse((response) => response.url().includes('/approve/'));
   await approveButton(page).click();
+  assert.equal((await late).status(), 409);
+  await tell();
   await page.locator('.outcome').getByText('kim').waitFor();
   await page.context().close();
 });
@@ -203,8 +246,10 @@ inEach('one that expired, was withdrawn, or whose agent has moved on says so', a
   const { requestId, session } = writeToRedis({});
   await page.goto(`${inbox}?request=${requestId}`);
   await unlocked(page);
+  const tell = await keepNewsBack(page);
   redis('SET', `hitl:session:${session}`, JSON.stringify({ sessionId: session, requestId: 'req_elsewhere', userId: 'user123', tenantId: world.tenant() }));
   await approveButton(page).click();
+  await tell();
   await page.locator('.refusal, .cannot').waitFor();
   assert.match(await page.locator('.actions').innerText(), language === 'ko' ? /에이전트가 떠남/ : /The agent moved on/);
   assert.equal(await approveButton(page).count(), 0);
@@ -213,10 +258,11 @@ inEach('one that expired, was withdrawn, or whose agent has moved on says so', a
 
 inEach('a token that is over asks for another, keeps the draft, and goes on', async (language) => {
   const id = await register();
-  const page = await open({ language, query: `?request=${id}`, seconds: 5 });
+  const page = await open({ language, query: `?request=${id}` });
   await page.locator('.actions .reject').click();
   await page.locator('.actions textarea').fill('half a sent');
-  await page.locator('dialog.signin[open]').waitFor({ timeout: 30000 });
+  await signInFor(page, 3);
+  await page.locator('dialog.signin[open]').waitFor();
   await sane(page, 'sign in again');
   await page.locator('dialog textarea').fill('nonsense');
   await page.locator('dialog .primary').click();
@@ -244,7 +290,7 @@ test('the sign-in of the platform on the same origin is used, and another accoun
   await other.goto(`${gateway}/api/aura/hitl/inbox/`);
   await other.evaluate((value) => localStorage.setItem('dwp-access-token', value), token('lee'));
   await page.locator('.account').getByText('lee').waitFor();
-  await page.locator('.toast').getByText('Now signed in as lee').waitFor();
+  await told(page, 'Now signed in as lee');
   await page.context().close();
 });
 
@@ -259,8 +305,8 @@ inEach('while the service is away the page says so, and a decision is made as so
   assert.match(await page.locator('.job').innerText(), language === 'ko' ? /다시 시도합니다/ : /Tries again in/);
   await sane(page, 'trying again');
   await world.startService();
-  await page.locator('.outcome .status.approved').waitFor({ timeout: 30000 });
-  await page.locator('.connection.live').waitFor({ timeout: 30000 });
+  await page.locator('.outcome .status.approved').waitFor();
+  await page.locator('.connection.live').waitFor();
   assert.equal(statusOf(id), 'approved');
   await page.context().close();
 }, true);
@@ -372,7 +418,7 @@ inEach('a form by the agent’s schema: every kind of field, exact digits, the d
     context: '{"to":"a@example.com","amount":12345678901234567890.10,"count":3,"urgent":false,"priority":"normal","body":"One line.\\nAnother\\u0021","address":{"city":"Seoul","more":[1.50]},"tags":["a","b"],"note":null,"rows":[{"n":1.0}],"unknown":1e2}',
   });
   const page = await open({ language, query: `?request=${id}` });
-  for (let presses = 0; presses < 40 && await approveButton(page).isDisabled(); presses += 1) { await page.keyboard.press('n'); await sleep(450); }
+  await readAll(page);
   await page.locator('[data-name=edit]').click();
   const field = (name) => page.locator('.schemaform').getByLabel(name, { exact: true });
   assert.equal(await field('amount').inputValue(), '12345678901234567890.10');
@@ -458,10 +504,6 @@ const onPhone = async (page, name) => {
   await picture(page, name);
   await page.setViewportSize(SIZES.wide);
 };
-const readAll = async (page) => {
-  for (let presses = 0; presses < 200 && await approveButton(page).isDisabled(); presses += 1) { await page.keyboard.press('n'); await sleep(450); }
-  await unlocked(page);
-};
 
 inEach('several are selected by mouse and keyboard, read in full, and approved together, each with its own result', async (language) => {
   const ids = [];
@@ -488,8 +530,8 @@ inEach('several are selected by mouse and keyboard, read in full, and approved t
   await box(page, ids[4]).click();
   await page.keyboard.press('b');
   await page.locator('.bulk.open').waitFor();
-  await until('all are shown', async () => await page.locator('.card .body .part').count() >= 14);
   assert.equal(await page.locator('.card').count(), 7);
+  await until('all are shown', async () => await page.locator('.card .body:has(.part)').count() === 7);
   // What cannot be approved plainly is named, and left out.
   assert.match(await page.locator('.leftout').innerText(), /wants an answer/);
   assert.match(await approveButton(page).innerText(), /6/);
@@ -513,7 +555,7 @@ inEach('several are selected by mouse and keyboard, read in full, and approved t
   assert.ok(await approveButton(page).isDisabled());
   await readAll(page);
   // Two are decided, and one changes, faster than the page hears of it.
-  await page.route('**/requests/*/detail', async (route) => { await sleep(2500); await route.continue().catch(() => {}); });
+  const tell = await keepNewsBack(page);
   await call('POST', `/aura/hitl/reject/${ids[1]}`, { userId: 'kim', reason: '중복 요청' }, { user: 'kim' });
   await call('POST', `/aura/hitl/requests/${ids[2]}/cancel`);
   writeToRedis({ requestId: changing, context: { to: 'worse@b.c' } }, session);
@@ -524,7 +566,7 @@ inEach('several are selected by mouse and keyboard, read in full, and approved t
   assert.equal(decisions.length, 6);
   for (const one of decisions) assert.match(one.etag, /^[0-9a-f]{64}$/);
   await card(page, ids[0]).locator('.good').waitFor();
-  await page.unroute('**/requests/*/detail');
+  await tell();
   await until('who was faster', async () => /kim/.test(await card(page, ids[1]).locator('.note').innerText()));
   assert.ok((await card(page, ids[1]).innerText()).includes('중복 요청'));
   await card(page, ids[2]).locator('.status.cancelled, .problem').first().waitFor();
@@ -546,19 +588,19 @@ inEach('several are selected by mouse and keyboard, read in full, and approved t
   await until('both are rejected', () => [changing, answerOnly].every((id) => statusOf(id) === 'rejected'));
   assert.equal(sql(`SELECT reason FROM hitl_request WHERE request_id = '${changing}'`), WORDS[language].pick);
   await page.keyboard.press('Escape');
-  await page.locator('.bulk.open').waitFor({ state: 'detached', timeout: 100 }).catch(() => {});
   await until('the list is back', async () => await page.locator('.bulk.open').count() === 0);
   assert.equal(statusOf(ids[4]), 'pending', 'what was not selected is untouched');
 });
 
 test('a lost sign-in keeps the selection and what was read', async () => {
   for (let n = 0; n < 3; n += 1) await register();
-  const page = await open({ seconds: 10 });
+  const page = await open();
   await until('three rows', async () => await page.locator('.rows li').count() === 3);
   await page.keyboard.press('s');
   await page.keyboard.press('b');
   await readAll(page);
-  await page.locator('dialog.signin[open]').waitFor({ timeout: 30000 });
+  await signInFor(page, 3);
+  await page.locator('dialog.signin[open]').waitFor();
   await page.locator('dialog textarea').fill(token());
   await page.locator('dialog .primary').click();
   await page.locator('.connection.live').waitFor();
@@ -583,7 +625,7 @@ inEach('while the service is away a bulk waits and says so, and is made as soon 
   await sane(page, 'bulk waits');
   assert.equal(await page.locator('.card .good').count(), 0);
   await world.startService();
-  await until('both results', async () => await page.locator('.card .good').count() === 2, 30);
+  await until('both results', async () => await page.locator('.card .good').count() === 2);
   assert.ok(ids.every((id) => statusOf(id) === 'approved'));
 }, true);
 
@@ -595,15 +637,15 @@ test('two hundred at most are selected, shown in full and rejected in one call',
     return (await page.locator('.rows li').last().getAttribute('aria-posinset').catch(() => '')) === '205';
   });
   await page.keyboard.press('s');
-  await page.locator('.toast', { hasText: '200' }).waitFor();
+  await told(page, 'At most 200');
   await page.keyboard.press('b');
   const start = Date.now();
-  await until('all are shown', async () => await page.locator('.card .body:has(.part)').count() === 200, 60);
+  await until('all are shown', async () => await page.locator('.card .body:has(.part)').count() === 200);
   console.log(`      200 requests shown in full after ${Date.now() - start} ms`);
   await page.keyboard.press('r');
   await page.keyboard.press('1');
   await page.keyboard.press('Enter');
-  await until('200 results', async () => await page.locator('.card .good').count() === 200, 30);
+  await until('200 results', async () => await page.locator('.card .good').count() === 200);
   assert.equal(sql(`SELECT count(*) FROM hitl_request WHERE tenant_id = '${world.tenant()}' AND status = 'rejected'`), '200');
   assert.equal(page.calls.filter((request) => request.url().endsWith('/decisions')).length, 1);
 });
@@ -628,7 +670,7 @@ name = "deletes"
 when = 'actionType.startsWith("delete_")'
 risk = "critical"
 approvers = ["user:kim"]
-escalate = [{ after = "8s", approvers = ["user:park"] }]
+escalate = [{ after = "30s", approvers = ["user:park"] }]
 
 [[rule]]
 name = "the rest"
@@ -665,7 +707,7 @@ inEach('rules: two people approve, votes are shown, nobody approves their own, a
   const answered = kim.waitForResponse((response) => response.url().includes('/approve/'));
   await approveButton(kim).click();
   assert.equal((await answered).status(), 202);
-  await kim.locator('.toast', { hasText: ko ? '1' : '1 more needed' }).waitFor();
+  await told(kim, ko ? '1' : '1 more needed');
   await kim.goto(`${rules.inbox}?request=${payment}`);
   await kim.locator('.voted').waitFor();
   assert.equal(await approveButton(kim).count(), 0, 'one person has one vote');
@@ -728,11 +770,8 @@ inEach('rules: two people approve, votes are shown, nobody approves their own, a
   await sane(page, 'requester on a phone');
 
   // Further people may decide once it has waited.
-  const park = await as('park', `?request=${erasing}`);
-  await until('the escalation', async () => {
-    await park.goto(rules.inbox);
-    return (await row(park, erasing).count()) === 1 || (await sleep(500), false);
-  }, 20);
+  await until('the escalation', async () => (await call('GET', '/aura/hitl/requests', undefined, { user: 'park' })).data.content.some(({ requestId }) => requestId === erasing));
+  const park = await as('park');
   await row(park, erasing).locator('a').click();
   await unlocked(park);
   assert.match(await shown(park), /deletes/);
@@ -918,7 +957,7 @@ inEach('a search in the address shows the same to who opens the link', async (la
   const page = await open({ language });
   await page.keyboard.press('/');
   await page.keyboard.type('보고서');
-  await page.waitForURL(/q=/);
+  await page.waitForURL((address) => address.searchParams.get('q') === '보고서');
   await until('one row', async () => await page.locator('.rows li').count() === 1);
   const link = page.url();
   const other = await open({ language });
@@ -947,22 +986,40 @@ alone('ten thousand requests scroll without a hitch, and only what is seen exist
     const frame = (now) => { globalThis.gaps.push(now - before); before = now; requestAnimationFrame(frame); };
     requestAnimationFrame(frame);
   });
-  let most = 0;
   const box = await page.locator('.listview .scroll').boundingBox();
   await page.mouse.move(box.x + 50, box.y + 100);
-  const end = Date.now() + 40000;
-  for (;;) {
-    await page.mouse.wheel(0, 6000);
-    const { rows, at } = await page.evaluate(() => ({ rows: document.querySelectorAll('.rows li').length, at: Number([...document.querySelectorAll('.rows li')].at(-1)?.getAttribute('aria-posinset')) }));
-    most = Math.max(most, rows);
-    if (at >= 10000) break;
-    assert.ok(Date.now() < end, `only ${at} rows`);
+  /** The frames of a while: the slowest, and of a hundred the slowest but one. */
+  const framesOf = async (action) => {
+    await page.evaluate(() => { globalThis.gaps.length = 0; });
+    await action();
+    const gaps = (await page.evaluate(() => globalThis.gaps)).sort((one, other) => other - one);
+    return { frames: gaps.length, slowest: gaps[0], slow: gaps[Math.floor(gaps.length / 100)] };
+  };
+  let most = 0;
+  // What else the machine does makes frames slow, too: then a page that does nothing has them as well, or the next
+  // time through the list has none.
+  for (let attempt = 1; ; attempt += 1) {
+    await page.locator('.listview .scroll').evaluate((list) => list.scrollTo(0, 0));
+    const idle = await framesOf(() => sleep(2000));
+    const end = Date.now() + 180000;
+    let took = 0;
+    const { frames, slowest, slow } = await framesOf(async () => {
+      took = await computing(page, async () => {
+        for (;;) {
+          await page.mouse.wheel(0, 6000);
+          const { rows, at } = await page.evaluate(() => ({ rows: document.querySelectorAll('.rows li').length, at: Number([...document.querySelectorAll('.rows li')].at(-1)?.getAttribute('aria-posinset')) }));
+          most = Math.max(most, rows);
+          if (at >= 10000) break;
+          assert.ok(Date.now() < end, `only ${at} rows`);
+        }
+      });
+    });
+    console.log(`      10,000 rows: at most ${most} elements; of ${frames} frames the slowest took ${Math.round(slowest)} ms, 99 % at most ${Math.round(slow)} ms (idle ${Math.round(idle.slow)} ms), computed ${Math.round(took / frames)} ms each`);
+    assert.ok(most < 60, `${most} rows exist`);
+    assert.ok(took / frames < 50, `${took / frames} ms of each frame`);
+    if (slow < Math.max(100, 3 * idle.slow)) break;
+    assert.ok(attempt < 3, `${slow} ms, while nothing is done ${idle.slow} ms`);
   }
-  const gaps = (await page.evaluate(() => globalThis.gaps)).sort((one, other) => other - one);
-  const slow = gaps[Math.floor(gaps.length / 100)];
-  console.log(`      10,000 rows: at most ${most} elements; of ${gaps.length} frames the slowest took ${Math.round(gaps[0])} ms, 99 % at most ${Math.round(slow)} ms`);
-  assert.ok(most < 60, `${most} rows exist`);
-  assert.ok(slow < 100, `${slow} ms`);
   sql("DELETE FROM hitl_request WHERE request_id LIKE 'req-many-%'");
   await page.context().close();
 });
@@ -1000,16 +1057,15 @@ test('a context of 1 MiB and one of 10,000 keys open quickly, and can be read to
     assert.ok(await approveButton(page).isDisabled());
     console.log(`      ${id}: shown in ${Date.now() - start} ms`);
     const opening = Date.now();
-    await page.locator('.fold').first().click();
-    await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
-    assert.ok(Date.now() - opening < 3000, `${Date.now() - opening} ms`);
+    const took = await computing(page, async () => {
+      await page.locator('.fold').first().click();
+      await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
+    });
+    console.log(`      ${id}: opened in ${Date.now() - opening} ms, of which the page computed ${Math.round(took)} ms`);
+    assert.ok(took > 0 && took < 1000, `${took} ms`);
   }
   await page.goto(`${inbox}?request=${deep}`);
-  for (let presses = 0; presses < 80 && await approveButton(page).isDisabled(); presses += 1) {
-    await page.keyboard.press('n');
-    await sleep(500);
-  }
-  await unlocked(page);
+  await readAll(page);
   await page.context().close();
 });
 
@@ -1030,23 +1086,26 @@ test('keys: a held key and a double click decide nothing more, help shows all of
   await page.keyboard.press('Enter');
   await unlocked(page);
   await page.keyboard.down('a');
-  for (let n = 0; n < 30; n += 1) { await page.keyboard.down('a'); await sleep(50); }
-  await page.keyboard.up('a');
-  assert.equal(ids.filter((id) => statusOf(id) === 'approved').length, 1);
+  const approved = () => ids.filter((id) => statusOf(id) === 'approved').length;
+  const opened = () => new URL(page.url()).searchParams.get('request');
+  const first = opened();
+  const holdOn = async () => { for (let n = 0; n < 30; n += 1) { await page.keyboard.down('a'); await sleep(50); } };
+  await holdOn();
+  await until('the first is approved', () => approved() === 1);
+  await until('the next is open', () => opened() !== first);
   await unlocked(page);
+  await holdOn();
+  await page.keyboard.up('a');
+  assert.equal(approved(), 1);
   await approveButton(page).dblclick();
+  await until('the second is approved', () => approved() === 2);
   await sleep(1500);
-  assert.equal(ids.filter((id) => statusOf(id) === 'approved').length, 2);
+  assert.equal(approved(), 2);
   await page.context().close();
 });
 
 test('changes are said in a live region', async () => {
   const page = await open();
-  await page.evaluate(() => {
-    globalThis.said = [];
-    const region = document.querySelector('[aria-live=polite]');
-    new MutationObserver(() => { if (region.textContent) globalThis.said.push(region.textContent); }).observe(region, { childList: true, characterData: true, subtree: true });
-  });
   const id = await register();
   await until('the new request is said', () => page.evaluate(() => globalThis.said.some((text) => text === '1 new request')));
   await row(page, id).locator('a').click();
@@ -1092,8 +1151,7 @@ inEach('every view is free of axe violations and fits, wide and on a phone, ligh
     await look('filters');
     await page.locator('.searchline button').click();
     await row(page, id).locator('a').click();
-    for (let presses = 0; presses < 20 && await approveButton(page).isDisabled(); presses += 1) { await page.keyboard.press('n'); await sleep(450); }
-    await unlocked(page);
+    await readAll(page);
     await page.locator('.screen').evaluate((screen) => screen.scrollTo(0, 0));
     await look('detail');
     await page.locator('.screen').evaluate((screen) => screen.scrollTo(0, screen.scrollHeight));
@@ -1132,16 +1190,19 @@ test('an allowed origin may frame the page, another may not', async () => {
     const context = await newContext();
     const page = await context.newPage();
     watch(page, [/frame-ancestors/, 'chrome-error:']);
+    const refusals = [];
+    page.on('console', (message) => refusals.push(message.text()));
     await page.goto(origin);
-    await sleep(1500);
-    const framed = page.frames().find((frame) => frame !== page.mainFrame());
+    const framed = await until('the frame', () => page.frames().find((frame) => frame !== page.mainFrame()));
+    if (isAllowed) await framed.locator('dialog.signin[open]').waitFor();
+    else await until('the browser refuses it', () => refusals.some((text) => text.includes('frame-ancestors')));
     assert.equal(await framed.locator('dialog.signin').count(), isAllowed ? 1 : 0, origin);
     await context.close();
   }
 });
 
 test('the first load is small, and the next one asks only whether the page is new', async () => {
-  const page = await open({ at: `${service}/aura/hitl/inbox/` });
+  const page = await open({ at: `${service}/aura/hitl/inbox/`, isServed: true });
   const sizes = await Promise.all(page.calls.filter((request) => request.url().includes('/inbox/') && !request.url().includes('/stream')).map((request) => request.sizes()));
   const bytes = sizes.reduce((sum, { responseBodySize }) => sum + responseBodySize, 0);
   console.log(`      first load: ${sizes.length} files, ${bytes} bytes`);
@@ -1160,14 +1221,14 @@ test('the first load is small, and the next one asks only whether the page is ne
 inEach('the demo prints two links, and its three agents go on as they are decided, the payment by two people', async (language) => {
   const ko = language === 'ko';
   const demo = world.start(process.env.HITL, ['demo', '--inbox'], { LC_ALL: ko ? 'ko_KR.UTF-8' : 'C.UTF-8', RUST_LOG: 'warn' });
-  const [link, second] = await until('both links', () => { const links = demo.said.match(/http:\S+(?=\s)/g) ?? []; return links.length === 2 && links; }, 30);
+  const [link, second] = await until('both links', () => { const links = demo.said.match(/http:\S+(?=\s)/g) ?? []; return links.length === 2 && links; });
   const { origin } = new URL(link);
   const page = await open({ language, at: link, signIn: false, allow: [origin] });
   await until('three requests', async () => await page.locator('.rows li').count() === 3);
   for (const [action, verb] of [['send_email', 'approve'], ['delete_files', 'reject'], ['send_payment', 'approve']]) {
     await page.locator('.rows li', { hasText: action }).locator('a').click();
     await page.locator('.detail h2', { hasText: action }).waitFor();
-    for (let presses = 0; presses < 40 && await approveButton(page).isDisabled(); presses += 1) { await page.keyboard.press('n'); await sleep(450); }
+    await readAll(page);
     await page.locator(`.actions .${verb}`).click();
     if (verb === 'reject') {
       await page.keyboard.press('1');
@@ -1179,12 +1240,12 @@ inEach('the demo prints two links, and its three agents go on as they are decide
   assert.ok(!demo.said.includes(ko ? '결제 에이전트: 계속' : 'Payment agent: goes on'), 'one person is not enough');
   const other = await open({ language, at: second, signIn: false, allow: [origin] });
   await other.locator('.rows li', { hasText: 'send_payment' }).locator('a').click();
-  for (let presses = 0; presses < 40 && await approveButton(other).isDisabled(); presses += 1) { await other.keyboard.press('n'); await sleep(450); }
+  await readAll(other);
   await other.locator('.screen').evaluate((screen) => screen.scrollTo(0, 0));
   await other.evaluate(() => { document.querySelector('.toast').classList.remove('shown'); document.activeElement.blur(); });
   await picture(other, `readme-${language}`);
   await approveButton(other).click();
-  await until('all three end', () => demo.said.includes(ko ? '셋 모두 끝났습니다' : 'All three have ended'), 30);
+  await until('all three end', () => demo.said.includes(ko ? '셋 모두 끝났습니다' : 'All three have ended'));
   const lines = ko
     ? ['메일 에이전트: 계속 진행: user123 승인', '메일 에이전트: 완료', '결제 에이전트: 계속 진행: kim 승인', '결제 에이전트: 완료', '파일 에이전트: 중단: 승인되지 않음 (user123: 더 이상 필요하지 않음)']
     : ['Mail agent: goes on: approved by user123', 'Mail agent: is done', 'Payment agent: goes on: approved by kim', 'Payment agent: is done', 'File agent: stops: not approved (user123: No longer needed)'];
@@ -1243,29 +1304,70 @@ test('a stopwatch: 100 mixed requests are cleared by keyboard, none wrongly', as
 
 /** Tests at once: most of their time they wait, as people do. */
 const AT_ONCE = 4;
+/** How long a test may take, in seconds: one that waits for something that never comes ends, too. */
+const LONGEST = 900;
 const chosen = process.argv.slice(2);
-let [passed, failed] = [0, 0];
+let passed = 0;
+/** What has failed, and why: printed at once, and again at the end, where logs are read first.
+ * @type {string[]} */
+const failures = [];
 const begun = Date.now();
+
+function failed(name, ...reasons) {
+  const lines = reasons.join('\n').split('\n');
+  // A log is read from its end, by people: no page's text in full.
+  const some = lines.length > 60 ? [...lines.slice(0, 60), `… ${lines.length - 60} more lines`] : lines;
+  failures.push(`FAIL  ${name}\n      ${some.map((line) => line.slice(0, 600)).join('\n      ')}`);
+  console.log(failures.at(-1));
+}
+
+/** What a page says as its test fails. */
+async function stateOf(page) {
+  try {
+    const state = await page.evaluate(() => {
+      const text = (selector) => document.querySelector(selector)?.innerText?.replace(/\s+/g, ' ').slice(0, 300);
+      return {
+        connection: text('.connection'), list: text('.listbar'), rows: document.querySelectorAll('.rows li').length,
+        head: text('.detail.open .detailhead'), actions: text('.detail.open .actions'), dialog: text('dialog[open]'), said: globalThis.said?.slice(-5),
+        focus: document.activeElement?.outerHTML.slice(0, 150),
+      };
+    });
+    return `      at ${page.url()}: ${JSON.stringify(state)}`;
+  } catch (error) {
+    return `      at ${page.url()}: it does not answer (${String(error.message).split('\n')[0]})`;
+  }
+}
+
+const within = (seconds, what, promise) => {
+  let timer;
+  const late = new Promise((_done, fail) => { timer = setTimeout(() => fail(new Error(`${what} not over after ${seconds} s`)), seconds * 1000); });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+};
 
 async function perform({ name, run }, number) {
   const store = { tenant: `tenant${number + 1}`, faults: [], contexts: [] };
   const start = Date.now();
+  const seconds = () => `${((Date.now() - start) / 1000).toFixed(1)} s`;
   await here.run(store, async () => {
     try {
-      await run();
+      await within(LONGEST, 'the test is', run());
       assert.deepEqual(store.faults, []);
       passed += 1;
-      console.log(`ok    ${name} (${((Date.now() - start) / 1000).toFixed(1)} s)`);
+      console.log(`ok    ${name} (${seconds()})`);
     } catch (error) {
-      failed += 1;
-      console.log(`FAIL  ${name}\n      ${[String(error.stack ?? error), ...store.faults].join('\n').replaceAll('\n', '\n      ')}`);
-      for (const page of store.contexts.flatMap((context) => context.pages())) {
-        await page.screenshot({ path: `${world.PICTURES}/failed-${number}.png` }).catch(() => {});
-      }
+      const pages = store.contexts.flatMap((context) => context.pages());
+      const states = await within(20, 'its pages are', Promise.all(pages.map(stateOf))).catch(() => []);
+      failed(`${name} (${seconds()}, load ${loadavg()[0].toFixed(1)} on ${availableParallelism()} cores)`, String(error.stack ?? error), ...store.faults, ...states);
+      for (const [place, page] of pages.entries()) await page.screenshot({ path: `${world.PICTURES}/failed-${number}-${place}.png`, timeout: 10000 }).catch(() => {});
     }
-    for (const context of store.contexts) await context.close().catch(() => {});
+    for (const context of store.contexts) await within(20, 'closing is', context.close()).catch(() => {});
   });
 }
+
+// What a failed test has begun ends with its page; anything else that nobody waits for is a failure.
+process.on('unhandledRejection', (error) => {
+  if (!/has been closed|was closed/.test(String(error))) failed('something that no test waits for', String(error?.stack ?? error));
+});
 
 try {
   await world.startWorld();
@@ -1278,12 +1380,12 @@ try {
   }));
   for (const [one, number] of wanted.filter(([{ isAlone }]) => isAlone)) await perform(one, number);
 } catch (error) {
-  failed += 1;
-  console.log(`FAIL  ${error.stack ?? error}`);
+  failed('the tests could not be run', String(error.stack ?? error));
 } finally {
-  await browser.close();
+  await within(20, 'the browser is', browser.close()).catch(() => {});
   world.endWorld();
 }
 console.log(`The pictures are in target/page-tests; ${Math.round((Date.now() - begun) / 1000)} s`);
-console.log(`${passed} passed, ${failed} failed`);
-process.exit(failed || !passed ? 1 : 0);
+if (failures.length) console.log(`\nWhat failed, again:\n${failures.join('\n')}`);
+console.log(`${passed} passed, ${failures.length} failed`);
+process.exit(failures.length || !passed ? 1 : 0);

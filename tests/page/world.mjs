@@ -30,7 +30,11 @@ export function freePort() {
   });
 }
 
-export async function until(what, look, seconds = 20) {
+/** How long anything that must come is waited for, in seconds: also on a machine that is slow or busy. What has to
+ * be fast is measured, where it has to be. */
+export const PATIENCE = 60;
+
+export async function until(what, look, seconds = PATIENCE) {
   const end = Date.now() + seconds * 1000;
   for (;;) {
     const found = await look();
@@ -78,7 +82,7 @@ export async function startService() {
   await until(`the service: ${running.said}`, async () => {
     if (running.exitCode !== null) throw new Error(running.said);
     try { return (await fetch(`${service}/health/ready`)).ok; } catch { return false; }
-  }, 60);
+  });
 }
 
 /** Another service, on SQLite, with these rules: embedded, or with a Redis of its own and the reference agent. */
@@ -100,14 +104,14 @@ export async function startWithPolicy(policy, { hasAgent = false } = {}) {
   await until('the service with rules', async () => {
     if (child.exitCode !== null) throw new Error(child.said);
     try { return (await fetch(`${address}/health/ready`)).ok; } catch { return false; }
-  }, 60);
+  });
   children.push(child);
   const agentPort = hasAgent && await freePort();
   const agent = `http://127.0.0.1:${agentPort}`;
   if (hasAgent) {
     children.push(start(AGENT, [], {
       PORT: String(agentPort), AURA_SERVICE_URL: address, REDIS_URL, JWT_SECRET: SECRET,
-      AURA_PATIENCE_SECONDS: '60', AURA_PACE_MILLIS: '100', AURA_HEARTBEAT_SECONDS: '0',
+      AURA_PATIENCE_SECONDS: '300', AURA_PACE_MILLIS: '100', AURA_HEARTBEAT_SECONDS: '0',
     }));
     await until('its agent', answers(`${agent}/`));
   }
@@ -131,7 +135,7 @@ export async function startWorld() {
   start('nginx', ['-p', join(folder, 'gateway'), '-c', join(folder, 'nginx.conf'), '-g', 'daemon off;'], { TZ: 'UTC' });
   start(AGENT, [], {
     PORT: String(ports.agent), AURA_SERVICE_URL: `${gateway}/api`, REDIS_URL: TEST_REDIS_URL, JWT_SECRET: SECRET,
-    AURA_PATIENCE_SECONDS: '60', AURA_PACE_MILLIS: '100', AURA_HEARTBEAT_SECONDS: '0',
+    AURA_PATIENCE_SECONDS: '300', AURA_PACE_MILLIS: '100', AURA_HEARTBEAT_SECONDS: '0',
   });
   createHttpServer((_request, response) => {
     response.setHeader('Content-Type', 'text/html');
