@@ -54,7 +54,7 @@ export class Detail {
     /** @type {Request | null} */
     this.request = null;
     /** What is being written, as long as the content is the same.
-     * @type {{ key: string, element: HTMLElement, editor?: Editor } | null} */
+     * @type {{ key: string, element: HTMLElement, editor?: Editor, review?: { seen: Seen | null } } | null} */
     this.form = null;
     this.hasChanged = false;
     this.wasComplete = false;
@@ -99,6 +99,7 @@ export class Detail {
     this.shown = null;
     this.refusal = null;
     this.mode = null;
+    this.dropForm();
     this.hasChanged = false;
     this.wasComplete = false;
     this.element.classList.remove('open');
@@ -333,18 +334,19 @@ export class Detail {
     if (this.mode) {
       const formKey = `${this.mode} ${shown.etag}`;
       if (this.form?.key !== formKey) {
+        this.dropForm();
         this.form = { key: formKey, ...(this.mode === 'reject' ? { element: this.rejectForm() } : this.mode === 'remember' ? { element: this.rememberForm(shown) } : this.mode === 'edit' ? this.editForm(shown) : this.respondForm(shown)) };
       }
       return [this.form.element];
     }
-    this.form = null;
+    this.dropForm();
     const isComplete = this.seen?.isComplete ?? false;
     const hasVoted = shown.votes.some((vote) => vote.counted && vote.decision === 'approve' && vote.userId === current()?.user);
     return [
       hasVoted && h('p', { class: 'good voted' }, t('youVoted', { n: shown.approvalsNeeded - shown.approvals })),
       !hasVoted && h('div', { class: 'lock' },
         h('p', { class: 'progress', id: 'progress' }),
-        !isComplete && h('button', { type: 'button', class: 'quiet', 'data-name': 'next', onclick: () => this.seen?.next() }, t('nextUnseen'), key('n')),
+        !isComplete && h('button', { type: 'button', class: 'quiet', 'data-name': 'next', onclick: () => this.next() }, t('nextUnseen'), key('n')),
         isComplete && shown.remember && !shown.askedAgain && shown.decisions.includes('approve') && h('button', { type: 'button', class: 'quiet', 'data-name': 'remember', onclick: () => this.startRemember() }, t('remember'))),
       shown.askedAgain && h('p', null, t('askedAgainHow')),
       h('div', { class: 'buttons' },
@@ -373,6 +375,16 @@ export class Detail {
       shown.signal.state === 'owed' && h('p', null, t('signalOwed')),
       isUnheard && h('p', null, t('signalUnheard')),
       shown.signal.state === 'superseded' && h('p', null, t('signalSuperseded')));
+  }
+
+  dropForm() {
+    this.form?.review?.seen?.stop();
+    this.form = null;
+  }
+
+  /** The first part that has not been on screen: of the difference, while one is shown. */
+  next() {
+    (this.form?.review?.seen ?? this.seen)?.next();
   }
 
   /** @param {'edit' | 'respond'} mode */
@@ -416,14 +428,19 @@ export class Detail {
   }
 
   /**
-   * Approves with other arguments: first shows the difference, then sends.
+   * Approves with other arguments: first shows the difference, then sends, once all of it has been on screen.
    * @param {Shown} shown
    */
   editForm(shown) {
     const written = this.request?.written ?? '{}';
     const difference = h('div', { class: 'difference', role: 'group', tabindex: '0', hidden: true, 'aria-label': t('difference') });
     const problem = h('p', { class: 'problem', role: 'alert' });
+    const progress = h('p', { class: 'progress', id: 'differenceprogress' });
+    const further = h('button', { type: 'button', class: 'quiet', 'data-name': 'next', onclick: () => this.next() }, t('nextUnseen'), key('n'));
+    const lock = h('div', { class: 'lock', hidden: true }, progress, further);
     let reviewed = '';
+    /** @type {{ seen: Seen | null }} */
+    const review = { seen: null };
     const confirm = h('button', { type: 'submit', class: 'primary', 'data-name': 'confirm' }, t('showDifference'));
     const editor = new Editor({
       schema: this.request?.schemas.argumentsSchema, initial: written, draftKey: `${shown.requestId} edit`, name: 'arguments', label: t('arguments'), isPlain: false,
@@ -431,15 +448,29 @@ export class Detail {
     });
     const write = () => {
       reviewed = '';
+      review.seen?.stop();
+      review.seen = null;
       confirm.className = 'primary';
+      confirm.disabled = false;
+      confirm.removeAttribute('aria-describedby');
       fill(confirm, t('showDifference'));
       fill(problem);
-      difference.hidden = again.hidden = true;
+      difference.hidden = again.hidden = lock.hidden = true;
       editor.element.hidden = false;
+    };
+    const showProgress = () => {
+      const { seen } = review;
+      if (!seen) return;
+      const isUnlocked = confirm.disabled && seen.isComplete;
+      fill(progress, t('seenOf', { n: seen.total - seen.unseen.size, total: seen.total }));
+      further.hidden = seen.isComplete;
+      confirm.disabled = !seen.isComplete;
+      fill(confirm, t(seen.isComplete ? 'approveEdited' : 'approveEditedLocked'));
+      if (isUnlocked) this.options.announce(t('unlocked'));
     };
     const again = h('button', { type: 'button', hidden: true, 'data-name': 'again', onclick: () => { write(); editor.focus(); } }, t('editAgain'));
     editor.onRefused = write;
-    return this.modeForm(t('editHow'), editor, [problem, difference], confirm, () => {
+    const form = this.modeForm(t('editHow'), editor, [problem, difference, lock], confirm, () => {
       fill(problem);
       const edited = editor.read();
       if (edited === null) return;
@@ -455,17 +486,31 @@ export class Detail {
       }
       if (reviewed !== edited) {
         reviewed = edited;
-        fill(difference, differences(written, after).map(({ sign, line }) => h(sign === '-' ? 'del' : 'ins', null, visible(line))));
+        const seen = new Seen(difference, showProgress, this.actions);
+        review.seen = seen;
+        fill(difference, differences(written, after).map(({ sign, line }) => {
+          const part = h(sign === '-' ? 'del' : 'ins', null, visible(line));
+          seen.add(part);
+          return part;
+        }));
         // All that is seen is what will change.
-        difference.hidden = again.hidden = false;
+        difference.hidden = again.hidden = lock.hidden = false;
+        difference.scrollTop = 0;
         editor.element.hidden = true;
-        fill(confirm, t('approveEdited'));
         confirm.className = 'approve';
+        confirm.disabled = true;
+        confirm.setAttribute('aria-describedby', progress.id);
+        showProgress();
         difference.focus();
+        return;
+      }
+      if (!review.seen?.isComplete) {
+        this.options.announce(t('stillLocked', { n: review.seen?.unseen.size ?? 0 }));
         return;
       }
       this.send('approve', {}, { arguments: edited });
     }, again);
+    return { ...form, review };
   }
 
   /** @param {Shown} shown */

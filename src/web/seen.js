@@ -18,9 +18,11 @@ export class Seen {
   /**
    * @param {Element} screen The element that scrolls.
    * @param {() => void} onChange
+   * @param {Element} [around] What may cut off parts of that element.
    */
-  constructor(screen, onChange) {
+  constructor(screen, onChange, around = screen) {
     this.screen = screen;
+    this.around = around;
     this.onChange = onChange;
     /** What has not been on screen: parts, and folds with what opens them.
      * @type {Map<Element, (() => void) | null>} */
@@ -76,7 +78,8 @@ export class Seen {
   count() {
     // What a dialog covers is not read.
     const isHidden = document.visibilityState !== 'visible' || document.querySelector('dialog[open]') !== null;
-    const screen = this.screen.getBoundingClientRect();
+    const [inner, outer] = [this.screen.getBoundingClientRect(), this.around.getBoundingClientRect()];
+    const screen = { top: Math.max(inner.top, outer.top, 0), bottom: Math.min(inner.bottom, outer.bottom, innerHeight) };
     let isChanged = false;
     for (const [part, state] of this.watched) {
       if (isHidden) state.since = 0;
@@ -93,14 +96,14 @@ export class Seen {
   /**
    * Whether all of a part has been read, now that this much of it is on screen.
    * @param {DOMRect} part
-   * @param {DOMRect} screen
+   * @param {{ top: number, bottom: number }} screen
    * @param {{ read: number, from: number, to: number, since: number }} state
    */
   isRead(part, screen, state) {
     const now = performance.now();
     const share = (/** @type {number} */ y) => part.height > 0 ? Math.min(1, Math.max(0, (y - part.top) / part.height)) : 1;
     const from = part.height > 0 ? share(screen.top) : 0;
-    const to = share(screen.bottom);
+    const to = screen.bottom > screen.top ? share(screen.bottom) : 0;
     if (!state.since) Object.assign(state, { from, to, since: now });
     state.from = Math.max(state.from, from);
     state.to = Math.min(state.to, to);

@@ -346,6 +346,58 @@ test('a double click shows the difference of an edit and does not send it', asyn
   await page.context().close();
 });
 
+test('the difference of an edit is not sent before all of it has been on screen', async () => {
+  const list = (word) => JSON.stringify(Object.fromEntries(Array.from({ length: 120 }, (_, n) => [`to${n}`, `${word}${n}@b.c`])));
+  for (const size of ['wide', 'phone']) {
+    const id = await register({ decisions: ['approve', 'reject', 'edit'] }, { context: list('old') });
+    const page = await open({ size, query: `?request=${id}` });
+    await readAll(page);
+    await page.locator('[data-name=edit]').click();
+    await page.locator('.actions form textarea').fill(list('new'));
+    const confirm = page.locator('[data-name=confirm]');
+    await confirm.click();
+    await page.locator('.difference').waitFor();
+    await sleep(1000);
+    assert.ok(await confirm.isDisabled());
+    await sane(page, 'a long difference');
+    await picture(page, `en-${SIZES[size].width}-difference-long`);
+    // The end alone is not all of it, and nothing covers it.
+    await page.locator('.difference').evaluate((part) => part.scrollTo(0, part.scrollHeight));
+    assert.ok(await page.locator('.difference ins').last().evaluate((line) => {
+      const { left, bottom } = line.getBoundingClientRect();
+      return document.elementFromPoint(left + 20, bottom - 4) === line;
+    }), 'the last line is covered');
+    await sleep(1000);
+    assert.ok(await confirm.isDisabled());
+    await page.locator('.actions form').evaluate((form) => form.requestSubmit());
+    await page.keyboard.press('Enter');
+    await sleep(500);
+    assert.equal(statusOf(id), 'pending');
+    // Whoever goes on writing reads anew.
+    await page.locator('[data-name=again]').click();
+    await confirm.click();
+    await page.locator('.difference').waitFor();
+    await page.locator('.difference').evaluate((part) => part.scrollTo(0, 0));
+    const seen = await page.locator('.difference').evaluateHandle((part) => {
+      const lines = new Set();
+      setInterval(() => {
+        const { top, bottom } = part.getBoundingClientRect();
+        [...part.children].forEach((line, place) => {
+          const is = line.getBoundingClientRect();
+          if (is.top >= top - 2 && is.bottom <= bottom + 2) lines.add(place);
+        });
+      }, 20);
+      return lines;
+    });
+    await readAll(page);
+    assert.equal(await seen.evaluate((lines) => lines.size), 240);
+    await confirm.click();
+    await page.locator('.outcome .status.approved').waitFor();
+    assert.equal((await call('GET', `/aura/hitl/requests/${id}/decision`)).data.arguments.to119, 'new119@b.c');
+    await page.context().close();
+  }
+});
+
 inEach('people ask and answer, edit after seeing the difference, and answer instead of approving', async (language) => {
   const id = await register({ decisions: ['approve', 'reject', 'edit', 'respond'], argumentsSchema: { type: 'object', properties: { amount: { type: 'number', maximum: 1e30 } } } }, { context: '{"to":"a@b.c","amount":12345678901234567890.10}' });
   const page = await open({ language, query: `?request=${id}` });

@@ -244,6 +244,7 @@ export const en = {
   showDifference: 'Show the difference',
   difference: 'Difference',
   approveEdited: 'Approve with these arguments',
+  approveEditedLocked: 'Approve with these arguments (locked)',
   approvedWith: 'Approved with these arguments',
   answeredWith: 'The answer',
   comments: 'Comments',

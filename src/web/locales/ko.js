@@ -247,6 +247,7 @@ export const ko = {
   showDifference: '차이 보기',
   difference: '차이',
   approveEdited: '이 내용으로 승인',
+  approveEditedLocked: '이 내용으로 승인 (잠김)',
   approvedWith: '승인된 내용',
   answeredWith: '답변 내용',
   comments: '의견',
