@@ -4,7 +4,7 @@
  */
 import { fill, h } from './dom.js';
 import { draft, keep } from './drafts.js';
-import { SchemaForm } from './form.js';
+import { SchemaForm, draftAsJson } from './form.js';
 import { indented, parseJson } from './json.js';
 import { t } from './text.js';
 
@@ -33,7 +33,7 @@ export class Editor {
     this.place = h('div', { class: 'editor' });
     this.other = h('button', { type: 'button', class: 'quiet small', 'data-name': 'other', onclick: () => this.turn() });
     const written = draft(options.draftKey) || options.initial;
-    this.text.value = written ?? '';
+    this.text.value = draftAsJson(written ?? '');
     if (!options.isPlain) this.makeForm(written);
     this.render();
     this.element = h('div', { class: 'editorwhole' }, this.place, options.schema !== undefined && this.other, this.problem);
@@ -70,8 +70,8 @@ export class Editor {
   turn() {
     fill(this.problem);
     if (this.form) {
-      const read = this.form.read(true);
-      if (read !== null) this.text.value = indented(read, parseJson(read));
+      const read = draftAsJson(this.form.draft());
+      this.text.value = indented(read, parseJson(read));
       this.form = null;
     } else if (!this.makeForm(this.text.value)) {
       fill(this.problem, t('notJson'));
@@ -84,8 +84,7 @@ export class Editor {
   }
 
   changed() {
-    const now = this.form ? this.form.read(true) : this.text.value;
-    if (now !== null) keep(this.options.draftKey, now);
+    keep(this.options.draftKey, this.form ? this.form.draft() : this.text.value);
     fill(this.problem);
     this.options.changed();
   }

@@ -19,6 +19,7 @@ import { hiddenIn, theirs, visible, visibleText, warning } from './visible.js';
  * @property {(pointer: string) => string | null} read JSON; `null` when it cannot be read, and says why.
  * @property {(text: string) => void} say What is wrong with it; nothing takes that away.
  * @property {() => void} focus
+ * @property {(raw: string) => void} [restore] Writes what was written before, even if it is no value.
  */
 
 const LONG_TEXT = 60;
@@ -29,15 +30,25 @@ const INTEGER = /^-?(?:0|[1-9]\d*)$/;
 /** An input changes these, or cannot hold them. */
 const UNFIT = /[\r\0]|[\uD800-\uDBFF](?![\uDC00-\uDFFF])|(?<![\uD800-\uDBFF])[\uDC00-\uDFFF]/;
 
+/** Begins a draft in which fields are written that hold no value yet, as `12x` for a number: each is an object
+ * whose only name is the first letters of the draft, which nobody can foresee. */
+const UNFINISHED = '\0';
+const MARK_LENGTH = 13;
+/** Such a field that holds JSON, and not words. */
+const AS_JSON = 'j';
+
 let ids = 0;
 
 export class SchemaForm {
   /**
    * @param {string} schema A JSON Schema.
-   * @param {string | undefined} value JSON; nothing for a value that is still to be written.
+   * @param {string | undefined} value JSON, or a draft of `draft`; nothing for a value that is still to be written.
    * @param {() => void} changed
    */
   constructor(schema, value, changed) {
+    /** What marks a field without a value, while a draft is written or read; else nothing. */
+    this.mark = value?.startsWith(UNFINISHED) ? value.slice(0, MARK_LENGTH) : '';
+    value = value?.slice(this.mark.length);
     this.schema = schema;
     this.root = parseJson(schema);
     this.changed = changed;
@@ -51,6 +62,27 @@ export class SchemaForm {
     const written = value === undefined ? undefined : { text: value, json: parseJson(value) };
     this.top = this.field(description, written, 0, t('value'));
     this.element = h('div', { class: 'schemaform' }, this.top.element);
+    this.mark = '';
+  }
+
+  /** What is written by now, also where that is no value yet: for another form of this schema. */
+  draft() {
+    const text = this.read(true);
+    if (text !== null) return text;
+    this.mark = UNFINISHED + Array.from(crypto.getRandomValues(new Uint8Array(6)), (byte) => byte.toString(16).padStart(2, '0')).join('');
+    const draft = this.mark + this.read(true);
+    this.mark = '';
+    return draft;
+  }
+
+  /**
+   * What a field without a value held in the draft.
+   * @param {Written | undefined} written
+   */
+  unfinished(written) {
+    const json = written?.json;
+    const [entry] = this.mark && json?.kind === 'object' ? json.entries : [];
+    return entry?.[0].startsWith(this.mark) && entry[1].kind === 'string' ? { raw: entry[1].value, isJson: entry[0].endsWith(AS_JSON) } : undefined;
   }
 
   /**
@@ -168,6 +200,12 @@ export class SchemaForm {
    */
   field(description, written, depth, label) {
     const { kind, isNullable } = description;
+    const unfinished = this.unfinished(written);
+    if (unfinished) {
+      const field = unfinished.isJson ? this.json(undefined, label) : this.field(description, undefined, depth, label);
+      field.restore?.(unfinished.raw);
+      return field;
+    }
     const json = written?.json;
     const isNull = json?.kind === 'literal' && json.text === 'null';
     if (isNullable && kind !== 'json' && !(json && !isNull && !fits(description, json))) {
@@ -185,9 +223,10 @@ export class SchemaForm {
    * @param {HTMLInputElement | HTMLTextAreaElement | HTMLSelectElement} input
    * @param {Written | undefined} written
    * @param {() => string | { problem: string }} value
+   * @param {string} [kind] `AS_JSON`, if it is written as JSON.
    * @returns {Field}
    */
-  single(input, written, value) {
+  single(input, written, value, kind = '') {
     ids += 1;
     const problem = h('p', { class: 'problem', id: `problem${ids}` });
     const note = h('p', { class: 'hidden' });
@@ -216,11 +255,17 @@ export class SchemaForm {
       element: h('div', { class: 'single' }, input, note, problem),
       say,
       focus: () => input.focus(),
+      restore: (raw) => {
+        input.value = raw;
+        isTouched = true;
+        look();
+      },
       read: (pointer) => {
         this.fields.set(pointer, field);
         if (!isTouched && written) return written.text.slice(written.json.start, written.json.end);
         const read = value();
         if (typeof read === 'string') return read;
+        if (this.mark) return `{${JSON.stringify(this.mark + kind)}: ${JSON.stringify(input.value)}}`;
         if (!this.isQuiet) say(read.problem);
         return null;
       },
@@ -285,7 +330,7 @@ export class SchemaForm {
       } catch {
         return { problem: t(input.value.trim() ? 'notJson' : 'valueMissing') };
       }
-    });
+    }, AS_JSON);
   }
 
   /**
@@ -304,6 +349,10 @@ export class SchemaForm {
     return {
       ...inner,
       element: h('div', { class: 'single' }, inner.element, h('label', { class: 'null' }, box, t('noValue'))),
+      restore: (raw) => {
+        box.checked = inner.element.hidden = false;
+        inner.restore?.(raw);
+      },
       read: (pointer) => {
         const read = box.checked ? 'null' : inner.read(pointer);
         this.fields.set(pointer, inner);
@@ -418,6 +467,16 @@ export class SchemaForm {
     };
     return field;
   }
+}
+
+/**
+ * A draft as the text of JSON, in which a field without a value is the words that were written.
+ * @param {string} draft
+ */
+export function draftAsJson(draft) {
+  if (!draft.startsWith(UNFINISHED)) return draft;
+  const mark = JSON.stringify(draft.slice(0, MARK_LENGTH)).slice(1, -1).replaceAll('\\', '\\\\');
+  return draft.slice(MARK_LENGTH).replace(new RegExp(`\\{"${mark}${AS_JSON}?": ("(?:[^"\\\\]|\\\\.)*")\\}`, 'g'), '$1');
 }
 
 /** @param {Json | undefined} json */

@@ -544,6 +544,69 @@ inEach('a form by the agent’s schema: every kind of field, exact digits, the d
   assert.deepEqual((await call('GET', `/aura/hitl/requests/${other}/decision`)).data.response, { choice: 'tomorrow' });
 });
 
+test('a draft with values that are none yet outlives a reload and a lost sign-in, as it was written', async () => {
+  const argumentsSchema = {
+    type: 'object', required: ['amount', 'priority'],
+    properties: {
+      to: { type: 'string' }, amount: { type: 'number' }, count: { anyOf: [{ type: 'integer' }, { type: 'null' }] }, priority: { enum: ['low', 'high'] },
+      rows: { type: 'array', items: { type: 'object' } }, numbers: { type: 'array', items: { type: 'integer' } }, inner: { type: 'object', properties: { rate: { type: 'number' } } },
+    },
+  };
+  const id = await register({ decisions: ['approve', 'reject', 'edit'], argumentsSchema }, { context: '{"to":"a@b.c","amount":1.50,"count":null,"rows":[{"n":1.0}],"numbers":[1,2],"inner":{"rate":2.50}}' });
+  const page = await open({ query: `?request=${id}` });
+  const field = (name) => page.locator('.schemaform').getByLabel(name, { exact: true });
+  const startEdit = async () => {
+    await readAll(page);
+    await page.locator('[data-name=edit]').click();
+  };
+  await startEdit();
+  await field('to').fill('b@b.c');
+  await field('amount').fill('12x');
+  await page.locator('.null input').uncheck();
+  await field('count').fill('1,5');
+  await field('rows (JSON)').fill('[{"n":\n "half a');
+  await page.locator('.items input').nth(1).fill('two');
+  await field('rate').fill('');
+  const written = async () => [
+    await Promise.all(['to', 'amount', 'count', 'priority', 'rows (JSON)', 'rate'].map((name) => field(name).inputValue())),
+    await page.locator('.items input').evaluateAll((inputs) => inputs.map(({ value }) => value)),
+  ];
+  const expected = [['b@b.c', '12x', '1,5', '', '[{"n":\n "half a', ''], ['1', 'two']];
+  assert.deepEqual(await written(), expected);
+  for (const lose of [() => page.reload(), async () => { await page.goto('about:blank'); await page.goto(`${inbox}?request=${id}#token=${token()}`); }]) {
+    await lose();
+    await startEdit();
+    assert.deepEqual(await written(), expected);
+  }
+  await signInFor(page, 3);
+  await page.locator('dialog.signin[open]').waitFor();
+  await page.locator('dialog textarea').fill(token());
+  await page.locator('dialog .primary').click();
+  await page.locator('.connection.live').waitFor();
+  assert.deepEqual(await written(), expected);
+  // It is still no value: each such field says so, and as JSON it is what was written.
+  await page.locator('[data-name=confirm]').click();
+  assert.equal(await page.locator('.schemaform [aria-invalid=true]').count(), 6);
+  await page.locator('[data-name=other]').click();
+  assert.deepEqual(JSON.parse(await page.locator('.actions textarea.code').inputValue()), { to: 'b@b.c', amount: '12x', count: '1,5', priority: '', rows: '[{"n":\n "half a', numbers: [1, 'two'], inner: { rate: '' } });
+  await page.reload();
+  await startEdit();
+  await page.locator('[data-name=other]').click();
+  await page.locator('.actions textarea.code').fill('{"to":"b@b.c","amount":12.50,"priority":"low"}');
+  await page.locator('[data-name=other]').click();
+  await field('amount').fill('12.5x');
+  await field('amount').fill('12.60');
+  await page.reload();
+  await startEdit();
+  assert.deepEqual(await Promise.all(['amount', 'priority'].map((name) => field(name).inputValue())), ['12.60', '0']);
+  await page.locator('[data-name=confirm]').click();
+  await page.locator('[data-name=confirm].approve').click();
+  await until('the decision', () => statusOf(id) === 'approved');
+  const sent = page.calls.filter((request) => request.method() === 'POST' && request.url().includes('/approve/')).at(-1).postData();
+  assert.ok(sent.includes('"amount": 12.60'), sent);
+  await page.context().close();
+});
+
 // ── Several together ──
 
 const box = (page, id) => row(page, id).locator('input');
