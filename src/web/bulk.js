@@ -11,7 +11,7 @@ import { key, reasonForm } from './reason.js';
 import { contentOf, readRequest } from './request.js';
 import { Seen } from './seen.js';
 import { named, t, time } from './text.js';
-import { hiddenIn, theirs, visibleText, warning } from './visible.js';
+import { NAME, hiddenIn, theirs, visibleText, warning } from './visible.js';
 
 /**
  * @typedef {import('./api.js').Answer} Answer
@@ -122,7 +122,7 @@ export class Bulk {
     const about = h('span', { class: 'about' });
     const note = h('div', { class: 'note' });
     const body = h('div', { class: 'body' }, h('p', { class: 'loading' }, t('loading')));
-    const title = h('h2', { tabindex: '-1' }, theirs(item.actionType), warning(hiddenIn(item.actionType)));
+    const title = h('h2', { tabindex: '-1' }, theirs(item.actionType, '', NAME), warning(hiddenIn(item.actionType, NAME)));
     const card = h('article', { class: 'card', 'data-id': id, 'aria-label': visibleText(item.actionType) },
       h('header', null, h('label', { class: 'select' }, box), title, about), note, body);
     /** @type {Entry} */
@@ -205,7 +205,7 @@ export class Bulk {
       const seen = new Seen(this.screen, () => this.seenMore());
       entry.seen = seen;
       const title = /** @type {HTMLElement} */ (entry.card.querySelector('h2'));
-      fill(title, theirs(shown.actionType), warning(hiddenIn(shown.actionType)));
+      fill(title, theirs(shown.actionType, '', NAME), warning(hiddenIn(shown.actionType, NAME)));
       seen.add(title);
       fill(entry.body, ...contentOf(request, seen));
     }

@@ -4,7 +4,7 @@
  */
 import { h } from './dom.js';
 import { t } from './text.js';
-import { hiddenIn, theirs, visible, warning } from './visible.js';
+import { NAME, NAME_PART, hiddenIn, theirs, visible, warning } from './visible.js';
 
 /**
  * @typedef {import('./json.js').Json} Json
@@ -94,17 +94,20 @@ function grouped(elements, tag = 'div') {
  * @param {string} text
  * @param {Seen} seen
  * @param {string} [className]
+ * @param {boolean} [isName]
  * @returns {HTMLElement}
  */
-export function longText(text, seen, className = '') {
+export function longText(text, seen, className = '', isName = false) {
   if (text === '') {
     const empty = h('span', { class: 'nothing' }, t('emptyText'));
     seen.add(empty);
     return h('div', { class: `text ${className}` }, empty);
   }
-  /** @param {string[]} some */
-  const parts = (some) => grouped(some.map((piece) => {
-    const part = h('span', null, visible(piece));
+  const all = pieces(text);
+  const last = all.length - 1;
+  /** @param {number} from @param {number} to */
+  const parts = (from, to) => grouped(all.slice(from, to).map((piece, place) => {
+    const part = h('span', null, isName ? visible(piece, from + place === last ? NAME : NAME_PART) : visible(piece));
     seen.add(part);
     return part;
   }));
@@ -115,27 +118,19 @@ export function longText(text, seen, className = '') {
     if (line < 0) break;
     if (lines === LONG_LINES - 1) first = Math.min(first, line + 1);
   }
-  const all = pieces(text);
-  /** @type {string[]} */
-  const shown = [];
-  let length = 0;
-  while (shown.length < all.length && length < first) {
-    const piece = all[shown.length] ?? '';
-    shown.push(piece);
-    length += piece.length;
-  }
-  const rest = all.slice(shown.length);
+  let [shown, length] = [0, 0];
+  for (; shown < all.length && length < first; shown += 1) length += all[shown]?.length ?? 0;
   // A fold that hides less than it says is no help.
-  if (rest.length <= 1) {
-    shown.push(...rest.splice(0));
+  if (all.length - shown <= 1) {
+    shown = all.length;
     length = text.length;
   }
   return h(
     'div', { class: `text ${className}` },
-    warning(hiddenIn(text)),
+    warning(hiddenIn(text, isName ? NAME : undefined)),
     h('div', { class: 'theirs', dir: 'auto' },
-      parts(shown),
-      rest.length > 0 && fold(t('moreCharacters', { n: text.length - length }), seen, () => parts(rest))),
+      parts(0, shown),
+      shown < all.length && fold(t('moreCharacters', { n: text.length - length }), seen, () => parts(shown, all.length))),
   );
 }
 
@@ -215,7 +210,7 @@ export function fields(source, json, depth, seen, only = () => true) {
       ? h('span', { class: 'name index' }, `${from + place + 1}`)
       : h('span', { class: 'name' }, name === '' ? h('span', { class: 'nothing' }, t('emptyText'))
         // A long name is content like any other; a short one is seen with its value.
-        : name.length > PIECE / 2 ? longText(name, seen) : [theirs(name), warning(hiddenIn(name))]),
+        : name.length > PIECE / 2 ? longText(name, seen, '', true) : [theirs(name, '', NAME), warning(hiddenIn(name, NAME))]),
     h('div', { class: 'value' }, value(source, child, depth + 1, seen)),
   )));
   /** @param {number} from */

@@ -16,7 +16,7 @@ import { contentOf, parsed, readRequest, section } from './request.js';
 import { NO_LOCK, Seen } from './seen.js';
 import { current } from './session.js';
 import { named, t, time } from './text.js';
-import { theirs, visible, visibleText } from './visible.js';
+import { NAME, hiddenIn, theirs, visible, visibleText, warning } from './visible.js';
 
 /**
  * @typedef {import('./api.js').Answer} Answer
@@ -171,7 +171,7 @@ export class Detail {
   renderContent(request, seen) {
     const { shown } = request;
     this.deadline = h('span', { class: 'countdown' });
-    const title = h('h2', { tabindex: '-1' }, theirs(shown.actionType));
+    const title = h('h2', { tabindex: '-1' }, theirs(shown.actionType, '', NAME), warning(hiddenIn(shown.actionType, NAME)));
     seen.add(title);
     fill(this.head,
       this.backButton(),

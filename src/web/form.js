@@ -6,7 +6,7 @@
 import { fill, h } from './dom.js';
 import { indented, member, parseJson } from './json.js';
 import { t } from './text.js';
-import { hiddenIn, theirs, visible, visibleText, warning } from './visible.js';
+import { NAME, hiddenIn, theirs, visible, visibleText, warning } from './visible.js';
 
 /**
  * @typedef {import('./json.js').Json} Json
@@ -384,13 +384,13 @@ export class SchemaForm {
        */
       const add = (value, isNew) => {
         const description = this.describe(known.get(name));
-        const field = this.field(known.has(name) ? description : { ...description, kind: 'json' }, value, depth + 1, visibleText(name));
+        const field = this.field(known.has(name) ? description : { ...description, kind: 'json' }, value, depth + 1, visibleText(name, NAME));
         members.set(name, field);
         const [title, hint] = ['title', 'description'].map((key) => text(member(this.resolved(known.get(name)), key)) || text(member(known.get(name), key)));
         fill(slot,
           h('div', { class: 'membername' },
-            h('span', { class: 'name' }, theirs(name), warning(hiddenIn(name))), title && title !== name && h('span', { class: 'titled' }, theirs(title)),
-            !needed.has(name) && h('button', { type: 'button', class: 'quiet small', onclick: () => { leave(); this.changed(); slot.querySelector('button')?.focus(); } }, t('leaveOut'), h('span', { class: 'unseen' }, ' ', visibleText(name)))),
+            h('span', { class: 'name' }, theirs(name, '', NAME), warning(hiddenIn(name, NAME))), title && title !== name && h('span', { class: 'titled' }, theirs(title)),
+            !needed.has(name) && h('button', { type: 'button', class: 'quiet small', onclick: () => { leave(); this.changed(); slot.querySelector('button')?.focus(); } }, t('leaveOut'), h('span', { class: 'unseen' }, ' ', visibleText(name, NAME)))),
           hint && h('p', { class: 'hint' }, theirs(hint)),
           h('div', { class: 'membervalue' }, field.element));
         if (isNew) {
@@ -400,7 +400,7 @@ export class SchemaForm {
       };
       const leave = () => {
         members.set(name, null);
-        fill(slot, h('button', { type: 'button', class: 'quiet small', onclick: () => add(undefined, true) }, t('addField'), ' ', theirs(name)));
+        fill(slot, h('button', { type: 'button', class: 'quiet small', onclick: () => add(undefined, true) }, t('addField'), ' ', theirs(name, '', NAME)));
       };
       const value = values.get(name);
       if (value && written) add({ text: written.text, json: value }, false);

@@ -89,7 +89,7 @@ function requestOf(text, document) {
  */
 export function contentOf({ shown, text, context, document: written }, seen) {
   const requester = h('div', { class: 'value' }, shown.userId
-    ? longText(shown.userId, seen)
+    ? longText(shown.userId, seen, '', true)
     : h('span', { class: 'nothing' }, t('nobody')));
   const document = written ? parsed(written) : undefined;
   // An agent may keep its plan in the context, where it is shown already.

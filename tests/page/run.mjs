@@ -1159,6 +1159,23 @@ test('hostile texts are never markup, and what is hidden in them is seen', async
   await page.context().close();
 });
 
+test('a name that looks like another one is told apart: spaces and line ends in it are escapes', async () => {
+  const long = 'a long name '.repeat(30);
+  const names = ['to', 'to ', ' to', '\u00a0to', 't  o', 't\u3000o', 't\no', 't\to', 'to\r\n', ' ', 'to   ', 'two words', long.trimEnd(), long];
+  const properties = { 'amount ': { type: 'number' }, amount: { type: 'number' } };
+  const id = await register({ actionType: 'send_email', decisions: ['approve', 'reject', 'edit'], argumentsSchema: { type: 'object', properties } }, { context: JSON.stringify({ ...Object.fromEntries(names.map((name, n) => [name, `value ${n}\nwith a line `])), amount: 1, 'amount ': 2 }) });
+  const page = await open({ query: `?request=${id}` });
+  await readAll(page);
+  const shownNames = (await page.locator('.content > section').nth(1).locator('.field > .name').allInnerTexts()).map((name) => name.replace(/⚠.*/, '').trim());
+  assert.deepEqual(shownNames, ['to', 'to\\u0020', '\\u0020to', '\\u00A0to', 't \\u0020o', 't\\u3000o', 't\\u000Ao', 't\\u0009o', 'to\\u000D\\u000A', '\\u0020', 'to\\u0020\\u0020\\u0020', 'two words', long.trimEnd(), `${long.trimEnd()}\\u0020`, 'amount', 'amount\\u0020']);
+  assert.equal(await page.locator('.field > .name .warning').count(), 12, 'each is warned of');
+  assert.equal(await page.locator('.field > .value .escape').count(), 0, 'in values they stay');
+  await page.locator('[data-name=edit]').click();
+  assert.deepEqual((await page.locator('.membername .name .theirs').allInnerTexts()).filter((name) => name.startsWith('amount')), ['amount', 'amount\\u0020']);
+  await sane(page, 'names');
+  await page.context().close();
+});
+
 test('a context of 1 MiB and one of 10,000 keys open quickly, and can be read to the end', async () => {
   const large = await register({ actionType: 'large_text' }, { context: JSON.stringify({ text: 'word '.repeat(200000) }) });
   const many = await register({ actionType: 'many_keys' }, { context: JSON.stringify(Object.fromEntries(Array.from({ length: 10000 }, (_, n) => [`key${n}`, n]))) });
