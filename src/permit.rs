@@ -7,6 +7,7 @@
 //! what is in force. Where a rule asks for several approvals, [`judge`] gives a [`Tally`], which counts
 //! the votes of other people under the policy now in force.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
@@ -267,6 +268,7 @@ impl Permit {
 pub struct Ballot {
     vote: Vote,
     ruling: Ruling,
+    approvals: Approvals,
     request: RequestId,
     content_hash: String,
 }
@@ -278,10 +280,17 @@ impl Ballot {
         &self.vote
     }
 
-    /// What the policy file says of the request. Its `approvals` count this vote.
+    /// What the policy file says of the request. Its `approvals` count this vote, and those for the same
+    /// arguments.
     #[must_use]
     pub fn ruling(&self) -> &Ruling {
         &self.ruling
+    }
+
+    /// What its row says of all votes with this one.
+    #[must_use]
+    pub fn approvals(&self) -> Approvals {
+        self.approvals
     }
 
     /// Whether the ballot is for this request, with the content that it has now.
@@ -372,7 +381,8 @@ pub fn judge(law: &Law, asking: Asking<'_>) -> Result<Granted, Refusal> {
             };
             let requester = candidate.user.clone();
             let (tenant, created_at) = (caller.tenant.clone(), candidate.created_at);
-            let tally = Tally { permit, vote, binding, requester, tenant, created_at, now };
+            let law = law.clone();
+            let tally = Tally { permit, vote, binding, requester, tenant, created_at, now, law };
             Ok(Granted::Together(Box::new(tally)))
         }
         _ => Ok(Granted::Alone(Box::new(permit))),
@@ -449,6 +459,7 @@ pub struct Tally {
     tenant: TenantId,
     created_at: DateTime<Utc>,
     now: DateTime<Utc>,
+    law: Law,
 }
 
 /// An approval after the votes were counted.
@@ -463,9 +474,9 @@ pub enum Counted {
 impl Tally {
     /// Counts this approval and those that were given before. Each person counts once, if the person may
     /// approve now and has approved the same content and arguments. `ballots` is the counter of the row,
-    /// read before the votes.
+    /// read before the votes. `candidate` is the request, for what its row says of all votes.
     #[must_use]
-    pub fn count(&self, given: &[Vote], ballots: i64) -> Counted {
+    pub fn count(&self, candidate: &Candidate, given: &[Vote], ballots: i64) -> Counted {
         let Self { permit, vote, .. } = self;
         let others = given.iter().filter(|other| {
             other.voter != vote.voter
@@ -490,7 +501,11 @@ impl Tally {
             Counted::Decides(Permit { ruling, vote: Some(vote.clone()), ..permit.clone() })
         } else {
             let Permit { request, content_hash, .. } = permit.clone();
-            Counted::Adds(Ballot { vote: vote.clone(), ruling, request, content_hash })
+            let others = given.iter().filter(|other| other.voter != vote.voter).cloned();
+            let votes = others.chain([vote.clone()]).collect::<Vec<_>>();
+            let Standing { approvals, .. } =
+                standing(&self.law, candidate, &self.tenant, &votes, self.now);
+            Counted::Adds(Ballot { vote: vote.clone(), ruling, approvals, request, content_hash })
         }
     }
 
@@ -515,32 +530,81 @@ fn stands(
     !vote.is_revoked && binding.may(&person, requester, way_of(vote), created_at, now).is_ok()
 }
 
-/// Which of the votes on a request count under the rules that bind it: those of people who may approve the
-/// content that it has now.
+/// The votes on a pending request, as the rules in force count them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Which of the votes count, in their order: those of people who may approve, now, what they have
+    /// approved, of the content that the request has.
+    pub counts: Vec<bool>,
+    /// What lists and details say.
+    pub approvals: Approvals,
+}
+
+/// The approvals of the arguments that most people have approved: of what was asked, or of an edit. Those of
+/// what was asked, where no edit has more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Approvals {
+    /// How many approvals count.
+    pub given: i64,
+    /// How many it takes.
+    pub needed: i64,
+}
+
+impl Approvals {
+    /// The ruling of a row with these approvals.
+    #[must_use]
+    pub fn of(self, ruling: Ruling) -> Ruling {
+        let Self { given, needed } = self;
+        Ruling { approvals: Some(given), approvals_needed: Some(needed), ..ruling }
+    }
+}
+
+/// Counts the votes on a pending request. A vote for other arguments is judged by the rules of what was
+/// asked and of what it becomes, like the decision that it may complete. Without a policy file none counts.
 #[must_use]
-pub fn counted(
-    binding: Option<&Binding>,
+pub fn standing(
+    law: &Law,
     candidate: &Candidate,
     tenant: &TenantId,
     votes: &[Vote],
     now: DateTime<Utc>,
-) -> Vec<bool> {
-    let (requester, created_at) = (candidate.user.as_ref(), candidate.created_at);
-    let counts = |vote: &Vote| {
-        vote.etag == candidate.request.etag
-            && binding
-                .is_some_and(|binding| stands(vote, binding, requester, tenant, created_at, now))
+) -> Standing {
+    let Some(asked) = law.binding(candidate, tenant) else {
+        let approvals = Approvals { given: 0, needed: 1 };
+        return Standing { counts: vec![false; votes.len()], approvals };
     };
-    votes.iter().map(counts).collect()
-}
-
-/// How many of the votes that count go together: those of equal arguments. The most, where they differ.
-#[must_use]
-pub fn approvals(votes: &[Vote], counts: &[bool]) -> i64 {
-    let counted = || votes.iter().zip(counts).filter(|(_, counts)| **counts);
-    let alike = |vote: &Vote| counted().filter(|(one, _)| one.arguments == vote.arguments).count();
-    let most = counted().map(|(vote, _)| alike(vote)).max().unwrap_or(0);
-    i64::try_from(most).unwrap_or(i64::MAX)
+    let (requester, created_at) = (candidate.user.as_ref(), candidate.created_at);
+    let is_current = |vote: &&Vote| vote.etag == candidate.request.etag;
+    // The rules of each edit. Votes of an older release did not keep the arguments: the rules of what was
+    // asked judge them, unless somebody else has approved the same.
+    let mut edits = HashMap::<&str, Binding>::new();
+    for vote in votes.iter().filter(is_current) {
+        if let (Some(arguments), Some(edited)) = (&vote.arguments, &vote.edited)
+            && !edits.contains_key(arguments.as_str())
+            && let Some(becomes) = law.binding_with(candidate, tenant, edited)
+        {
+            edits.insert(arguments, asked.clone().and(becomes));
+        }
+    }
+    let binding_of = |arguments: Option<&str>| {
+        arguments.and_then(|arguments| edits.get(arguments)).unwrap_or(&asked)
+    };
+    let counts = |vote: &Vote| {
+        let binding = binding_of(vote.arguments.as_deref());
+        is_current(&vote) && stands(vote, binding, requester, tenant, created_at, now)
+    };
+    let counts = votes.iter().map(counts).collect::<Vec<_>>();
+    let mut alike = BTreeMap::<Option<&str>, i64>::new();
+    for (vote, _counts) in votes.iter().zip(&counts).filter(|(_, counts)| **counts) {
+        *alike.entry(vote.arguments.as_deref()).or_default() += 1;
+    }
+    let of_asked =
+        Approvals { given: alike.remove(&None).unwrap_or(0), needed: i64::from(asked.quorum()) };
+    let approvals = alike.into_iter().fold(of_asked, |most, (arguments, given)| {
+        let needed = i64::from(binding_of(arguments).quorum());
+        if given > most.given { Approvals { given, needed } } else { most }
+    });
+    Standing { counts, approvals }
 }
 
 /// The decision that a rule makes by itself, before any person is asked; `None` if people decide.

@@ -110,9 +110,10 @@ pub struct Ruling {
     pub rules: Option<String>,
     /// `low`, `medium`, `high` or `critical`.
     pub risk: Option<String>,
-    /// How many people have to approve.
+    /// How many people have to approve: of a pending request with votes, the arguments that most have
+    /// approved.
     pub approvals_needed: Option<i64>,
-    /// How many approvals counted at the last vote.
+    /// How many have approved them: approvals that counted at the last vote.
     pub approvals: Option<i64>,
     /// How often votes on the request were written. A vote is only written if this is as it was when the
     /// votes were read.

@@ -37,7 +37,7 @@ use crate::domain::vote::Vote;
 use crate::domain::ways::{Offer, Risk};
 use crate::observe::metrics::{self, AuditResult};
 use crate::observe::traces;
-use crate::permit::{Ballot, Permit};
+use crate::permit::{Approvals, Ballot, Permit};
 
 /// The input of one write of a request.
 #[derive(Debug)]
@@ -96,6 +96,20 @@ impl Change {
         match self {
             Self::Decide(permit) => Some(permit.decision()),
             Self::Register(_) | Self::Withdraw | Self::Vote(_) => None,
+        }
+    }
+
+    /// The columns `approvals_needed` and `approvals`.
+    fn approvals(&self) -> [Option<i64>; 2] {
+        match self {
+            Self::Vote(ballot) => {
+                let Approvals { given, needed } = ballot.approvals();
+                [Some(needed), Some(given)]
+            }
+            _ => [
+                self.ruling().and_then(|ruling| ruling.approvals_needed),
+                self.ruling().and_then(|ruling| ruling.approvals),
+            ],
         }
     }
 
@@ -249,6 +263,7 @@ impl<'a> Writing<'a> {
         let Candidate { request, .. } = self.candidate;
         let Caller { user, role, token_id, via, .. } = self.caller;
         let decision = self.change.decision();
+        let [approvals_needed, approvals] = self.change.approvals();
         let (ruling, vote) = (self.change.ruling(), self.change.vote());
         let (grant, memberships) = (self.change.grant(), self.change.memberships());
         // A person who decides or votes gives evidence of the token; a rule has none.
@@ -302,8 +317,8 @@ impl<'a> Writing<'a> {
             /* policy_version */ ruling.and_then(|ruling| ruling.version.as_ref()),
             /* binding */ ruling.and_then(|ruling| ruling.binding.as_ref()),
             /* risk */ self.risk(),
-            /* approvals_needed */ ruling.and_then(|ruling| ruling.approvals_needed),
-            /* approvals */ ruling.and_then(|ruling| ruling.approvals),
+            /* approvals_needed */ approvals_needed,
+            /* approvals */ approvals,
             /* ballots: with the vote; NULL without one */
             vote.and(ruling).map(|ruling| ruling.ballots + 1),
             /* voters */ ruling.and_then(|ruling| as_json(&ruling.voters)),
@@ -877,12 +892,11 @@ const RULING_OF_DECISION: &str = of_decision!(
 
 /// Counts votes that decide nothing: each changes its request's row, under the row's lock, if nobody has
 /// voted since the votes were read. The request is pending and has the content that was approved. A vote
-/// for other arguments leaves what the row says of the arguments that were asked.
+/// for other arguments leaves what else the rules say of the arguments that were asked.
 const COUNT_VOTE: &str = formatcp!(
     "UPDATE hitl_request AS d
         SET ballots = v.next_ballots,
-            approvals = CASE WHEN v.edited IS NULL THEN v.counted ELSE d.approvals END,
-            approvals_needed = CASE WHEN v.edited IS NULL THEN v.needed ELSE d.approvals_needed END,
+            approvals = v.counted, approvals_needed = v.needed,
             rule = CASE WHEN v.edited IS NULL THEN v.by_rule ELSE d.rule END,
             policy_version = CASE WHEN v.edited IS NULL THEN v.by_version ELSE d.policy_version END,
             binding = CASE WHEN v.edited IS NULL THEN v.bound ELSE d.binding END,

@@ -517,7 +517,7 @@ impl Attempt<'_> {
         // The row's counter is read before the votes: a vote that comes in between makes it outdated.
         crash_point!("counting");
         let given = votes_on(self.app, &self.caller.tenant, self.id).await?;
-        let ballot = match tally.count(&given, row.ruling.ballots) {
+        let ballot = match tally.count(&subject.candidate, &given, row.ruling.ballots) {
             Counted::Decides(permit) => return Ok(Some(Counting::Decides(Box::new(permit)))),
             Counted::Adds(ballot) => ballot,
         };

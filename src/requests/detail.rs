@@ -17,7 +17,7 @@ use crate::domain::record::{Candidate, DecidedVia, Delivery, Record, Ruling};
 use crate::domain::request::{ApprovalRequest, Origin, edited_fingerprint, shown_context};
 use crate::domain::vote::Vote;
 use crate::domain::ways::{Offer, PLAIN_WAYS, Way};
-use crate::permit::{self, Law, Terms};
+use crate::permit::{self, Law, Standing, Terms};
 use crate::policy::{Binding, Remember, Sentence};
 use crate::state::AppState;
 
@@ -235,15 +235,17 @@ async fn judge(
     let is_open = record.is_none_or(|record| record.state == State::Pending);
     let was_ruled = row.ruling.version.is_some();
     let given = if was_ruled { votes_on(app, &row.tenant, &row.id).await? } else { Vec::new() };
-    let counts = if is_open {
-        permit::counted(binding.as_ref(), candidate, &row.tenant, &given, now)
+    let (counts, approvals) = if is_open {
+        let Standing { counts, approvals } =
+            permit::standing(law, candidate, &row.tenant, &given, now);
+        (counts, Some(approvals))
     } else {
-        given.iter().map(|vote| row.ruling.voters.contains(&vote.voter)).collect()
+        let has_counted = |vote: &Vote| row.ruling.voters.contains(&vote.voter);
+        (given.iter().map(has_counted).collect(), None)
     };
-    if is_open && law.has_file() {
-        let approvals = Some(permit::approvals(&given, &counts));
+    if let Some(approvals) = approvals.filter(|_approvals| law.has_file()) {
         let Terms { ruling, expires_at, .. } = law.terms_of(candidate, binding.as_ref());
-        row.ruling = Ruling { approvals, ..ruling };
+        row.ruling = approvals.of(ruling);
         row.expires_at = row.expires_at.min(expires_at);
     }
     let decider = decision.filter(|_decision| was_ruled && row.ruling.via == DecidedVia::Person);

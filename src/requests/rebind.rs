@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::load::ledger_candidate;
 use super::standing::votes_on;
-use crate::domain::record::{Record, Ruling};
+use crate::domain::record::Record;
 use crate::ledger::{LedgerError, Rebound};
 use crate::permit::{self, Law, Terms};
 use crate::state::AppState;
@@ -97,10 +97,8 @@ async fn rebind(app: &AppState, law: &Law, record: Record) -> Result<Option<Rebo
     let Terms { mut ruling, expires_at, .. } = law.terms_of(&candidate, binding.as_ref());
     if ballots > 0 {
         let votes = votes_on(app, &tenant, &id).await?;
-        let counted =
-            permit::counted(binding.as_ref(), &candidate, &tenant, &votes, app.clock.now());
-        let approvals = permit::approvals(&votes, &counted);
-        ruling = Ruling { approvals: Some(approvals), ..ruling };
+        let standing = permit::standing(law, &candidate, &tenant, &votes, app.clock.now());
+        ruling = standing.approvals.of(ruling);
     }
     Ok(Some(Rebound { tenant, id, content_hash, ruling, expires_at }))
 }

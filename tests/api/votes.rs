@@ -772,7 +772,7 @@ under_rules! {
         // That is no word on what was asked: others go on to see it, and may approve that alone.
         assert_eq!(ids(&app, BOB, "").await, [&*asked.id]);
         let row = &listed(&app, BOB, "").await[0];
-        assert_eq!((&row["rule"], &row["approvalsNeeded"]), (&json!("else"), &json!(1)), "{row}");
+        assert_eq!((&row["rule"], &row["mayDecide"]), (&json!("else"), &json!(true)), "{row}");
         let seen = detail(&app, BOB, &asked.id).await;
         let vote = seen.data()["votes"][0].clone();
         assert_eq!(vote["decision"], "edit", "{vote}");
@@ -804,6 +804,123 @@ under_rules! {
         edit(KIM, 7000).await.assert(200, "");
         edit(KIM, 8000).await.assert(409, "E3006");
     }
+}
+
+under_rules! {
+    async fn lists_agents_and_details_say_the_same_of_votes_for_other_arguments(app: TestApp, mode: Mode) {
+        const BUYING: &str = r#"
+            [groups]
+            finance = ["kim", "lee", "cho"]
+            [[rule]]
+            name = "large"
+            when = 'actionType == "buy" && context.amount >= 1000.0'
+            approvers = ["group:finance"]
+            quorum = 3
+            decisions = ["approve", "reject", "edit"]
+            [[rule]]
+            name = "small"
+            when = 'actionType == "buy"'
+            approvers = ["tenant"]
+            quorum = 2
+            decisions = ["approve", "reject", "edit"]
+        "#;
+        let cho = Who { user: "cho", ..KIM };
+        app.state.rules.set(Some(rules(BUYING)));
+        let asked = action("buy").with("context", json!({ "amount": 5 }));
+        let mut body = asked.registration();
+        body["decisions"] = json!(["approve", "reject", "edit"]);
+        app.post(ALICE, "/aura/hitl/requests", body).await.assert(201, "");
+        let edit = async |who: Who<'_>, amount: u32| {
+            let body = json!({ "userId": who.user, "arguments": { "amount": amount } });
+            app.post(who, &format!("/aura/hitl/approve/{}", asked.id), body).await
+        };
+        // What the list, the agent's question and the detail say.
+        let said = async || {
+            let seen = detail(&app, ALICE, &asked.id).await;
+            let seen = seen.data();
+            let row = listed(&app, ALICE, &format!("scope=mine&sessionId={}", asked.session)).await;
+            let told = app.get(ALICE, &format!("/aura/hitl/requests/{}/decision", asked.id)).await;
+            let told = &told.data()["votes"];
+            let counted = seen["votes"].as_array().unwrap().iter();
+            (
+                [&row[0], seen].map(|of| json!({ "given": of["approvals"], "needed": of["approvalsNeeded"] })),
+                told.clone(),
+                counted.filter(|vote| vote["counted"] == true).count(),
+                row[0]["rule"].clone(),
+            )
+        };
+        let are = |given: u32, needed: u32, counted: usize| {
+            let votes = json!({ "given": given, "needed": needed });
+            ([votes.clone(), votes.clone()], votes, counted, json!("small"))
+        };
+        assert_eq!(said().await, are(0, 2, 0), "{mode:?}");
+        let first = edit(KIM, 7000).await;
+        first.assert(202, "");
+        assert_eq!((&first.data()["approvals"], &first.data()["approvalsNeeded"]), (&json!(1), &json!(3)));
+        assert_eq!(said().await, are(1, 3, 1));
+        // One each: what was asked comes first.
+        app.approve(BOB, &asked.id).await.assert(202, "");
+        assert_eq!(said().await, are(1, 2, 2));
+        edit(LEE, 8000).await.assert(202, "");
+        assert_eq!(said().await, are(1, 2, 3));
+        // In place of her vote before.
+        edit(LEE, 7000).await.assert(202, "");
+        assert_eq!(said().await, are(2, 3, 3));
+        // In one write with others, too.
+        let other = Asked::new().with("actionType", json!("buy")).with("context", json!({ "amount": 1 }));
+        app.register(ALICE, &other).await.assert(201, "");
+        let items = [&asked, &other].map(|one| json!({ "requestId": one.id, "decision": "approve" }));
+        let body = json!({ "userId": "lee", "decisions": items, "atomic": true });
+        let path = "/aura/hitl/decisions";
+        let whole = app.post(LEE, path, body).await;
+        assert_eq!(whole.data()["results"][0]["status"], 200, "{}", whole.text);
+        assert!(app.record(&asked.id).await.is_approved());
+        assert_eq!(said_of_closed(&app, &asked).await, [2, 2, 2]);
+
+        // Who may no longer approve what it becomes counts no longer, though what was asked is hers still.
+        let asked = action("buy").with("context", json!({ "amount": 6 }));
+        let mut body = asked.registration();
+        body["decisions"] = json!(["approve", "reject", "edit"]);
+        app.post(ALICE, "/aura/hitl/requests", body).await.assert(201, "");
+        for (who, given) in [(KIM, 1), (LEE, 2)] {
+            let body = json!({ "userId": who.user, "arguments": { "amount": 9000 } });
+            let voted = app.post(who, &format!("/aura/hitl/approve/{}", asked.id), body).await;
+            assert_eq!(voted.data()["approvals"], json!(given), "{}", voted.text);
+        }
+        let changed = BUYING.replace("\"kim\", ", "");
+        app.state.rules.set(Some(rules(&changed)));
+        let version = rules(&changed).version().to_owned();
+        eventually(async || {
+            let row = app.record(&asked.id).await;
+            (row.ruling.version.as_deref() == Some(&version)).then_some(())
+        })
+        .await;
+        let seen = detail(&app, ALICE, &asked.id).await;
+        let row = &listed(&app, ALICE, &format!("scope=mine&sessionId={}", asked.session)).await[0];
+        for of in [row, seen.data()] {
+            assert_eq!((&of["approvals"], &of["approvalsNeeded"]), (&json!(1), &json!(3)), "{of}");
+        }
+        let counted = seen.data()["votes"].as_array().unwrap().iter();
+        let counted = counted.map(|vote| vote["counted"].clone()).collect::<Vec<_>>();
+        assert_eq!(counted, [json!(false), json!(true)]);
+        let body = json!({ "userId": "cho", "arguments": { "amount": 9000 } });
+        let voted = app.post(cho, &format!("/aura/hitl/approve/{}", asked.id), body).await;
+        voted.assert(202, "");
+        assert_eq!(voted.data()["approvals"], json!(2), "{}", voted.text);
+    }
+}
+
+/// How many approvals a closed request had, as list, poll and stream say.
+async fn said_of_closed(app: &TestApp, asked: &Asked) -> [i64; 3] {
+    let row = &listed(app, ALICE, "scope=mine&status=approved").await[0];
+    assert_eq!(row["requestId"], json!(asked.id));
+    let polled = app.poll(ALICE, &asked.session, Some(&asked.id)).await.unwrap();
+    let path = format!("/aura/hitl/signals/{}/stream", asked.session);
+    let heard = app.get(ALICE, &path).await.text;
+    let data = heard.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
+    let streamed: Value = serde_json::from_str(data).unwrap();
+    [&row["approvals"], &polled["votes"]["given"], &streamed["votes"]["given"]]
+        .map(|it| it.as_i64().unwrap())
 }
 
 under_rules! {
