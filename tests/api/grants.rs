@@ -118,31 +118,6 @@ async fn end(app: &TestApp, who: Who<'_>, id: &str) -> Answer {
     Answer::of(call.send().await.unwrap()).await
 }
 
-/// Defines one test per mode; the body gets the service and the mode.
-macro_rules! under_rules {
-    ($(async fn $name:ident($app:ident: TestApp, $mode:ident: Mode, $clock:ident: Clock) $body:block)*) => {$(
-        mod $name {
-            use super::*;
-
-            async fn check($mode: Mode) {
-                let $clock = Clock::manual();
-                let ($app, _redis) = app_with($mode, RULES, $clock.clone()).await;
-                $body
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn embedded() {
-                check(Mode::Embedded).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn production() {
-                check(Mode::Production).await;
-            }
-        }
-    )*};
-}
-
 under_rules! {
     async fn an_approval_stands_for_later_requests_of_its_session(app: TestApp, mode: Mode, clock: Clock) {
         let first = search();

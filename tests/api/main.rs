@@ -11,6 +11,9 @@
 #[macro_use]
 extern crate support;
 
+#[macro_use]
+mod rules;
+
 mod anothers_session;
 mod approvals;
 mod audit;

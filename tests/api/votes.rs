@@ -143,30 +143,6 @@ pub async fn known(app: &TestApp, asked: &Asked) {
     .await;
 }
 
-/// Defines one test per mode; the body gets the service and the mode.
-macro_rules! under_rules {
-    ($(async fn $name:ident($app:ident: TestApp, $mode:ident: Mode) $body:block)*) => {$(
-        mod $name {
-            use super::*;
-
-            async fn check($mode: Mode) {
-                let ($app, _redis) = app_with($mode, RULES, Clock::System).await;
-                $body
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn embedded() {
-                check(Mode::Embedded).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn production() {
-                check(Mode::Production).await;
-            }
-        }
-    )*};
-}
-
 under_rules! {
     async fn two_people_approve_a_large_payment(app: TestApp, mode: Mode) {
         // Over HTTP, and on Redis where there is one. There nobody has seen the request before.
