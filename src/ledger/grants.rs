@@ -14,8 +14,11 @@ use crate::domain::ids::{GrantId, RequestId, SessionId, TenantId, UserId};
 use crate::domain::record::Candidate;
 use crate::domain::request::{Origin, said};
 
-/// The most grants that are asked whether they approve a request, those that stand longest first.
-const MAX_COVERING: i64 = 20;
+/// The most grants that are looked at for one request, those first that were made last. Each is a person's
+/// approval of the last hours.
+const MAX_COVERING: i64 = 10_000;
+/// The most of them that are asked whether they approve it, each of other people or tokens.
+const MAX_ASKED: i64 = 1000;
 /// The most grants of a list.
 pub const MAX_LISTED: i64 = 1000;
 
@@ -76,8 +79,11 @@ impl GrantRow {
 }
 
 impl Ledger {
-    /// The grants in force that cover a request of this tenant, at most `MAX_COVERING` of them, those that
-    /// stand longest first.
+    /// The grants in force that cover a request of this tenant, those that stand longest first.
+    ///
+    /// Of grants on which every policy has the same answer, only the last one that was made: those of one
+    /// person with the same roles, groups and token, that let the same be remembered. So those that approve
+    /// nothing now, however many, hide none that does.
     ///
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
@@ -90,15 +96,23 @@ impl Ledger {
         const COVERING: Statement = Statement::new(
             "ledger.covering_grants",
             formatcp!(
-                "SELECT {COLUMNS} FROM hitl_grant
-                  WHERE tenant_id = $1 AND requester = $2 AND action_type = $3
-                    AND expires_at > $4 AND expires_at <= 'infinity' AND ended_at IS NULL
-                    AND origin = $5 AND (scope = 'requester' OR session_id = $6)
-                    AND (said IS NULL OR said = $7)
-                  ORDER BY expires_at DESC LIMIT $8"
+                "SELECT {COLUMNS} FROM (
+                    SELECT {COLUMNS}, ROW_NUMBER() OVER (
+                        PARTITION BY granter, granter_roles, granter_groups, token_id,
+                                     CASE WHEN said IS NULL THEN 1 ELSE 0 END
+                        ORDER BY created_at DESC, expires_at DESC) AS place
+                      FROM (
+                        SELECT {COLUMNS} FROM hitl_grant
+                         WHERE tenant_id = $1 AND requester = $2 AND action_type = $3
+                           AND expires_at > $4 AND expires_at <= 'infinity' AND ended_at IS NULL
+                           AND origin = $5 AND (scope = 'requester' OR session_id = $6)
+                           AND (said IS NULL OR said = $7)
+                           AND (origin = 'http' OR created_at <= $8)
+                         ORDER BY created_at DESC LIMIT $9) AS covering) AS placed
+                  WHERE place = 1 ORDER BY expires_at DESC LIMIT $10"
             ),
         );
-        let Candidate { request, user, origin, .. } = candidate;
+        let Candidate { request, user, origin, created_at, .. } = candidate;
         let Some(requester) = user else { return Ok(Vec::new()) };
         let origin = if *origin == Origin::Http { "http" } else { "redis" };
         let values = values![
@@ -109,7 +123,9 @@ impl Ledger {
             origin,
             &request.session,
             said(&request.document),
-            MAX_COVERING
+            *created_at,
+            MAX_COVERING,
+            MAX_ASKED
         ];
         let rows: Vec<GrantRow> = self.engine.fetch_all(COVERING, &values).await?;
         Ok(rows.into_iter().filter_map(GrantRow::into_grant).collect())

@@ -456,6 +456,60 @@ under_rules! {
     }
 }
 
+/// However many grants approve nothing, a later request is approved by one that does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grant_that_stands_is_found_behind_many_that_do_not() {
+    let names = (0..30).map(|number| format!("p{number}")).collect::<Vec<_>>();
+    let searchers = |names: &[String]| {
+        let quoted = names.iter().map(|name| format!("\"{name}\", ")).collect::<String>();
+        RULES.replace("[\"kim\", \"lee\"]", &format!("[{quoted}\"lee\"]"))
+    };
+    for mode in [Mode::Embedded, Mode::Production] {
+        let clock = Clock::manual();
+        let (app, _redis) = app_with(mode, &searchers(&names), clock.clone()).await;
+        // All were asked before the first was approved, else its grant would approve them.
+        let mut waiting = Vec::new();
+        for _request in 0..110 {
+            let asked = search();
+            app.register(ALICE, &asked).await.assert(201, "");
+            waiting.push(asked);
+        }
+        let mut grant = async |user: &str, seconds: i64| {
+            let asked = waiting.pop().unwrap();
+            let path = format!("/aura/hitl/approve/{}", asked.id);
+            let who = Who { user, ..KIM };
+            let made = app.post(who, &path, body(user, "requester", "any", seconds)).await;
+            made.assert(200, "");
+            made.data()["grantId"].as_str().unwrap().to_owned()
+        };
+        let old = grant("lee", 300).await;
+        clock.advance(TimeDelta::seconds(1));
+        let stands = grant("lee", 250).await;
+        for name in &names {
+            // Two of each of those who lose the right, one that ends, and one that expires.
+            grant(name, 900).await;
+            grant(name, 900).await;
+        }
+        for number in 0..22 {
+            let ended = grant("lee", 800).await;
+            end(&app, LEE, &ended).await.assert(200, "");
+            grant("lee", 1 + number % 2).await;
+        }
+        clock.advance(TimeDelta::seconds(2));
+        app.state.rules.set(Some(rules(&searchers(&[]))));
+        let later = search();
+        assert_eq!(registered(&app, ALICE, &later).await, "approved", "{mode:?}");
+        assert_eq!(app.record(&later.id).await.ruling.grant.unwrap().as_str(), stands);
+        // Another one of the same person takes its place.
+        end(&app, LEE, &stands).await.assert(200, "");
+        let later = search();
+        assert_eq!(registered(&app, ALICE, &later).await, "approved", "{mode:?}");
+        assert_eq!(app.record(&later.id).await.ruling.grant.unwrap().as_str(), old);
+        end(&app, LEE, &old).await.assert(200, "");
+        assert_eq!(registered(&app, ALICE, &search()).await, "pending");
+    }
+}
+
 /// A grant is written with its decision, or not at all, on whichever of two replicas somebody ends it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_approved_after_a_grant_was_ended() {
