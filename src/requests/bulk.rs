@@ -22,7 +22,11 @@ const AT_ONCE: usize = 32;
 /// How long a bulk waits for room in its person's rate limit.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often to try to record all, while others decide some of the same requests.
-const MAX_TRIES: usize = 4;
+const MAX_TRIES: u32 = 20;
+/// The pause before the next try, longer each time.
+const PAUSE: Duration = Duration::from_millis(5);
+/// How long to go on trying.
+const PATIENCE: Duration = Duration::from_secs(8);
 /// Most bytes of documents in one write that is never taken apart. Postgres keeps them in its memory.
 const MAX_ATOMIC_BYTES: usize = 8 * 1024 * 1024;
 
@@ -115,18 +119,26 @@ pub async fn decide_all(app: &AppState, caller: &Caller, items: Vec<Item>) -> Re
         now,
     });
     let attempts = attempts.collect::<Vec<_>>();
-    for _try in 0..MAX_TRIES {
+    let until = Instant::now() + PATIENCE;
+    for number in 0..MAX_TRIES {
+        if number > 0 {
+            tokio::time::sleep(PAUSE * number).await;
+        }
         let preparing = attempts.iter().map(prepare).collect::<Vec<_>>();
         let prepared = stream::iter(preparing).buffered(AT_ONCE).collect::<Vec<_>>().await;
         if prepared.iter().any(Result::is_err) {
             return refused_before(prepared);
         }
         let prepared = prepared.into_iter().collect::<Result<Vec<_>>>()?;
+        let is_outdated = prepared.iter().any(|one| matches!(one, Prepared::Outdated));
         if bytes_of(&prepared) > MAX_ATOMIC_BYTES {
             return Ok(Whole::TooLarge(MAX_ATOMIC_BYTES));
         }
-        if let Some(done) = record(&attempts, prepared).await? {
+        if !is_outdated && let Some(done) = record(&attempts, prepared).await? {
             return Ok(done);
+        }
+        if Instant::now() >= until {
+            break;
         }
     }
     let problem = "others decided some of these requests at the same time".to_owned();
@@ -154,7 +166,7 @@ async fn prepare(attempt: &Attempt<'_>) -> Result<Prepared> {
 fn refused_before(prepared: Vec<Result<Prepared>>) -> Result<Whole> {
     let standing = |prepared| match prepared {
         Ok(Prepared::Repeat(decided)) => Ok(Standing::Repeat(decided)),
-        Ok(Prepared::Open(_)) => Ok(Standing::Free),
+        Ok(Prepared::Open(_) | Prepared::Outdated) => Ok(Standing::Free),
         Err(error) => Standing::of(error),
     };
     Ok(Whole::Refused(prepared.into_iter().map(standing).collect::<Result<_>>()?))
@@ -162,7 +174,7 @@ fn refused_before(prepared: Vec<Result<Prepared>>) -> Result<Whole> {
 
 fn bytes_of(prepared: &[Prepared]) -> usize {
     let size = |one: &Prepared| match one {
-        Prepared::Repeat(_) => 0,
+        Prepared::Repeat(_) | Prepared::Outdated => 0,
         Prepared::Open(prepared) => prepared.size(),
     };
     prepared.iter().map(size).sum()
@@ -183,6 +195,9 @@ async fn record(attempts: &[Attempt<'_>], prepared: Vec<Prepared>) -> Result<Opt
             match attempt.app.ledger.record_all(&writings).await {
                 Ok(Some(records)) => records,
                 Ok(None) => return refused(attempts, &prepared).await,
+                // Others hold locks on some of the rows; Postgres ends what waits for them too long, and
+                // one of two writes that wait for each other.
+                Err(LedgerError::Locked(_)) => return Ok(None),
                 Err(error @ LedgerError::OutcomeUnknown(_)) => {
                     // All were recorded, or none.
                     match attempt.is_recorded(first).await {
@@ -203,7 +218,7 @@ async fn record(attempts: &[Attempt<'_>], prepared: Vec<Prepared>) -> Result<Opt
             match (one, record) {
                 (Prepared::Repeat(outcome), _) => Some(outcome),
                 (Prepared::Open(open), Some(record)) => Some(attempt.finish(*open, &record).await),
-                (Prepared::Open(_), None) => None,
+                (Prepared::Open(_), None) | (Prepared::Outdated, _) => None,
             }
         }
     });
@@ -221,6 +236,7 @@ async fn refused(attempts: &[Attempt<'_>], prepared: &[Prepared]) -> Result<Opti
     for (attempt, one) in attempts.iter().zip(prepared) {
         standings.push(match one {
             Prepared::Repeat(decided) => Standing::Repeat(decided.clone()),
+            Prepared::Outdated => Standing::Free,
             Prepared::Open(open) => match attempt.refused(open).await {
                 Ok(()) => Standing::Free,
                 Err(error) => {

@@ -167,13 +167,15 @@ pub(super) enum Prepared {
     Repeat(Outcome),
     /// The caller may decide the request.
     Open(Box<PreparedDecision>),
+    /// Others changed the request while its votes were counted. It is to be prepared again.
+    Outdated,
 }
 
 impl Prepared {
     /// The decision that may be recorded.
     pub(super) fn open(&self) -> Option<&PreparedDecision> {
         match self {
-            Self::Repeat(_) => None,
+            Self::Repeat(_) | Self::Outdated => None,
             Self::Open(open) => Some(open),
         }
     }
@@ -324,10 +326,7 @@ impl Attempt<'_> {
                     let repeated = self.repeat_and_resend(*closed).await?;
                     return Ok(Prepared::Repeat(Outcome::Decided(repeated)));
                 }
-                None => {
-                    let problem = "a request changed while its votes were counted".to_owned();
-                    return Err(LedgerError::NotExecuted(problem).into());
-                }
+                None => return Ok(Prepared::Outdated),
             },
         };
         Ok(Prepared::Open(Box::new(PreparedDecision { subject, step, if_match })))

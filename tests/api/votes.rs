@@ -478,6 +478,80 @@ async fn last_votes_at_once_on_two_replicas_decide_once() {
     }
 }
 
+/// Bulks that share requests are each done whole or refused whole, however many come at once, on whichever
+/// replica: four of eight complete the votes, and four come too late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn atomic_bulks_of_votes_that_collide_are_each_answered() {
+    let many = RULES.replace("quorum = 2", "quorum = 4").replace(
+        r#"["kim", "lee", "user123"]"#,
+        r#"["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"]"#,
+    );
+    for mode in [Mode::Embedded, Mode::Production] {
+        let (app, _redis) = app_with(mode, &many, Clock::System).await;
+        let other = if mode == Mode::Production { Some(twin(&app).await) } else { None };
+        for _round in 0..4 {
+            let mut all = Vec::new();
+            for number in 0..6 {
+                let asked = payment();
+                if number % 2 == 0 {
+                    app.register(ALICE, &asked).await.assert(201, "");
+                } else {
+                    app.ask(&asked).await;
+                }
+                all.push(asked);
+            }
+            let names = (0..8).map(|number| format!("p{number}")).collect::<Vec<_>>();
+            let voting = names.iter().enumerate().map(|(number, name)| {
+                let replica = other.as_ref().filter(|_| number % 2 == 1).unwrap_or(&app);
+                let mut items = all
+                    .iter()
+                    .map(|one| json!({ "requestId": one.id, "decision": "approve" }))
+                    .collect::<Vec<_>>();
+                items.rotate_left(number % 6);
+                let body = json!({ "userId": name, "decisions": items, "atomic": true });
+                async move {
+                    let who = Who { user: name, ..KIM };
+                    replica.post(who, "/aura/hitl/decisions", body).await
+                }
+            });
+            let answers = join_all(voting).await;
+            let statuses = answers.iter().map(|it| it.status.as_u16()).collect::<Vec<_>>();
+            let count = |status: u16| statuses.iter().filter(|it| **it == status).count();
+            assert_eq!((count(200), count(409)), (4, 4), "{mode:?} {statuses:?}");
+            for asked in &all {
+                let record = app.settled(&asked.id).await;
+                assert!(record.is_approved());
+                assert_eq!((record.ruling.voters.len(), record.ruling.ballots), (4, 4));
+            }
+        }
+        // Decisions against each other: what one has decided is refused to the others, whole.
+        for _round in 0..4 {
+            let mut all = Vec::new();
+            for _request in 0..5 {
+                let asked = action("send_email");
+                app.register(ALICE, &asked).await.assert(201, "");
+                all.push(asked);
+            }
+            let deciding = (0..6).map(|number| {
+                let verdict = if number % 2 == 0 { "approve" } else { "reject" };
+                let mut items = all
+                    .iter()
+                    .map(|one| json!({ "requestId": one.id, "decision": verdict }))
+                    .collect::<Vec<_>>();
+                items.rotate_left(number % 5);
+                items.truncate(3);
+                let replica = other.as_ref().filter(|_| number % 2 == 1).unwrap_or(&app);
+                let body = json!({ "userId": "bob", "decisions": items, "atomic": true });
+                async move { replica.post(BOB, "/aura/hitl/decisions", body).await }
+            });
+            let answers = join_all(deciding).await;
+            let is_answered = |it: &Answer| it.status == 200 || it.code() == "E3008";
+            assert!(answers.iter().all(is_answered), "{mode:?} {answers:?}");
+            assert!(answers.iter().any(|it| it.status == 200));
+        }
+    }
+}
+
 /// A decision of a rule reaches agents on Redis like any other, also those that listen late.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_on_redis_hears_what_a_rule_decides() {

@@ -18,7 +18,7 @@ use crate::domain::record::Record;
 use crate::domain::task::TaskStatus;
 use crate::ledger::connect::Ledger;
 use crate::ledger::engine::Statement;
-use crate::ledger::error::{LedgerError, Result};
+use crate::ledger::error::Result;
 use crate::ledger::requests::{REQUEST_COLUMNS, RequestRow};
 use crate::observe::traces;
 
@@ -34,8 +34,9 @@ impl Ledger {
     /// nothing was written; [`Ledger::refusal_of`] may say why.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer. After [`LedgerError::OutcomeUnknown`] either all
-    /// or none of the decisions have been written: read one of the requests to find out.
+    /// [`LedgerError`](crate::ledger::LedgerError) when the ledger does not answer. After its
+    /// `OutcomeUnknown` either all or none of the decisions have been written: read one of the requests to
+    /// find out.
     pub async fn record_all(&self, writings: &[Writing<'_>]) -> Result<Option<Vec<Record>>> {
         let began = Instant::now();
         for writing in writings {
@@ -70,7 +71,8 @@ impl Ledger {
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(LedgerError::NotExecuted("other writes were always faster".to_owned()))
+        // Other writes were always faster.
+        Ok(None)
     }
 
     /// The records of the rows that were written, in the order of their places.
@@ -107,7 +109,7 @@ impl Ledger {
     /// has a newer request or another tenant's, or the id is another tenant's. `None` if none of these.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`](crate::ledger::LedgerError) when the ledger does not answer.
     pub async fn refusal_of(&self, writing: &Writing<'_>) -> Result<Option<Recorded>> {
         let request = &writing.candidate.request;
         if writing.only_newest && self.has_newer_request(writing).await? {
