@@ -6,6 +6,7 @@ use actix_web::dev::Payload;
 use actix_web::http::header::{ETag, EntityTag, Header as _, HeaderValue, IF_MATCH, IfMatch};
 use actix_web::{FromRequest, HttpRequest, web};
 use chrono::TimeDelta;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -147,6 +148,15 @@ pub struct RespondBody {
     #[validate(required)]
     #[schema(schema_with = schemas::any, required)]
     response: Option<Box<RawValue>>,
+    /// Only an approval is remembered.
+    #[schema(ignore)]
+    remember: Option<IgnoredAny>,
+}
+
+/// Refuses to remember what is no approval.
+fn check_nothing_remembered(remember: Option<&IgnoredAny>) -> Result<(), ApiError> {
+    let text = || Text::new("is possible only with an approval", "승인할 때만 쓸 수 있습니다");
+    remember.map_or(Ok(()), |_any| Err(ApiError::invalid_field("remember", text())))
 }
 
 /// The body of a rejection.
@@ -161,6 +171,9 @@ pub struct RejectBody {
     #[validate(length(max = 1000))]
     #[schema(max_length = 1000, example = "사용자 거절")]
     reason: Option<String>,
+    /// Only an approval is remembered.
+    #[schema(ignore)]
+    remember: Option<IgnoredAny>,
 }
 
 /// The recorded decision.
@@ -532,9 +545,11 @@ pub async fn reject(
     expected: ExpectedContent,
     body: Checked<RejectBody, MAX_DECISION_BYTES>,
 ) -> Result<Answer<DecisionView>, ApiError> {
-    let reason = body.0.reason.filter(|reason| !reason.trim().is_empty());
+    let RejectBody { user_id: user, reason, remember } = body.0;
+    check_nothing_remembered(remember.as_ref())?;
+    let reason = reason.filter(|reason| !reason.trim().is_empty());
     let reason = reason.unwrap_or_else(|| DEFAULT_REASON.to_owned());
-    let (user, verdict) = (body.0.user_id, Verdict::Reject { reason });
+    let verdict = Verdict::Reject { reason };
     decide(&app, approver, &id, expected, user, verdict, None).await
 }
 
@@ -563,7 +578,8 @@ pub async fn respond(
     expected: ExpectedContent,
     body: Verbatim<RespondBody, MAX_ANSWER_BYTES>,
 ) -> Result<Answer<DecisionView>, ApiError> {
-    let RespondBody { user_id: user, response } = body.0;
+    let RespondBody { user_id: user, response, remember } = body.0;
+    check_nothing_remembered(remember.as_ref())?;
     let response = response.map(|response| response.get().to_owned()).unwrap_or_default();
     let verdict = Verdict::Respond { response };
     decide(&app, approver, &id, expected, user, verdict, None).await

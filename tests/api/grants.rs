@@ -269,6 +269,22 @@ under_rules! {
             answer.assert(400, "E4000");
             assert!(answer.text.contains(&format!("\"{field}\"")), "{remember}: {}", answer.text);
         }
+        // Only an approval can be remembered, even where the person may decide in the other way.
+        for (way, extra) in [("reject", "reason"), ("respond", "response")] {
+            let mut wish = body("kim", "session", "any", 60);
+            wish[extra] = json!("no");
+            let path = format!("/aura/hitl/{way}/{}", asked.id);
+            for (language, sentence) in [
+                ("en", "is possible only with an approval"), ("ko", "승인할 때만 쓸 수 있습니다"),
+            ] {
+                let call = app.call(KIM, Method::POST, &path).header("Accept-Language", language);
+                let answer = Answer::of(call.json(&wish).send().await.unwrap()).await;
+                answer.assert(400, "E4000");
+                assert_eq!(answer.data()["remember"], sentence, "{}", answer.text);
+            }
+            wish["remember"] = json!("yes");
+            app.post(KIM, &path, wish).await.assert(400, "E4000");
+        }
         let mut both = body("kim", "session", "any", 60);
         both["arguments"] = json!({ "query": "y" });
         let answer = app.post(KIM, &path, both).await;
