@@ -1,10 +1,12 @@
 //! Decides several approval requests in one call.
 
 use std::collections::HashSet;
+use std::future::{Ready, ready};
 use std::str::FromStr as _;
 
-use actix_web::http::header::EntityTag;
-use actix_web::web;
+use actix_web::dev::Payload;
+use actix_web::http::header::{EntityTag, IF_MATCH};
+use actix_web::{FromRequest, HttpRequest, web};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -29,6 +31,8 @@ use crate::requests::bulk::{self, Item, Standing, Whole};
 use crate::requests::decide::Outcome;
 use crate::state::AppState;
 
+/// The header as people write it.
+const IF_MATCH_NAME: &str = "If-Match";
 const JUDGED: &str = "Decisions judged";
 /// Most requests of one bulk.
 const MAX_ITEMS: usize = 200;
@@ -132,6 +136,7 @@ pub struct ResultView {
 pub async fn decide(
     ApproverOf(caller): ApproverOf,
     app: web::Data<AppState>,
+    _unconditional: NoIfMatch,
     body: Checked<BulkBody, MAX_TASK_BYTES>,
 ) -> Result<Answer<BulkView>, ApiError> {
     let Checked(body, turn) = body;
@@ -177,6 +182,28 @@ pub async fn decide(
         return Err(ApiError::obstructed_bulk(obstacles, items.len(), &view));
     }
     Ok(ok(JUDGED, view))
+}
+
+/// A call without the header `If-Match`: one tag cannot be that of several requests.
+pub struct NoIfMatch;
+
+impl FromRequest for NoIfMatch {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> Self::Future {
+        let text = || {
+            Text::new(
+                "is not possible for several requests at once; give each its etag",
+                "여러 요청을 한 번에 결정할 때는 쓸 수 없습니다. 각 항목의 etag에 지정해 주세요",
+            )
+        };
+        ready(if request.headers().contains_key(IF_MATCH) {
+            Err(ApiError::invalid_field(IF_MATCH_NAME, text()))
+        } else {
+            Ok(Self)
+        })
+    }
 }
 
 fn only_by_itself() -> Text {

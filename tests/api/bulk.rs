@@ -165,6 +165,25 @@ both_modes! {
         }
         let body = json!({ "userId": BOB.user, "decisions": [one] });
         app.post(ALICE, PATH, body).await.assert(403, "E2001");
+        // One tag is not that of several requests.
+        for tag in ["\"other\"", "*", "W/\"a\"", "no tag"] {
+            for atomic in [false, true] {
+                let body = json!({ "userId": ALICE.user, "decisions": [one], "atomic": atomic });
+                let call = app.call(ALICE, Method::POST, PATH).header("If-Match", tag).json(&body);
+                let answer = Answer::of(call.send().await.unwrap()).await;
+                answer.assert(400, "E4000");
+                assert_eq!(
+                    answer.data()["If-Match"],
+                    "is not possible for several requests at once; give each its etag",
+                    "{}", answer.text
+                );
+            }
+        }
+        let body = json!({ "userId": ALICE.user, "decisions": [one] });
+        let call = app.call(ALICE, Method::POST, PATH).header("If-Match", "*").json(&body);
+        let call = call.header("Accept-Language", "ko");
+        let korean = Answer::of(call.send().await.unwrap()).await;
+        assert!(korean.body["message"].as_str().unwrap().contains("각 항목의 etag"), "{}", korean.text);
         for asked in &all {
             assert!(app.is_undecided(&asked.id).await);
         }
