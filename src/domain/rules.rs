@@ -253,7 +253,8 @@ pub fn judge_lost_decision(
     match &record.state {
         State::Decided(_) if is_altered => Err(Refusal::Altered),
         State::Decided(standing) => {
-            let is_decider = record.ruling.via == DecidedVia::Person && standing.by == caller.user;
+            // A rule is no person, whatever its name. What a grant approved its granter has approved.
+            let is_decider = record.ruling.via != DecidedVia::Policy && standing.by == caller.user;
             let has_voted = record.ruling.voters.contains(&caller.user);
             if (is_decider || has_voted) && standing.verdict.repeats(verdict) {
                 return Ok(standing.clone());

@@ -21,7 +21,7 @@ use super::load::{
 };
 use super::notify::notify;
 use super::read::may_see_record;
-use super::send::{send_if_asked_again, send_now};
+use super::send::{asked_again, send_if_asked_again, send_now};
 use super::standing::votes_on;
 use crate::courier::SessionSnapshot;
 use crate::delivery::send::SESSION_LIFETIME;
@@ -792,12 +792,20 @@ impl Attempt<'_> {
     }
 
     /// `Attempt::repeat` for a request that is closed in the ledger and pending in Redis: if its
-    /// agent has asked again, the signal is sent again.
+    /// agent has asked again, the signal is sent again. What a grant approved only the grant says again,
+    /// while it stands, and never its granter.
     async fn repeat_and_resend(&self, closed: Closed) -> Result<Decided> {
         let record = closed.record.clone();
         let decided = self.repeat(closed).await?;
-        if !record.is_unsent() && record.origin == Origin::Redis {
+        if record.is_unsent() || record.origin != Origin::Redis {
+            return Ok(decided);
+        }
+        if record.used_grant().is_none() {
             send_if_asked_again(self.app, self.id, &record).await?;
+        } else if asked_again(self.app, self.id, &record).await?.is_some() {
+            let Decided { session, decision, .. } = decided;
+            let existing = ExistingDecision { id: record.id, session, decision };
+            return Err(Refusal::AlreadyDecided(existing).into());
         }
         Ok(decided)
     }

@@ -42,29 +42,38 @@ pub(super) async fn send_now(app: &AppState, record: &Record, seen: SessionSnaps
 }
 
 /// Sends the signal once more if a decided request is pending in Redis again: its agent has asked
-/// again, after a restart or because Redis lost the answer. Reads Redis anew, because what was read
-/// before may be older than the signal.
+/// again, after a restart or because Redis lost the answer.
 pub(super) async fn send_if_asked_again(
     app: &AppState,
     id: &RequestId,
     record: &Record,
 ) -> Result<()> {
-    let Some(stored) = app.courier.find_request(id).await? else { return Ok(()) };
-    let Ok(request) = ApprovalRequest::read(id, stored.document) else { return Ok(()) };
-    let pointer = app.courier.session_of(stored.guessed_session, &request.session).await?;
-    let asked = redis_candidate(request, &pointer, stored.ttl, app.clock.now());
-    if !(asked.request.is_pending() && is_same(record, &asked) && pointer.names(id))
-        || pointer.is_anothers(Some(&record.tenant), record.user.as_ref())
-    {
-        return Ok(());
-    }
+    let Some(snapshot) = asked_again(app, id, record).await? else { return Ok(()) };
     // The ledger only owes a signal again that it has recorded as sent.
     app.ledger.write_receipt_of(record).await?;
     if let Some(record) = app.ledger.owe_again(record, app.clock.now()).await? {
         crash_point!("owed-again");
         info!(request_id = %id, "the agent asked again; its signal is sent again");
-        let document = Some(asked.request.document);
-        send_now(app, &record, SessionSnapshot { pointer, document }).await;
+        send_now(app, &record, snapshot).await;
     }
     Ok(())
+}
+
+/// What Redis has of a decided request whose agent has asked again. Reads Redis anew, because what was
+/// read before may be older than the signal.
+pub(super) async fn asked_again(
+    app: &AppState,
+    id: &RequestId,
+    record: &Record,
+) -> Result<Option<SessionSnapshot>> {
+    let Some(stored) = app.courier.find_request(id).await? else { return Ok(None) };
+    let Ok(request) = ApprovalRequest::read(id, stored.document) else { return Ok(None) };
+    let pointer = app.courier.session_of(stored.guessed_session, &request.session).await?;
+    let asked = redis_candidate(request, &pointer, stored.ttl, app.clock.now());
+    if !(asked.request.is_pending() && is_same(record, &asked) && pointer.names(id))
+        || pointer.is_anothers(Some(&record.tenant), record.user.as_ref())
+    {
+        return Ok(None);
+    }
+    Ok(Some(SessionSnapshot { pointer, document: Some(asked.request.document) }))
 }

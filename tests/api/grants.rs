@@ -145,9 +145,25 @@ under_rules! {
         assert!(seen.data()["history"].as_array().unwrap().iter().any(|it| {
             it["event"] == "approved" && it["by"] == "kim"
         }));
-        // Registering it again says the same; approving it again is a decision of its own.
+        // Registering it again says the same, and so does the granter, who is the same person deciding the
+        // same way again. Everything else is another decision.
         app.register(ALICE, &later).await.assert(200, "");
-        app.approve(KIM, &later.id).await.assert(409, "E3006");
+        let repeated = app.approve(KIM, &later.id).await;
+        repeated.assert(200, "");
+        assert_eq!(*repeated.data(), json!({
+            "requestId": later.id, "sessionId": later.session, "status": "approved",
+        }));
+        for atomic in [false, true] {
+            let item = json!({ "requestId": later.id, "decision": "approve" });
+            let body = json!({ "userId": "kim", "decisions": [item], "atomic": atomic });
+            let bulk = app.post(KIM, "/aura/hitl/decisions", body).await;
+            assert_eq!(bulk.data()["results"][0]["status"], 200, "{}", bulk.text);
+        }
+        app.reject(KIM, &later.id, None).await.assert(409, "E3006");
+        app.approve(LEE, &later.id).await.assert(409, "E3006");
+        remember(&app, KIM, &later, "session", "any").await.assert(409, "E3006");
+        let unchanged = app.record(&later.id).await;
+        assert_eq!(unchanged.ruling.via, DecidedVia::Grant);
         let polled = app.poll(ALICE, &later.session, Some(&later.id)).await.unwrap();
         assert_eq!(
             (&polled["status"], &polled["decidedVia"], &polled["grantId"], &polled["votes"]),
@@ -584,6 +600,9 @@ async fn an_agent_on_redis_is_told_what_a_grant_approves() {
     let signal: Value = serde_json::from_str(&app.signal(&later.session).await.unwrap()).unwrap();
     let fields = signal.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(fields, ["requestId", "status", "timestamp", "type"]);
+    // The granter, who saw it before, says the same.
+    app.approve(KIM, &later.id).await.assert(200, "");
+    app.reject(KIM, &later.id, None).await.assert(409, "E3006");
     assert!(app.is_undecided(&early.id).await);
     // A registered one is another origin.
     assert_eq!(registered(&app, ALICE, &search()).await, "pending");
@@ -612,6 +631,8 @@ async fn an_agent_on_redis_is_told_what_a_grant_approves() {
     .await;
     assert_eq!((&row["askedAgain"], &row["mayDecide"]), (&json!(true), &json!(false)));
     // Not even who granted repeats it.
+    app.approve(KIM, &later.id).await.assert(409, "E3006");
+    assert_eq!(app.stored(&later.id).await.document, later.document.to_string());
     let of_kim = listed(&app, KIM, &format!("sessionId={}", later.session)).await;
     assert!(of_kim.iter().all(|row| row["mayDecide"] == json!(false)), "{of_kim:?}");
     let after = search();
