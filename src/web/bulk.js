@@ -60,6 +60,9 @@ export class Bulk {
      * @type {Set<string>} */
     this.queue = new Set();
     this.running = 0;
+    /** The job of this review: what an earlier one has on its way is not this one's. */
+    this.job = '';
+    this.reviews = 0;
     this.isRejecting = false;
     /** @type {Answer | null} */
     this.refusal = null;
@@ -71,7 +74,7 @@ export class Bulk {
     this.screen = h('div', { class: 'screen', tabindex: '0', role: 'region', 'aria-label': t('content') }, this.head, this.cards);
     this.actions = h('div', { class: 'actions', role: 'region', 'aria-label': t('decision') });
     this.element = h('section', { class: 'detail bulk', 'aria-label': t('bulkTitle') }, this.screen, this.actions);
-    onJobChange((id) => { if (id === BULK) this.render(); });
+    onJobChange((id) => { if (id === this.job) this.render(); });
     setInterval(() => { if (this.isOpen) this.tick(); }, 1000);
   }
 
@@ -82,6 +85,8 @@ export class Bulk {
   /** @param {Item[]} items */
   open(items) {
     this.close();
+    this.reviews += 1;
+    this.job = `${BULK} ${this.reviews}`;
     this.element.classList.add('open');
     for (const item of items) {
       const entry = this.entryOf(item);
@@ -96,8 +101,8 @@ export class Bulk {
   }
 
   close() {
-    // What is closed is not sent any more.
-    jobOf(BULK)?.stop();
+    // What is closed is not sent any more. What is on its way already is announced, and seen in the list.
+    jobOf(this.job)?.stop();
     for (const entry of this.entries.values()) {
       entry.reading.abort();
       entry.seen?.stop();
@@ -271,7 +276,7 @@ export class Bulk {
   }
 
   tick() {
-    tickJob(jobOf(BULK), this.actions);
+    tickJob(jobOf(this.job), this.actions);
     for (const { request, about } of this.entries.values()) {
       const shown = about.querySelector('.countdown');
       if (!shown || !request) continue;
@@ -286,7 +291,7 @@ export class Bulk {
     for (const entry of this.entries.values()) {
       this.renderEntry(entry);
       // What is on its way cannot be taken out.
-      /** @type {HTMLInputElement} */ (entry.card.querySelector('.select input')).disabled = jobOf(BULK) !== undefined;
+      /** @type {HTMLInputElement} */ (entry.card.querySelector('.select input')).disabled = jobOf(this.job) !== undefined;
     }
     const out = [...this.entries.values()].filter((entry) => entry.isRead && entry.isChosen && !entry.done && this.obstacle(entry, 'approve'));
     const headKey = JSON.stringify([this.entries.size, out.map((entry) => [entry.id, this.obstacle(entry, 'approve')])]);
@@ -345,7 +350,7 @@ export class Bulk {
   }
 
   renderActions() {
-    const job = jobOf(BULK);
+    const job = jobOf(this.job);
     const [approvable, rejectable] = [this.wanted('approve').length, this.wanted('reject').length];
     const isUnlocked = this.isUnlocked;
     if (isUnlocked && !this.wasUnlocked) this.options.announce(t('bulkUnlocked', { n: approvable }));
@@ -435,14 +440,14 @@ export class Bulk {
   }
 
   startReject() {
-    if (jobOf(BULK) || this.refusal || !this.wanted('reject').length) return;
+    if (jobOf(this.job) || this.refusal || !this.wanted('reject').length) return;
     this.isRejecting = true;
     this.renderActions();
     /** @type {HTMLElement | null} */ (this.actions.querySelector('.pick'))?.focus();
   }
 
   approve() {
-    if (jobOf(BULK) || this.isRejecting || this.refusal) return;
+    if (jobOf(this.job) || this.isRejecting || this.refusal) return;
     if (this.isUnlocked) {
       this.send('approve');
       return;
@@ -464,14 +469,12 @@ export class Bulk {
     }));
     let [done, failed] = [0, 0];
     const { entries: of } = this;
-    const answer = await decideSeveral(verb, wanted, (results) => {
-      if (this.entries !== of) return;
+    const answer = await decideSeveral(this.job, verb, wanted, (results) => {
       /** @type {string[]} */
       const decided = [];
       for (const result of results) {
-        const entry = this.entries.get(result.requestId);
-        if (!entry) continue;
-        if (this.judged(entry, verb, result)) decided.push(entry.id);
+        const entry = this.entries === of ? this.entries.get(result.requestId) : undefined;
+        if (entry ? this.judged(entry, verb, result) : result.status < 300) decided.push(result.requestId);
         else failed += 1;
       }
       done += decided.length;
@@ -479,6 +482,7 @@ export class Bulk {
       this.render();
     });
     if (done || failed) this.options.announce([done > 0 && t(verb === 'approve' ? 'approvedSeveral' : 'rejectedSeveral', { n: done }), failed > 0 && t('failedSeveral', { n: failed })].filter(Boolean).join(' '));
+    if (this.entries !== of) return;
     if (answer?.ok) {
       forget(BULK);
       this.isRejecting = false;

@@ -53,7 +53,7 @@ export function decide(verb, id, body, etag, json) {
   return insist(verb, id, () => api.decide(verb, id, body, etag, json));
 }
 
-/** The name of the job that decides several. */
+/** How the names of jobs begin that decide several. */
 export const BULK = ' bulk';
 
 /**
@@ -63,14 +63,15 @@ export const BULK = ' bulk';
 
 /**
  * Decides several, each by itself. Those that the service could not judge now are sent again.
+ * @param {string} id The name of the job.
  * @param {string} verb
  * @param {One[]} wanted
  * @param {(results: Result[]) => void} judged Is told of those that are settled.
  * @returns {Promise<Answer | null>}
  */
-export function decideSeveral(verb, wanted, judged) {
+export function decideSeveral(id, verb, wanted, judged) {
   let rest = wanted;
-  return insist(verb, BULK, async () => {
+  return insist(verb, id, async () => {
     const answer = await api.decideSeveral(rest);
     if (!answer.ok) return answer;
     /** @type {Result[]} */

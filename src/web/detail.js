@@ -15,7 +15,7 @@ import { rememberForm } from './remember.js';
 import { contentOf, parsed, readRequest, section } from './request.js';
 import { NO_LOCK, Seen } from './seen.js';
 import { current } from './session.js';
-import { named, t, time } from './text.js';
+import { named, sentence, t, time } from './text.js';
 import { NAME, hiddenIn, theirs, visible, visibleText, warning } from './visible.js';
 
 /**
@@ -193,6 +193,7 @@ export class Detail {
       [t('session'), theirs(shown.sessionId, 'id')],
       shown.taskId && [t('task'), theirs(shown.taskId, 'id')],
       [t('origin'), named('origin', shown.origin)],
+      shown.grantId && [t('grant'), theirs(shown.grantId, 'id')],
     ].filter(Boolean));
     fill(this.beside,
       section(t('aboutIt'), h('dl', { class: 'facts' }, facts.map(([name, value]) => h('div', null, h('dt', null, name), h('dd', null, value))))),
@@ -204,7 +205,9 @@ export class Detail {
         named('vote', vote.decision), ' · ', theirs(vote.userId), ' · ', time(vote.at),
         vote.reason ? [' · ', theirs(vote.reason)] : null, vote.counted ? null : [' · ', t('notCounted')])))),
       section(t('history'), h('ol', { class: 'history' }, shown.history.map(({ at, event, by }) => h('li', null,
-        time(at), h('span', null, named('event', event), by ? [' · ', event === 'approved' && shown.decidedVia === 'grant' ? decider(shown) : theirs(by)] : null))))));
+        time(at), h('span', null, event === 'approved' && shown.decidedVia === 'grant'
+          ? [t('event_byGrant'), ' · ', decider(shown), ' · ', theirs(shown.grantId, 'id')]
+          : [named('event', event), by ? [' · ', theirs(by)] : null]))))));
     this.tick();
   }
 
@@ -370,7 +373,7 @@ export class Detail {
         shown.decidedBy && [' · ', decider(shown)],
         ' · ', time(shown.decidedAt ?? shown.settledAt)),
       shown.reason && h('p', { class: 'reason' }, theirs(shown.reason)),
-      shown.grantId && h('p', null, t(shown.decidedVia === 'grant' ? 'byGrantHow' : 'madeGrant'),
+      shown.grantId && h('p', null, sentence(shown.decidedVia === 'grant' ? 'byGrantHow' : 'madeGrant', { grant: theirs(shown.grantId, 'id') }),
         (current()?.isAdmin || shown.decidedBy === current()?.user) && [' ', h('button', { type: 'button', class: 'quiet small', 'data-name': 'remembered', onclick: () => this.options.showRemembered() }, t('remembered'))]),
       shown.signal.state === 'owed' && h('p', null, t('signalOwed')),
       isUnheard && h('p', null, t('signalUnheard')),

@@ -46,6 +46,10 @@ import { hiddenIn, theirs, visible, visibleText } from './visible.js';
  * @property {() => void} review The person wants to decide the selected requests together.
  */
 
+const STORED = 'aura-hitl-selected';
+/** How many were selected when this page was left. They are not selected again: what is decided together has been
+ * chosen by somebody who sees it. */
+export const lostSelection = Number(stored()) || 0;
 const PAGE = 100;
 const MARGIN = 8;
 /** Asks for the next page so many rows before the end. */
@@ -55,6 +59,10 @@ const NEWS_INTERVAL = 700;
 const MOST_SELECTED = 200;
 /** How far back new requests are looked for. */
 const NEWS_WINDOW = 120000;
+
+function stored() {
+  try { return sessionStorage.getItem(STORED); } catch { return null; }
+}
 
 /** @param {Item} item */
 export function deadline(item) {
@@ -635,6 +643,7 @@ export class RequestList {
     this.all.indeterminate = number > 0 && !isAll;
     if (this.selection.dataset.number === String(number)) return;
     this.selection.dataset.number = String(number);
+    try { sessionStorage.setItem(STORED, String(number)); } catch { /* Then nobody says that it was lost. */ }
     this.selection.hidden = number === 0;
     if (!this.selection.childElementCount) {
       fill(this.selection, h('span', { class: 'count' }),

@@ -6,7 +6,7 @@ import { Bulk } from './bulk.js';
 import { Detail } from './detail.js';
 import { fill, h, isTyping } from './dom.js';
 import { Grants } from './grants.js';
-import { RequestList } from './list.js';
+import { RequestList, lostSelection } from './list.js';
 import { current, onSessionChange, signIn, signOut } from './session.js';
 import { start, stop } from './stream.js';
 import { Tasks } from './tasks.js';
@@ -588,4 +588,5 @@ fill(document.body, header, main, live, toast, signInDialog, helpDialog);
 showCount(0);
 follow();
 sessionChanged();
+if (lostSelection) announce(t('selectionLost', { n: lostSelection }));
 

@@ -726,6 +726,77 @@ test('a lost sign-in keeps the selection and what was read', async () => {
   await until('all three results', async () => await page.locator('.card .good').count() === 3);
 });
 
+inEach('what one review has on its way is not shown in the next, and is told when it is done', async (language) => {
+  const ko = language === 'ko';
+  const ids = [];
+  for (let n = 0; n < 5; n += 1) ids.push(await register({ message: `number ${n}`, expiresInSeconds: 900 + n * 60 }));
+  const page = await open({ language });
+  await until('five rows', async () => await page.locator('.rows li').count() === 5);
+  let release;
+  const held = [];
+  await page.route('**/decisions', async (route) => {
+    held.push(JSON.parse(route.request().postData()).decisions.map(({ requestId }) => requestId));
+    if (held.length === 1) await new Promise((done) => { release = done; });
+    if (held.length === 3) await route.fulfill({ status: 403, contentType: 'application/json', body: '{"status":"ERROR","message":"not you","errorCode":"E2001","success":false}' });
+    else await route.continue();
+  });
+  const reviewOf = async (some) => {
+    for (const id of some) await box(page, id).check();
+    await page.keyboard.press('b');
+    await readAll(page);
+  };
+  await reviewOf(ids.slice(0, 2));
+  await approveButton(page).click();
+  await page.locator('.bulk .job').waitFor();
+  await until('the call', () => held.length === 1);
+  await page.keyboard.press('Escape');
+  await until('the list is back', async () => await page.locator('.bulk.open').count() === 0);
+  for (const id of ids.slice(0, 2)) await box(page, id).uncheck();
+  await reviewOf(ids.slice(2, 4));
+  assert.equal(await page.locator('.bulk .job').count(), 0);
+  assert.ok(await card(page, ids[2]).locator('input').isEnabled());
+  release();
+  await told(page, ko ? '2건을 승인했습니다' : '2 approved');
+  await until('the earlier ones are decided', () => ids.slice(0, 2).every((id) => statusOf(id) === 'approved'));
+  assert.equal(await page.locator('.card').count(), 2);
+  assert.equal(await page.locator('.card .good').count(), 0);
+  await approveButton(page).click();
+  await until('both results', async () => await page.locator('.card .good').count() === 2);
+  // A refusal that comes late is not the next review's, either.
+  await page.keyboard.press('Escape');
+  await until('the list is back', async () => await page.locator('.bulk.open').count() === 0);
+  await reviewOf(ids.slice(4));
+  await approveButton(page).click();
+  await page.locator('.bulk .refusal').waitFor();
+  assert.equal(statusOf(ids[4]), 'pending');
+  await page.keyboard.press('Escape');
+  await page.keyboard.press('b');
+  await readAll(page);
+  assert.equal(await page.locator('.bulk .refusal').count(), 0);
+  assert.deepEqual(held, [ids.slice(0, 2), ids.slice(2, 4), ids.slice(4)]);
+  await page.context().close();
+});
+
+inEach('a selection does not outlive a reload, and the page says so', async (language) => {
+  const ids = [await register(), await register(), await register()];
+  const page = await open({ language });
+  await until('three rows', async () => await page.locator('.rows li').count() === 3);
+  await box(page, ids[0]).check();
+  await box(page, ids[1]).check();
+  await page.reload();
+  await told(page, language === 'ko' ? '요청 2건의 선택이 해제되었습니다' : '2 requests are not selected any more');
+  await until('three rows', async () => await page.locator('.rows li').count() === 3);
+  assert.equal(await page.locator('.rows input:checked').count(), 0);
+  await page.keyboard.press('b');
+  assert.equal(await page.locator('.bulk.open').count(), 0);
+  // Once, and only if there was one.
+  await page.reload();
+  await until('three rows', async () => await page.locator('.rows li').count() === 3);
+  await sleep(500);
+  assert.ok((await page.evaluate(() => globalThis.said)).every((text) => !/선택|selected/.test(text)));
+  await page.context().close();
+});
+
 inEach('while the service is away a bulk waits and says so, and is made as soon as it is back', async (language) => {
   const ids = [await register(), await register()];
   const page = await open({ language });
@@ -976,7 +1047,13 @@ inEach('an approval is remembered as far as the rule allows, said in one sentenc
   await page.goto(`${rules.inbox}?tab=history&request=${again}`);
   const words = ko ? '기억한 승인: kim' : 'as remembered by kim';
   await page.locator('.outcome').getByText(words).waitFor();
-  await page.locator('.history').getByText(words).waitFor();
+  const { grantId } = (await call('GET', `/aura/hitl/requests/${again}/detail`, undefined, { user: 'kim' })).data;
+  assert.match(grantId, /^grant_/);
+  const happened = await page.locator('.history li', { hasText: words }).innerText();
+  for (const part of [grantId, ko ? '아무에게도 묻지 않고 승인됨' : 'Approved by a standing approval']) assert.ok(happened.includes(part), `${part} in ${happened}`);
+  const outcome = await page.locator('.outcome').innerText();
+  assert.ok(outcome.includes(ko ? `미리 기억한 승인(${grantId})에 따라` : `a standing approval decided it, one that was remembered before (${grantId})`), outcome);
+  assert.ok((await page.locator('.facts').innerText()).includes(grantId));
   await row(page, again).getByText(words).waitFor();
   assert.ok(!(await row(page, requestId).innerText()).includes(words));
   await sane(page, 'approved by a grant');
@@ -1233,6 +1310,54 @@ test('keys: a held key and a double click decide nothing more, help shows all of
   await until('the second is approved', () => approved() === 2);
   await sleep(1500);
   assert.equal(approved(), 2);
+  await page.context().close();
+});
+
+test('the keys work on a keyboard that writes Hangul, too', async () => {
+  const ids = [];
+  for (let n = 0; n < 4; n += 1) ids.push(await register({ message: `number ${n}`, expiresInSeconds: 900 + n * 60 }, { context: n === 0 ? JSON.stringify({ body: 'A line of the letter.\n'.repeat(80) }) : '{}' }));
+  const page = await open();
+  await until('four rows', async () => await page.locator('.rows li').count() === 4);
+  const press = (key, code) => page.evaluate(([key_, code_]) => {
+    for (const type of ['keydown', 'keyup']) document.activeElement.dispatchEvent(new KeyboardEvent(type, { key: key_, code: code_, bubbles: true, cancelable: true }));
+  }, [key, code]);
+  const active = () => page.evaluate(() => document.activeElement.closest('li')?.dataset.id);
+  await press('ㅓ', 'KeyJ');
+  assert.equal(await active(), ids[0]);
+  await press('ㅓ', 'KeyJ');
+  assert.equal(await active(), ids[1]);
+  await press('ㅏ', 'KeyK');
+  assert.equal(await active(), ids[0]);
+  await press('ㅌ', 'KeyX');
+  assert.ok(await box(page, ids[0]).isChecked());
+  await press('ㅌ', 'KeyX');
+  await page.keyboard.press('Enter');
+  await page.locator('.actions .progress').waitFor();
+  for (let presses = 0; presses < 200 && await approveButton(page).isDisabled(); presses += 1) { await press('ㅜ', 'KeyN'); await sleep(450); }
+  await unlocked(page);
+  assert.ok(await page.locator('.fold').count() === 0);
+  await press('ㅁ', 'KeyA');
+  await until('the approval', () => statusOf(ids[0]) === 'approved');
+  await until('the next one', () => new URL(page.url()).searchParams.get('request') === ids[1]);
+  await page.locator('.actions .reject').waitFor();
+  await press('ㄱ', 'KeyR');
+  await page.locator('.actions .pick').first().waitFor();
+  await press('1', 'Digit1');
+  await page.keyboard.press('Enter');
+  await until('the rejection', () => statusOf(ids[1]) === 'rejected');
+  // While the writing of a syllable is under way the browser does not say which letter it is.
+  await until('the third one', () => new URL(page.url()).searchParams.get('request') === ids[2]);
+  await unlocked(page);
+  await press('Process', 'KeyA');
+  await until('the third one is approved', () => statusOf(ids[2]) === 'approved');
+  // Several together.
+  await page.keyboard.press('Escape');
+  await press('ㄴ', 'KeyS');
+  await press('ㅠ', 'KeyB');
+  await page.locator('.bulk.open').waitFor();
+  await readAll(page);
+  await press('ㅁ', 'KeyA');
+  await until('the fourth one is approved', () => statusOf(ids[3]) === 'approved');
   await page.context().close();
 });
 
