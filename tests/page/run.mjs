@@ -65,6 +65,19 @@ const sane = async (page, name) => {
   assert.deepEqual(await overflows(page), [], name);
 };
 
+/** The view as it is now, wide and on a phone, light and dark: sane, and on a picture. */
+const everywhere = async (page, language, view) => {
+  for (const [size, colorScheme] of [['wide', 'light'], ['phone', 'light'], ['phone', 'dark'], ['wide', 'dark']]) {
+    await page.setViewportSize(SIZES[size]);
+    await page.emulateMedia({ colorScheme });
+    await page.evaluate(() => document.querySelector('.toast').classList.remove('shown'));
+    const name = `${language}-${SIZES[size].width}${colorScheme === 'dark' ? '-dark' : ''}-${view}`;
+    await sane(page, name);
+    await picture(page, name);
+  }
+  await page.emulateMedia({ colorScheme: 'light' });
+};
+
 // ── What waits, and how it is decided ──
 
 inEach('an agent asks, the request appears, is read and approved by click, and the agent goes on', async (language) => {
@@ -419,8 +432,7 @@ inEach('people ask and answer, edit after seeing the difference, and answer inst
   await page.locator('[data-name=confirm]').click();
   assert.ok((await page.locator('.difference del').innerText()).includes('12345678901234567890.10'));
   assert.ok((await page.locator('.difference ins').innerText()).includes('1e40'));
-  await sane(page, 'edit');
-  await picture(page, `${language}-1440-edit-json`);
+  await everywhere(page, language, 'edit-json');
   // The key that approves does not approve what was asked for while something else is written.
   await page.keyboard.press('a');
   await sleep(500);
@@ -442,9 +454,7 @@ inEach('people ask and answer, edit after seeing the difference, and answer inst
   assert.equal(await page.locator('.actions .reject').count(), 0, 'only what can be done is shown');
   await page.locator('[data-name=respond]').click();
   await page.locator('.actions textarea').fill('내일 다시 "확인"해 주세요');
-  await sane(page, 'respond');
-  await picture(page, `${language}-1440-respond`);
-  await onPhone(page, `${language}-360-respond`);
+  await everywhere(page, language, 'respond');
   await page.locator('[data-name=confirm]').click();
   await page.locator('.outcome .status.answered').waitFor();
   assert.equal((await call('GET', `/aura/hitl/requests/${other}/decision`)).data.response, '내일 다시 "확인"해 주세요');
@@ -478,12 +488,7 @@ inEach('a form by the agent’s schema: every kind of field, exact digits, the d
   assert.equal(await field('city').inputValue(), 'Seoul');
   assert.equal(await page.locator('.schemaform textarea.code').count(), 3, 'what the schema does not say, and what a form cannot hold, is JSON');
   assert.equal(await page.locator('.items input').count(), 2);
-  await sane(page, 'form');
-  await picture(page, `${language}-1440-edit`);
-  await page.setViewportSize(SIZES.phone);
-  await sane(page, 'form on a phone');
-  await picture(page, `${language}-360-edit`);
-  await page.setViewportSize(SIZES.wide);
+  await everywhere(page, language, 'edit');
   await page.locator('[data-name=confirm]').click();
   await page.locator('.actions .problem:not(:empty)').waitFor();
   await field('amount').fill('12,5');
@@ -509,15 +514,11 @@ inEach('a form by the agent’s schema: every kind of field, exact digits, the d
   const difference = await page.locator('.difference').innerText();
   for (const words of ['12345678901234567890.10', '12345678901234567890.20', '\\u202E', '"high"', '"noted"', '"extra"']) assert.ok(difference.includes(words), `${words} in ${difference}`);
   assert.ok(!difference.includes('Another'), 'what is the same is no difference');
-  await sane(page, 'difference');
-  await picture(page, `${language}-1440-difference`);
-  await onPhone(page, `${language}-360-difference`);
+  await everywhere(page, language, 'difference');
   await page.locator('[data-name=confirm].approve').click();
   await until('reasons at both fields', async () => await page.locator('.schemaform [aria-invalid=true]').count() === 2);
   assert.notEqual(await field('city').evaluate((input) => document.getElementById(input.getAttribute('aria-describedby')).textContent), '');
-  await sane(page, 'refused form');
-  await picture(page, `${language}-1440-edit-refused`);
-  await onPhone(page, `${language}-360-edit-refused`);
+  await everywhere(page, language, 'edit-refused');
   assert.equal(statusOf(id), 'pending');
   await field('to').fill('b@example.com');
   await field('city').fill('Busan');
@@ -536,9 +537,7 @@ inEach('a form by the agent’s schema: every kind of field, exact digits, the d
   await page.locator('[data-name=confirm]').click();
   await page.locator('.single .problem:not(:empty)').waitFor();
   await field('choice').selectOption({ label: 'tomorrow' });
-  await sane(page, 'answer form');
-  await picture(page, `${language}-1440-respond-form`);
-  await onPhone(page, `${language}-360-respond-form`);
+  await everywhere(page, language, 'respond-form');
   await page.locator('[data-name=confirm]').click();
   await page.locator('.outcome .status.answered').waitFor();
   assert.deepEqual((await call('GET', `/aura/hitl/requests/${other}/decision`)).data.response, { choice: 'tomorrow' });
@@ -611,14 +610,6 @@ test('a draft with values that are none yet outlives a reload and a lost sign-in
 
 const box = (page, id) => row(page, id).locator('input');
 const card = (page, id) => page.locator(`.card[data-id="${id}"]`);
-/** The same view on a phone. */
-const onPhone = async (page, name) => {
-  await page.setViewportSize(SIZES.phone);
-  await page.evaluate(() => document.querySelector('.toast').classList.remove('shown'));
-  await sane(page, name);
-  await picture(page, name);
-  await page.setViewportSize(SIZES.wide);
-};
 
 inEach('several are selected by mouse and keyboard, read in full, and approved together, each with its own result', async (language) => {
   const ids = [];
@@ -639,9 +630,7 @@ inEach('several are selected by mouse and keyboard, read in full, and approved t
   assert.equal(await box(page, ids[4]).isChecked(), false, 'x again takes it back');
   await page.keyboard.press('s');
   assert.equal(await page.locator('.rows input:checked').count(), 8);
-  await sane(page, 'selection');
-  await picture(page, `${language}-1440-selection`);
-  await onPhone(page, `${language}-360-selection`);
+  await everywhere(page, language, 'selection');
   await box(page, ids[4]).click();
   await page.keyboard.press('b');
   await page.locator('.bulk.open').waitFor();
@@ -658,9 +647,7 @@ inEach('several are selected by mouse and keyboard, read in full, and approved t
   await page.locator('.bulk .screen').evaluate((screen) => screen.scrollTo(0, screen.scrollHeight));
   await sleep(1200);
   assert.ok(await approveButton(page).isDisabled(), 'the end alone is not all of it');
-  await sane(page, 'bulk review');
-  await picture(page, `${language}-1440-bulk`);
-  await onPhone(page, `${language}-360-bulk`);
+  await everywhere(page, language, 'bulk');
   await readAll(page);
   assert.ok((await card(page, long).innerText()).includes('the very end'));
   // Changed content locks again, for this one.
@@ -688,16 +675,12 @@ inEach('several are selected by mouse and keyboard, read in full, and approved t
   await until('the change is shown', async () => (await card(page, changing).innerText()).includes('worse@b.c'));
   for (const id of [ids[0], ids[3], long]) assert.equal(statusOf(id), 'approved');
   assert.deepEqual([ids[1], ids[2], ids[4], changing, answerOnly].map(statusOf), ['rejected', 'cancelled', 'pending', 'pending', 'pending']);
-  await sane(page, 'bulk results');
-  await picture(page, `${language}-1440-bulk-results`);
-  await onPhone(page, `${language}-360-bulk-results`);
+  await everywhere(page, language, 'bulk-results');
   // What failed stays selected, and can be decided now.
   assert.ok(await box(page, changing).isChecked() && await box(page, answerOnly).isChecked());
   await page.keyboard.press('r');
   assert.equal(await page.evaluate(() => document.activeElement.className), 'pick', 'nothing that decides has the first focus');
-  await sane(page, 'bulk reject');
-  await picture(page, `${language}-1440-bulk-reject`);
-  await onPhone(page, `${language}-360-bulk-reject`);
+  await everywhere(page, language, 'bulk-reject');
   await page.keyboard.press('2');
   await page.keyboard.press('Enter');
   await until('both are rejected', () => [changing, answerOnly].every((id) => statusOf(id) === 'rejected'));
@@ -884,8 +867,7 @@ inEach('rules: two people approve, votes are shown, nobody approves their own, a
   await row(kim, payment).waitFor();
   const line = await row(kim, payment).innerText();
   for (const words of [ko ? '위험 높음' : 'High risk', 'large payments', ko ? '승인 2건 중 0건' : '0 of 2 approvals']) assert.ok(line.includes(words), `${words} in ${line}`);
-  await sane(kim, 'list with rules');
-  await picture(kim, `${language}-1440-rules`);
+  await everywhere(kim, language, 'rules');
   await row(kim, payment).locator('a').click();
   await unlocked(kim);
   const detail = await shown(kim);
@@ -898,10 +880,8 @@ inEach('rules: two people approve, votes are shown, nobody approves their own, a
   await kim.locator('.voted').waitFor();
   assert.equal(await approveButton(kim).count(), 0, 'one person has one vote');
   assert.match(await kim.locator('.votes').innerText(), /kim/);
-  await sane(kim, 'voted');
   await kim.locator('.votes').scrollIntoViewIfNeeded();
-  await picture(kim, `${language}-1440-votes`);
-  await onPhone(kim, `${language}-360-votes`);
+  await everywhere(kim, language, 'votes');
 
   // A vote for other arguments is shown as such.
   await kim.goto(`${rules.inbox}?request=${edited}`);
@@ -931,8 +911,7 @@ inEach('rules: two people approve, votes are shown, nobody approves their own, a
   await approveButton(cho).click();
   await cho.locator('.refusal').waitFor();
   assert.match(await cho.locator('.refusal').innerText(), /large payments/);
-  await sane(cho, 'refused by a rule');
-  await picture(cho, `${language}-1440-forbidden`);
+  await everywhere(cho, language, 'forbidden');
   // In a bulk, too, each by itself.
   await cho.goto(rules.inbox);
   await row(cho, own).waitFor();
@@ -946,8 +925,7 @@ inEach('rules: two people approve, votes are shown, nobody approves their own, a
   assert.match(await card(cho, own).locator('.problem').innerText(), /large payments/);
   // kim's vote was for other arguments: this one is another.
   assert.match(await card(cho, edited).locator('.good').innerText(), ko ? /1명의 승인이 더 필요/ : /1 more needed/);
-  await sane(cho, 'bulk with rules');
-  await picture(cho, `${language}-1440-bulk-rules`);
+  await everywhere(cho, language, 'bulk-rules');
 
   // Who may not decide it is told so, by the rule's name.
   const page = await as('user123', `?request=${edited}`, 'phone');
@@ -961,7 +939,7 @@ inEach('rules: two people approve, votes are shown, nobody approves their own, a
   await row(park, erasing).locator('a').click();
   await unlocked(park);
   assert.match(await shown(park), /deletes/);
-  await picture(park, `${language}-1440-escalated`);
+  await everywhere(park, language, 'escalated');
   await approveButton(park).click();
   await until('the decision', async () => (await call('GET', `/aura/hitl/requests/${erasing}/decision`)).data.decidedBy === 'park');
   rules.stop();
@@ -1003,9 +981,7 @@ inEach('an approval is remembered as far as the rule allows, said in one sentenc
   const via = async (id) => { const { data } = await call('GET', `/aura/hitl/requests/${id}/detail`, undefined, { user: 'kim' }); return [data.status, data.decidedVia, data.decidedBy]; };
   await unlocked(page);
   assert.equal(await page.locator('[data-tab=remembered]').isVisible(), false, 'nothing is remembered yet');
-  await sane(page, 'may be remembered');
-  await picture(page, `${language}-1440-may-remember`);
-  await onPhone(page, `${language}-360-may-remember`);
+  await everywhere(page, language, 'may-remember');
   await page.locator('[data-name=remember]').click();
   assert.equal(await page.evaluate(() => document.activeElement.dataset.name), 'scope', 'nothing that decides has the first focus');
   assert.deepEqual(await Promise.all(['scope', 'arguments', 'seconds'].map((name) => field(name).inputValue())), ['session', 'exact', '900'], 'the least of each');
@@ -1017,9 +993,7 @@ inEach('an approval is remembered as far as the rule allows, said in one sentenc
   await field('seconds').selectOption('28800');
   const wide = await effect.innerText();
   for (const words of ko ? ['8시간', '모든 세션에서', '내용과 관계없이'] : ['8 hours', 'in any session', 'whatever it says']) assert.ok(wide.includes(words), `${words} in ${wide}`);
-  await sane(page, 'remember');
-  await picture(page, `${language}-1440-remember`);
-  await onPhone(page, `${language}-360-remember`);
+  await everywhere(page, language, 'remember');
   // The key that approves does not approve something else than the form says, and Esc leaves it.
   await form.locator('[data-name=cancel]').focus();
   await page.keyboard.press('a');
@@ -1056,9 +1030,7 @@ inEach('an approval is remembered as far as the rule allows, said in one sentenc
   assert.ok((await page.locator('.facts').innerText()).includes(grantId));
   await row(page, again).getByText(words).waitFor();
   assert.ok(!(await row(page, requestId).innerText()).includes(words));
-  await sane(page, 'approved by a grant');
-  await picture(page, `${language}-1440-by-grant`);
-  await onPhone(page, `${language}-360-by-grant`);
+  await everywhere(page, language, 'by-grant');
 
   // What is remembered is listed, and is ended by a second press.
   await page.locator('.outcome [data-name=remembered]').click();
@@ -1066,14 +1038,10 @@ inEach('an approval is remembered as far as the rule allows, said in one sentenc
   await grant.waitFor();
   const listed = await grant.innerText();
   for (const word of ['send_email', 'user123', session, requestId, 'letters', 'kim', ko ? '완전히 같은 내용만' : 'Exactly the same', ko ? '남음' : 'left']) assert.ok(listed.includes(word), `${word} in ${listed}`);
-  await sane(page, 'grants');
-  await picture(page, `${language}-1440-grants`);
-  await onPhone(page, `${language}-360-grants`);
+  await everywhere(page, language, 'grants');
   await grant.locator('.reject').click();
   assert.equal(await page.evaluate(() => document.activeElement.dataset.name), 'keep', 'nothing destructive has the first focus');
-  await sane(page, 'ending a grant');
-  await picture(page, `${language}-1440-grants-end`);
-  await onPhone(page, `${language}-360-grants-end`);
+  await everywhere(page, language, 'grants-end');
   await page.keyboard.press('Escape');
   assert.equal((await grants()).length, 1);
   await grant.locator('.reject').click();
@@ -1085,8 +1053,7 @@ inEach('an approval is remembered as far as the rule allows, said in one sentenc
   await grant.locator('[data-name=confirm]').click();
   await page.getByText(ko ? '기억한 승인이 없습니다' : 'No approval is remembered').waitFor();
   assert.deepEqual(await grants(), []);
-  await sane(page, 'no grants');
-  await picture(page, `${language}-1440-grants-none`);
+  await everywhere(page, language, 'grants-none');
 
   // From now on people are asked again, and may say no.
   const third = letWork('send a mail', session);
