@@ -207,7 +207,11 @@ export class Bulk {
         this.options.announce(`${visibleText(shown.actionType)}: ${t('contentChanged')}`);
       }
       entry.seen?.stop();
-      const seen = new Seen(this.screen, () => this.seenMore());
+      const seen = new Seen(this.screen, () => {
+        // What says that approving is locked is true no more.
+        if (entry.hasChanged && seen.isComplete) this.renderEntry(entry);
+        this.seenMore();
+      });
       entry.seen = seen;
       const title = /** @type {HTMLElement} */ (entry.card.querySelector('h2'));
       fill(title, theirs(shown.actionType, '', NAME), warning(hiddenIn(shown.actionType, NAME)));
@@ -313,7 +317,7 @@ export class Bulk {
     const { request, note, card } = entry;
     const shown = request?.shown;
     const isOver = entry.done !== '' || entry.gone !== '' || (shown !== undefined && shown.status !== 'pending');
-    const noteKey = JSON.stringify([entry.done, entry.gone, entry.refusal, entry.hasChanged, shown?.status, shown?.mayDecide, shown?.decisions, shown?.approvals, shown?.decidedBy]);
+    const noteKey = JSON.stringify([entry.done, entry.gone, entry.refusal, entry.hasChanged, entry.seen?.isComplete, shown?.status, shown?.mayDecide, shown?.decisions, shown?.approvals, shown?.decidedBy]);
     if (card.dataset.key === noteKey) return;
     card.dataset.key = noteKey;
     card.classList.toggle('over', isOver);
@@ -334,7 +338,7 @@ export class Bulk {
         shown.reason && [' · ', theirs(shown.reason)]));
     } else if (entry.refusal) fill(note, h('p', { class: 'problem' }, entry.refusal.text));
     else if (obstacle) fill(note, h('p', { class: 'cannot' }, obstacle));
-    else if (entry.hasChanged) fill(note, h('p', { class: 'changed' }, t('contentChanged')));
+    else if (entry.hasChanged) fill(note, h('p', { class: 'changed' }, t(entry.seen?.isComplete ? 'contentHasChanged' : 'contentChanged')));
     else fill(note);
     this.tick();
   }

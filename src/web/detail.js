@@ -171,11 +171,12 @@ export class Detail {
   renderContent(request, seen) {
     const { shown } = request;
     this.deadline = h('span', { class: 'countdown' });
+    this.changedNote = this.hasChanged && h('p', { class: 'changed', role: 'alert' }, t('contentChanged'));
     const title = h('h2', { tabindex: '-1' }, theirs(shown.actionType, '', NAME), warning(hiddenIn(shown.actionType, NAME)));
     seen.add(title);
     fill(this.head,
       this.backButton(),
-      this.hasChanged && h('p', { class: 'changed', role: 'alert' }, t('contentChanged')),
+      this.changedNote,
       h('div', { class: 'title' }, title, hasRisk(shown) && h('span', { class: `risk ${shown.risk}` }, named('risk', shown.risk)), this.deadline));
     fill(this.content, ...contentOf(request, seen));
   }
@@ -277,6 +278,11 @@ export class Detail {
   seenMore() {
     const isComplete = this.seen?.isComplete ?? false;
     if (isComplete && !this.wasComplete && this.mayApprove) this.options.announce(t('unlocked'));
+    if (isComplete && this.changedNote) {
+      // That approving is locked is true no more; that is no alarm.
+      this.changedNote.removeAttribute('role');
+      fill(this.changedNote, t('contentHasChanged'));
+    }
     if (isComplete !== this.wasComplete) {
       this.wasComplete = isComplete;
       this.renderActions();

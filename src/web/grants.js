@@ -117,6 +117,7 @@ export class Grants {
           this.options.open(grant.requestId);
         },
       }, theirs(grant.requestId, 'id'))],
+      [t('grant'), theirs(grant.grantId, 'id')],
     ].filter(Boolean));
     const ending = h('div', { class: 'ending' });
     const element = h('li', { class: 'grant', 'data-id': grant.grantId },

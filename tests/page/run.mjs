@@ -215,7 +215,10 @@ test('what has changed since it was shown is not approved, is shown anew, and is
   await page.locator('.changed').waitFor();
   assert.ok((await shown(page)).includes('evil@b.c'));
   assert.ok(await approveButton(page).isDisabled());
+  assert.match(await page.locator('.changed').innerText(), /locked/);
   assert.equal(statusOf(requestId), 'pending');
+  await readAll(page);
+  assert.doesNotMatch(await page.locator('.changed').innerText(), /locked/);
   await page.context().close();
 });
 
@@ -650,12 +653,15 @@ inEach('several are selected by mouse and keyboard, read in full, and approved t
   await everywhere(page, language, 'bulk');
   await readAll(page);
   assert.ok((await card(page, long).innerText()).includes('the very end'));
-  // Changed content locks again, for this one.
+  // Changed content locks again, for this one: it is not on screen.
+  await page.locator('.bulk .screen').evaluate((screen) => screen.scrollTo(0, 0));
   writeToRedis({ requestId: changing, context: { to: 'evil@b.c' } }, session);
   await card(page, changing).locator('.changed').waitFor();
   assert.ok((await card(page, changing).innerText()).includes('evil@b.c'));
   assert.ok(await approveButton(page).isDisabled());
+  assert.match(await card(page, changing).locator('.changed').innerText(), /locked|승인할 수 없습니다/);
   await readAll(page);
+  assert.doesNotMatch(await card(page, changing).locator('.changed').innerText(), /locked|승인할 수 없습니다/);
   // Two are decided, and one changes, faster than the page hears of it.
   const tell = await keepNewsBack(page);
   await call('POST', `/aura/hitl/reject/${ids[1]}`, { userId: 'kim', reason: '중복 요청' }, { user: 'kim' });
@@ -1037,7 +1043,7 @@ inEach('an approval is remembered as far as the rule allows, said in one sentenc
   const grant = page.locator('.grant');
   await grant.waitFor();
   const listed = await grant.innerText();
-  for (const word of ['send_email', 'user123', session, requestId, 'letters', 'kim', ko ? '완전히 같은 내용만' : 'Exactly the same', ko ? '남음' : 'left']) assert.ok(listed.includes(word), `${word} in ${listed}`);
+  for (const word of ['send_email', 'user123', session, requestId, grantId, 'letters', 'kim', ko ? '완전히 같은 내용만' : 'Exactly the same', ko ? '남음' : 'left']) assert.ok(listed.includes(word), `${word} in ${listed}`);
   await everywhere(page, language, 'grants');
   await grant.locator('.reject').click();
   assert.equal(await page.evaluate(() => document.activeElement.dataset.name), 'keep', 'nothing destructive has the first focus');

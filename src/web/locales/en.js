@@ -106,6 +106,7 @@ export const en = {
 
   content: 'Content',
   contentChanged: 'The content has changed since you looked. Please read it again: approving is locked until you have.',
+  contentHasChanged: 'The content has changed since you first looked.',
   message: 'Message',
   context: 'What the agent wants to do',
   furtherFields: 'Further fields',

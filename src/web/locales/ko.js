@@ -109,6 +109,7 @@ export const ko = {
 
   content: '내용',
   contentChanged: '확인하신 뒤 내용이 바뀌었습니다. 다시 읽어 주세요. 모두 읽을 때까지 승인할 수 없습니다.',
+  contentHasChanged: '처음 확인하신 뒤 내용이 바뀌었습니다.',
   message: '메시지',
   context: '에이전트가 하려는 일',
   furtherFields: '그 밖의 항목',
