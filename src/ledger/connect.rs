@@ -35,6 +35,8 @@ const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_millis(1900);
 pub struct Ledger {
     pub(super) engine: Engine,
     pub(super) batches: Batches<RequestRow>,
+    /// The batches of changes to tasks by their agents. A row that was written is the task's id.
+    pub(super) task_batches: Batches<(String,)>,
     pub(super) receipts: Receipts,
     pub(super) totals: Totals,
     pub(super) bindings: KnownBindings,
@@ -44,16 +46,17 @@ pub struct Ledger {
 
 impl Ledger {
     fn new(database: Database) -> Self {
-        // Writes that wait for a locked row leave half of the connections to others.
-        let max_alone = match &database {
+        // Writes that wait for a locked row leave a quarter of the connections to others.
+        let half = match &database {
             Database::Postgres(connections) => connections.count().2 / 2,
             Database::Sqlite(_) => 1,
         };
+        let half = usize::try_from(half).unwrap_or(1);
         let engine = Engine::new(database);
-        let batches = Batches::new(engine.clone(), usize::try_from(max_alone).unwrap_or(1));
         Self {
+            batches: Batches::new(engine.clone(), half),
+            task_batches: Batches::new(engine.clone(), half / 2),
             engine,
-            batches,
             receipts: Receipts::default(),
             totals: Totals::default(),
             bindings: KnownBindings::default(),

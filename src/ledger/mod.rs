@@ -30,6 +30,7 @@ mod deliveries;
 mod engine;
 mod error;
 mod export;
+mod given;
 mod grants;
 mod inbox;
 mod intake;

@@ -1,15 +1,21 @@
 //! Tasks, table `agent_task`: tasks that agents create and update, and tasks that this service
 //! makes for requests.
 
+use std::time::Instant;
+
 use chrono::{DateTime, Utc};
 use const_format::formatcp;
 use sqlx::{AssertSqlSafe, SqlSafeStr as _};
+use tracing::Instrument as _;
 
+use super::batches::Subject;
 use super::connect::Ledger;
 use super::engine::{Statement, values};
 use super::error::{LedgerError, Result};
+use super::given::given;
 use crate::domain::ids::{RequestId, TaskId, TenantId, UserId};
 use crate::domain::task::{Task, TaskFilter, TaskStatus};
+use crate::observe::traces;
 
 /// The most tasks that a list counts exactly; see [`Ledger::list_tasks`].
 pub const COUNTED_TASKS: i64 = 10_000;
@@ -109,38 +115,36 @@ impl Ledger {
         row.map(TaskRow::into_task).transpose()
     }
 
-    /// Replaces the task `before` by `after`. Returns `false`, and writes nothing, when the row's
-    /// `updated_at`, `status` or `plan_steps` differ from `before`.
+    /// Replaces the task `before` by `after`, in a batch with other tasks. Returns `false`, and writes
+    /// nothing, when the row's `updated_at`, `status` or `plan_steps` differ from `before`.
     ///
     /// # Errors
-    /// [`LedgerError`] when the ledger does not answer.
+    /// [`LedgerError`] when the ledger does not answer. After [`LedgerError::OutcomeUnknown`] the
+    /// task may have been replaced.
     pub async fn replace_task(&self, before: &Task, after: &Task) -> Result<bool> {
-        const REPLACE_TASK: Statement = Statement::new(
-            "ledger.replace_task",
-            "UPDATE agent_task
-                SET status = $5, progress = $6, description = $7, result_data = $8,
-                    plan_steps = $9, error_message = $10, started_at = $11,
-                    completed_at = $12, updated_at = $13
-              WHERE tenant_id = $14 AND task_id = $1 AND updated_at = $2 AND status = $3
-                AND plan_steps = $4",
-        );
-        let values = values![
-            &before.id,
-            before.updated_at,
-            before.status.as_str(),
-            &before.plan_steps,
-            after.status.as_str(),
-            after.progress,
-            after.description.as_ref(),
-            after.result_data.as_ref(),
-            &after.plan_steps,
-            after.error_message.as_ref(),
-            after.started_at,
-            after.completed_at,
-            after.updated_at,
-            &before.tenant,
-        ];
-        Ok(self.engine.execute(REPLACE_TASK, &values).await? == 1)
+        let values = Vec::from(values![
+            /* tenant_id */ &before.tenant,
+            /* task_id */ &before.id,
+            /* seen_at */ before.updated_at,
+            /* seen_status */ before.status.as_str(),
+            /* seen_steps */ &before.plan_steps,
+            /* status */ after.status.as_str(),
+            /* progress */ i64::from(after.progress),
+            /* description */ after.description.as_ref(),
+            /* result_data */ after.result_data.as_ref(),
+            /* plan_steps */ &after.plan_steps,
+            /* error_message */ after.error_message.as_ref(),
+            /* started_at */ after.started_at,
+            /* completed_at */ after.completed_at,
+            /* updated_at */ after.updated_at,
+        ]);
+        let subjects = [Subject::Task(&before.tenant, &before.id)];
+        let replaced = self
+            .task_batches
+            .write(REPLACE_TASK, values, &subjects, Instant::now())
+            .instrument(traces::step(REPLACE_TASK.name()))
+            .await?;
+        Ok(replaced.is_some())
     }
 
     /// Sets a task from `WAITING_APPROVAL` to `IN_PROGRESS` if no request of the task is pending
@@ -265,6 +269,32 @@ impl Ledger {
         Ok((tasks, total))
     }
 }
+
+given! {
+    GIVEN_TASKS, GIVEN_TASKS_ON_SQLITE, 15;
+    1 of_tenant, 2 of_task, 3 seen_at, 4 seen_status, 5 seen_steps, 6 new_status, 7 new_progress,
+    8 new_description, 9 new_result, 10 new_steps, 11 new_error, 12 new_start, 13 new_end,
+    14 changed_at,
+}
+
+/// Replaces tasks that are still as they were seen.
+const REPLACE_SEEN_TASK: &str = "\
+    UPDATE agent_task AS t
+       SET status = given.new_status, progress = given.new_progress,
+           description = given.new_description, result_data = given.new_result,
+           plan_steps = given.new_steps, error_message = given.new_error,
+           started_at = given.new_start, completed_at = given.new_end,
+           updated_at = given.changed_at
+      FROM given
+     WHERE t.tenant_id = given.of_tenant AND t.task_id = given.of_task
+       AND t.updated_at = given.seen_at AND t.status = given.seen_status
+       AND t.plan_steps = given.seen_steps";
+
+const REPLACE_TASK: Statement = Statement::new(
+    "ledger.replace_task",
+    formatcp!("WITH {GIVEN_TASKS} {REPLACE_SEEN_TASK} RETURNING t.task_id, given.place"),
+)
+.on_sqlite(formatcp!("WITH {GIVEN_TASKS_ON_SQLITE} {REPLACE_SEEN_TASK} RETURNING task_id"));
 
 /// Selects up to $2 approved requests whose tasks this service made and has not closed: the signal
 /// was sent, or without a signal the request was closed, by $1. The earliest first. `heard` says

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::{State, Verdict};
 use aura_hitl::domain::request::Origin;
-use aura_hitl::domain::task::TaskStatus;
+use aura_hitl::domain::task::{Task, TaskStatus};
 use aura_hitl::ledger::{LedgerError, Overdue, Recorded, Registered};
-use futures_util::future::{join, join_all};
+use chrono::TimeDelta;
+use futures_util::future::{join, join_all, join3};
 use serde_json::json;
 use support::{ALICE, Asked, BOB, Mode, Who, decide_on_ledger, unique, writing};
 
@@ -27,6 +28,13 @@ async fn decide(
     let (candidate, caller) = (asked.candidate(Origin::Redis, now), who.caller());
     let state = State::Decided(who.decides(verdict, now));
     stores.ledger.record_outcome(&writing(&candidate, &state, &caller, now)).await
+}
+
+/// A step of a task, as its agent takes it.
+async fn change(stores: &Stores, task: &Task) -> Result<bool, LedgerError> {
+    let updated_at = task.updated_at + TimeDelta::seconds(1);
+    let after = Task { progress: 50, updated_at, ..task.clone() };
+    stores.ledger.replace_task(task, &after).await
 }
 
 on_all_stores! {
@@ -62,6 +70,41 @@ on_all_stores! {
         for (asked, registered) in registered.iter().zip(registrations) {
             let Registered::New(record) = registered else { panic!("{registered:?}") };
             assert_eq!((record.id.as_str(), record.state), (&*asked.id, State::Pending));
+        }
+    }
+
+    async fn of_many_tasks_that_change_at_once_each_has_its_own_answer(stores: Stores) {
+        let mut tasks = Vec::new();
+        for _ in 0..80 {
+            tasks.push(stores.keep_task(ALICE, now()).await);
+        }
+        let later = |task: &Task, progress| Task {
+            progress,
+            updated_at: task.updated_at + TimeDelta::seconds(1),
+            ..task.clone()
+        };
+        // Every eighth was read before somebody else changed it; every ninth is changed twice.
+        let changing = tasks.iter().enumerate().map(async |(n, task)| {
+            let seen = if n % 8 == 0 { later(task, 1) } else { task.clone() };
+            let (one, two) = (later(task, 50), later(task, 60));
+            let change = stores.ledger.replace_task(&seen, &one);
+            if n % 9 == 0 {
+                let (one, two) = join(change, stores.ledger.replace_task(&seen, &two)).await;
+                [one.unwrap(), two.unwrap()]
+            } else {
+                [change.await.unwrap(), false]
+            }
+        });
+        let changed = join_all(changing).await;
+        for (n, (task, changed)) in tasks.iter().zip(changed).enumerate() {
+            let is = stores.task("tenant1", task.id.as_str()).await.unwrap();
+            let expected = match changed {
+                [false, false] => 0,
+                [true, false] => 50,
+                [false, true] => 60,
+                [true, true] => panic!("{n}: both were told that they changed the task"),
+            };
+            assert_eq!((is.progress, expected == 0), (expected, n % 8 == 0), "{n}");
         }
     }
 
@@ -181,6 +224,10 @@ async fn a_locked_row_holds_no_other_up() {
     let locked = Asked::new();
     stores.register(ALICE, &locked, now()).await;
     let task = stores.keep_task(ALICE, now()).await;
+    let mut tasks = Vec::new();
+    for _ in 0..20 {
+        tasks.push(stores.keep_task(ALICE, now()).await);
+    }
     let of_locked_task = Asked::new().with("taskId", json!(task.id.as_str()));
     let mut holding = pool.begin().await.unwrap();
     for lock in [
@@ -193,7 +240,10 @@ async fn a_locked_row_holds_no_other_up() {
     let others = (0..50).map(|_| Asked::new()).collect::<Vec<_>>();
     let others = async {
         let deciding = others.iter().map(|asked| decide(&stores, ALICE, asked, no()));
-        join_all(deciding).await.into_iter().for_each(|recorded| drop(won(recorded.unwrap())));
+        let changing = tasks.iter().map(|task| change(&stores, task));
+        let (decided, changed) = join(join_all(deciding), join_all(changing)).await;
+        decided.into_iter().for_each(|recorded| drop(won(recorded.unwrap())));
+        assert!(changed.into_iter().all(|changed| changed.unwrap()));
         began.elapsed()
     };
     let behind_the_lock = async {
@@ -202,8 +252,13 @@ async fn a_locked_row_holds_no_other_up() {
         let state = State::Decided(BOB.decides(no(), now));
         let writing = writing(&candidate, &state, &caller, now);
         let deciding = stores.ledger.record_outcome(&writing);
-        let (one, two) =
-            join(Box::pin(deciding), Box::pin(decide(&stores, BOB, &of_locked_task, no()))).await;
+        let (one, two, changed) = join3(
+            Box::pin(deciding),
+            Box::pin(decide(&stores, BOB, &of_locked_task, no())),
+            change(&stores, &task),
+        )
+        .await;
+        assert!(matches!(changed, Err(LedgerError::Locked(_))), "{changed:?}");
         ([one, two], began.elapsed())
     };
     let (others, (locked_out, took)) = join(others, behind_the_lock).await;
