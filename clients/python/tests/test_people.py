@@ -39,7 +39,11 @@ from faults import Faulty, busy
 from aura_hitl import (
     ApiError,
     AsyncClient,
+    BulkItem,
+    BulkRefused,
+    BulkResult,
     Client,
+    Conflict,
     InboxChange,
     InboxCounts,
     InboxEvent,
@@ -90,6 +94,100 @@ def approve(service: Service, request: str, tenant: str) -> None:
     path = f"/aura/hitl/approve/{request}"
     answer = service.call("POST", path, json={"userId": PERSON}, headers=headers)
     assert answer.status_code == 200, answer.text
+
+
+# Decisions
+
+
+def decide(
+    service: Service,
+    kind: Kind,
+    items: list[BulkItem],
+    *,
+    atomic: bool = False,
+    **options: Any,
+) -> tuple[BulkResult, ...]:
+    built = {"token": token(PERSON), "tenant": TENANT, "as_person": True, **options}
+
+    async def asynchronous() -> tuple[BulkResult, ...]:
+        async with AsyncClient(service.url, **built) as client:
+            return await client.decide(items, atomic=atomic)
+
+    if kind == "asyncio":
+        return asyncio.run(asynchronous())
+    with Client(service.url, **built) as client:
+        return client.decide(items, atomic=atomic)
+
+
+def test_several_decisions_have_a_result_each(
+    service: Service, client: Client, kind: Kind
+) -> None:
+    ids = registered(client, new_session(), 5)
+    service.reject(ids[3], "no")
+    etag = client.detail(ids[0]).etag
+    unknown = new_request()
+    items = [
+        BulkItem(ids[0], "approve", etag=etag),
+        BulkItem(ids[1], "reject", reason="아니요"),
+        BulkItem(ids[2], "approve", etag="other"),
+        BulkItem(ids[3], "approve"),
+        BulkItem(unknown, "approve"),
+    ]
+    results = decide(service, kind, items)
+    assert [each.request_id for each in results] == [item.request_id for item in items]
+    said = [(each.status, each.error_code, each.recorded, each.decided) for each in results]
+    assert said == [
+        (200, None, True, True),
+        (200, None, True, True),
+        (412, "E4120", False, False),
+        (409, "E3006", False, False),
+        (404, "E1004", False, False),
+    ]
+    assert results[0].data["status"] == "approved"
+    assert results[1].data["reason"] == "아니요"
+    assert results[3].data["decidedBy"] == PERSON
+    assert all(each.message and each.more == {} for each in results)
+    assert service.state(ids[0])["decidedBy"] == PERSON
+    assert service.state(ids[2])["status"] == "pending"
+    assert copy.deepcopy(results) == results == pickle.loads(pickle.dumps(results))
+    # The same again is answered the same.
+    assert decide(service, kind, items[:2]) == results[:2]
+
+
+def test_all_or_none(service: Service, client: Client, kind: Kind) -> None:
+    ids = registered(client, new_session(), 4)
+    service.reject(ids[1], "no")
+    items = [BulkItem(each, "approve") for each in ids]
+    with pytest.raises(BulkRefused) as caught:
+        decide(service, kind, items, atomic=True)
+    refused = caught.value
+    assert isinstance(refused, Conflict) and (refused.status, refused.error_code) == (409, "E3008")
+    assert [each.error_code for each in refused.results] == ["E3008", "E3006", "E3008", "E3008"]
+    assert not any(each.recorded for each in refused.results)
+    again = pickle.loads(pickle.dumps(refused))
+    assert (again.results, again.trace_id) == (refused.results, refused.trace_id)
+    assert service.state(ids[0])["status"] == "pending"
+    del items[1]
+    results = decide(service, kind, items, atomic=True)
+    assert [each.decided for each in results] == [True] * 3
+
+
+def test_an_agent_decides_nothing(service: Service, client: Client, kind: Kind) -> None:
+    (request,) = registered(client, new_session(), 1)
+    items = [BulkItem(request, "approve")]
+    with pytest.raises(ValueError, match="as_person"):
+        decide(service, kind, items, as_person=False)
+    with pytest.raises(ApiError) as refused:
+        decide(service, kind, [])
+    assert refused.value.status == 400
+    with pytest.raises(ApiError) as twice:
+        decide(service, kind, items * 2)
+    assert twice.value.data == {"decisions[1].requestId": "is named twice"}
+    with pytest.raises(ValueError):
+        decide(service, kind, [BulkItem(request, "edit")])  # type: ignore[arg-type]
+    with pytest.raises(NotAllowed):
+        decide(service, kind, items, user=USER)
+    assert service.state(request)["status"] == "pending"
 
 
 # Lists

@@ -10,6 +10,7 @@ from .client import AsyncClient, AsyncTask, Client, Task
 from .errors import (
     AlreadyActed,
     ApiError,
+    BulkRefused,
     Conflict,
     ContentChanged,
     Gone,
@@ -40,6 +41,8 @@ from .outcomes import (
     Way,
 )
 from .people import (
+    BulkItem,
+    BulkResult,
     Comment,
     HistoryEntry,
     InboxChange,
@@ -61,6 +64,9 @@ __all__ = [
     "ApprovedWithEdits",
     "AsyncClient",
     "AsyncTask",
+    "BulkItem",
+    "BulkRefused",
+    "BulkResult",
     "Cancelled",
     "Client",
     "Comment",

@@ -45,6 +45,7 @@ from ._listeners import (
 from .errors import (
     AlreadyActed,
     ApiError,
+    BulkRefused,
     Conflict,
     ContentChanged,
     Gone,
@@ -70,6 +71,8 @@ from .outcomes import (
     Way,
 )
 from .people import (
+    BulkItem,
+    BulkResult,
     Comment,
     InboxCounts,
     InboxEvent,
@@ -100,6 +103,10 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 # The time-out of all calls after the deadline: withdraw, confirm, acknowledge.
 CLOSE_TIMEOUT_SECONDS = 10.0
 MAX_ERROR_CHARACTERS = 4000
+# The time-out of several decisions: the service waits for room in the person's rate limit, and for
+# others who decide the same.
+BULK_TIMEOUT_SECONDS = 30.0
+OBSTRUCTED = "E3008"
 # The code of a token that has expired, of all that are refused.
 EXPIRED_TOKEN = "E2002"
 
@@ -235,6 +242,7 @@ class Core:
         listens_to_redis: bool,
         listen_by: Collection[Listening],
         retry_seconds: float,
+        as_person: bool,
     ) -> None:
         base = _base(base_url)
         # Served with and without /api; only with it does the gateway route it.
@@ -250,6 +258,8 @@ class Core:
         self._by_pubsub = listens_to_redis and "pubsub" in listen_by
         self._by_stream = "stream" in listen_by
         self._retry_seconds = retry_seconds
+        # The service never lets an agent decide; so it cannot by mistake either.
+        self._caller_type = "USER" if as_person else "AGENT"
 
     async def close(self) -> None:
         await self._io.close()
@@ -283,8 +293,7 @@ class Core:
             headers={
                 "Authorization": _wire.bearer(await self._fresh_token()),
                 "X-Tenant-ID": _wire.header(self._tenant),
-                # The service never lets an agent decide; so it cannot by mistake either.
-                "X-DWP-Caller-Type": "AGENT",
+                "X-DWP-Caller-Type": self._caller_type,
                 **(headers or {}),
             },
             timeout=httpx.Timeout(
@@ -573,6 +582,27 @@ class Core:
     async def detail(self, request_id: str) -> RequestDetail:
         path = f"/aura/hitl/requests/{quote(request_id, safe='')}/detail"
         return _wire.detail(await self._call("GET", path, numbers_exact=True), request_id)
+
+    async def decide(
+        self, items: Collection[BulkItem], *, atomic: bool
+    ) -> tuple[BulkResult, ...]:
+        if self._caller_type != "USER":
+            raise ValueError("only a client that is made with as_person=True decides")
+        user = self._user or _wire.subject(await self._fresh_token())
+        # Whoever says the same again is answered the same, so a lost answer may be asked for again.
+        try:
+            values = await self._call(
+                "POST",
+                "/aura/hitl/decisions",
+                read_seconds=BULK_TIMEOUT_SECONDS,
+                headers={"X-User-ID": _wire.header(user)},
+                body=_wire.bulk(items, user, atomic=atomic),
+            )
+        except Conflict as refused:
+            if refused.error_code != OBSTRUCTED:
+                raise
+            raise BulkRefused(refused, _wire.bulk_results(refused.data, items)) from None
+        return _wire.bulk_results(values, items)
 
     async def inbox(self) -> AsyncGenerator[InboxEvent, None]:
         ending = self._io.ending()

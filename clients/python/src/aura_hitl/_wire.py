@@ -40,6 +40,8 @@ from .outcomes import (
     Status,
 )
 from .people import (
+    BulkItem,
+    BulkResult,
     Comment,
     HistoryEntry,
     InboxChange,
@@ -261,6 +263,41 @@ def comment(values: Any) -> Comment:
         at=_required_time(values, "at"),
         more=_unknown(values, "requestId", "number", "userId", "author", "text", "at"),
     )
+
+
+def bulk(items: Collection[BulkItem], user: str, *, atomic: bool) -> dict[str, Any]:
+    """The body of several decisions."""
+
+    def one(item: BulkItem) -> dict[str, Any]:
+        if item.decision not in ("approve", "reject"):
+            raise ValueError("decision must be approve or reject")
+        named = {
+            "requestId": item.request_id,
+            "decision": item.decision,
+            "reason": item.reason,
+            "etag": item.etag,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+    return {"userId": user, "decisions": [one(item) for item in items], "atomic": atomic}
+
+
+def bulk_results(values: Any, items: Collection[BulkItem]) -> tuple[BulkResult, ...]:
+    """One for each item, in their order."""
+    results = tuple(
+        BulkResult(
+            request_id=_member(each, "requestId", str),
+            status=_member(each, "status", int),
+            message=_member(each, "message", str),
+            error_code=_text(each, "errorCode"),
+            data=each.get("data"),
+            more=_unknown(each, "requestId", "status", "message", "errorCode", "data"),
+        )
+        for each in _each(values, "results")
+    )
+    if [each.request_id for each in results] != [item.request_id for item in items]:
+        raise UnexpectedAnswer("the results are not those of the requests, in their order")
+    return results
 
 
 def comments(values: Any) -> tuple[Comment, ...]:

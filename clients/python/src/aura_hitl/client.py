@@ -30,7 +30,16 @@ from .outcomes import (
     Signal,
     Way,
 )
-from .people import Comment, InboxEvent, ListedRequest, RequestDetail, RequestFilter, RequestPage
+from .people import (
+    BulkItem,
+    BulkResult,
+    Comment,
+    InboxEvent,
+    ListedRequest,
+    RequestDetail,
+    RequestFilter,
+    RequestPage,
+)
 
 if TYPE_CHECKING:
     import redis
@@ -147,6 +156,8 @@ class Client:
         close). Without it, agents wait over HTTP.
     listen_by: means of being woken that may be used; with none of them, long-polls alone.
     retry_seconds: for how long a call is tried again when the service does not answer.
+    as_person: the token is a person's own, who decides with this client. Never for an agent: it then
+        decides what it asks.
     http_client: an httpx client of your own, for certificates or proxies, or a function that makes
         one for each process; closed with this one.
 
@@ -163,6 +174,7 @@ class Client:
         redis_url: str | redis.Redis | None = None,
         listen_by: Collection[Listening] = _LISTEN_BY,
         retry_seconds: float = 10.0,
+        as_person: bool = False,
         http_client: httpx.Client | Callable[[], httpx.Client] | None = None,
     ) -> None:
         link: Any = redis_url
@@ -182,6 +194,7 @@ class Client:
             listens_to_redis=link is not None,
             listen_by=listen_by,
             retry_seconds=retry_seconds,
+            as_person=as_person,
         )
 
     def __enter__(self) -> Self:
@@ -345,6 +358,17 @@ class Client:
         """A request in full. NotFound: it is not there, or not to be seen by the token's user."""
         return run(self._core.detail(request_id))
 
+    def decide(
+        self, items: Collection[BulkItem], *, atomic: bool = False
+    ) -> tuple[BulkResult, ...]:
+        """Approves and rejects 1 to 200 requests as the token's user. The results are in their order.
+
+        Each is judged by itself: read its result. With `atomic` all are recorded or none;
+        BulkRefused, whose `results` say what stood in the way. After Unavailable call it again: what
+        is recorded is answered the same. ValueError: the client is an agent's.
+        """
+        return run(self._core.decide(items, atomic=atomic))
+
     def inbox(self) -> Generator[InboxEvent, None, None]:
         """How many requests wait, and which change, as it happens.
 
@@ -380,6 +404,7 @@ class AsyncClient:
         redis_url: str | redis.asyncio.Redis | None = None,
         listen_by: Collection[Listening] = _LISTEN_BY,
         retry_seconds: float = 10.0,
+        as_person: bool = False,
         http_client: httpx.AsyncClient | Callable[[], httpx.AsyncClient] | None = None,
     ) -> None:
         given = http_client if isinstance(http_client, httpx.AsyncClient) else None
@@ -397,6 +422,7 @@ class AsyncClient:
             listens_to_redis=redis_url is not None,
             listen_by=listen_by,
             retry_seconds=retry_seconds,
+            as_person=as_person,
         )
 
     async def __aenter__(self) -> Self:
@@ -529,6 +555,12 @@ class AsyncClient:
     async def detail(self, request_id: str) -> RequestDetail:
         """See `Client.detail`."""
         return await self._core.detail(request_id)
+
+    async def decide(
+        self, items: Collection[BulkItem], *, atomic: bool = False
+    ) -> tuple[BulkResult, ...]:
+        """See `Client.decide`."""
+        return await self._core.decide(items, atomic=atomic)
 
     async def inbox(self) -> AsyncGenerator[InboxEvent, None]:
         """See `Client.inbox`. Use `contextlib.aclosing` if you may leave the loop early."""

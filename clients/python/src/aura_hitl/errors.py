@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .outcomes import Approved, ApprovedWithEdits
+from .people import BulkResult
 
 
 class HitlError(Exception):
@@ -59,6 +60,24 @@ class NotFound(ApiError):
 
 class Conflict(ApiError):
     """409: it stands otherwise; `data` says how."""
+
+
+class BulkRefused(Conflict):
+    """409: of several requests that were to be decided whole or not at all, some stood in the way.
+
+    Nothing was recorded. `results` says of each what stood in its way; `E3008` of those that only the
+    others held up.
+    """
+
+    def __init__(self, refused: Conflict, results: tuple[BulkResult, ...]) -> None:
+        super().__init__(
+            refused.message,
+            status=refused.status,
+            error_code=refused.error_code,
+            data=refused.data,
+            trace_id=refused.trace_id,
+        )
+        self.results = results
 
 
 class Gone(ApiError):

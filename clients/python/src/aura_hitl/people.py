@@ -14,6 +14,7 @@ from typing import Any, Literal, TypedDict
 from .outcomes import SignalDelivery
 
 Scope = Literal["decidable", "mine", "tenant"]
+Verdict = Literal["approve", "reject"]
 Sort = Literal["expiresAt", "-createdAt", "-settledAt"]
 
 
@@ -168,6 +169,48 @@ class RequestDetail(ListedRequest):
     signal: SignalDelivery
     history: tuple[HistoryEntry, ...]
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class BulkItem:
+    """What a person says to one of several requests.
+
+    reason: of a rejection.
+    etag: of the content that the person saw, as lists and details have it. What has changed since is
+        not decided; None decides whatever it has now.
+    """
+
+    request_id: str
+    decision: Verdict
+    reason: str | None = field(default=None, kw_only=True)
+    etag: str | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BulkResult:
+    """What became of one of several requests: what deciding it by itself would have answered.
+
+    `status` is the HTTP status: 200, or 202 of an approval that is recorded and needs those of more
+    people. Else `error_code` says why not, and `data` how it stands. `decided` and `recorded` are the
+    two questions that are asked most.
+    """
+
+    request_id: str
+    status: int
+    message: str
+    error_code: str | None
+    data: Any = field(hash=False)
+    more: dict[str, Any] = _more()
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the service has what the person said, now or from before."""
+        return self.error_code is None and self.status in (200, 202)
+
+    @property
+    def decided(self) -> bool:
+        """Whether the request is decided as the person said."""
+        return self.error_code is None and self.status == 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
