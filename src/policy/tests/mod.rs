@@ -3,6 +3,7 @@
 mod binding;
 mod document;
 mod file;
+mod grants;
 mod model;
 mod sentences;
 

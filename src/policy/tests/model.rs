@@ -10,7 +10,7 @@ use super::*;
 
 /// A condition over the fields `f0` to `f2` of the context.
 #[derive(Clone, Debug)]
-enum When {
+pub(super) enum When {
     Always,
     Never,
     Broken,
@@ -25,7 +25,7 @@ enum When {
 
 /// A field of the context.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Field {
+pub(super) enum Field {
     Absent,
     One,
     Two,
@@ -80,7 +80,7 @@ impl When {
 }
 
 #[derive(Clone, Debug)]
-struct Spec {
+pub(super) struct Spec {
     when: When,
     risk: Risk,
     auto: Option<Verdict>,
@@ -92,6 +92,14 @@ struct Spec {
     remember: Remember,
     expires_in: Option<u32>,
     show: BTreeSet<&'static str>,
+}
+
+impl Spec {
+    /// The same rule, which lets approvals be remembered.
+    pub(super) fn that_remembers(self) -> Self {
+        let decisions = Way::ALL.into_iter().collect();
+        Self { auto: None, quorum: 1, remember: Remember::Any, decisions, ..self }
+    }
 }
 
 const APPROVERS: [&str; 8] = [
@@ -109,7 +117,7 @@ fn list(texts: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     format!("{:?}", texts.into_iter().map(|text| text.as_ref().to_owned()).collect::<Vec<_>>())
 }
 
-fn file(rules: &[Spec]) -> String {
+pub(super) fn file(rules: &[Spec]) -> String {
     let mut text = "[groups]\nfile = [\"lee\", \"tenant2/kim\"]\n".to_owned();
     for (at, rule) in rules.iter().enumerate() {
         let _ = write!(text, "\n[[rule]]\nname = \"rule {at}\"\nwhen = '{}'\n", rule.when.text());
@@ -135,7 +143,7 @@ fn file(rules: &[Spec]) -> String {
     text
 }
 
-fn a_rule() -> impl Strategy<Value = Spec> {
+pub(super) fn a_rule() -> impl Strategy<Value = Spec> {
     let field = || 0..3_usize;
     let when = prop_oneof![
         1 => Just(When::Always),
@@ -187,13 +195,13 @@ fn a_rule() -> impl Strategy<Value = Spec> {
     )
 }
 
-fn a_context() -> impl Strategy<Value = Vec<Field>> {
+pub(super) fn a_context() -> impl Strategy<Value = Vec<Field>> {
     let field =
         prop::sample::select(vec![Field::Absent, Field::One, Field::One, Field::Two, Field::Text]);
     prop::collection::vec(field, 3)
 }
 
-fn json(context: &[Field]) -> String {
+pub(super) fn json(context: &[Field]) -> String {
     let fields = context.iter().enumerate().filter_map(|(at, field)| match field {
         Field::Absent => None,
         Field::One => Some(format!("\"f{at}\":1.0")),
@@ -204,7 +212,7 @@ fn json(context: &[Field]) -> String {
 }
 
 /// Everybody who differs for some rule.
-fn everybody() -> Vec<Somebody> {
+pub(super) fn everybody() -> Vec<Somebody> {
     vec![
         Somebody::new("user"),
         Somebody::new("user")
@@ -227,21 +235,21 @@ fn everybody() -> Vec<Somebody> {
 
 /// The answers to every question that a binding is asked.
 #[derive(Clone, Debug, PartialEq)]
-struct Answers {
+pub(super) struct Answers {
     rules: Vec<String>,
-    automatic: Option<(Verdict, String)>,
-    quorum: u32,
+    pub(super) automatic: Option<(Verdict, String)>,
+    pub(super) quorum: u32,
     risk: Risk,
-    remember: Remember,
-    expires_in_minutes: Option<i64>,
+    pub(super) remember: Remember,
+    pub(super) expires_in_minutes: Option<i64>,
     remind_after_seconds: Option<i64>,
     show: BTreeSet<String>,
     ways: BTreeSet<Way>,
     /// Who may: the person's position, whether the requester is known, the way, the minute.
-    may: BTreeSet<(usize, bool, Way, i64)>,
+    pub(super) may: BTreeSet<(usize, bool, Way, i64)>,
 }
 
-const MINUTES: [i64; 3] = [0, 2, 9];
+pub(super) const MINUTES: [i64; 3] = [0, 2, 9];
 
 fn answers(binding: &Binding) -> Answers {
     let user = UserId::parse("user").unwrap();
@@ -275,7 +283,7 @@ fn answers(binding: &Binding) -> Answers {
 
 /// The same, from the description: `contexts` are what was asked and, for an edit, what it becomes.
 #[expect(clippy::too_many_lines, reason = "a slow and plain reading of the description")]
-fn model(rules: &[Spec], contexts: &[&[Field]]) -> Answers {
+pub(super) fn model(rules: &[Spec], contexts: &[&[Field]]) -> Answers {
     // Position of each rule that binds, and whether it matched.
     let mut binds: BTreeMap<usize, bool> = BTreeMap::new();
     let mut is_without_match = false;
