@@ -1,8 +1,10 @@
 /**
- * What a person has begun to write, until it is sent: it outlives a lost sign-in and a reload of the page.
+ * What a person has begun to write, until it is sent: it outlives a lost sign-in and a reload of the page, but not
+ * that somebody else signs in.
  */
 
 const STORED = 'aura-hitl-drafts';
+const OWNER = 'aura-hitl-drafts-of';
 
 /** @type {Map<string, string>} */
 const drafts = new Map(read());
@@ -25,6 +27,18 @@ export function keep(key, text) {
   if (text) drafts.set(key, text);
   else drafts.delete(key);
   try { sessionStorage.setItem(STORED, JSON.stringify(Object.fromEntries(drafts))); } catch { /* In memory, then. */ }
+}
+
+/**
+ * Says who writes from now on. What another person has begun goes.
+ * @param {string} who
+ */
+export function belongTo(who) {
+  try {
+    if (sessionStorage.getItem(OWNER) === who) return;
+    for (const key of [...drafts.keys()]) keep(key, '');
+    sessionStorage.setItem(OWNER, who);
+  } catch { drafts.clear(); }
 }
 
 /** @param {string} id */

@@ -5,6 +5,7 @@ import { api } from './api.js';
 import { Bulk } from './bulk.js';
 import { Detail } from './detail.js';
 import { fill, h, isTyping } from './dom.js';
+import { belongTo } from './drafts.js';
 import { Grants } from './grants.js';
 import { RequestList, lostSelection } from './list.js';
 import { current, onSessionChange, signIn, signOut } from './session.js';
@@ -549,6 +550,7 @@ function sessionChanged() {
   }
   if (as !== signedInAs) {
     signedInAs = as;
+    belongTo(as);
     listed = '';
     grants.hide();
     if (tabs.remembered) tabs.remembered.hidden = true;

@@ -586,6 +586,23 @@ test('a draft with values that are none yet outlives a reload and a lost sign-in
   await page.locator('dialog .primary').click();
   await page.locator('.connection.live').waitFor();
   assert.deepEqual(await written(), expected);
+  // Nobody else finds it, also after a reload: not even in the fields that are no value.
+  const other = await open({ query: `?request=${id}` });
+  await readAll(other);
+  await other.locator('.actions .reject').click();
+  await other.locator('.actions textarea').fill('half a sent');
+  await other.locator('[data-name=cancel]').click();
+  await other.locator('[data-name=edit]').click();
+  await other.locator('.schemaform').getByLabel('amount', { exact: true }).fill('99x');
+  await other.goto('about:blank');
+  await other.goto(`${inbox}?request=${id}#token=${token('kim')}`);
+  await readAll(other);
+  await other.locator('[data-name=edit]').click();
+  assert.equal(await other.locator('.schemaform').getByLabel('amount', { exact: true }).inputValue(), '1.50');
+  await other.locator('[data-name=cancel]').click();
+  await other.locator('.actions .reject').click();
+  assert.equal(await other.locator('.actions textarea').inputValue(), '');
+  await other.context().close();
   // It is still no value: each such field says so, and as JSON it is what was written.
   await page.locator('[data-name=confirm]').click();
   assert.equal(await page.locator('.schemaform [aria-invalid=true]').count(), 6);
