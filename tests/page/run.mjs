@@ -1540,10 +1540,13 @@ test('a stopwatch: 100 mixed requests are cleared by keyboard, none wrongly', as
   }
   await until('the last decision', () => [...wanted.keys()].every((id) => statusOf(id) !== 'pending'));
   const seconds = (Date.now() - start) / 1000;
+  const [, load] = loadavg();
   const wrong = [...wanted].filter(([id, status]) => statusOf(id) !== status);
   console.log(`      100 requests in ${Math.round(seconds)} s, ${wrong.length} wrong`);
   assert.deepEqual(wrong, []);
-  assert.ok(seconds < 300, `${seconds} s`);
+  // Five minutes, where the machine has a core for each that computes; else as much longer as they wait for one.
+  const most = 300 * Math.max(1, load / availableParallelism());
+  assert.ok(seconds < most, `${seconds} s, at most ${Math.round(most)} s at a load of ${load}`);
   await page.context().close();
 });
 
