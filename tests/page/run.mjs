@@ -749,6 +749,8 @@ inEach('what one review has on its way is not shown in the next, and is told whe
   const reviewOf = async (some) => {
     for (const id of some) await box(page, id).check();
     await page.keyboard.press('b');
+    await page.locator('.bulk.open').waitFor();
+    assert.equal(await page.locator('.bulk .job').count(), 0);
     await readAll(page);
   };
   await reviewOf(ids.slice(0, 2));
@@ -759,7 +761,6 @@ inEach('what one review has on its way is not shown in the next, and is told whe
   await until('the list is back', async () => await page.locator('.bulk.open').count() === 0);
   for (const id of ids.slice(0, 2)) await box(page, id).uncheck();
   await reviewOf(ids.slice(2, 4));
-  assert.equal(await page.locator('.bulk .job').count(), 0);
   assert.ok(await card(page, ids[2]).locator('input').isEnabled());
   release();
   await told(page, ko ? '2건을 승인했습니다' : '2 approved');
