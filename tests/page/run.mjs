@@ -833,14 +833,16 @@ test('two hundred at most are selected, shown in full and rejected in one call',
   await told(page, 'At most 200');
   await page.keyboard.press('b');
   const start = Date.now();
-  await until('all are shown', async () => await page.locator('.card .body:has(.part)').count() === 200);
+  await until('all are shown', async () => await page.locator('.card .body:has(.part)').count() === 200, 5 * world.PATIENCE);
   console.log(`      200 requests shown in full after ${Date.now() - start} ms`);
   await page.keyboard.press('r');
   await page.keyboard.press('1');
   await page.keyboard.press('Enter');
-  await until('200 results', async () => await page.locator('.card .good').count() === 200);
+  await until('200 results', async () => await page.locator('.card .good').count() === 200, 5 * world.PATIENCE);
   assert.equal(sql(`SELECT count(*) FROM hitl_request WHERE tenant_id = '${world.tenant()}' AND status = 'rejected'`), '200');
-  assert.equal(page.calls.filter((request) => request.url().endsWith('/decisions')).length, 1);
+  // All in one call; where the service is too slow to answer it, all in one call again.
+  const calls = page.calls.filter((request) => request.url().endsWith('/decisions')).map((request) => request.postDataJSON().decisions.length);
+  assert.ok(calls.length > 0 && calls.every((number) => number === 200), calls.join());
 });
 
 // ── Rules ──
