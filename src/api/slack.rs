@@ -42,7 +42,7 @@ use crate::state::AppState;
 
 /// The address, without a prefix.
 pub const ADDRESS: &str = "/aura/hitl/slack/interactions";
-/// Largest body: a message of ours with everything that Slack adds to it.
+/// Largest body: a message of ours with everything that Slack adds to it. Messages are cut so that they fit.
 const MAX_BYTES: usize = 64 * 1024;
 
 /// A call that Slack has sent, now and for the first time.
@@ -90,7 +90,7 @@ impl FromRequest for SlackCall {
                 warn!(security = true, "a call of Slack was refused that was taken before");
                 return Err(refuse(Counted::Replayed));
             }
-            let interaction = Interaction::read(&body).ok_or_else(|| {
+            let (origin, interaction) = read(&body).ok_or_else(|| {
                 metrics::slack_called(Counted::Malformed);
                 let text = Text::new(
                     "is not an interaction as Slack sends it",
@@ -98,6 +98,13 @@ impl FromRequest for SlackCall {
                 );
                 ApiError::invalid_field("payload", text)
             })?;
+            if slack.team.as_ref().is_some_and(|team| !origin.is_of(team)) {
+                warn!(
+                    security = true,
+                    "a call was refused that comes from another workspace of Slack"
+                );
+                return Err(refuse(Counted::OtherTeam));
+            }
             Ok(Self { settings, interaction })
         })
     }
@@ -171,16 +178,35 @@ struct Entry {
     value: Option<String>,
 }
 
-impl Interaction {
-    /// The form's field `payload`, as JSON.
-    fn read(body: &[u8]) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Form {
-            payload: String,
-        }
-        let form = serde_urlencoded::from_bytes::<Form>(body).ok()?;
-        serde_json::from_str(&form.payload).ok()
+/// Where an interaction comes from.
+#[derive(Debug, Deserialize)]
+struct Origin {
+    team: Option<Named>,
+    user: Option<Member>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Member {
+    team_id: Option<String>,
+}
+
+impl Origin {
+    /// Whether the call and the person are of this workspace. A shared channel has people of others.
+    fn is_of(&self, team: &str) -> bool {
+        let of_person = self.user.as_ref().and_then(|user| user.team_id.as_deref());
+        self.team.as_ref().is_some_and(|origin| origin.id == team)
+            && of_person.is_none_or(|origin| origin == team)
     }
+}
+
+/// The form's field `payload`, as JSON.
+fn read(body: &[u8]) -> Option<(Origin, Interaction)> {
+    #[derive(Deserialize)]
+    struct Form {
+        payload: String,
+    }
+    let form = serde_urlencoded::from_bytes::<Form>(body).ok()?;
+    Some((serde_json::from_str(&form.payload).ok()?, serde_json::from_str(&form.payload).ok()?))
 }
 
 /// What somebody wants.

@@ -131,9 +131,10 @@ enum Command {
 enum NoticesCommand {
     /// Send a made-up notice by a channel, and say what its receiver answers.
     Test {
-        /// The channel: the name of a webhook, or mail.
+        /// The channel: the name of a webhook, mail, or slack.
         channel: String,
-        /// To whom, of mail: user:kim or group:finance, as the settings name them.
+        /// To whom, of mail and Slack: user:kim or group:finance, as the settings name them, or the id of a
+        /// channel of Slack.
         #[arg(long, value_name = "RECIPIENT")]
         to: Option<String>,
     },

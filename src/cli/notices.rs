@@ -1,8 +1,9 @@
 //! `aura-hitl notices`: tries a channel, and shows and sends again what was given up.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
 use comfy_table::{ContentArrangement, Table, presets};
 use indexmap::IndexMap;
@@ -17,10 +18,12 @@ use crate::domain::printable::printable;
 use crate::ledger::{FailedRow, Ledger};
 use crate::notices::mail::MailChannel;
 use crate::notices::webhook::Webhook;
-use crate::notices::{Channel, DueNotice, Notice, NoticeSettings, SendResult};
+use crate::notices::{
+    Channel, DueNotice, Lane, Notice, NoticeSettings, SendResult, SlackSettings, slack,
+};
 use crate::server::stores;
 
-/// Sends a made-up notice by the channel of this name, of mail to this recipient. Writes nothing into the
+/// Sends a made-up notice by the channel of this name, of mail or Slack to this recipient. Writes nothing into the
 /// ledger.
 ///
 /// # Errors
@@ -42,10 +45,55 @@ pub async fn test(file: Option<&Path>, channel: &str, to: Option<&str>) -> anyho
         );
         return send(&MailChannel::new(mail, &settings.people)?, to, notice).await;
     }
+    if let Some(slack) = settings.slack.as_ref().filter(|_| channel == "slack") {
+        let target = slack_target(&settings, slack, to)?;
+        let posted = slack::post(slack, &settings.people, &target, &notice).await;
+        let refused = |error: anyhow::Error| {
+            anyhow!("{} did not take it: {}", Lane::Slack, printable(&format!("{error:#}")))
+        };
+        posted.map_err(refused)?;
+        say_taken(&Lane::Slack, &notice.id);
+        return Ok(());
+    }
     let webhooks = settings.webhooks.iter().map(|webhook| webhook.name.as_str());
-    let names = webhooks.chain(settings.mail.as_ref().map(|_| "mail")).collect::<Vec<_>>();
+    let others = [("mail", settings.mail.is_some()), ("slack", settings.slack.is_some())];
+    let others = others.into_iter().filter_map(|(name, is_set)| is_set.then_some(name));
+    let names = webhooks.chain(others).collect::<Vec<_>>();
     ensure!(!names.is_empty(), "no channel is configured; docs/notices.md says how");
     bail!("no channel is named {channel:?}; there are {}", names.join(", "))
+}
+
+/// The channel or person of Slack that is named: as the settings name them, or the only channel there is.
+fn slack_target(
+    settings: &NoticeSettings,
+    slack: &SlackSettings,
+    to: Option<&str>,
+) -> anyhow::Result<String> {
+    let channels = slack.channels.values().collect::<BTreeSet<_>>();
+    let Some(to) = to else {
+        let mut channels = channels.into_iter();
+        return match (channels.next(), channels.next()) {
+            (Some(channel), None) => Ok(channel.clone()),
+            _ => bail!("say to whom to send it: --to C0123 or --to user:kim"),
+        };
+    };
+    if channels.iter().any(|channel| *channel == to) {
+        return Ok(to.to_owned());
+    }
+    let contact = settings.people.contact_of_target(to);
+    contact.and_then(|contact| contact.slack.clone()).with_context(|| {
+        format!(
+            "no {to:?} has a Slack id in the settings; --to is a channel of notices.slack.channels, or \
+             user:KEY or group:KEY of [people.KEY] or [groups_people.KEY]"
+        )
+    })
+}
+
+/// Says that a notice was taken.
+fn say_taken(name: &Lane, id: &str) {
+    let text =
+        Text::new(format!("{name} has taken {id}"), format!("{name}이(가) {id}을(를) 받았습니다"));
+    println!("{}", text.in_language(Language::of_terminal()));
 }
 
 /// Sends one notice, and says what became of it.
@@ -57,11 +105,7 @@ async fn send(channel: &impl Channel, target: &str, notice: Notice) -> anyhow::R
     let name = channel.lane();
     match result {
         SendResult::Sent => {
-            let text = Text::new(
-                format!("{name} has taken {id}"),
-                format!("{name}이(가) {id}을(를) 받았습니다"),
-            );
-            println!("{}", text.in_language(Language::of_terminal()));
+            say_taken(&name, &id);
             Ok(())
         }
         SendResult::Later { why, .. } | SendResult::GivenUp { why } => {

@@ -70,6 +70,7 @@ struct RawMail {
 struct RawSlack {
     bot_token_file: PathBuf,
     signing_secret_file: PathBuf,
+    team: Option<String>,
     #[serde(default)]
     channels: BTreeMap<String, String>,
     #[serde(default = "slack_api")]
@@ -374,8 +375,22 @@ fn slack(raw: &RawSlack, files: &mut Files) -> anyhow::Result<SlackSettings> {
         );
         Ok((tenant, channel.clone()))
     };
+    if let Some(team) = &raw.team {
+        ensure!(
+            is_slack_id(team) && team.starts_with('T'),
+            "notices.slack.team is {team:?}; it is the id of a workspace, like T0123"
+        );
+    }
+    let bot_token = files.secret("notices.slack.bot_token_file", &raw.bot_token_file)?;
+    // Anything else is no header, and no token.
+    ensure!(
+        bot_token.expose_secret().bytes().all(|byte| byte.is_ascii_graphic()),
+        "notices.slack.bot_token_file {} holds no token: one line like xoxb-…",
+        raw.bot_token_file.display()
+    );
     Ok(SlackSettings {
-        bot_token: files.secret("notices.slack.bot_token_file", &raw.bot_token_file)?,
+        bot_token,
+        team: raw.team.clone(),
         signing_secret: files
             .secret("notices.slack.signing_secret_file", &raw.signing_secret_file)?,
         channels: raw.channels.iter().map(channel).collect::<anyhow::Result<_>>()?,

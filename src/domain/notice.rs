@@ -1,5 +1,6 @@
 //! What people are told of: the events of a request, and what the write that causes an event notes of it.
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::ids::UserId;
@@ -85,13 +86,17 @@ pub struct Cause {
     /// Of an escalation: its time after `createdAt`, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<i64>,
+    /// Of a reminder or escalation: since when the service knew of the request, UTC. A request that is made
+    /// anew has reminders of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<DateTime<Utc>>,
 }
 
 impl Cause {
     /// A cause by this user.
     #[must_use]
     pub fn by(user: &UserId) -> Self {
-        Self { by: Some(user.as_str().to_owned()), after: None }
+        Self { by: Some(user.as_str().to_owned()), ..Self::default() }
     }
 
     /// As JSON.

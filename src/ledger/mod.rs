@@ -70,6 +70,6 @@ pub use self::outbox::{AUDIT, FailedRow, NOTICE, NewOutboxRow, OutboxRow};
 pub use self::refused_attempts::RefusedAttempt;
 pub use self::requests::{Backlog, Overdue};
 pub use self::search::{SearchText, Unprepared};
-pub use self::slack::SlackMessage;
+pub use self::slack::{PostedMessage, SlackMessage};
 pub use self::tasks::COUNTED_TASKS;
 pub use self::writing::{Change, Recorded, Registered, Writing};

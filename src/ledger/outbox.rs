@@ -24,6 +24,21 @@ const LANE: &str = "COALESCE(lane, kind)";
 /// Whether a row was never tried (0), was tried (1), or was given up (2).
 const TURN: &str = "CASE WHEN failed_at IS NOT NULL THEN 2 WHEN attempts > 0 THEN 1 ELSE 0 END";
 
+/// The due rows of a lane: first those that were never tried, then those that were. Only one index has these
+/// expressions, and it has the rows in this order: a backlog is never sorted.
+const DUE: &str = formatcp!(
+    "SELECT outbox_id FROM (
+         SELECT outbox_id FROM hitl_outbox
+          WHERE {LANE} = $1 AND {TURN} = 0 AND due_at >= '-infinity' AND due_at <= $2
+          ORDER BY {LANE}, {TURN}, due_at LIMIT $4 FOR UPDATE SKIP LOCKED) AS untried
+     UNION ALL
+     SELECT outbox_id FROM (
+         SELECT outbox_id FROM hitl_outbox
+          WHERE {LANE} = $1 AND {TURN} = 1 AND due_at >= '-infinity' AND due_at <= $2
+          ORDER BY {LANE}, {TURN}, due_at LIMIT $4 FOR UPDATE SKIP LOCKED) AS tried
+     LIMIT $4"
+);
+
 /// A row of `hitl_outbox` whose lease this process holds.
 #[derive(Clone, Debug, sqlx::FromRow)]
 pub struct OutboxRow {
@@ -113,20 +128,6 @@ impl Ledger {
         until: DateTime<Utc>,
         limit: i64,
     ) -> Result<Vec<OutboxRow>> {
-        // First the due rows that were never tried, then those that were. Only one index has these
-        // expressions, and it has the rows in this order: a backlog is never sorted.
-        const DUE: &str = formatcp!(
-            "SELECT outbox_id FROM (
-                 SELECT outbox_id FROM hitl_outbox
-                  WHERE {LANE} = $1 AND {TURN} = 0 AND due_at >= '-infinity' AND due_at <= $2
-                  ORDER BY {LANE}, {TURN}, due_at LIMIT $4 FOR UPDATE SKIP LOCKED) AS untried
-             UNION ALL
-             SELECT outbox_id FROM (
-                 SELECT outbox_id FROM hitl_outbox
-                  WHERE {LANE} = $1 AND {TURN} = 1 AND due_at >= '-infinity' AND due_at <= $2
-                  ORDER BY {LANE}, {TURN}, due_at LIMIT $4 FOR UPDATE SKIP LOCKED) AS tried
-             LIMIT $4"
-        );
         const SET: &str = "UPDATE hitl_outbox SET due_at = $3, attempts = attempts + 1";
         const RETURNING: &str = "RETURNING outbox_id AS id, target, tenant_id, request_id, payload, \
                                  created_at, attempts";
@@ -191,6 +192,49 @@ impl Ledger {
             "UPDATE hitl_outbox SET failed_at = $3, error = $2 WHERE outbox_id = $1",
         );
         self.engine.execute(GIVE_UP, &values![id, error, now]).await.map(drop)
+    }
+
+    /// The first lane after this one in which a message waits, in the order of their names; `None` after the
+    /// last one.
+    ///
+    /// # Errors
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
+    pub async fn lane_after(&self, lane: &str) -> Result<Option<String>> {
+        // Not the oldest of the lane, but the index that has them has each lane once at its beginning.
+        const LANE_AFTER: Statement = Statement::new(
+            "ledger.lane_after",
+            formatcp!(
+                "SELECT {LANE} FROM hitl_outbox WHERE {LANE} > $1 AND failed_at IS NULL
+                  ORDER BY {LANE}, created_at LIMIT 1"
+            ),
+        );
+        let found = self.engine.fetch_optional::<(String,)>(LANE_AFTER, &values![lane]).await?;
+        Ok(found.map(|(lane,)| lane))
+    }
+
+    /// Gives up to `limit` messages of a lane up that were due before this time. Returns how many.
+    ///
+    /// # Errors
+    /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
+    pub async fn give_up_lane(
+        &self,
+        lane: &str,
+        before: DateTime<Utc>,
+        error: &str,
+        now: DateTime<Utc>,
+        limit: i64,
+    ) -> Result<u64> {
+        const SET: &str = "UPDATE hitl_outbox SET failed_at = $3, error = $5";
+        const GIVE_UP: Statement = Statement::new(
+            "ledger.give_up_lane",
+            formatcp!("{SET} WHERE outbox_id = ANY(ARRAY({DUE}))"),
+        )
+        .on_sqlite(str_replace!(
+            formatcp!("{SET} WHERE outbox_id IN ({DUE})"),
+            "FOR UPDATE SKIP LOCKED",
+            ""
+        ));
+        self.engine.execute(GIVE_UP, &values![lane, before, now, limit, error]).await
     }
 
     /// Deletes rows whose messages the receiver has accepted.

@@ -34,6 +34,18 @@ macro_rules! forget_old {
     };
 }
 
+/// A message that asks for a decision.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct PostedMessage {
+    /// Where it stands.
+    #[sqlx(flatten)]
+    pub message: SlackMessage,
+    /// To whom it was posted: the channel, or a person, whose direct messages have an id of their own.
+    pub target: Option<String>,
+    /// When it was noted, UTC.
+    pub posted_at: DateTime<Utc>,
+}
+
 /// A message in Slack.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct SlackMessage {
@@ -51,19 +63,20 @@ impl Ledger {
     pub async fn note_slack_message(
         &self,
         message: &SlackMessage,
+        target: &str,
         tenant: &TenantId,
         request: &RequestId,
         now: DateTime<Utc>,
     ) -> Result<()> {
         const NOTE: Statement = Statement::new(
             "ledger.note_slack_message",
-            "INSERT INTO hitl_slack_message (channel, ts, tenant_id, request_id, posted_at)
-             VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+            "INSERT INTO hitl_slack_message (channel, ts, tenant_id, request_id, posted_at, target)
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
         );
         const FORGET: Statement =
             forget_old!("ledger.forget_old_slack_messages", "hitl_slack_message", "posted_at");
         let SlackMessage { channel, ts } = message;
-        self.engine.execute(NOTE, &values![channel, ts, tenant, request, now]).await?;
+        self.engine.execute(NOTE, &values![channel, ts, tenant, request, now, target]).await?;
         self.engine.execute(FORGET, &values![now - MESSAGES_KEPT_FOR, BATCH]).await.map(drop)
     }
 
@@ -94,10 +107,10 @@ impl Ledger {
         &self,
         tenant: &TenantId,
         request: &RequestId,
-    ) -> Result<Vec<SlackMessage>> {
+    ) -> Result<Vec<PostedMessage>> {
         const MESSAGES: Statement = Statement::new(
             "ledger.slack_messages",
-            "SELECT channel, ts FROM hitl_slack_message
+            "SELECT channel, ts, target, posted_at FROM hitl_slack_message
               WHERE tenant_id = $1 AND request_id = $2 LIMIT $3",
         );
         self.engine.fetch_all(MESSAGES, &values![tenant, request, MAX_MESSAGES]).await

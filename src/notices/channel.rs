@@ -28,6 +28,12 @@ impl Lane {
             Self::Slack => "slack",
         }
     }
+
+    /// Whether this is the column `lane` of a channel, whichever the settings have.
+    #[must_use]
+    pub fn is_name(lane: &str) -> bool {
+        lane == "mail" || lane == "slack" || lane.starts_with("webhook/")
+    }
 }
 
 /// `webhook/ops`, `mail`, `slack`: the column `lane`, and the name in commands and logs.
@@ -90,6 +96,13 @@ pub trait Channel: Send + Sync + 'static {
 
     /// The rows that it sends.
     fn lane(&self) -> Lane;
+
+    /// Whether the settings still let it tell this receiver of this notice: they may have changed since its
+    /// row was written.
+    ///
+    /// # Errors
+    /// Why not, for the operator who reads the list of what was given up.
+    fn allows(&self, due: &DueNotice) -> Result<(), String>;
 
     /// Sends these notices, within 20 seconds: then their leases end. The results are in the order of the
     /// notices; for one without a result it is sent again.

@@ -15,6 +15,7 @@ pub mod recipients;
 pub mod sending;
 pub mod settings;
 pub mod slack;
+pub mod strays;
 pub mod webhook;
 pub mod words;
 

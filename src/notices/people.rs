@@ -99,6 +99,29 @@ impl People {
         }
     }
 
+    /// How the recipient of a [`Recipient::target`] is reached, if a request of this tenant still may be told
+    /// there: not by the table of another tenant, nor by that of all tenants once this one has its own.
+    #[must_use]
+    pub fn contact_for(&self, target: &str, tenant: &TenantId) -> Option<&Contact> {
+        let (kind, key) = target.split_once(':')?;
+        let table = match kind {
+            "user" => &self.people,
+            "group" => &self.groups,
+            _ => return None,
+        };
+        is_for(table, key, tenant).then(|| table.get(key)).flatten()
+    }
+
+    /// Whether a person or group who may be told of requests of this tenant has this Slack id.
+    #[must_use]
+    pub fn has_slack(&self, slack: &str, tenant: &TenantId) -> bool {
+        [&self.people, &self.groups].into_iter().any(|table| {
+            table.iter().any(|(key, contact)| {
+                contact.slack.as_deref() == Some(slack) && is_for(table, key, tenant)
+            })
+        })
+    }
+
     /// The language of whoever has this Slack id, a person, a group or a channel.
     #[must_use]
     pub fn language_of_slack(&self, slack: &str) -> Language {
@@ -123,6 +146,16 @@ impl People {
         let mut users = with_id.filter_map(|(key, _)| of_tenant(key));
         users.next().filter(|_first| users.next().is_none())
     }
+}
+
+/// Whether this key is the one that stands for its name in this tenant.
+fn is_for(table: &BTreeMap<String, Contact>, key: &str, tenant: &TenantId) -> bool {
+    let name = match key.split_once('/') {
+        Some((of, _)) if of != tenant.as_str() => return false,
+        Some((_, name)) => name,
+        None => key,
+    };
+    key_of(table, name, tenant).as_deref() == Some(key)
 }
 
 fn key_of(table: &BTreeMap<String, Contact>, name: &str, tenant: &TenantId) -> Option<String> {
@@ -165,6 +198,23 @@ mod tests {
         assert_eq!(reached("tenant2/lee", &one), None);
         assert_eq!(people.group("finance", &three).unwrap().target(), "group:finance");
         assert_eq!(people.group("finance", &two).unwrap().target(), "group:tenant2/finance");
+
+        // A row that was written before the settings changed.
+        let still = |target: &str, tenant| {
+            people.contact_for(target, tenant).and_then(|contact| contact.slack.as_deref())
+        };
+        assert_eq!(still("user:kim", &one), Some("U1"));
+        assert_eq!(still("user:kim", &two), None, "the tenant has its own table");
+        assert_eq!(still("user:tenant2/kim", &two), Some("U2"));
+        assert_eq!(still("user:tenant2/kim", &one), None);
+        assert_eq!(still("group:finance", &two), None);
+        assert_eq!(still("group:finance", &three), Some("C1"));
+        for target in ["user:park", "kim", "posted", "other:kim", ""] {
+            assert_eq!(still(target, &one), None, "{target}");
+        }
+        let slacks = |tenant| ["U1", "U2", "U3", "C1", "C2"].map(|id| people.has_slack(id, tenant));
+        assert_eq!(slacks(&one), [true, true, false, true, false]);
+        assert_eq!(slacks(&two), [false, true, true, false, true]);
 
         assert_eq!(people.user_of_slack("U1", &one), Some(user("kim")));
         // The tenant's own table takes the place of the other.

@@ -57,13 +57,19 @@ impl<C: Channel> Sending<C> {
         let mut due = Vec::with_capacity(claimed);
         for row in rows {
             match serde_json::from_str(&row.payload) {
-                Ok(notice) => due.push(DueNotice {
-                    row: row.id,
-                    target: row.target,
-                    attempts: row.attempts,
-                    created_at: row.created_at,
-                    notice,
-                }),
+                Ok(notice) => {
+                    let one = DueNotice {
+                        row: row.id,
+                        target: row.target,
+                        attempts: row.attempts,
+                        created_at: row.created_at,
+                        notice,
+                    };
+                    match self.channel.allows(&one) {
+                        Ok(()) => due.push(one),
+                        Err(why) => self.give_up(one.row, &lane, &plain(&why)).await?,
+                    }
+                }
                 // Somebody has edited the row by hand.
                 Err(_unreadable) => self.give_up(row.id, &lane, "its row cannot be read").await?,
             }

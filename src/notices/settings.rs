@@ -118,6 +118,8 @@ pub struct SlackSettings {
     pub bot_token: SecretString,
     /// The content of `signing_secret_file`.
     pub signing_secret: SecretString,
+    /// The id of the workspace; calls from others are refused. `None`: from all in which the app is.
+    pub team: Option<String>,
     /// The channel of each tenant.
     pub channels: BTreeMap<TenantId, String>,
     /// The Web API, without a slash at the end.

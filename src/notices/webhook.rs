@@ -16,12 +16,12 @@ use reqwest::{Client, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use url::Url;
 
 use super::channel::{Channel, DueNotice, Lane, SendResult};
 use super::notice::Notice;
 use super::settings::WebhookSettings;
 use crate::domain::clock::Clock;
+use crate::domain::ids::TenantId;
 use crate::domain::json;
 
 /// Longest time to wait for the receiver's answer.
@@ -30,10 +30,9 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(15);
 /// Sends webhooks to one endpoint.
 #[derive(Debug)]
 pub struct Webhook {
-    name: String,
-    url: Url,
     client: Client,
     keys: Keys,
+    settings: WebhookSettings,
     clock: Clock,
 }
 
@@ -51,10 +50,9 @@ impl Webhook {
             .with_context(|| format!("cannot send webhooks to {}", settings.name))?;
         let secrets = [Some(&settings.secret), settings.previous_secret.as_ref()];
         Ok(Self {
-            name: settings.name.clone(),
-            url: settings.url.clone(),
             client,
             keys: Keys::new(secrets.into_iter().flatten()),
+            settings: settings.clone(),
             clock,
         })
     }
@@ -64,7 +62,7 @@ impl Webhook {
         let timestamp = now.timestamp();
         let call = self
             .client
-            .post(self.url.clone())
+            .post(self.settings.url.clone())
             .header(CONTENT_TYPE, "application/json")
             .header("webhook-id", &notice.id)
             .header("webhook-timestamp", timestamp)
@@ -85,7 +83,19 @@ impl Channel for Webhook {
     const WORKER: &'static str = "webhooks";
 
     fn lane(&self) -> Lane {
-        Lane::Webhook(self.name.clone())
+        Lane::Webhook(self.settings.name.clone())
+    }
+
+    fn allows(&self, due: &DueNotice) -> Result<(), String> {
+        let tenant = TenantId::parse(&*due.notice.tenant).ok();
+        let is_wanted = tenant.is_some_and(|tenant| self.settings.wants(due.notice.event, &tenant));
+        is_wanted.then_some(()).ok_or_else(|| {
+            format!(
+                "the settings no longer tell it of {} of tenant {}",
+                due.notice.event.as_str(),
+                due.notice.tenant
+            )
+        })
     }
 
     async fn send(&self, due: &[DueNotice]) -> Vec<SendResult> {

@@ -400,12 +400,23 @@ fn notices(channel: &str, result: NoticeResult) -> ::metrics::Counter {
     counter!(NOTICES, "channel" => channel.to_owned(), "result" => result)
 }
 
+/// Counts notices that were given up because the settings no longer have their channel.
+pub fn notices_given_up(channel: &str, count: u64) {
+    notices(channel, NoticeResult::GivenUp).increment(count);
+}
+
 /// Sets whether the receiver of this channel wants no more notices. Begins to count the channel.
 pub fn notice_channel_is_off(channel: &str, is_off: bool) {
     for result in [NoticeResult::Sent, NoticeResult::Failed, NoticeResult::GivenUp] {
         notices(channel, result).increment(0);
     }
     gauge!(NOTICES_OFF, "channel" => channel.to_owned()).set(f64::from(u8::from(is_off)));
+}
+
+/// Notes that the settings no longer have this channel, so that no alert stands for it.
+pub fn channel_is_gone(channel: &str) {
+    notice_channel_is_off(channel, false);
+    oldest_notice(channel, Duration::ZERO);
 }
 
 /// Sets the age of the oldest notice that its receiver has not taken.
@@ -486,6 +497,8 @@ pub enum SlackCall {
     UnknownMessage,
     /// It has not the form of Slack's calls.
     Malformed,
+    /// It comes from another workspace than the settings name.
+    OtherTeam,
     /// It is not signed by Slack.
     Forged,
     /// It is signed, but too old.
@@ -495,7 +508,7 @@ pub enum SlackCall {
 }
 
 impl SlackCall {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Decided,
         Self::Voted,
         Self::Asked,
@@ -503,6 +516,7 @@ impl SlackCall {
         Self::UnknownPerson,
         Self::UnknownMessage,
         Self::Malformed,
+        Self::OtherTeam,
         Self::Forged,
         Self::Late,
         Self::Replayed,
@@ -523,6 +537,7 @@ fn slack_calls(call: SlackCall) -> ::metrics::Counter {
         SlackCall::UnknownPerson => "unknown_person",
         SlackCall::UnknownMessage => "unknown_message",
         SlackCall::Malformed => "malformed",
+        SlackCall::OtherTeam => "other_team",
         SlackCall::Forged => "forged",
         SlackCall::Late => "late",
         SlackCall::Replayed => "replayed",

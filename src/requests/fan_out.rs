@@ -125,7 +125,8 @@ async fn tell(
     if event == Event::Pending && is_pending && may_wait && terms.is_automatic {
         return Ok(Told::Later);
     }
-    if matches!(event, Event::Reminder | Event::Escalated) && !is_pending {
+    let is_anew = cause.since.is_some_and(|since| since != record.created_at);
+    if matches!(event, Event::Reminder | Event::Escalated) && (!is_pending || is_anew) {
         return nothing();
     }
     let happened = Happened {
@@ -240,7 +241,11 @@ impl Happened<'_> {
             if at >= record.expires_at {
                 return None;
             }
-            let cause = Cause { by: None, after: Some(after.num_seconds()) };
+            let cause = Cause {
+                by: None,
+                after: Some(after.num_seconds()),
+                since: Some(record.created_at),
+            };
             Some(self.event_at(at.max(self.now), event.as_str().to_owned(), &cause.json()))
         };
         reminder.into_iter().chain(escalations).filter_map(row).collect()

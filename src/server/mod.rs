@@ -50,6 +50,7 @@ use crate::ledger::patience::patiently;
 use crate::limits::quotas::Quotas;
 use crate::limits::{LargeBodies, Limits};
 use crate::notices::Notices;
+use crate::notices::strays::Strays;
 use crate::observe::metrics::{self, Deployment};
 use crate::permit::Rules;
 use crate::requests::expire::ExpiryWorker;
@@ -295,6 +296,9 @@ fn start_workers(
     }
     workers.spawn(run(FanOut(app.clone()), after_round.clone()));
     workers.spawn(run_channels(app.clone()));
+    let strays =
+        Strays { notices: app.notices.clone(), ledger: ledger.clone(), clock: clock.clone() };
+    workers.spawn(run(strays, at_once.clone()));
     workers.spawn(run(Upkeep, after_round.clone()));
     if let Some(address) = config.metrics_address {
         workers.spawn(serve_metrics(app, address)?);

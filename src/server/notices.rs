@@ -2,8 +2,10 @@
 //! start all of them anew, also those that a receiver has switched off.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
@@ -12,8 +14,13 @@ use crate::notices::sending::Sending;
 use crate::notices::slack::SlackChannel;
 use crate::notices::webhook::Webhook;
 use crate::notices::{Channel, NoticeSettings};
+use crate::observe::metrics::channel_is_gone;
 use crate::state::AppState;
 use crate::workers::{End, run};
+
+/// How long the rounds that are under way may take when the service stops: less than the last round of the
+/// relay waits for them.
+const LAST_ROUND_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// Runs the channels until the service stops.
 pub async fn run_channels(app: AppState) {
@@ -27,10 +34,16 @@ pub async fn run_channels(app: AppState) {
             () = app.stopping.cancelled() => false,
         };
         stopping.cancel();
-        while workers.join_next().await.is_some() {}
+        let ending = async { while workers.join_next().await.is_some() {} };
         if !has_changed {
+            // A receiver that hangs does not hold up the end: what was not noted is sent again.
+            let _in_time = timeout(LAST_ROUND_TIMEOUT, ending).await;
             return;
         }
+        ending.await;
+        let gone = settings.lanes();
+        let stays = app.notices.settings().lanes();
+        gone.iter().filter(|lane| !stays.contains(lane)).for_each(|lane| channel_is_gone(lane));
     }
 }
 

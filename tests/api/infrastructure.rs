@@ -805,13 +805,15 @@ async fn run_every_statement(app: &TestApp) {
     join_all(clicks).await;
     ledger.acknowledge(&caller, &id, now).await.unwrap();
     let message = SlackMessage { channel: "C0123".to_owned(), ts: late.id.clone() };
-    ledger.note_slack_message(&message, tenant, &id, now).await.unwrap();
+    ledger.note_slack_message(&message, "C0123", tenant, &id, now).await.unwrap();
     assert!(ledger.request_of_slack_message(&message).await.unwrap().is_some());
     assert_eq!(ledger.slack_messages(tenant, &id).await.unwrap().len(), 1);
     ledger.forget_slack_message(&message).await.unwrap();
     assert!(ledger.take_slack_call(&late.id, now).await.unwrap());
     assert!(!ledger.take_slack_call(&late.id, now).await.unwrap());
     ledger.forget_slack_calls(now).await.unwrap();
+    ledger.lane_after("webhook/").await.unwrap();
+    ledger.give_up_lane("webhook/gone", now, "gone", now, 1000).await.unwrap();
     ledger.note_asked(tenant, &caller.user, &id, now).await.unwrap();
     ledger.trace_parent(tenant, &id).await.unwrap();
     ledger.outcomes(tenant, &session, 0, None, 100).await.unwrap();

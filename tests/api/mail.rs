@@ -423,6 +423,9 @@ fn an_authority_that_is_none_refuses_the_start() {
     };
     let refused = MailChannel::new(&server, &people()).unwrap_err();
     assert!(format!("{refused:#}").contains("ca_file"), "{refused:#}");
+    let secret = MailSettings { authority: Some("whsec_AAAA".to_owned()), ..server.clone() };
+    let refused = MailChannel::new(&secret, &people()).unwrap_err();
+    assert!(format!("{refused:#}").contains("ca_file has no certificate in PEM"), "{refused:#}");
     let unreadable = MailSettings { authority: None, from: "nobody".to_owned(), ..server };
     let refused = MailChannel::new(&unreadable, &people()).unwrap_err();
     assert!(format!("{refused:#}").contains("notices.mail.from is \"nobody\""), "{refused:#}");

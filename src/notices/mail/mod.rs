@@ -25,6 +25,7 @@ use super::channel::{Channel, DueNotice, Lane, SendResult};
 use super::notice::Notice;
 use super::people::{Contact, Language, People};
 use super::settings::MailSettings;
+use crate::domain::ids::TenantId;
 
 /// Most notices that a person gets one mail each of.
 const MAX_SINGLE_MAILS: usize = 5;
@@ -163,6 +164,14 @@ impl Channel for MailChannel {
 
     fn lane(&self) -> Lane {
         Lane::Mail
+    }
+
+    fn allows(&self, due: &DueNotice) -> Result<(), String> {
+        let tenant = TenantId::parse(&*due.notice.tenant).ok();
+        let contact = tenant.and_then(|tenant| self.people.contact_for(&due.target, &tenant));
+        contact.map(|_| ()).ok_or_else(|| {
+            format!("the settings no longer have {} for tenant {}", due.target, due.notice.tenant)
+        })
     }
 
     async fn send(&self, due: &[DueNotice]) -> Vec<SendResult> {

@@ -7,7 +7,7 @@
 use std::fmt::{self, Debug};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use lettre::address::Address;
 use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
@@ -75,6 +75,9 @@ impl Server {
         let parameters = || {
             let mut parameters = TlsParameters::builder(host.clone());
             if let Some(authority) = &settings.authority {
+                // What has none would be taken for an authority that signs nothing.
+                let has_one = authority.contains("-----BEGIN CERTIFICATE-----");
+                ensure!(has_one, "ca_file has no certificate in PEM");
                 let authority = Certificate::from_pem(authority.as_bytes());
                 let authority = authority.context("ca_file is not a certificate in PEM")?;
                 parameters = parameters.add_root_certificate(authority);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::redirect::Policy;
-use reqwest::{Client, StatusCode};
+use reqwest::{Client, Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
@@ -12,6 +12,8 @@ use crate::notices::settings::SlackSettings;
 
 /// Longest time to wait for an answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// The longest answer: a message of ours, with what Slack adds to it, is much shorter.
+const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 /// The pause when Slack says that there were too many calls, and not for how long.
 const DEFAULT_PAUSE: Duration = Duration::from_secs(30);
 /// What an operator can mend, or Slack itself: the call is made again later.
@@ -58,6 +60,19 @@ pub enum SlackError {
     ForGood(String),
 }
 
+/// Reads an answer, no more of it than any answer of Slack has.
+async fn read(mut answer: Response) -> Result<Value, SlackError> {
+    let for_now = |error: &dyn std::fmt::Display| SlackError::ForNow(error.to_string());
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(|error| for_now(&error))? {
+        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            return Err(SlackError::ForNow("Slack's answer is too long".to_owned()));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    serde_json::from_slice(&body).map_err(|error| for_now(&error))
+}
+
 impl SlackApi {
     /// The Web API with these settings.
     ///
@@ -91,8 +106,7 @@ impl SlackApi {
         if !status.is_success() {
             return Err(SlackError::ForNow(format!("Slack answers {status}")));
         }
-        let answer = answer.json::<Value>().await;
-        let answer = answer.map_err(|error| SlackError::ForNow(error.to_string()))?;
+        let answer = read(answer).await?;
         if answer.get("ok").and_then(Value::as_bool) == Some(true) {
             return Ok(answer);
         }

@@ -11,16 +11,24 @@ use crate::domain::visible::{shortened, visible, visible_line};
 use crate::notices::notice::Notice;
 use crate::notices::people::Language;
 
-/// Slack's limits, in characters, and some room for what counts twice there.
-const MAX_HEADER_CHARS: usize = 140;
-/// See [`MAX_HEADER_CHARS`].
+/// Slack's limit of a header, in units of UTF-16, of which an emoji has two.
+const MAX_HEADER_UNITS: usize = 150;
+/// See [`MAX_HEADER_UNITS`]; and some room for the label.
+const MAX_SECTION_UNITS: usize = 2900;
+/// The longest message or reason.
 const MAX_SECTION_CHARS: usize = 2000;
+/// The longest action in a headline.
+const MAX_ACTION_CHARS: usize = 70;
 /// Slack takes 2,000; a field is meant to be read at a glance.
 const MAX_FIELD_CHARS: usize = 200;
 /// The most fields of one section.
 const MAX_FIELDS: usize = 10;
 /// The most sections with fields.
 const MAX_FIELD_SECTIONS: usize = 3;
+/// The most bytes of a message's texts when a click sends them back: less than `api::slack` takes.
+const MAX_CLICK_BYTES: usize = 48 * 1024;
+/// What stands around a text in its block, in bytes of a click.
+const AROUND_TEXT: usize = 150;
 /// The longest reason, as for `POST …/reject/{requestId}`.
 pub const MAX_REASON_CHARS: usize = 1000;
 
@@ -68,6 +76,17 @@ fn plain(text: impl Into<String>) -> Value {
     json!({ "type": "plain_text", "text": text.into(), "emoji": false })
 }
 
+/// A text that has at most so many units of UTF-16.
+fn cut(text: String, most: usize) -> String {
+    let mut units = 0;
+    let fits = text.chars().take_while(|letter| {
+        units += letter.len_utf16();
+        units <= most
+    });
+    let fits = fits.count();
+    shortened(text, fits)
+}
+
 /// The characters that Slack's own markup begins with.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
@@ -77,25 +96,43 @@ impl Message {
     /// The message about a notice. It has buttons if it asks for a decision.
     #[must_use]
     pub fn of(notice: &Notice, language: Language) -> Self {
-        let action = visible_line(&notice.action, MAX_HEADER_CHARS / 2);
+        let action = visible_line(&notice.action, MAX_ACTION_CHARS);
         let headline = format!("{}: {action}", language.event(notice));
         let mut blocks = vec![
-            json!({ "type": "header", "text": plain(shortened(headline.clone(), MAX_HEADER_CHARS)) }),
+            json!({ "type": "header", "text": plain(cut(headline.clone(), MAX_HEADER_UNITS)) }),
         ];
-        let fields = fields(notice, language);
-        for fields in fields.chunks(MAX_FIELDS).take(MAX_FIELD_SECTIONS) {
-            blocks.push(json!({ "type": "section", "fields": fields }));
-        }
+        let mut texts = Vec::new();
         for (label, text) in [
             (language.pick("Message", "메시지"), &notice.message),
             (language.pick("Reason", "사유"), &notice.reason),
         ] {
             if let Some(text) = text.as_deref().filter(|text| !text.is_empty()) {
-                let text = shortened(visible(text), MAX_SECTION_CHARS);
-                blocks
-                    .push(json!({ "type": "section", "text": plain(format!("{label}\n{text}")) }));
+                let text = cut(shortened(visible(text), MAX_SECTION_CHARS), MAX_SECTION_UNITS);
+                texts.push(format!("{label}\n{text}"));
             }
         }
+        let mut room = MAX_CLICK_BYTES;
+        let mut fits = |text: &String| {
+            let bytes = clicked_bytes(text) + AROUND_TEXT;
+            let has_room = bytes <= room;
+            room = room.saturating_sub(bytes);
+            has_room
+        };
+        texts.retain(&mut fits);
+        let all = fields(notice, language);
+        let (count, most) = (all.len(), MAX_FIELDS * MAX_FIELD_SECTIONS - 1);
+        let shown = all.into_iter().take(most).take_while(fits);
+        let mut fields = shown.map(plain).collect::<Vec<_>>();
+        if fields.len() < count {
+            let more = language.pick("More\nOnly on the page", "추가 항목\n페이지에서 확인하세요");
+            fields.push(plain(more));
+        }
+        for fields in fields.chunks(MAX_FIELDS) {
+            blocks.push(json!({ "type": "section", "fields": fields }));
+        }
+        blocks.extend(
+            texts.into_iter().map(|text| json!({ "type": "section", "text": plain(text) })),
+        );
         let buttons = buttons(notice, language);
         if !buttons.is_empty() {
             blocks.push(json!({ "type": "actions", "elements": buttons }));
@@ -128,7 +165,19 @@ impl Message {
     }
 }
 
-fn fields(notice: &Notice, language: Language) -> Vec<Value> {
+/// The most bytes of a text when a click sends it back, as JSON in a form.
+fn clicked_bytes(text: &str) -> usize {
+    let bytes = |letter: char| match letter {
+        letter if letter.is_ascii_alphanumeric() => 1,
+        letter if letter.is_ascii() => 6,
+        // UTF-8 in percent signs, or an escape of JSON for each half.
+        letter if letter.len_utf16() == 1 => 9,
+        _ => 16,
+    };
+    text.chars().map(bytes).sum()
+}
+
+fn fields(notice: &Notice, language: Language) -> Vec<String> {
     let shown = |text: &str| visible_line(text, MAX_FIELD_CHARS);
     let mut fields = vec![(language.pick("Action", "작업").to_owned(), shown(&notice.action))];
     let mut add = |english: &str, korean: &str, value: Option<String>| {
@@ -155,7 +204,7 @@ fn fields(notice: &Notice, language: Language) -> Vec<Value> {
         let value = serde_json::from_str(value.get()).unwrap_or_else(|_| value.get().to_owned());
         fields.push((format!("context.{}", visible_line(name, 60)), shown(&value)));
     }
-    fields.into_iter().map(|(label, value)| plain(format!("{label}\n{value}"))).collect()
+    fields.into_iter().map(|(label, value)| format!("{label}\n{value}")).collect()
 }
 
 fn buttons(notice: &Notice, language: Language) -> Vec<Value> {
@@ -213,7 +262,7 @@ pub fn reason_dialog(trigger: &str, opened: &Opened, language: Language) -> Valu
 /// The arguments of `chat.postEphemeral`: a message that one person alone sees.
 #[must_use]
 pub fn private(channel: &str, user: &str, text: &str) -> Value {
-    let text = shortened(visible(text), MAX_SECTION_CHARS);
+    let text = cut(shortened(visible(text), MAX_SECTION_CHARS), MAX_SECTION_UNITS);
     json!({
         "channel": channel, "user": user, "text": escaped(&text), "parse": "none", "link_names": false,
         "blocks": [{ "type": "section", "text": plain(text) }],

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use aura_hitl::domain::notice::Event;
 use aura_hitl::ledger::OutboxRow;
+use aura_hitl::notices::strays::Strays;
+use aura_hitl::workers::Worker as _;
 use reqwest::{Client, Method};
 use support::{Answer, Program, Running, fresh_database, kill, unique};
 use tempfile::TempDir;
@@ -54,9 +56,9 @@ async fn a_hanging_receiver_holds_up_neither_decisions_nor_other_channels() {
             app.approve(BOB, &asked.id).await.assert(200, "");
         }
         well.at_least(40).await;
-        // Its own limit of sends at once.
-        hanging.at_least(16).await;
-        assert_eq!(hanging.received().len(), 16, "{mode:?}");
+        // Its own limit of sends at once, of which its first round may have found fewer.
+        hanging.at_least(1).await;
+        assert!(hanging.received().len() <= 16, "{mode:?}");
     }
 }
 
@@ -253,6 +255,105 @@ async fn a_channel_is_tried_and_what_was_given_up_is_shown_and_sent_again_by_com
     assert_eq!(site.says(&["notices", "resend", "--all"]), "0 notices are sent again\n");
 }
 
+/// The rows were written before the settings changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_settings_no_longer_tell_a_receiver_is_given_up_and_not_sent() {
+    for mode in MODES {
+        let receiver = Receiver::start();
+        receiver.answer(Answers::With(500));
+        let app = app(mode, Clock::System, to(&receiver), None).await;
+        let (kept, ours) = (Asked::new(), Asked::new());
+        let kept = kept.with("tenantId", "tenant2".into()).with("userId", "stranger".into());
+        app.register(ALICE, &ours).await.assert(201, "");
+        app.register(STRANGER, &kept).await.assert(201, "");
+        receiver.at_least(2).await;
+        let mut notices = to(&receiver);
+        let tenant2 = aura_hitl::domain::ids::TenantId::parse("tenant2").unwrap();
+        notices.webhooks[0].tenants = Some([tenant2].into());
+        app.state.notices.set(notices);
+        let failed = async || app.state.ledger.failed_in_outbox(10).await.unwrap();
+        let rows = eventually(async || Some(failed().await).filter(|rows| !rows.is_empty())).await;
+        let before = receiver.received().iter().filter(|one| one.request() == ours.id).count();
+        receiver.answer(Answers::With(204));
+        all_sent(&app).await;
+        assert_eq!((rows.len(), &rows[0].request_id), (1, &ours.id), "{mode:?}");
+        let why = "the settings no longer tell it of request.pending of tenant tenant1";
+        assert_eq!(rows[0].error.as_deref(), Some(why));
+        let after = receiver.received().iter().filter(|one| one.request() == ours.id).count();
+        assert_eq!(after, before, "{mode:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_channel_that_was_removed_is_given_up_after_an_hour() {
+    for mode in MODES {
+        let (ops, other) = (Receiver::start(), Receiver::start());
+        ops.answer(Answers::With(500));
+        other.answer(Answers::With(500));
+        let mut notices = to(&ops);
+        notices.webhooks.push(other.settings("other"));
+        notices.webhooks[0].events = [Event::Pending].into();
+        notices.webhooks[1].events = [Event::Pending].into();
+        let app = app(mode, Clock::manual(), notices, None).await;
+        let asked = Asked::new();
+        app.register(ALICE, &asked).await.assert(201, "");
+        ops.at_least(1).await;
+        other.at_least(1).await;
+        let mut notices = to(&other);
+        "other".clone_into(&mut notices.webhooks[0].name);
+        app.state.notices.set(notices);
+        let mut strays = Strays {
+            notices: app.state.notices.clone(),
+            ledger: app.state.ledger.clone(),
+            clock: app.state.clock.clone(),
+        };
+        let failed = async || app.state.ledger.failed_in_outbox(10).await.unwrap();
+        // Another replica may still have the channel.
+        app.state.clock.advance(TimeDelta::minutes(50));
+        strays.run_once().await.unwrap();
+        assert!(failed().await.is_empty(), "{mode:?}");
+        let rows = eventually(async || {
+            // Its worker may still be at its last round.
+            app.state.clock.advance(TimeDelta::minutes(70));
+            strays.run_once().await.unwrap();
+            Some(failed().await).filter(|rows| !rows.is_empty())
+        })
+        .await;
+        assert_eq!((rows.len(), &*rows[0].lane), (1, "webhook/ops"), "{mode:?}: {rows:?}");
+        let why = "the settings no longer have this channel";
+        assert_eq!(rows[0].error.as_deref(), Some(why));
+        let waits = app.state.ledger.oldest_in_outbox("webhook/other").await.unwrap();
+        assert!(waits.is_some(), "{mode:?}: a channel that is there goes on");
+        // With no channel at all, events wait for nobody.
+        app.state.notices.set(NoticeSettings::default());
+        let late = Asked::new();
+        app.register(ALICE, &late).await.assert(201, "");
+        app.state.clock.advance(TimeDelta::hours(2));
+        eventually(async || {
+            app.state.clock.advance(TimeDelta::hours(2));
+            strays.run_once().await.unwrap();
+            let mut lanes = failed().await.into_iter().map(|row| row.lane).collect::<Vec<_>>();
+            lanes.sort();
+            lanes.dedup();
+            (lanes == ["notice", "webhook/ops", "webhook/other"]).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_hangs_does_not_hold_up_the_end_of_the_service() {
+    let receiver = Receiver::start();
+    let site = Site::new(&receiver).await;
+    receiver.answer(Answers::Late);
+    let mut service = site.program(&[]).serve().await;
+    site.register(&service).await;
+    receiver.at_least(1).await;
+    assert!(service.stop().await.success());
+    let log = service.stdout();
+    assert!(log.contains("\"stopped\"") && !log.contains("did not end in time"), "{log}");
+}
+
 /// Two replicas, and a receiver that fails half of the time: each request is told at least once, to nobody
 /// of another tenant.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -280,9 +381,12 @@ async fn every_request_is_told_at_least_once_and_no_tenant_hears_of_another() {
         all.answer(Answers::With(204));
         eventually(async || {
             app.state.clock.advance(TimeDelta::minutes(30));
-            let left: Option<_> = app.state.ledger.oldest_in_outbox("webhook/ops").await.unwrap();
-            let events = app.state.ledger.oldest_in_outbox(NOTICE).await.unwrap();
-            (left.is_none() && events.is_none()).then_some(())
+            for lane in [NOTICE, "webhook/ops", "webhook/other"] {
+                if app.state.ledger.oldest_in_outbox(lane).await.unwrap().is_some() {
+                    return None;
+                }
+            }
+            Some(())
         })
         .await;
         let told =

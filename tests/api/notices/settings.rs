@@ -8,9 +8,13 @@ const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 /// What the service says of these settings.
 fn said(settings: &str) -> String {
     let folder = TempDir::new().unwrap();
-    for (name, text) in
-        [("settings.toml", settings), ("good", SECRET), ("short", "whsec_AAAA"), ("empty", "\n")]
-    {
+    for (name, text) in [
+        ("settings.toml", settings),
+        ("good", SECRET),
+        ("short", "whsec_AAAA"),
+        ("empty", "\n"),
+        ("lines", "xoxb-1\nxoxb-2"),
+    ] {
         std::fs::write(folder.path().join(name), text).unwrap();
     }
     let output = Program::new(&folder, &["--config", "settings.toml", "requests"]).output();
@@ -115,6 +119,14 @@ fn each_mistake_is_one_sentence() {
         (
             "[notices.mail]\nfrom = 'a@b.example'\nsmtp_url = 'smtps://mail.example'",
             "notices.mail is set without public_url, with which its links begin; set public_url to an address like https://dwp.example/api/aura/hitl",
+        ),
+        (
+            &slack.replacen("'good'", "'lines'", 1),
+            "notices.slack.bot_token_file lines holds no token: one line like xoxb-…",
+        ),
+        (
+            &format!("{slack}team = 'acme'"),
+            "notices.slack.team is \"acme\"; it is the id of a workspace, like T0123",
         ),
         (
             &format!("{slack}api_url = 'http://slack.example'"),

@@ -191,6 +191,7 @@ async fn slack_is_told_in_the_channel_of_the_tenant_or_else_person_by_person() {
         let slack = SlackSettings {
             bot_token: "xoxb-canary".into(),
             signing_secret: "canary".into(),
+            team: None,
             channels: [(TenantId::parse("tenant1").unwrap(), "C1".to_owned())].into(),
             api_url: format!("http://127.0.0.1:{}", free_port()).parse().unwrap(),
         };
@@ -290,6 +291,38 @@ async fn what_an_agent_asks_on_redis_is_told_once_seen_and_what_expires_too() {
         let expired = receiver.received();
         let expired = expired.iter().find(|one| one.event() == "request.expired").unwrap();
         assert_eq!(expired.json()["data"]["status"], "expired", "{mode:?}");
+    }
+}
+
+/// A request that has gone from Redis and is made anew has reminders of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reminder_of_a_request_that_was_made_anew_is_not_told() {
+    for mode in MODES {
+        let receiver = Receiver::start();
+        let app = app(mode, Clock::System, to(&receiver), None).await;
+        let asked = Asked::new();
+        app.register(ALICE, &asked).await.assert(201, "");
+        all_sent(&app).await;
+        let since = app.record(&asked.id).await.created_at;
+        let before = since - TimeDelta::minutes(10);
+        for cause in [
+            json!({ "after": 1, "since": before }),
+            json!({ "after": 1, "since": since }),
+            // Written by an older release.
+            json!({ "after": 1 }),
+        ] {
+            app.sql(format!(
+                "INSERT INTO hitl_outbox (kind, target, tenant_id, request_id, payload, created_at, due_at)
+                 SELECT 'notice', 'request.reminder', tenant_id, request_id, '{cause}', created_at, created_at
+                   FROM hitl_request WHERE request_id = '{}'",
+                asked.id
+            ))
+            .await;
+        }
+        all_sent(&app).await;
+        let events = receiver.events_of(&asked.id);
+        let reminders = events.iter().filter(|event| *event == "request.reminder").count();
+        assert_eq!(reminders, 2, "{mode:?}: {events:?}");
     }
 }
 

@@ -16,7 +16,7 @@ use support::{TestApp, free_port};
 
 /// The channel of the first tenant.
 pub const CHANNEL: &str = "C0123";
-const TOKEN: &str = "xoxb-canary-token";
+pub const TOKEN: &str = "xoxb-canary-token";
 pub const SIGNING_SECRET: &str = "canary-signing-secret";
 
 /// What Slack has been told.
@@ -46,6 +46,8 @@ pub enum Answer {
     TooMany(u32),
     /// Another status.
     Status(u16),
+    /// Spaces, and no end of them.
+    Endless,
 }
 
 /// A message with buttons, as a person sees it.
@@ -94,6 +96,7 @@ impl Slack {
         SlackSettings {
             bot_token: TOKEN.into(),
             signing_secret: SIGNING_SECRET.into(),
+            team: None,
             channels: [(TenantId::parse("tenant1").unwrap(), CHANNEL.to_owned())].into(),
             api_url: format!("http://127.0.0.1:{}/api", self.port).parse().unwrap(),
         }
@@ -160,6 +163,13 @@ fn answer(told: &mut Told, call: &HttpRequest, method: &str, body: &str) -> Http
             return HttpResponse::TooManyRequests()
                 .insert_header(("Retry-After", seconds.to_string()))
                 .json(answer);
+        }
+        Some(Answer::Endless) => {
+            let spaces = web::Bytes::from(vec![b' '; 64 * 1024]);
+            let endless = futures_util::stream::repeat_with(move || {
+                Ok::<_, std::convert::Infallible>(spaces.clone())
+            });
+            return HttpResponse::Ok().streaming(endless);
         }
         Some(Answer::Status(status)) => {
             return HttpResponse::build(status.try_into().unwrap()).body("<html>sorry</html>");

@@ -1,6 +1,7 @@
 //! Slack: what is posted, what a click does, and what it does not.
 
 mod fake;
+mod later;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
