@@ -7,6 +7,7 @@ use crate::report::{Report, Scale};
 mod agents;
 mod batches;
 mod canaries;
+mod channels;
 mod crash_points;
 mod crashes;
 mod document;
@@ -101,5 +102,7 @@ rows! {
     "57" "a policy file that is wrong, and one that asks for more approvals, reloaded amid votes" votes::policy_reloaded;
     "58" "replicas killed between sending notices and noting it, 1,000 requests of two tenants, a receiver that lies" notices::replicas_killed;
     "59" "receivers of notices that hang, are slow and are not there, while 1,000 requests are decided" notices::receivers_fail;
+    "60" "the mail server away and replicas killed between sending and noting, 1,000 requests of two tenants told by webhook, mail and Slack" channels::mail_away;
+    "61" "the same while Slack fails, lies, takes no more calls and hangs" channels::slack_away;
     "fuzz" "tokens, paths, bodies, plan steps and agents' JSON, fuzzed for a fixed time" document::fuzz;
 }

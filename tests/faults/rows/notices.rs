@@ -18,14 +18,14 @@ use tempfile::TempDir;
 use crate::report::{Report, Scale};
 use crate::world::{People, World, at_once, percentile, timed};
 
-const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 /// How long after the last decision everything may take to be told.
 const TOLD_WITHIN: Duration = Duration::from_secs(90);
-const TENANTS: [&str; 2] = ["tenant1", "tenant2"];
+pub const TENANTS: [&str; 2] = ["tenant1", "tenant2"];
 
 /// How a receiver answers.
 #[derive(Clone, Copy)]
-enum Answers {
+pub enum Answers {
     Well,
     /// Of every second notice it says at first that it failed, though it has taken it.
     Lying,
@@ -36,14 +36,14 @@ enum Answers {
 }
 
 #[derive(Clone)]
-struct Receiver {
-    port: u16,
+pub struct Receiver {
+    pub port: u16,
     /// The id of the notice, and its body.
     taken: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 impl Receiver {
-    fn start(answers: Answers) -> Self {
+    pub fn start(answers: Answers) -> Self {
         let (port, taken) = (free_port(), Arc::<Mutex<Vec<_>>>::default());
         let taking = taken.clone();
         let take = move |call: HttpRequest, body: String| {
@@ -116,10 +116,10 @@ async fn register_and_approve(people: &People, base: &str, asked: &Asked, tenant
 }
 
 /// Waits until the outbox is empty.
-async fn all_told(world: &World, report: &mut Report) {
+pub async fn all_told(world: &World, report: &mut Report, limit: Duration) {
     let began = Instant::now();
     while world.number("SELECT count(*) FROM hitl_outbox").await > 0 {
-        if began.elapsed() > TOLD_WITHIN {
+        if began.elapsed() > limit {
             let left = world.number("SELECT count(*) FROM hitl_outbox").await;
             report.broken(&format!("{left} notices were not sent in time"));
             return;
@@ -132,7 +132,7 @@ async fn all_told(world: &World, report: &mut Report) {
 
 /// Checks that a receiver was told of each of these requests and of both of its events, of no other
 /// tenant, and that one id stands for one body.
-fn check(report: &mut Report, name: &str, receiver: &Receiver, told: &BTreeSet<String>) {
+pub fn check(report: &mut Report, name: &str, receiver: &Receiver, told: &BTreeSet<String>) {
     let taken = receiver.taken();
     let mut events = BTreeMap::<String, BTreeSet<String>>::new();
     let mut bodies = BTreeMap::<String, Value>::new();
@@ -204,7 +204,7 @@ pub async fn replicas_killed(scale: Scale, report: &mut Report) {
     dying.kill();
     report.count(asked.len(), "requests");
     report.count(kills, "kills");
-    all_told(&world, report).await;
+    all_told(&world, report, TOLD_WITHIN).await;
     let of = |only: Option<&str>| {
         let of_it = asked.iter().filter(|(_, tenant)| only.is_none_or(|only| only == *tenant));
         of_it.map(|(asked, _)| asked.id.clone()).collect::<BTreeSet<_>>()
