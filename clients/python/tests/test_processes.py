@@ -21,6 +21,8 @@ from aura_hitl import (
     AlreadyActed,
     ApiError,
     Approved,
+    BulkRefused,
+    BulkResult,
     Client,
     Conflict,
     ContentChanged,
@@ -50,6 +52,9 @@ APPROVED = Approved(
     decided_at=None,
     acted_at=datetime(2026, 1, 16, tzinfo=UTC),
 )
+RESULT = BulkResult(
+    request_id="r", status=409, message="거절됨", error_code="E3006", data={"status": "rejected"}
+)
 PROBLEMS: list[HitlError] = [
     *(
         kind("거절됨", **ENVELOPE)
@@ -64,6 +69,7 @@ PROBLEMS: list[HitlError] = [
             PreconditionRequired,
         )
     ),
+    BulkRefused(Conflict("거절됨", **ENVELOPE), (RESULT,)),
     Unavailable("no answer", may_have_happened=True, **ENVELOPE),
     ContentChanged("r", registered="a", approved=None),
     AlreadyActed(APPROVED),

@@ -76,6 +76,7 @@ class BulkRefused(Conflict):
             error_code=refused.error_code,
             data=refused.data,
             trace_id=refused.trace_id,
+            retry_after=refused.retry_after,
         )
         self.results = results
 
