@@ -13,6 +13,7 @@ mod crashes;
 mod document;
 mod fairness;
 mod forgeries;
+mod grants;
 mod infrastructure;
 mod inputs;
 mod intake;
@@ -104,5 +105,6 @@ rows! {
     "59" "receivers of notices that hang, are slow and are not there, while 1,000 requests are decided" notices::receivers_fail;
     "60" "the mail server away and replicas killed between sending and noting, 1,000 requests of two tenants told by webhook, mail and Slack" channels::mail_away;
     "61" "the same while Slack fails, lies, takes no more calls and hangs" channels::slack_away;
+    "62" "a replica killed while it makes a grant, and while it uses one" grants::replica_killed;
     "fuzz" "tokens, paths, bodies, plan steps and agents' JSON, fuzzed for a fixed time" document::fuzz;
 }
