@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use aura_hitl::config::LedgerConfig;
 use aura_hitl::domain::approver::Role;
 use aura_hitl::domain::clock::Clock;
 use aura_hitl::domain::decision::State;
@@ -11,7 +12,9 @@ use aura_hitl::domain::rules::Approvers;
 use aura_hitl::domain::task::TaskStatus;
 use futures_util::future::join_all;
 use reqwest::Method;
+use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
 use support::{
     ALICE, Answer, Asked, BOB, MALLORY, Mode, Subscriber, TestApp, Who, eventually, unique,
 };
@@ -285,6 +288,25 @@ both_modes! {
             assert_eq!(decided, 4);
         }
     }
+}
+
+/// Longer than Postgres lets one statement wait for a row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_atomic_bulk_goes_on_when_a_row_was_locked_for_long() {
+    let app = TestApp::spawn(Mode::Production).await;
+    let all = asked(&app, 4).await;
+    let LedgerConfig::Postgres { url, .. } = &app.config.ledger else { panic!("no Postgres") };
+    let mut holder = PgConnection::connect(url.expose_secret()).await.unwrap();
+    let mut holding = holder.begin().await.unwrap();
+    let lock = "SELECT 1 FROM hitl_request WHERE request_id = $1 FOR UPDATE";
+    sqlx::query(lock).bind(&*all[2].id).execute(&mut *holding).await.unwrap();
+    let letting_go = async {
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        assert!(app.is_undecided(&all[0].id).await, "all or none");
+        holding.rollback().await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(bulk(&app, ALICE, approvals(&all), true), letting_go);
+    assert_eq!(statuses(answer.assert(200, "").data()), vec![(200, ""); 4]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
