@@ -8,6 +8,7 @@
 //! Delivery is at least once. A notice has the same id at each retry, so receivers can drop repeats.
 
 pub mod channel;
+mod http;
 pub mod mail;
 pub mod notice;
 pub mod people;

@@ -11,13 +11,13 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::join_all;
 use indexmap::IndexMap;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
-use reqwest::redirect::Policy;
 use reqwest::{Client, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::channel::{Channel, DueNotice, Lane, SendResult};
+use super::http;
 use super::notice::Notice;
 use super::settings::WebhookSettings;
 use crate::domain::clock::Clock;
@@ -42,10 +42,7 @@ impl Webhook {
     /// # Errors
     /// When the HTTP client cannot set up TLS.
     pub fn new(settings: &WebhookSettings, clock: Clock) -> anyhow::Result<Self> {
-        let client = Client::builder()
-            .redirect(Policy::none())
-            .timeout(SEND_TIMEOUT)
-            .user_agent(concat!("aura-hitl/", env!("CARGO_PKG_VERSION")))
+        let client = http::client(&settings.url, SEND_TIMEOUT)
             .build()
             .with_context(|| format!("cannot send webhooks to {}", settings.name))?;
         let secrets = [Some(&settings.secret), settings.previous_secret.as_ref()];

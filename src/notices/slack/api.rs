@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
-use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
+use crate::notices::http;
 use crate::notices::settings::SlackSettings;
 
 /// Longest time to wait for an answer.
@@ -60,17 +60,22 @@ pub enum SlackError {
     ForGood(String),
 }
 
+/// Slack cannot be reached, with every cause that the client knows.
+fn not_reached(error: reqwest::Error) -> SlackError {
+    SlackError::ForNow(format!("{:#}", anyhow::Error::from(error.without_url())))
+}
+
 /// Reads an answer, no more of it than any answer of Slack has.
 async fn read(mut answer: Response) -> Result<Value, SlackError> {
-    let for_now = |error: &dyn std::fmt::Display| SlackError::ForNow(error.to_string());
     let mut body = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|error| for_now(&error))? {
+    while let Some(chunk) = answer.chunk().await.map_err(not_reached)? {
         if body.len() + chunk.len() > MAX_ANSWER_BYTES {
             return Err(SlackError::ForNow("Slack's answer is too long".to_owned()));
         }
         body.extend_from_slice(&chunk);
     }
-    serde_json::from_slice(&body).map_err(|error| for_now(&error))
+    let no_json = |error| SlackError::ForNow(format!("Slack's answer is no JSON: {error}"));
+    serde_json::from_slice(&body).map_err(no_json)
 }
 
 impl SlackApi {
@@ -79,7 +84,7 @@ impl SlackApi {
     /// # Errors
     /// When the HTTP client cannot set up TLS.
     pub fn new(settings: &SlackSettings) -> anyhow::Result<Self> {
-        let client = Client::builder().redirect(Policy::none()).timeout(CALL_TIMEOUT).build()?;
+        let client = http::client(&settings.api_url, CALL_TIMEOUT).build()?;
         let base = settings.api_url.as_str().trim_end_matches('/').to_owned();
         Ok(Self { client, base, token: settings.bot_token.clone() })
     }
@@ -95,8 +100,7 @@ impl SlackApi {
             .bearer_auth(self.token.expose_secret())
             .header(CONTENT_TYPE, "application/json; charset=utf-8")
             .body(arguments.to_string());
-        // The address is the operator's, and has no secret.
-        let answer = call.send().await.map_err(|error| SlackError::ForNow(error.to_string()))?;
+        let answer = call.send().await.map_err(not_reached)?;
         let status = answer.status();
         if status == StatusCode::TOO_MANY_REQUESTS {
             let seconds = answer.headers().get(RETRY_AFTER);

@@ -216,6 +216,10 @@ async fn a_channel_is_tried_and_what_was_given_up_is_shown_and_sent_again_by_com
     let id = receiver.received()[0].id().to_owned();
     assert_eq!(says, format!("webhook/ops has taken {id}\n"));
     assert_eq!(receiver.received()[0].json()["data"]["requestId"], "req_test");
+    // http:// never leaves this machine.
+    let proxied =
+        site.program(&["notices", "test", "ops"]).with("http_proxy", "http://127.0.0.1:9");
+    assert!(proxied.output().status.success());
     receiver.answer(Answers::With(404));
     assert_eq!(
         site.says(&["notices", "test", "ops"]),
@@ -228,7 +232,7 @@ async fn a_channel_is_tried_and_what_was_given_up_is_shown_and_sent_again_by_com
 
     let service = site.program(&[]).serve().await;
     site.register(&service).await;
-    receiver.at_least(3).await;
+    receiver.at_least(4).await;
     let empty = site.says(&["notices", "list", "--failed"]);
     assert!(empty.ends_with("\n0 notices\n"), "{empty}");
     site.sql(

@@ -22,7 +22,7 @@ use crate::report::{Report, Scale};
 use crate::world::{People, World, at_once};
 
 /// How long after the faults everything may take to be told: pauses have grown meanwhile.
-const TOLD_WITHIN: Duration = Duration::from_mins(4);
+const TOLD_WITHIN: Duration = Duration::from_mins(8);
 /// By tenant: its channel in Slack, and the domain of its people.
 const PLACES: [(&str, &str); 2] = [("C1", "one.example"), ("C2", "two.example")];
 const POLICY: &str = "[[rule]]\nname = 'all'\nwhen = 'true'\napprovers = ['user:kim']\n";
