@@ -502,9 +502,9 @@ impl Tally {
         } else {
             let Permit { request, content_hash, .. } = permit.clone();
             let others = given.iter().filter(|other| other.voter != vote.voter).cloned();
-            let votes = others.chain([vote.clone()]).collect::<Vec<_>>();
+            let all = others.chain([vote.clone()]).collect::<Vec<_>>();
             let Standing { approvals, .. } =
-                standing(&self.law, candidate, &self.tenant, &votes, self.now);
+                standing(&self.law, candidate, &self.tenant, &all, self.now);
             Counted::Adds(Ballot { vote: vote.clone(), ruling, approvals, request, content_hash })
         }
     }

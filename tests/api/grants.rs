@@ -493,8 +493,8 @@ under_rules! {
 async fn a_grant_that_stands_is_found_behind_many_that_do_not() {
     let names = (0..30).map(|number| format!("p{number}")).collect::<Vec<_>>();
     let searchers = |names: &[String]| {
-        let quoted = names.iter().map(|name| format!("\"{name}\", ")).collect::<String>();
-        RULES.replace("[\"kim\", \"lee\"]", &format!("[{quoted}\"lee\"]"))
+        let people = [names, &["lee".to_owned()]].concat();
+        RULES.replace("[\"kim\", \"lee\"]", &format!("{people:?}"))
     };
     for mode in [Mode::Embedded, Mode::Production] {
         let clock = Clock::manual();

@@ -296,7 +296,7 @@ mod against_the_ledger {
             ledger
         });
         let (lives, approved, refused) = (Cell::new(0_u32), Cell::new(0_u32), Cell::new(0_u32));
-        let lived = (
+        let input = (
             some_rules(),
             some_rules(),
             a_context(),
@@ -304,7 +304,7 @@ mod against_the_ledger {
             prop::collection::vec(an_event(), 1..25),
         );
         let config = Config { cases: 200, failure_persistence: None, ..Config::default() };
-        let outcome = TestRunner::new(config).run(&lived, |(one, other, first, second, events)| {
+        let outcome = TestRunner::new(config).run(&input, |(one, other, first, second, events)| {
             lives.set(lives.get() + 1);
             let of_tenant = everybody().into_iter().enumerate();
             let mut world = World {

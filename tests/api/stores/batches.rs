@@ -242,7 +242,9 @@ async fn a_locked_row_holds_no_other_up() {
         let deciding = others.iter().map(|asked| decide(&stores, ALICE, asked, no()));
         let changing = tasks.iter().map(|task| change(&stores, task));
         let (decided, changed) = join(join_all(deciding), join_all(changing)).await;
-        decided.into_iter().for_each(|recorded| drop(won(recorded.unwrap())));
+        for recorded in decided {
+            drop(won(recorded.unwrap()));
+        }
         assert!(changed.into_iter().all(|changed| changed.unwrap()));
         began.elapsed()
     };
