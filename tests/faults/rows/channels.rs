@@ -91,6 +91,7 @@ impl Chat {
                 answer
             }
         };
+        #[expect(clippy::disallowed_methods, reason = "these routes are not the service's")]
         let server = HttpServer::new(move || {
             App::new().route("/api/{method}", web::post().to(take.clone()))
         });
