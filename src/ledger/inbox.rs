@@ -37,6 +37,8 @@ pub struct Changed {
     pub deciders: Vec<UserId>,
     /// How often votes on it were written.
     pub ballots: i64,
+    /// The hash of what it says: its agent may write it anew.
+    pub content_hash: String,
 }
 
 /// How many requests of one user wait.
@@ -93,7 +95,7 @@ const CHANGED_COLUMNS: &str = "\
     CASE WHEN asked_again_until IS NOT NULL THEN 'pending'
          WHEN response IS NOT NULL THEN 'answered' ELSE status END AS status, binding, origin,
     COALESCE(asked_at, created_at) AS asked_at, decided_by, decided_via, voters,
-    COALESCE(ballots, 0) AS ballots";
+    COALESCE(ballots, 0) AS ballots, content_hash";
 /// No comment is read: most of what has changed has none that is new.
 const NO_COMMENT: &str = "CAST(NULL AS BIGINT) AS last_comment";
 /// The number of the last comment.
@@ -118,6 +120,7 @@ struct ChangedRow {
     decided_via: Option<String>,
     voters: Option<String>,
     ballots: i64,
+    content_hash: String,
     last_comment: Option<i64>,
 }
 
@@ -132,6 +135,7 @@ fn readable(row: ChangedRow) -> Option<Changed> {
         asked_at: row.asked_at,
         deciders: deciders(row.decided_by, row.decided_via.as_deref(), row.voters.as_deref()),
         ballots: row.ballots,
+        content_hash: row.content_hash,
         last_comment: row.last_comment,
         is_commented: false,
     })

@@ -80,10 +80,10 @@ struct Watched {
 }
 
 /// What the streams were told of a request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Told {
-    /// Its status, and how often votes on it were written.
-    stands: (Status, i64),
+    /// Its status, how often votes on it were written, and the hash of what it says.
+    stands: (Status, i64, String),
     last_comment: Option<i64>,
     at: Instant,
 }
@@ -362,14 +362,15 @@ impl Watched {
         let now = Instant::now();
         let mut news = Vec::new();
         for mut changed in read {
-            let told = self.told.get(&changed.id).copied();
+            let told = self.told.get(&changed.id);
             let known = told.and_then(|told| told.last_comment);
             changed.is_commented =
                 changed.status == Status::Pending && changed.last_comment > known;
             let last_comment = changed.last_comment.max(known);
-            let stands = (changed.status, changed.ballots);
+            let stands = (changed.status, changed.ballots, changed.content_hash.clone());
+            let is_news = changed.is_commented || told.is_none_or(|told| told.stands != stands);
             self.told.insert(changed.id.clone(), Told { stands, last_comment, at: now });
-            if changed.is_commented || told.is_none_or(|told| told.stands != stands) {
+            if is_news {
                 news.push(changed);
             }
         }

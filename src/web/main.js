@@ -506,8 +506,10 @@ function listen() {
   start({
     counts: showCounts,
     request: (change) => {
+      // One that is known already says something else now.
+      const isNew = change.change === 'created' && !list.known.has(change.requestId) && change.requestId !== detail.id;
       list.changed(change);
-      if (change.change === 'created') {
+      if (isNew) {
         created += 1;
         createdTimer ||= setTimeout(() => {
           announce(t('announceNew', { n: created }));

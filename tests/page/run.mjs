@@ -202,6 +202,20 @@ test('a part that is higher than the window is read from its top to its end', as
   await page.context().close();
 });
 
+test('what a request says anew is heard at once, also if it came while the page was open', async () => {
+  const page = await open();
+  const { requestId, session } = writeToRedis({ context: { to: 'first@b.c' } });
+  await row(page, requestId).locator('a').click();
+  await unlocked(page);
+  for (const to of ['second@b.c', 'third@b.c']) {
+    writeToRedis({ requestId, context: { to } }, session);
+    await page.locator('.screen').getByText(to).waitFor({ timeout: 10000 });
+    await page.locator('.changed').waitFor();
+  }
+  assert.equal((await page.evaluate(() => globalThis.said)).filter((text) => text.includes('new request')).length, 1, 'it is not a new one');
+  await page.context().close();
+});
+
 test('what has changed since it was shown is not approved, is shown anew, and is locked again', async () => {
   const { requestId, session } = writeToRedis({ context: { to: 'a@b.c', body: 'harmless' } });
   const page = await open({ query: `?request=${requestId}` });
