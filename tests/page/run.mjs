@@ -209,7 +209,7 @@ test('what a request says anew is heard at once, also if it came while the page 
   await unlocked(page);
   for (const to of ['second@b.c', 'third@b.c']) {
     writeToRedis({ requestId, context: { to } }, session);
-    await page.locator('.screen').getByText(to).waitFor({ timeout: 10000 });
+    await page.locator('.screen').getByText(to).waitFor();
     await page.locator('.changed').waitFor();
   }
   assert.equal((await page.evaluate(() => globalThis.said)).filter((text) => text.includes('new request')).length, 1, 'it is not a new one');
