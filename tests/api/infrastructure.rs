@@ -597,7 +597,8 @@ async fn fill(url: &str, from: u32, to: u32) {
          SELECT now() - interval '2 days' - n * interval '1 ms', 'tenant1', 'bob', 'USER',
                 'old_' || n, 'approved', 'E3005', 'no' FROM numbers",
         "INSERT INTO hitl_search (tenant_id, request_id, body)
-         SELECT 'tenant1', 'old_' || n, 'send old ' || n FROM numbers",
+         SELECT 'tenant1', 'old_' || n, 'send old ' || n FROM numbers
+         ON CONFLICT DO NOTHING",
         "INSERT INTO hitl_slack_message (channel, ts, tenant_id, request_id, posted_at)
          SELECT 'C0123', 'old_' || n, 'tenant1', 'old_' || n, now() FROM numbers",
         "INSERT INTO hitl_slack_call (signature, taken_at) SELECT 'old_' || n, now() FROM numbers",
