@@ -69,9 +69,11 @@ fn asks(people: &People) -> Sentence {
     let count = people.quorum;
     let from = list(&people.approvers);
     let mut asks = if count == 1 {
+        let is_one_person = matches!(*people.approvers, [Approver::User(_) | Approver::Requester]);
+        let of_whom = if is_one_person { "의" } else { " 중 한 명의" };
         Sentence::new(
             format!("It asks for an approval from {}.", from.en),
-            format!("{} 중 한 명의 승인이 필요합니다.", from.ko),
+            format!("{}{of_whom} 승인이 필요합니다.", from.ko),
         )
     } else {
         Sentence::new(

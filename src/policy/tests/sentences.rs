@@ -61,6 +61,9 @@ fn the_sentence_is_there_in_korean() {
         ko("read", "{}"),
         "규칙 \"payments\"을(를) 평가할 수 없어 (amount 필드가 없음) 이 규칙도 적용됩니다. 그룹 finance, 역할 admin, 사용자 cho 중 2명의 승인이 필요합니다. 요청자는 승인할 수 없습니다. 10m 뒤에는 테넌트의 누구나도 승인할 수 있습니다. 규칙 \"reads\"이(가) 적용됩니다."
     );
+    assert!(
+        ko("send_email", r#"{"amount": 1}"#).contains("적용됩니다. 요청자의 승인이 필요합니다. ")
+    );
     assert_eq!(ko("pay", r#"{"amount": 1}"#), "맞는 규칙이 없습니다. 관리자가 결정해야 합니다.");
     assert_eq!(
         ko("drop", r#"{"amount": 1}"#),
