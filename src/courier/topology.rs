@@ -178,6 +178,9 @@ impl Topology {
         let client = client
             .connection_timeout(NODE_CONNECT_TIMEOUT)
             .response_timeout(ANSWER_TIMEOUT)
+            // While a node does not answer, the library looks for another one again and again, and all
+            // calls wait meanwhile, for up to `NODE_CONNECT_TIMEOUT` each time. `link` limits their time.
+            .overall_response_timeout(None)
             // Enough to follow a slot that has moved to another node.
             .retries(3)
             .min_retry_wait(10)
