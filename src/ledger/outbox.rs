@@ -200,7 +200,8 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn lane_after(&self, lane: &str) -> Result<Option<String>> {
-        // Not the oldest of the lane, but the index that has them has each lane once at its beginning.
+        // The order of the index of the oldest messages, so that one entry is read. Which message of the lane
+        // it is does not matter.
         const LANE_AFTER: Statement = Statement::new(
             "ledger.lane_after",
             formatcp!(

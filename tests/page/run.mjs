@@ -1064,9 +1064,9 @@ inEach('an approval is remembered as far as the rule allows, said in one sentenc
   const { grantId } = (await call('GET', `/aura/hitl/requests/${again}/detail`, undefined, { user: 'kim' })).data;
   assert.match(grantId, /^grant_/);
   const happened = await page.locator('.history li', { hasText: words }).innerText();
-  for (const part of [grantId, ko ? '아무에게도 묻지 않고 승인됨' : 'Approved by a standing approval']) assert.ok(happened.includes(part), `${part} in ${happened}`);
+  for (const part of [grantId, ko ? '기억한 승인에 따라 승인됨' : 'Approved by a remembered approval']) assert.ok(happened.includes(part), `${part} in ${happened}`);
   const outcome = await page.locator('.outcome').innerText();
-  assert.ok(outcome.includes(ko ? `미리 기억한 승인(${grantId})에 따라` : `a standing approval decided it, one that was remembered before (${grantId})`), outcome);
+  assert.ok(outcome.includes(ko ? `미리 기억한 승인(${grantId})에 따라` : `the remembered approval ${grantId} covers this request`), outcome);
   assert.ok((await page.locator('.facts').innerText()).includes(grantId));
   await row(page, again).getByText(words).waitFor();
   assert.ok(!(await row(page, requestId).innerText()).includes(words));

@@ -29,20 +29,24 @@ mod against_the_ledger {
     use crate::ledger::{Change, Ledger, Recorded, Writing};
     use crate::permit::{self, Asking, Granted, Law};
 
+    /// An approval that is to stand for later requests.
+    #[derive(Clone, Copy, Debug)]
+    struct Making {
+        who: usize,
+        session: usize,
+        context: usize,
+        scope: Scope,
+        arguments: Remember,
+        minutes: i64,
+        /// How old the request is, of [`MINUTES`].
+        age: usize,
+    }
+
     /// Something that happens. Numbers choose among what there is.
     #[derive(Clone, Debug)]
     enum Event {
         /// A person approves a request, and later ones.
-        Make {
-            who: usize,
-            session: usize,
-            context: usize,
-            scope: Scope,
-            arguments: Remember,
-            minutes: i64,
-            /// How old the request is, of [`MINUTES`].
-            age: usize,
-        },
+        Make(Making),
         /// A grant is ended.
         End(usize),
         /// So many minutes pass.
@@ -60,7 +64,7 @@ mod against_the_ledger {
         prop_oneof![
             4 => (chosen, scope, arguments).prop_map(
                 |((who, session, context, minutes, age), scope, arguments)| {
-                    Event::Make { who, session, context, scope, arguments, minutes, age }
+                    Event::Make(Making { who, session, context, scope, arguments, minutes, age })
                 }
             ),
             1 => (0..8_usize).prop_map(Event::End),
@@ -88,6 +92,22 @@ mod against_the_ledger {
         arguments: Remember,
         until: i64,
         is_ended: bool,
+    }
+
+    fn tenant() -> TenantId {
+        TenantId::parse("tenant1").unwrap()
+    }
+
+    /// A user of the tenant, without roles and groups.
+    fn caller(user: UserId) -> Caller {
+        Caller {
+            user,
+            tenant: tenant(),
+            role: Role::User,
+            memberships: Arc::default(),
+            token_id: None,
+            via: Via::default(),
+        }
     }
 
     /// What the rules say of a person who approves a request of this age in minutes, and has it remembered.
@@ -148,7 +168,7 @@ mod against_the_ledger {
             Candidate {
                 request: ApprovalRequest::read(&id, document.to_string()).unwrap(),
                 origin: Origin::Http,
-                tenant: Some(TenantId::parse("tenant1").unwrap()),
+                tenant: Some(tenant()),
                 user: Some(UserId::parse("user").unwrap()),
                 created_at,
                 expires_at: created_at + TimeDelta::hours(1),
@@ -156,29 +176,17 @@ mod against_the_ledger {
         }
 
         /// A person approves, and the grant is made, as the rules say.
-        #[expect(clippy::too_many_arguments, reason = "the fields of an event")]
-        async fn make(
-            &mut self,
-            who: usize,
-            session: usize,
-            context: usize,
-            scope: Scope,
-            arguments: Remember,
-            minutes: i64,
-            age: usize,
-        ) -> Result<(), TestCaseError> {
+        async fn make(&mut self, making: Making) -> Result<(), TestCaseError> {
+            let Making { who, session, context, scope, arguments, minutes, age } = making;
             let (at_person, somebody) = self.people[who % self.people.len()].clone();
             let age = MINUTES[age];
             let candidate = self.candidate(session, context, age);
             let is_admin = somebody.roles.iter().any(|role| role == "admin");
-            let Somebody { user, tenant, roles, groups } = somebody;
+            let Somebody { user, roles, groups, .. } = somebody;
             let caller = Caller {
-                user,
-                tenant,
                 role: if is_admin { Role::Admin } else { Role::User },
                 memberships: Arc::new(Memberships { roles, groups }),
-                token_id: None,
-                via: Via::default(),
+                ..caller(user)
             };
             let wish = Wish { scope, arguments, time: TimeDelta::minutes(minutes) };
             let (law, now) = (self.law(), self.now());
@@ -227,14 +235,7 @@ mod against_the_ledger {
             let now = self.now();
             let Some(kept) = self.grants.get_mut(which % number.max(1)) else { return };
             kept.is_ended = true;
-            let caller = Caller {
-                user: everybody()[kept.who].user.clone(),
-                tenant: TenantId::parse("tenant1").unwrap(),
-                role: Role::User,
-                memberships: Arc::default(),
-                token_id: None,
-                via: Via::default(),
-            };
+            let caller = caller(everybody()[kept.who].user.clone());
             assert!(self.ledger.end_grant(&caller, &kept.id, now).await.unwrap().is_some());
         }
 
@@ -252,7 +253,7 @@ mod against_the_ledger {
                     && may_remember(rules, self.contexts[context], kept.who, kept.arguments, 0)
             });
             let approving = approving.collect::<Vec<_>>();
-            let tenant = TenantId::parse("tenant1").unwrap();
+            let tenant = tenant();
             let grants = self.ledger.covering_grants(&candidate, &tenant, now).await.unwrap();
             let pointer = SessionPointer::default();
             let permit = permit::by_grant(&law, &candidate, &pointer, &grants, now).unwrap();
@@ -267,14 +268,7 @@ mod against_the_ledger {
             let kept = approving.iter().find(|kept| Some(&kept.id) == used.as_ref());
             prop_assert!(kept.is_some_and(|kept| everybody()[kept.who].user == by), "{:?}", used);
             // It is written only while the grant stands.
-            let caller = Caller {
-                user: by,
-                tenant,
-                role: Role::User,
-                memberships: Arc::default(),
-                token_id: None,
-                via: Via::default(),
-            };
+            let caller = caller(by);
             let writing = Writing::new(&candidate, Change::Decide(permit), &caller, now);
             let recorded = self.ledger.record_outcome(&writing).await.unwrap();
             let Recorded::Won(record) = recorded else {
@@ -321,11 +315,7 @@ mod against_the_ledger {
             runtime.block_on(async {
                 for event in events {
                     match event {
-                        Event::Make { who, session, context, scope, arguments, minutes, age } => {
-                            world
-                                .make(who, session, context, scope, arguments, minutes, age)
-                                .await?;
-                        }
+                        Event::Make(making) => world.make(making).await?,
                         Event::End(which) => world.end(which).await,
                         Event::Pass(minutes) => world.minute += minutes,
                         Event::Switch => world.in_force = 1 - world.in_force,

@@ -89,7 +89,7 @@ export const ko = {
   event_created: '에이전트가 요청함',
   event_seen: '서비스가 Redis에서 확인함',
   event_approved: '승인됨',
-  event_byGrant: '아무에게도 묻지 않고 승인됨',
+  event_byGrant: '기억한 승인에 따라 승인됨',
   event_edited: '수정하여 승인됨',
   event_rejected: '거절됨',
   event_answered: '답변됨',

@@ -40,8 +40,7 @@ async fn direct_messages_keep_the_language_of_their_reader_and_comments_stand_in
         let slack = Slack::start();
         let app = app(mode, &slack, Some(RULES), Clock::System).await;
         let request = Asked::new().with("tenantId", "tenant2".into());
-        let mallory = Who { user: "mallory", tenant: "tenant2", role: Role::User };
-        app.register(mallory, &request).await.assert(201, "");
+        app.register(MALLORY, &request).await.assert(201, "");
         eventually(async || (slack.about(&request.id).len() == 2).then_some(())).await;
         all_sent(&app).await;
         let path = format!("/aura/hitl/requests/{}/comments", request.id);

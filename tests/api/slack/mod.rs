@@ -14,7 +14,7 @@ use aura_hitl::notices::{Contact, Language, NoticeSettings, People};
 use aura_hitl::policy::Policy;
 use chrono::TimeDelta;
 use serde_json::{Value, json};
-use support::{ALICE, Asked, BOB, Mode, TestApp, Who, eventually, eventually_within};
+use support::{ALICE, Asked, BOB, MALLORY, Mode, TestApp, Who, eventually, eventually_within};
 
 use self::fake::{Answer, CHANNEL, Message, Signed, Slack, click, submission};
 use crate::retention::exported;
@@ -398,8 +398,7 @@ async fn without_a_channel_approvers_are_asked_one_by_one() {
         let slack = Slack::start();
         let app = app(mode, &slack, Some(RULES), Clock::System).await;
         let request = Asked::new().with("tenantId", "tenant2".into());
-        let mallory = Who { user: "mallory", tenant: "tenant2", role: Role::User };
-        app.register(mallory, &request).await.assert(201, "");
+        app.register(MALLORY, &request).await.assert(201, "");
         let messages = eventually(async || {
             let messages = slack.about(&request.id);
             (messages.len() == 2).then_some(messages)

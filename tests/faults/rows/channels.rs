@@ -17,7 +17,7 @@ use support::proxy::Proxy;
 use support::{Asked, Who, free_port};
 use tempfile::TempDir;
 
-use super::notices::{Answers, Receiver, SECRET, TENANTS, all_told, check};
+use super::notices::{Answers, Receiver, SECRET, TENANTS, all_told, check, kill_one, start_dying};
 use crate::report::{Report, Scale};
 use crate::world::{People, World, at_once};
 
@@ -155,9 +155,7 @@ async fn amid_faults(
     let (away, mail, chat) = away;
     let done = AtomicBool::new(false);
     let began = std::time::Instant::now();
-    let mut dying = world.another_replica();
-    dying.crash_at("notice-sent=5%return;fanned-out=5%return");
-    dying.start().await;
+    let mut dying = start_dying(world).await;
     let faults = async {
         let mut kills = 0;
         let weathers =
@@ -168,14 +166,8 @@ async fn amid_faults(
                 Away::Mail => mail.reopen(),
                 Away::Slack => chat.be(weathers[kills % weathers.len()]),
             }
-            tokio::time::sleep(Duration::from_millis(1200)).await;
-            world.replicas[kills % 2].kill();
-            world.replicas[kills % 2].start().await;
+            kill_one(world, &mut dying, kills % 2).await;
             kills += 1;
-            if !dying.is_alive() {
-                dying.kill();
-                dying.start().await;
-            }
         }
         kills
     };

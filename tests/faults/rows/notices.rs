@@ -16,7 +16,7 @@ use support::{Asked, Who, free_port};
 use tempfile::TempDir;
 
 use crate::report::{Report, Scale};
-use crate::world::{People, World, at_once, percentile, timed};
+use crate::world::{People, Replica, World, at_once, percentile, timed};
 
 pub const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 /// How long after the last decision everything may take to be told.
@@ -115,6 +115,25 @@ async fn register_and_approve(people: &People, base: &str, asked: &Asked, tenant
     }
 }
 
+/// Starts a replica that dies by itself, right after it has sent or has replaced events.
+pub async fn start_dying(world: &World) -> Replica {
+    let mut dying = world.another_replica();
+    dying.crash_at("notice-sent=5%return;fanned-out=5%return");
+    dying.start().await;
+    dying
+}
+
+/// Kills one replica after a while and starts it again, and the one that dies by itself if it has.
+pub async fn kill_one(world: &mut World, dying: &mut Replica, which: usize) {
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    world.replicas[which].kill();
+    world.replicas[which].start().await;
+    if !dying.is_alive() {
+        dying.kill();
+        dying.start().await;
+    }
+}
+
 /// Waits until the outbox is empty.
 pub async fn all_told(world: &World, report: &mut Report, limit: Duration) {
     let began = Instant::now();
@@ -170,11 +189,7 @@ pub async fn replicas_killed(scale: Scale, report: &mut Report) {
         ],
     );
     let mut world = World::start_with(2, &[("AURA_HITL_CONFIG", &file)]).await;
-    // One of the replicas dies by itself, right after it has sent or has replaced events.
-    let second = world.another_replica();
-    let mut dying = second;
-    dying.crash_at("notice-sent=5%return;fanned-out=5%return");
-    dying.start().await;
+    let mut dying = start_dying(&world).await;
     let (bases, people) = (world.bases(), world.people.clone());
     let asked = (0..scale.of(1000, 200)).map(|place| (Asked::new(), TENANTS[place % 2]));
     let asked = asked.collect::<Vec<_>>();
@@ -185,14 +200,8 @@ pub async fn replicas_killed(scale: Scale, report: &mut Report) {
     let killing = async {
         let mut kills = 0;
         while done.load(Ordering::Relaxed) == 0 {
-            tokio::time::sleep(Duration::from_millis(1200)).await;
-            world.replicas[kills % 2].kill();
-            world.replicas[kills % 2].start().await;
+            kill_one(&mut world, &mut dying, kills % 2).await;
             kills += 1;
-            if !dying.is_alive() {
-                dying.kill();
-                dying.start().await;
-            }
         }
         kills
     };
