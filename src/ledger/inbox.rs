@@ -39,6 +39,8 @@ pub struct Changed {
     pub ballots: i64,
     /// The hash of what it says: its agent may write it anew.
     pub content_hash: String,
+    /// See [`Record::has_moved_on`](crate::domain::record::Record::has_moved_on).
+    pub has_moved_on: bool,
 }
 
 /// How many requests of one user wait.
@@ -95,7 +97,7 @@ const CHANGED_COLUMNS: &str = "\
     CASE WHEN asked_again_until IS NOT NULL THEN 'pending'
          WHEN response IS NOT NULL THEN 'answered' ELSE status END AS status, binding, origin,
     COALESCE(asked_at, created_at) AS asked_at, decided_by, decided_via, voters,
-    COALESCE(ballots, 0) AS ballots, content_hash";
+    COALESCE(ballots, 0) AS ballots, content_hash, moved_on";
 /// No comment is read: most of what has changed has none that is new.
 const NO_COMMENT: &str = "CAST(NULL AS BIGINT) AS last_comment";
 /// The number of the last comment.
@@ -121,6 +123,7 @@ struct ChangedRow {
     voters: Option<String>,
     ballots: i64,
     content_hash: String,
+    moved_on: bool,
     last_comment: Option<i64>,
 }
 
@@ -136,6 +139,7 @@ fn readable(row: ChangedRow) -> Option<Changed> {
         deciders: deciders(row.decided_by, row.decided_via.as_deref(), row.voters.as_deref()),
         ballots: row.ballots,
         content_hash: row.content_hash,
+        has_moved_on: row.moved_on,
         last_comment: row.last_comment,
         is_commented: false,
     })

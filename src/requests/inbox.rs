@@ -124,6 +124,7 @@ pub fn change(changed: &Changed) -> &'static str {
     match changed.status {
         Status::Pending if changed.is_commented => "commented",
         Status::Pending if changed.ballots > 0 => "voted",
+        // Also what says something else now, or what its agent has left or come back to.
         Status::Pending => "created",
         Status::Approved | Status::Rejected | Status::Answered => "decided",
         Status::Expired => "expired",

@@ -28,7 +28,7 @@ use crate::workers::{Failed, Progress, Worker};
 const GATHERING_INTERVAL: Duration = Duration::from_millis(100);
 /// The least time between two counts of a tenant.
 const COUNT_INTERVAL: Duration = Duration::from_millis(250);
-/// How often to count although nothing was announced: a session that moves on changes only its row.
+/// How often to count although nothing was announced: who may decide what depends on the time, too.
 const RECOUNT_INTERVAL: Duration = Duration::from_secs(5);
 /// How often to look for changes whose message was lost.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -82,8 +82,9 @@ struct Watched {
 /// What the streams were told of a request.
 #[derive(Clone, Debug)]
 struct Told {
-    /// Its status, how often votes on it were written, and the hash of what it says.
-    stands: (Status, i64, String),
+    /// Its status, how often votes on it were written, the hash of what it says, and whether its agent has
+    /// moved on.
+    stands: (Status, i64, String, bool),
     last_comment: Option<i64>,
     at: Instant,
 }
@@ -367,7 +368,8 @@ impl Watched {
             changed.is_commented =
                 changed.status == Status::Pending && changed.last_comment > known;
             let last_comment = changed.last_comment.max(known);
-            let stands = (changed.status, changed.ballots, changed.content_hash.clone());
+            let Changed { status, ballots, has_moved_on, .. } = changed;
+            let stands = (status, ballots, changed.content_hash.clone(), has_moved_on);
             let is_news = changed.is_commented || told.is_none_or(|told| told.stands != stands);
             self.told.insert(changed.id.clone(), Told { stands, last_comment, at: now });
             if is_news {

@@ -78,6 +78,16 @@ impl Stream {
         }
     }
 
+    /// Reads until a change of this request comes.
+    async fn until_told_of(&mut self, id: &str) -> Value {
+        loop {
+            let (kind, data) = self.next().await.expect("the stream has ended");
+            if kind == "request" && data["requestId"] == id {
+                return data;
+            }
+        }
+    }
+
     /// What comes within this time.
     async fn within(&mut self, time: Duration) -> Vec<(String, Value)> {
         let mut heard = Vec::new();
@@ -143,7 +153,8 @@ both_modes! {
 }
 
 /// Of two requests of one session in Redis, only the one that the session waits for can be decided.
-/// Counts and lists agree on that.
+/// Counts and lists agree on that, and streams tell that the other one has changed: when its agent moves on,
+/// and when it comes back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_its_agent_no_longer_waits_for_is_not_decidable() {
     for approvers in [Approvers::Tenant, Approvers::Requester] {
@@ -158,9 +169,12 @@ async fn what_its_agent_no_longer_waits_for_is_not_decidable() {
         app.ask(&first).await;
         let mut stream = Stream::open(&app, ALICE).await;
         stream.until(1, 1).await;
+        let mut changes = Stream::open(&app, ALICE).await;
         let second = Asked::in_session(&first.session);
         app.ask(&second).await;
         stream.until(1, 2).await;
+        let pending = json!({ "requestId": first.id, "status": "pending", "change": "created" });
+        assert_eq!(changes.until_told_of(&first.id).await, pending);
         let listed = async |query: &str| {
             let answer = app.get(ALICE, &format!("/aura/hitl/requests?{query}")).await;
             let content = answer.assert(200, "").data()["content"].as_array().unwrap().clone();
@@ -171,9 +185,14 @@ async fn what_its_agent_no_longer_waits_for_is_not_decidable() {
                 })
                 .collect::<BTreeSet<_>>()
         };
-        let (moved_on, waiting) = ((first.id, false), (second.id.clone(), true));
+        let (moved_on, waiting) = ((first.id.clone(), false), (second.id.clone(), true));
         assert_eq!(listed("scope=decidable").await, BTreeSet::from([waiting.clone()]));
         assert_eq!(listed("scope=mine").await, BTreeSet::from([moved_on, waiting]));
+        app.ask(&first).await;
+        assert_eq!(changes.until_told_of(&first.id).await, pending);
+        let (waiting, moved_on) = ((first.id, true), (second.id, false));
+        let turned = BTreeSet::from([waiting, moved_on]);
+        eventually(async || (listed("scope=mine").await == turned).then_some(())).await;
     }
 }
 

@@ -107,6 +107,8 @@ pub(super) struct Writes {
     pub(super) answered: Vec<RequestId>,
     /// Requests that have a row, and that their sessions name since.
     pub(super) named: Vec<(TenantId, RequestId)>,
+    /// Requests whose agents have moved on, or come back to them.
+    pub(super) turned: Vec<(TenantId, RequestId)>,
 }
 
 /// What the holder of the lease knows of Redis.

@@ -29,7 +29,7 @@ impl Leading {
         app: &AppState,
         writes: Writes,
     ) -> Result<(), IntakeError> {
-        let Writes { mut seen, refreshed, gone, answered, named } = writes;
+        let Writes { mut seen, refreshed, gone, answered, named, turned } = writes;
         while !seen.is_empty() {
             let (mut count, mut bytes) = (0, 0);
             for next in seen.iter().take(BATCH_SIZE) {
@@ -48,6 +48,9 @@ impl Leading {
         }
         for rows in refreshed.chunks(BATCH_SIZE) {
             app.ledger.refresh_seen(rows).await?;
+        }
+        for (tenant, id) in &turned {
+            app.inbox.announce(tenant, id);
         }
         for gone in gone.chunks(BATCH_SIZE) {
             for record in app.ledger.close_gone(gone, app.clock.now()).await? {
