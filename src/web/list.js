@@ -55,6 +55,9 @@ const MARGIN = 8;
 /** Asks for the next page so many rows before the end. */
 const AHEAD = 60;
 const NEWS_INTERVAL = 700;
+/** Most rows, and most requests that are in no row, to read for news at once. */
+const MOST_READ = 10;
+const MOST_OLD = 3;
 /** Most requests that can be decided together. */
 const MOST_SELECTED = 200;
 /** How far back new requests are looked for. */
@@ -171,9 +174,10 @@ export class RequestList {
   /**
    * Shows another list.
    * @param {Query} query
+   * @param {Promise<void>} heard Until changes of what is read are heard.
    */
-  async load(query) {
-    this.generation += 1;
+  async load(query, heard) {
+    const generation = this.begin();
     this.query = query;
     this.items = [];
     this.known.clear();
@@ -183,20 +187,32 @@ export class RequestList {
     this.total = 0;
     this.problem = null;
     this.mayBeStale = false;
-    this.isLoading = false;
     this.active = '';
     this.selected.clear();
     this.anchor = '';
-    clearTimeout(this.retryTimer);
     for (const row of this.rows.values()) row.remove();
     this.rows.clear();
     this.scroll.scrollTop = 0;
+    this.render();
+    await heard;
+    if (generation !== this.generation) return;
+    this.isLoading = false;
     await this.more();
+  }
+
+  /** Begins to read the list: what is being read for it already is older. */
+  begin() {
+    this.news.clear();
+    clearTimeout(this.newsTimer);
+    this.newsTimer = 0;
+    clearTimeout(this.retryTimer);
+    this.isLoading = true;
+    return ++this.generation;
   }
 
   /** Reads the list again, and keeps the place in it. */
   async reload() {
-    const generation = this.generation;
+    const generation = this.begin();
     const wanted = Math.min(Math.max(this.items.length, PAGE), PAGE * 3);
     /** @type {Item[]} */
     const items = [];
@@ -206,14 +222,17 @@ export class RequestList {
       const answer = await api.list({ ...this.query, size: PAGE, cursor });
       if (generation !== this.generation) return;
       if (!answer.ok) {
+        this.isLoading = false;
         this.mayBeStale = true;
-        this.render();
+        if (this.items.length) this.render();
+        else await this.more();
         return;
       }
       items.push(...answer.data.content);
       cursor = answer.data.nextCursor;
       this.total = answer.data.totalElements;
     } while (cursor && items.length < wanted);
+    this.isLoading = false;
     const place = this.place();
     this.held.clear();
     this.closed.clear();
@@ -264,7 +283,7 @@ export class RequestList {
   // ── What has changed ──
 
   /** @param {import('./stream.js').Change} change */
-  changed({ requestId, status, change }) {
+  changed({ requestId, status }) {
     const item = this.known.get(requestId) ?? this.held.get(requestId);
     if (item && status !== 'pending' && item.status !== status) {
       item.status = status;
@@ -277,9 +296,14 @@ export class RequestList {
       this.settle();
       this.render();
     }
-    // Who decided, new votes, comments, and requests that are not in the list yet.
-    this.news.add(requestId);
-    if (!item || change !== 'created') this.newsTimer ||= setTimeout(() => this.readNews(), NEWS_INTERVAL);
+    // Who decided, new votes, comments, other contents, and requests that are not in the list yet.
+    this.lookAt(requestId);
+  }
+
+  /** @param {string} id */
+  lookAt(id) {
+    this.news.add(id);
+    this.newsTimer ||= setTimeout(() => this.readNews(), NEWS_INTERVAL);
   }
 
   get isWaitingList() {
@@ -290,7 +314,10 @@ export class RequestList {
     const generation = this.generation;
     const ids = [...this.news];
     this.news.clear();
-    const unknown = ids.filter((id) => !this.known.has(id) && !this.held.has(id));
+    const isUnknown = (/** @type {string} */ id) => !this.known.has(id) && !this.held.has(id);
+    const unknown = ids.filter(isUnknown);
+    // The rows that are on screen say who decided; a few calls at most.
+    const seen = ids.filter((id) => this.rows.has(id) && this.known.has(id)).slice(0, MOST_READ);
     if (unknown.length) {
       const since = new Date(now() - NEWS_WINDOW).toISOString();
       const from = this.query.from && this.query.from > since ? this.query.from : since;
@@ -299,13 +326,18 @@ export class RequestList {
       if (answer.ok) for (const item of answer.data.content) this.take(item);
       if (!answer.ok || answer.data.nextCursor) this.mayBeStale = true;
     }
-    // The rows that are on screen say who decided; a few calls at most.
-    const seen = ids.filter((id) => this.rows.has(id) && this.known.has(id)).slice(0, 10);
-    for (const id of seen) {
+    // Older ones may wait again: their agents have asked again, or come back to them.
+    const old = this.query.status?.includes('pending') ? unknown.filter(isUnknown).slice(0, MOST_OLD) : [];
+    for (const id of [...seen, ...old]) {
       const answer = await api.detail(id);
       if (generation !== this.generation) return;
+      if (!answer.ok) continue;
+      const { status, mayDecide, createdAt } = answer.data;
       const item = this.known.get(id);
-      if (answer.ok && item) this.update({ ...answer.data, context: undefined, planSteps: undefined });
+      // Whether it belongs to this list now, the service knows.
+      const isOther = item ? mayDecide !== item.mayDecide : mayDecide && instant(createdAt) < now() - NEWS_WINDOW;
+      if (status === 'pending' && isOther) this.mayBeStale = true;
+      if (item) this.update({ ...answer.data, context: undefined, planSteps: undefined });
     }
     this.newsTimer = 0;
     if (this.news.size) this.newsTimer = setTimeout(() => this.readNews(), NEWS_INTERVAL);
@@ -331,8 +363,7 @@ export class RequestList {
    * @param {string} id
    */
   decided(id) {
-    this.news.add(id);
-    this.newsTimer ||= setTimeout(() => this.readNews(), NEWS_INTERVAL);
+    this.lookAt(id);
   }
 
   /** @param {Item} item */

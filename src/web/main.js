@@ -306,7 +306,7 @@ function follow() {
   showFilters();
   if (query !== listed) {
     listed = query;
-    list.load(queryOf());
+    list.load(queryOf(), heard);
   }
   list.markOpened(id);
   if (id) detail.open(id);
@@ -502,8 +502,11 @@ function showCounts(counts) {
   }
 }
 
+/** Until changes of what is read are heard. */
+let heard = Promise.resolve();
+
 function listen() {
-  start({
+  heard = start({
     counts: showCounts,
     request: (change) => {
       // One that is known already says something else now.
@@ -543,6 +546,8 @@ function sessionChanged() {
     return;
   }
   if (signInDialog.open) signInDialog.close();
+  // First of all, so that no change is missed of what is read.
+  listen();
   const as = JSON.stringify([session.tenant, session.user]);
   const isSomebodyElse = signedInAs !== '' && as !== signedInAs;
   if (isSomebodyElse) {
@@ -557,14 +562,17 @@ function sessionChanged() {
     grants.hide();
     if (tabs.remembered) tabs.remembered.hidden = true;
     follow();
+    // It was read at once, perhaps before its changes were heard.
+    heard.then(() => { if (detail.id) detail.read(); });
     offerTasks();
     offerGrants();
   } else {
-    detail.signedIn();
-    bulk.signedIn();
-    list.reload();
+    heard.then(() => {
+      detail.signedIn();
+      bulk.signedIn();
+      list.reload();
+    });
   }
-  listen();
 }
 
 /** A Gateway may not lead to the tasks: then there is nothing to show. */
@@ -590,7 +598,7 @@ if (tabs.tasks) tabs.tasks.hidden = tabOf() !== 'tasks';
 if (tabs.remembered) tabs.remembered.hidden = tabOf() !== 'remembered';
 fill(document.body, header, main, live, toast, signInDialog, helpDialog);
 showCount(0);
-follow();
+if (!current()) follow();
 sessionChanged();
 if (lostSelection) announce(t('selectionLost', { n: lostSelection }));
 

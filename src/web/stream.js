@@ -1,6 +1,6 @@
 /**
- * The inbox stream: fetch, since an EventSource sends no headers. Connects again by itself, and says when the
- * list may have changed meanwhile.
+ * The inbox stream: fetch, since an EventSource sends no headers. Connects again by itself, and says when what was
+ * read before may have changed meanwhile.
  */
 import { api, headers } from './api.js';
 import { current, refuse } from './session.js';
@@ -11,12 +11,14 @@ import { current, refuse } from './session.js';
  * @property {(counts: { decidable: number, mine: number }) => void} counts
  * @property {(change: Change) => void} request
  * @property {(state: 'connecting' | 'live' | 'offline') => void} state
- * @property {() => void} again Connected again, after changes may have been missed.
+ * @property {() => void} again Connected, after changes may have been missed.
  */
 
 /** The service sends a comment every 15 s. */
 const SILENCE = 40000;
 const LONGEST_PAUSE = 20000;
+/** How long reading waits for the stream: a page shows something although the stream takes long. */
+const PATIENCE = 1000;
 
 /** @type {AbortController | null} */
 let running = null;
@@ -26,21 +28,33 @@ export function stop() {
   running = null;
 }
 
-/** @param {Listener} listener */
+/**
+ * @param {Listener} listener
+ * @returns {Promise<void>} Until changes are heard: of what is read from then on, none is missed. Where that takes
+ * long this ends before, and `again` is called later.
+ */
 export function start(listener) {
   stop();
   const mine = new AbortController();
   running = mine;
-  listen(listener, mine.signal);
+  return new Promise((done) => {
+    listen(listener, mine.signal, done).finally(done);
+  });
 }
 
 /**
  * @param {Listener} listener
  * @param {AbortSignal} stopped
+ * @param {() => void} heard Called at the first connection, or when it has failed or takes long.
  */
-async function listen(listener, stopped) {
+async function listen(listener, stopped, heard) {
   let failures = 0;
   let isBehind = false;
+  const behind = () => {
+    isBehind = true;
+    heard();
+  };
+  const patience = setTimeout(behind, PATIENCE);
   while (!stopped.aborted && current()) {
     listener.state(failures || !navigator.onLine ? 'offline' : 'connecting');
     const token = current()?.token ?? '';
@@ -65,8 +79,10 @@ async function listen(listener, stopped) {
           watchdog = setTimeout(() => abort.abort(), SILENCE);
           failures = 0;
           listener.state('live');
+          clearTimeout(patience);
           if (isBehind) listener.again();
           isBehind = false;
+          heard();
           unread += value;
           const events = unread.split(/\r?\n\r?\n/);
           unread = events.pop() ?? '';
@@ -79,7 +95,7 @@ async function listen(listener, stopped) {
     clearTimeout(watchdog);
     abort.abort();
     if (stopped.aborted) return;
-    isBehind = true;
+    behind();
     failures += 1;
     listener.state('offline');
     await pause(Math.min(LONGEST_PAUSE, 500 * 2 ** failures) * (0.7 + 0.6 * Math.random()), stopped);

@@ -7,7 +7,7 @@ import { AsyncLocalStorage } from 'node:async_hooks';
 import { availableParallelism, loadavg } from 'node:os';
 import { LANGUAGES, SIZES, axe, browser, newContext, open, overflows, picture, watch } from './browser.mjs';
 import * as world from './world.mjs';
-import { call, gateway, here, inbox, letWork, redis, register, service, sleep, sql, token, until, writeToRedis } from './world.mjs';
+import { call, gateway, here, inbox, letWork, redis, register, service, sleep, sql, token, turnTo, until, writeToRedis } from './world.mjs';
 
 const tests = [];
 const test = (name, run, isAlone = false) => tests.push({ name, run, isAlone });
@@ -213,6 +213,59 @@ test('what a request says anew is heard at once, also if it came while the page 
     await page.locator('.changed').waitFor();
   }
   assert.equal((await page.evaluate(() => globalThis.said)).filter((text) => text.includes('new request')).length, 1, 'it is not a new one');
+  await page.context().close();
+});
+
+test('what comes between the list and the stream is shown as soon as the stream is there', async () => {
+  const page = await open();
+  await page.locator('.listbar .count').getByText(/^0 requests/).waitFor();
+  let release;
+  const released = new Promise((done) => { release = done; });
+  await page.route('**/inbox/stream', async (route) => { await released; await route.continue(); });
+  const first = await register();
+  await page.reload();
+  // The list does not wait for the stream for ever.
+  await row(page, first).waitFor();
+  const between = await register();
+  await call('POST', `/aura/hitl/approve/${first}`, { userId: 'user123' });
+  release();
+  await row(page, between).waitFor();
+  await until('the other is gone', async () => await row(page, first).count() === 0);
+  await page.context().close();
+});
+
+test('a filter that is chosen while news is read does not keep later news away', async () => {
+  const page = await open();
+  let release;
+  const released = new Promise((done) => { release = done; });
+  const isNews = (url) => url.pathname.endsWith('/hitl/requests') && url.searchParams.get('sort') === '-createdAt';
+  await page.route(isNews, async (route) => { await released; await route.continue().catch(() => {}); });
+  const asking = page.waitForRequest((request) => isNews(new URL(request.url())));
+  const first = await register();
+  await asking;
+  await page.locator('nav [data-tab=mine]').click();
+  await row(page, first).waitFor();
+  release();
+  await page.locator('nav [data-tab=waiting]').click();
+  await row(page, first).waitFor();
+  await page.mouse.move(1400, 890);
+  const later = await register();
+  await row(page, later).waitFor();
+  await page.context().close();
+});
+
+test('when its agent turns to something else a request goes, and comes back with its agent, however old it is', async () => {
+  const { requestId: first, session } = writeToRedis({});
+  const page = await open();
+  await row(page, first).waitFor();
+  await page.mouse.move(1400, 890);
+  const { requestId: second } = writeToRedis({}, session);
+  await row(page, second).waitFor();
+  await until('the first has gone', async () => await row(page, first).count() === 0);
+  sql(`UPDATE hitl_request SET created_at = created_at - interval '10 minutes' WHERE request_id = '${first}'`);
+  turnTo(first, session);
+  await row(page, first).waitFor();
+  await until('the second has gone', async () => await row(page, second).count() === 0);
   await page.context().close();
 });
 

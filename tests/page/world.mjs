@@ -190,8 +190,13 @@ export function writeToRedis(fields, session = `session_user123_${Date.now()}${n
   const requestId = fields.requestId ?? `req_${Math.random().toString(16).slice(2, 14).padEnd(12, '0')}`;
   const request = { requestId, sessionId: session, actionType: 'send_email', context: { to: 'a@b.c' }, status: 'pending', userId: 'user123', tenantId: tenant(), createdAt: 8123456789, ...fields };
   redis('SET', `hitl:request:${requestId}`, JSON.stringify(request), 'EX', '1800');
-  redis('SET', `hitl:session:${session}`, JSON.stringify({ sessionId: session, requestId, userId: 'user123', tenantId: tenant() }), 'EX', '3600');
+  turnTo(requestId, session);
   return { requestId, session };
+}
+
+/** The agent of this session waits for this request from now on. */
+export function turnTo(requestId, session) {
+  redis('SET', `hitl:session:${session}`, JSON.stringify({ sessionId: session, requestId, userId: 'user123', tenantId: tenant() }), 'EX', '3600');
 }
 
 /** Lets the reference agent work; what it says, as a list of [event, data]. */
