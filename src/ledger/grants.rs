@@ -93,6 +93,8 @@ impl Ledger {
         tenant: &TenantId,
         now: DateTime<Utc>,
     ) -> Result<Vec<Grant>> {
+        // `tenant_id || ''`, because `tenant_id` would match the index `hitl_grant_tenant`, and Postgres
+        // might read all grants of the tenant instead of the requester's.
         const COVERING: Statement = Statement::new(
             "ledger.covering_grants",
             formatcp!(
@@ -103,7 +105,7 @@ impl Ledger {
                         ORDER BY created_at DESC, expires_at DESC) AS place
                       FROM (
                         SELECT {COLUMNS} FROM hitl_grant
-                         WHERE tenant_id = $1 AND requester = $2 AND action_type = $3
+                         WHERE tenant_id || '' = $1 AND requester = $2 AND action_type = $3
                            AND expires_at > $4 AND expires_at <= 'infinity' AND ended_at IS NULL
                            AND origin = $5 AND (scope = 'requester' OR session_id = $6)
                            AND (said IS NULL OR said = $7)
@@ -171,11 +173,12 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn grants_of(&self, caller: &Caller, now: DateTime<Utc>) -> Result<Vec<Grant>> {
+        // `tenant_id || ''` for the reason given in `covering_grants`.
         const OF_GRANTER: Statement = Statement::new(
             "ledger.grants_of_granter",
             formatcp!(
                 "SELECT {COLUMNS} FROM hitl_grant
-                  WHERE tenant_id = $1 AND expires_at > $2 AND expires_at <= 'infinity'
+                  WHERE tenant_id || '' = $1 AND expires_at > $2 AND expires_at <= 'infinity'
                     AND ended_at IS NULL AND granter = $4
                   ORDER BY expires_at DESC LIMIT $3"
             ),

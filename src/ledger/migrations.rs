@@ -110,7 +110,7 @@ const FINISH: [&str; 8] = [
                           hitl_request_pending_of, hitl_request_newest;
      RESET lock_timeout",
     "SET lock_timeout = '5s'; DROP INDEX IF EXISTS hitl_outbox_due, hitl_outbox_turn, \
-     hitl_outbox_age, agent_task_newest; \
+     hitl_outbox_age, agent_task_newest, hitl_grant_covers, hitl_grant_granter; \
      RESET lock_timeout",
     fill_owner_tenants!(),
     OWNED_TASK_KEY,

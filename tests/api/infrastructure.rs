@@ -588,7 +588,9 @@ async fn fill(url: &str, from: u32, to: u32) {
              granter_groups, requester, origin, session_id, scope, action_type, created_at, expires_at)
          SELECT 'tenant1', 'grant_' || n, 'old_' || n, 'user' || n % 500, '[]', '[]',
                 'user' || n % 500, 'http', 's' || n % 5000, 'session', 'send_email',
-                now() - interval '2 days', now() - interval '1 day' - n * interval '1 ms'
+                now() - interval '2 days',
+                now() + CASE WHEN n % 2 = 0 THEN interval '1 day' ELSE interval '-1 day' END
+                      - n * interval '1 ms'
            FROM numbers",
         "INSERT INTO hitl_binding (policy_version, binding, rules)
          SELECT 'v' || n, 'v' || n || ' k', '!' FROM numbers",
