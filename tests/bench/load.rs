@@ -44,13 +44,13 @@ impl Run {
 pub struct Watched(pub Vec<u32>);
 
 impl Watched {
-    fn cpu(&self) -> Vec<Duration> {
+    pub fn cpu(&self) -> Vec<Duration> {
         self.0.iter().map(|&pid| cpu_with_children(pid)).collect()
     }
 }
 
 /// Microseconds a call between two readings.
-fn per_call(before: Vec<Duration>, after: Vec<Duration>, calls: u64) -> Vec<f64> {
+pub fn per_call(before: Vec<Duration>, after: Vec<Duration>, calls: u64) -> Vec<f64> {
     let used = after.into_iter().zip(before).map(|(after, before)| after.saturating_sub(before));
     used.map(|used| used.as_secs_f64() * 1e6 / calls.max(1) as f64).collect()
 }

@@ -1,6 +1,6 @@
 //! A running service, and what is asked of it over HTTP; what it says it has done is looked up.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aura_hitl::domain::clock::Clock;
 use futures_util::StreamExt as _;
@@ -9,11 +9,16 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use support::{Running, eventually_within};
 
-use crate::load::{Run, Watched, wrk};
+use crate::load::{Run, Watched, per_call, wrk};
 use crate::world::{Asked, Call, Database, World, script};
 
-/// More decisions than any run makes in a second.
+/// More registrations than any run makes in a second.
 const MOST_PER_SECOND: u64 = 8000;
+/// More decisions than any run makes in a second, from one connection and from several.
+const MOST_DECISIONS_OF_ONE: u64 = 1000;
+const MOST_DECISIONS: u64 = 4000;
+/// How long the intake may take, for as many requests as a run of some seconds needs.
+const INTAKE_LIMIT: Duration = Duration::from_mins(3);
 
 /// A service with a database of its own.
 pub struct Service<'a> {
@@ -101,12 +106,38 @@ impl<'a> Service<'a> {
         Run { refused: 0, ..run }
     }
 
-    /// Approves requests that agents have just written, and makes sure that every one is recorded
-    /// and signalled.
-    pub async fn decide(&mut self, at_once: usize) -> Run {
-        let count = usize::try_from(MOST_PER_SECOND * self.time.as_secs()).unwrap();
-        let asked = Asked::fresh(count);
-        self.world.ask(&asked).await;
+    /// Has agents write requests, and waits until the intake has given each a row: people decide what their
+    /// lists show.
+    async fn take_in(&mut self, asked: &[Asked]) -> Run {
+        let count = asked.len() as u64;
+        let (before, began) = (self.watched.cpu(), Instant::now());
+        self.world.ask(asked).await;
+        self.until_pending(count).await;
+        let mut cpu = vec![0.0];
+        cpu.extend(per_call(before, self.watched.cpu(), count));
+        let per_second = count as f64 / began.elapsed().as_secs_f64();
+        Run { calls: count, refused: 0, per_second, millis: [f64::NAN; 3], cpu }
+    }
+
+    /// Waits until so many requests of Redis wait in the ledger.
+    async fn until_pending(&mut self, count: u64) {
+        let pending =
+            "SELECT count(*) FROM hitl_request WHERE status = 'pending' AND origin = 'redis'";
+        eventually_within(INTAKE_LIMIT, async || {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let found: i64 =
+                sqlx::query_scalar(pending).fetch_one(&mut self.database.connection).await.unwrap();
+            (u64::try_from(found).unwrap() == count).then_some(())
+        })
+        .await;
+    }
+
+    /// Approves requests that agents have written, and makes sure that every one is recorded and
+    /// signalled. Returns what their intake came to, and what the decisions did.
+    pub async fn decide(&mut self, at_once: usize) -> [Run; 2] {
+        let most = if at_once == 1 { MOST_DECISIONS_OF_ONE } else { MOST_DECISIONS };
+        let asked = Asked::fresh(usize::try_from(most * self.time.as_secs()).unwrap());
+        let taken_in = self.take_in(&asked).await;
         let calls = asked.iter().map(Asked::approval).collect::<Vec<_>>();
         let began = Clock::System.now();
         let run = self.play_well(&calls, at_once).await;
@@ -129,7 +160,9 @@ impl<'a> Service<'a> {
         let is_complete = (fewest..=most).contains(&decided);
         assert!(is_complete, "{fewest} answers with 200, and {decided} decisions in the ledger");
         self.world.forget().await;
-        run
+        // What was not decided is closed now, and is not part of what is measured next.
+        self.until_pending(0).await;
+        [taken_in, run]
     }
 
     /// Registers requests, and makes sure that every one is in the ledger. They are forgotten

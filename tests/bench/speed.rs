@@ -15,7 +15,7 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::limits;
 use crate::lists;
-use crate::load::{median, quantile};
+use crate::load::{Run, median, quantile};
 use crate::report::Report;
 use crate::service::{Service, one};
 use crate::start;
@@ -125,6 +125,7 @@ async fn decisions(options: &Options, report: &mut Report) {
     let limit = world.database("steps").await;
     let mut service = Service::start(&world, "ledger", options.time()).await;
     let (time, watched) = (options.time(), service.watched.clone());
+    let mut intakes = Vec::new();
     for _run in 0..options.runs {
         for at_once in AT_ONCE {
             let run = limits::statement(&world, &limit, at_once, time, &watched).await;
@@ -135,13 +136,24 @@ async fn decisions(options: &Options, report: &mut Report) {
             world.forget().await;
             report.add(CLIENT, at_once, service.health(at_once).await);
             report.add(AUTHENTICATE, at_once, service.authenticate(at_once).await);
-            report.add(DECIDE, at_once, service.decide(at_once).await);
+            let [taken_in, decided] = service.decide(at_once).await;
+            intakes.push(taken_in);
+            report.add(DECIDE, at_once, decided);
             report.add(REGISTER, at_once, service.register(at_once).await);
         }
     }
     let per_second = |name| report.cell(name, 64).per_second;
     let registrations = per_second(REGISTER) / per_second(DECIDE);
-    report.fact("registrations for each decision in the same time × 64", registrations, "");
+    report.at_least("registrations by decisions × 64", registrations, 1.0, "times");
+    let [_client, service, postgres, _redis] = report.cell(DECIDE, 64).cpu[..] else {
+        panic!("a service and its two stores are watched")
+    };
+    report.at_most("Postgres' time on a core for a decision × 64", postgres, 300.0, "µs");
+    report.at_most("the service's time on a core for a decision × 64", service, 200.0, "µs");
+    let middle = |figure: fn(&Run) -> f64| median(intakes.iter().map(figure));
+    report.fact("intake from Redis", middle(|run| run.per_second), "/s");
+    report.fact("the service's time on a core for it", middle(|run| run.cpu[1]), "µs");
+    report.fact("Postgres' time on a core for it", middle(|run| run.cpu[2]), "µs");
     for at_once in AT_ONCE {
         let composite = report.composite(&[AUTHENTICATE, GET, SIGNAL, STATEMENT], at_once);
         report.fact(format!("composite limit of decisions × {at_once}"), composite, "/s");
@@ -356,7 +368,8 @@ async fn growth(options: &Options, report: &mut Report) {
         small.database.refill(SMALL).await;
         for (which, service) in [&mut small, &mut grown].into_iter().enumerate() {
             let names = NAMES.map(|names| names[which]);
-            report.add(names[0], 64, service.decide(64).await);
+            let [_, decided] = service.decide(64).await;
+            report.add(names[0], 64, decided);
             let requests = service.database.requests_of_tenant0().await;
             let path = |id: &String| format!("/api/aura/hitl/requests/{id}");
             let requests = requests.iter().map(|id| Call::get(0, path(id))).collect::<Vec<_>>();
@@ -382,8 +395,10 @@ async fn replicas(options: &Options, report: &mut Report) {
     let mut two = Service::start(&world, "two", options.time()).await;
     two.add_replica().await;
     for _run in 0..options.runs {
-        report.add(ONE, 64, one.decide(64).await);
-        report.add(TWO, 64, two.decide(64).await);
+        let [_, decided] = one.decide(64).await;
+        report.add(ONE, 64, decided);
+        let [_, decided] = two.decide(64).await;
+        report.add(TWO, 64, decided);
     }
     let times = report.cell(TWO, 64).per_second / report.cell(ONE, 64).per_second;
     report.fact("two replicas by one × 64", times, "times");
