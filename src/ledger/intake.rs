@@ -198,6 +198,25 @@ impl Ledger {
         closed.into_iter().map(|row| self.record(row, began)).collect()
     }
 
+    /// Those of these requests of Redis that are pending in the ledger.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the ledger does not answer.
+    pub async fn still_pending(&self, ids: &[RequestId]) -> Result<Vec<RequestId>> {
+        const STILL_PENDING: Statement = Statement::new(
+            "ledger.still_pending",
+            "SELECT request_id FROM hitl_request
+              WHERE request_id = ANY($1) AND origin = 'redis' AND status = 'pending'",
+        )
+        .on_sqlite(
+            "SELECT request_id FROM hitl_request
+              WHERE request_id IN (SELECT value FROM json_each($1)) AND origin = 'redis'
+                AND status = 'pending'",
+        );
+        let pending: Vec<(String,)> = self.engine.fetch_all(STILL_PENDING, &values![ids]).await?;
+        Ok(pending.into_iter().filter_map(|(id,)| RequestId::parse(id).ok()).collect())
+    }
+
     /// Notes which decided requests are pending in Redis again, with the same content, although their
     /// answers were sent before Redis was read: their agents have asked again. Returns their ids.
     ///
@@ -448,6 +467,8 @@ const WRITE_SEEN: Statement = Statement::new(
            FROM hitl_request
           WHERE tenant_id = $2 AND request_id = $1 AND created_at = $10 AND $23 IS NOT NULL"]);
 
+/// `origin || ''`, because `origin` and `status` would match the index `hitl_request_seen`, and Postgres might
+/// read all pending requests of Redis for each row.
 const REFRESH_SEEN: Statement = Statement::new(
     "ledger.refresh_seen",
     "UPDATE hitl_request AS r
@@ -458,7 +479,7 @@ const REFRESH_SEEN: Statement = Statement::new(
                          AS m(tenant_id, request_id, moved_on, asked_at, expires_at, seen_on)
                JOIN hitl_request l ON l.tenant_id = m.tenant_id AND l.request_id = m.request_id
                 FOR UPDATE OF l SKIP LOCKED) AS m
-      WHERE r.tenant_id = m.tenant_id AND r.request_id = m.request_id AND r.origin = 'redis'
+      WHERE r.tenant_id = m.tenant_id AND r.request_id = m.request_id AND r.origin || '' = 'redis'
         AND r.status = 'pending'",
 )
 .on_sqlite(
@@ -467,6 +488,7 @@ const REFRESH_SEEN: Statement = Statement::new(
       WHERE tenant_id = $1 AND request_id = $2 AND origin = 'redis' AND status = 'pending'",
 );
 
+/// `origin || ''` for the reason given at `REFRESH_SEEN`.
 const CLOSE_GONE: Statement = Statement::new(
     "ledger.close_gone",
     formatcp!(
@@ -479,7 +501,7 @@ const CLOSE_GONE: Statement = Statement::new(
                    JOIN hitl_request l
                      ON l.tenant_id = m.of_tenant AND l.request_id = m.of_request
                     FOR UPDATE OF l SKIP LOCKED) AS m
-          WHERE r.tenant_id = m.of_tenant AND r.request_id = m.of_request AND r.origin = 'redis'
+          WHERE r.tenant_id = m.of_tenant AND r.request_id = m.of_request AND r.origin || '' = 'redis'
             AND r.status = 'pending' AND r.seen_on = m.gone_from AND r.due_at <= m.read_at
           RETURNING {REQUEST_COLUMNS}),
          told AS (

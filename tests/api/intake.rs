@@ -333,8 +333,8 @@ announced_or_not! {
     }
 
     async fn a_row_that_somebody_has_locked_holds_up_no_other(redis: PrivateRedis, app: TestApp) {
-        let [locked, gone, changed] = [(); 3].map(|()| Asked::new());
-        for asked in [&locked, &gone, &changed] {
+        let [locked, locked_and_gone, gone, changed] = [(); 4].map(|()| Asked::new());
+        for asked in [&locked, &locked_and_gone, &gone, &changed] {
             app.ask(asked).await;
             pending(&app, asked).await;
         }
@@ -342,12 +342,15 @@ announced_or_not! {
         let mut holder = PgConnection::connect(url.expose_secret()).await.unwrap();
         let mut transaction = holder.begin().await.unwrap();
         let lock = "SELECT 1 FROM hitl_request WHERE request_id = $1 FOR UPDATE";
-        sqlx::query(lock).bind(&*locked.id).execute(&mut *transaction).await.unwrap();
+        for asked in [&locked, &locked_and_gone] {
+            sqlx::query(lock).bind(&*asked.id).execute(&mut *transaction).await.unwrap();
+        }
         let other = |asked: &Asked| asked.clone().with("context", json!({ "to": "everybody" }));
         let is_other = |record: &Record| record.document.contains("everybody");
         for asked in [&locked, &changed] {
             app.ask(&other(asked)).await;
         }
+        delete(&redis, &locked_and_gone).await;
         delete(&redis, &gone).await;
         let new = Asked::new();
         app.ask(&new).await;
@@ -356,6 +359,7 @@ announced_or_not! {
         row(&app, &changed, SOON, is_other).await;
         transaction.rollback().await.unwrap();
         row(&app, &locked, GONE, is_other).await;
+        expired(&app, &locked_and_gone).await;
     }
 
     async fn what_is_no_request_of_redis_is_not_shown(redis: PrivateRedis, app: TestApp) {

@@ -185,6 +185,9 @@ impl Leading {
             writes.refreshed.push(SeenRow { has_moved_on: true, ..known.row });
             return;
         }
+        if is_absent {
+            writes.absent.push(known.row.clone());
+        }
         let SeenRow { tenant, id, .. } = known.row;
         // A key that is there, and not pending, needs no proof of where it is.
         let replication_id = known.row.replication_id.unwrap_or(replication_id);

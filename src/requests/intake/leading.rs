@@ -104,6 +104,8 @@ pub(super) struct Writes {
     pub(super) seen: Vec<ToWrite>,
     pub(super) refreshed: Vec<SeenRow>,
     pub(super) gone: Vec<GoneRequest>,
+    /// Those of them whose keys are absent, as they were known.
+    pub(super) absent: Vec<SeenRow>,
     pub(super) answered: Vec<RequestId>,
     /// Requests that have a row, and that their sessions name since.
     pub(super) named: Vec<(TenantId, RequestId)>,

@@ -29,7 +29,7 @@ impl Leading {
         app: &AppState,
         writes: Writes,
     ) -> Result<(), IntakeError> {
-        let Writes { mut seen, refreshed, gone, answered, named, turned } = writes;
+        let Writes { mut seen, refreshed, gone, absent, answered, named, turned } = writes;
         while !seen.is_empty() {
             let (mut count, mut bytes) = (0, 0);
             for next in seen.iter().take(BATCH_SIZE) {
@@ -57,10 +57,30 @@ impl Leading {
                 notify(app, &record);
             }
         }
+        self.keep_unclosed(app, absent).await?;
         if !answered.is_empty() {
             app.ledger.forget_asked_again(&answered).await?;
         }
         self.decide_named(app, named).await
+    }
+
+    /// Keeps the requests whose keys have gone and whose rows are pending all the same: somebody had them
+    /// locked. They are closed when they are read again.
+    async fn keep_unclosed(
+        &mut self,
+        app: &AppState,
+        absent: Vec<SeenRow>,
+    ) -> Result<(), IntakeError> {
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let ids = absent.iter().map(|row| row.id.clone()).collect::<Vec<_>>();
+        let pending = app.ledger.still_pending(&ids).await?.into_iter().collect::<HashSet<_>>();
+        let due = Instant::now() + self.pending_interval();
+        for row in absent.into_iter().filter(|row| pending.contains(&row.id)) {
+            self.keep(row, None, due);
+        }
+        Ok(())
     }
 
     async fn write_seen(&mut self, app: &AppState, batch: Vec<ToWrite>) -> Result<(), IntakeError> {
