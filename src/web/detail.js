@@ -497,10 +497,13 @@ export class Detail {
         reviewed = edited;
         const seen = new Seen(difference, showProgress, this.actions);
         review.seen = seen;
-        fill(difference, differences(written, after).map(({ sign, line }) => {
+        let before = '';
+        fill(difference, differences(written, after).flatMap(({ sign, line, place }) => {
           const part = h(sign === '-' ? 'del' : 'ins', null, visible(line));
           seen.add(part);
-          return part;
+          const where = place !== before && place !== '' && h('p', { class: 'where' }, visible(place));
+          before = place;
+          return [where, part];
         }));
         // All that is seen is what will change.
         difference.hidden = again.hidden = lock.hidden = false;

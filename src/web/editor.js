@@ -135,23 +135,48 @@ export class Editor {
 }
 
 /**
- * What an edit takes away and adds, line by line.
+ * Where each line of indented JSON stands: the names of what it is in, and its places in lists, counted from 1. Its own
+ * name stands in it.
+ * @param {string[]} lines
+ */
+function placesOf(lines) {
+  /** @type {{ isList: boolean, count: number, place: (string | number)[], inside: (string | number)[] }[]} */
+  const open = [];
+  return lines.map((line) => {
+    const closed = /^ *[}\]]/.test(line) && open.pop();
+    if (closed) return closed.place.join(' › ');
+    const outer = open.at(-1) ?? { isList: false, count: 0, inside: [] };
+    outer.count += 1;
+    const place = outer.isList ? [...outer.inside, outer.count] : outer.inside;
+    const name = /^ *("(?:[^"\\]|\\.)*"): /.exec(line)?.[1];
+    const inside = name ? [...place, /** @type {string} */ (JSON.parse(name))] : place;
+    if (/[{[]$/.test(line)) open.push({ isList: line.endsWith('['), count: 0, place, inside });
+    return place.join(' › ');
+  });
+}
+
+/**
+ * What an edit takes away and adds, line by line, and where each line stands.
  * @param {string} before
  * @param {string} after
- * @returns {{ sign: '-' | '+', line: string }[]}
+ * @returns {{ sign: '-' | '+', line: string, place: string }[]}
  */
 export function differences(before, after) {
   const [old, now] = [before.split('\n'), after.split('\n')];
+  const [oldPlaces, nowPlaces] = [placesOf(old), placesOf(now)];
+  /** @param {number} number */
+  const gone = (number) => ({ sign: /** @type {const} */ ('-'), line: old[number] ?? '', place: oldPlaces[number] ?? '' });
+  /** @param {number} number */
+  const added = (number) => ({ sign: /** @type {const} */ ('+'), line: now[number] ?? '', place: nowPlaces[number] ?? '' });
   let start = 0;
   while (start < old.length && start < now.length && old[start] === now[start]) start += 1;
   let end = 0;
   while (end < old.length - start && end < now.length - start && old.at(-1 - end) === now.at(-1 - end)) end += 1;
   const [left, right] = [old.slice(start, old.length - end), now.slice(start, now.length - end)];
-  /** @type {{ sign: '-' | '+', line: string }[]} */
-  const found = [];
   if (left.length * right.length > 1e6) {
-    return [...left.map((line) => ({ sign: /** @type {const} */ ('-'), line })), ...right.map((line) => ({ sign: /** @type {const} */ ('+'), line }))];
+    return [...left.map((_line, number) => gone(start + number)), ...right.map((_line, number) => added(start + number))];
   }
+  const found = [];
   // The longest common subsequence from each place on.
   const width = right.length + 1;
   const longest = new Uint32Array((left.length + 1) * width);
@@ -165,8 +190,8 @@ export function differences(before, after) {
   let [i, j] = [0, 0];
   while (i < left.length || j < right.length) {
     if (i < left.length && j < right.length && left[i] === right[j]) { i += 1; j += 1; }
-    else if (i < left.length && (j >= right.length || at(i + 1, j) >= at(i, j + 1))) { found.push({ sign: '-', line: left[i] ?? '' }); i += 1; }
-    else { found.push({ sign: '+', line: right[j] ?? '' }); j += 1; }
+    else if (i < left.length && (j >= right.length || at(i + 1, j) >= at(i, j + 1))) { found.push(gone(start + i)); i += 1; }
+    else { found.push(added(start + j)); j += 1; }
   }
   return found;
 }

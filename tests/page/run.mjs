@@ -429,6 +429,26 @@ test('a double click shows the difference of an edit and does not send it', asyn
   await page.context().close();
 });
 
+test('the difference of an edit says where each line stands', async () => {
+  const written = { to: 'a@b.c', rows: [{ 'a"b': 1, amount: 1 }, { 'a"b': 1, amount: 2 }], numbers: [10, [20, 30]] };
+  const edited = { to: 'm@b.c', rows: [{ 'a"b': 1, amount: 1 }, { 'a"b': { c: 5 }, amount: 3 }, {}], numbers: [10, [20, 31]] };
+  const id = await register({ decisions: ['approve', 'reject', 'edit'] }, { context: JSON.stringify(written) });
+  const page = await open({ query: `?request=${id}` });
+  await unlocked(page);
+  await page.locator('[data-name=edit]').click();
+  await page.locator('.actions form textarea').fill(JSON.stringify(edited));
+  await page.locator('[data-name=confirm]').click();
+  await page.locator('.difference').waitFor();
+  const lines = await page.locator('.difference > *').evaluateAll((all) => all.map((one) => `${{ DEL: '-', INS: '+', P: '' }[one.tagName]}${one.textContent.trim()}`));
+  assert.deepEqual(lines, [
+    '-"to": "a@b.c",', '+"to": "m@b.c",',
+    'rows › 2', '-"a\\"b": 1,', '-"amount": 2', '-}', '+"a\\"b": {', 'rows › 2 › a"b', '+"c": 5', 'rows › 2', '+},', '+"amount": 3',
+    '+},', 'rows › 3', '+{}', 'numbers › 2 › 2', '-30', '+31',
+  ]);
+  await sane(page, 'a difference with places');
+  await page.context().close();
+});
+
 test('the difference of an edit is not sent before all of it has been on screen', async () => {
   const list = (word) => JSON.stringify(Object.fromEntries(Array.from({ length: 120 }, (_, n) => [`to${n}`, `${word}${n}@b.c`])));
   for (const size of ['wide', 'phone']) {
