@@ -123,13 +123,16 @@ impl<'a> Service<'a> {
     async fn until_pending(&mut self, count: u64) {
         let pending =
             "SELECT count(*) FROM hitl_request WHERE status = 'pending' AND origin = 'redis'";
-        eventually_within(INTAKE_LIMIT, async || {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+        let began = Instant::now();
+        loop {
             let found: i64 =
                 sqlx::query_scalar(pending).fetch_one(&mut self.database.connection).await.unwrap();
-            (u64::try_from(found).unwrap() == count).then_some(())
-        })
-        .await;
+            if u64::try_from(found).unwrap() == count {
+                return;
+            }
+            assert!(began.elapsed() < INTAKE_LIMIT, "{found} requests are pending, not {count}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Approves requests that agents have written, and makes sure that every one is recorded and
