@@ -79,14 +79,19 @@ export class Detail {
     return document.querySelector('dialog[open]') !== null;
   }
 
-  /** @param {string} id */
-  async open(id) {
+  /**
+   * @param {string} id
+   * @param {Promise<void>} heard Until changes of what is read are heard.
+   */
+  async open(id, heard) {
     if (id === this.id) return;
     this.close();
     this.id = id;
+    const { generation } = this;
     this.element.classList.add('open');
     fill(this.head, h('p', { class: 'loading' }, t('loading')));
-    await this.read();
+    await heard;
+    if (generation === this.generation) await this.read();
   }
 
   close() {

@@ -309,7 +309,7 @@ function follow() {
     list.load(queryOf(), heard);
   }
   list.markOpened(id);
-  if (id) detail.open(id);
+  if (id) detail.open(id, heard);
   else detail.close();
 }
 
@@ -562,8 +562,6 @@ function sessionChanged() {
     grants.hide();
     if (tabs.remembered) tabs.remembered.hidden = true;
     follow();
-    // It was read at once, perhaps before its changes were heard.
-    heard.then(() => { if (detail.id) detail.read(); });
     offerTasks();
     offerGrants();
   } else {
