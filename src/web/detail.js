@@ -506,7 +506,7 @@ export class Detail {
         fill(difference, differences(written, after).flatMap(({ sign, line, place }) => {
           const part = h(sign === '-' ? 'del' : 'ins', null, visible(line));
           seen.add(part);
-          const where = place !== before && place !== '' && h('p', { class: 'where' }, visible(place));
+          const where = place !== before && h('p', { class: 'where' }, place ? visible(place) : t('topLevel'));
           before = place;
           return [where, part];
         }));

@@ -430,8 +430,8 @@ test('a double click shows the difference of an edit and does not send it', asyn
 });
 
 test('the difference of an edit says where each line stands', async () => {
-  const written = { to: 'a@b.c', rows: [{ 'a"b': 1, amount: 1 }, { 'a"b': 1, amount: 2 }], numbers: [10, [20, 30]] };
-  const edited = { to: 'm@b.c', rows: [{ 'a"b': 1, amount: 1 }, { 'a"b': { c: 5 }, amount: 3 }, {}], numbers: [10, [20, 31]] };
+  const written = { to: 'a@b.c', rows: [{ 'a"b': 1, amount: 1 }, { 'a"b': 1, amount: 2 }], numbers: [10, [20, 30]], end: 1 };
+  const edited = { to: 'm@b.c', rows: [{ 'a"b': 1, amount: 1 }, { 'a"b': { c: 5 }, amount: 3 }, {}], numbers: [10, [20, 31]], end: 2 };
   const id = await register({ decisions: ['approve', 'reject', 'edit'] }, { context: JSON.stringify(written) });
   const page = await open({ query: `?request=${id}` });
   await unlocked(page);
@@ -443,7 +443,7 @@ test('the difference of an edit says where each line stands', async () => {
   assert.deepEqual(lines, [
     '-"to": "a@b.c",', '+"to": "m@b.c",',
     'rows › 2', '-"a\\"b": 1,', '-"amount": 2', '-}', '+"a\\"b": {', 'rows › 2 › a"b', '+"c": 5', 'rows › 2', '+},', '+"amount": 3',
-    '+},', 'rows › 3', '+{}', 'numbers › 2 › 2', '-30', '+31',
+    '+},', 'rows › 3', '+{}', 'numbers › 2 › 2', '-30', '+31', '(top level)', '-"end": 1', '+"end": 2',
   ]);
   await sane(page, 'a difference with places');
   await page.context().close();

@@ -246,6 +246,7 @@ export const en = {
   editAgain: 'Go on editing',
   showDifference: 'Show the difference',
   difference: 'Difference',
+  topLevel: '(top level)',
   approveEdited: 'Approve with these arguments',
   approveEditedLocked: 'Approve with these arguments (locked)',
   approvedWith: 'Approved with these arguments',

@@ -249,6 +249,7 @@ export const ko = {
   editAgain: '계속 수정',
   showDifference: '차이 보기',
   difference: '차이',
+  topLevel: '(최상위)',
   approveEdited: '이 내용으로 승인',
   approveEditedLocked: '이 내용으로 승인 (잠김)',
   approvedWith: '승인된 내용',
