@@ -24,8 +24,18 @@ export async function open({ language = 'en', size = 'wide', user = 'user123', r
   page.setDefaultTimeout(PATIENCE * 1000);
   watch(page, allow);
   await page.goto(`${at}${query}${signIn ? `#token=${token(user, { role, seconds })}` : ''}`);
-  if (signIn) await page.locator('.connection.live').waitFor();
+  if (signIn) await isRead(page);
   return page;
+}
+
+/** Waits until the page hears of changes and has read its list, if it shows one: what comes then is news. */
+export async function isRead(page) {
+  await page.locator('.connection.live').waitFor();
+  await page.waitForFunction(() => {
+    const list = document.querySelector('.list');
+    const count = list?.querySelector('.count')?.textContent ?? '';
+    return !list?.checkVisibility() || list.querySelector('.problem') || /\d/.test(count);
+  });
 }
 
 /** A context that ends with the test. What its pages announce is in `said`. `isServed`: the page is the binary's, always. */
