@@ -81,7 +81,7 @@ export class Detail {
 
   /**
    * @param {string} id
-   * @param {Promise<void>} heard Until changes of what is read are heard.
+   * @param {Promise<void>} heard Over when changes are heard: none of what is read then is missed.
    */
   async open(id, heard) {
     if (id === this.id) return;

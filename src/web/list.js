@@ -174,7 +174,7 @@ export class RequestList {
   /**
    * Shows another list.
    * @param {Query} query
-   * @param {Promise<void>} heard Until changes of what is read are heard.
+   * @param {Promise<void>} heard Over when changes are heard: none of what is read then is missed.
    */
   async load(query, heard) {
     const generation = this.begin();
@@ -200,7 +200,7 @@ export class RequestList {
     await this.more();
   }
 
-  /** Begins to read the list: what is being read for it already is older. */
+  /** Begins to read the list anew. Answers that are still on their way are older, and come to nothing. */
   begin() {
     this.news.clear();
     clearTimeout(this.newsTimer);
@@ -300,7 +300,10 @@ export class RequestList {
     this.lookAt(requestId);
   }
 
-  /** @param {string} id */
+  /**
+   * Reads this request again soon.
+   * @param {string} id
+   */
   lookAt(id) {
     this.news.add(id);
     this.newsTimer ||= setTimeout(() => this.readNews(), NEWS_INTERVAL);
@@ -334,7 +337,7 @@ export class RequestList {
       if (!answer.ok) continue;
       const { status, mayDecide, createdAt } = answer.data;
       const item = this.known.get(id);
-      // Whether it belongs to this list now, the service knows.
+      // It may belong in this list now, or no longer. The service knows that, so the list is read again.
       const isOther = item ? mayDecide !== item.mayDecide : mayDecide && instant(createdAt) < now() - NEWS_WINDOW;
       if (status === 'pending' && isOther) this.mayBeStale = true;
       if (item) this.update({ ...answer.data, context: undefined, planSteps: undefined });
@@ -356,14 +359,6 @@ export class RequestList {
     }
     this.refresh(item.requestId);
     this.options.changed();
-  }
-
-  /**
-   * The person has decided this request. The stream tells how.
-   * @param {string} id
-   */
-  decided(id) {
-    this.lookAt(id);
   }
 
   /** @param {Item} item */

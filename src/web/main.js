@@ -129,7 +129,7 @@ const bulk = new Bulk({
   updated: (item) => list.update(item),
   decided: (ids) => {
     list.selectSome(ids, false);
-    for (const id of ids) list.decided(id);
+    for (const id of ids) list.lookAt(id);
   },
   selected: (id, isSelected) => list.select(id, isSelected),
   signIn: () => askToSignIn(),
@@ -359,7 +359,7 @@ function closeReview() {
  * @param {string} id
  */
 function next(id) {
-  list.decided(id);
+  list.lookAt(id);
   if (detail.id !== id || tabOf() !== 'waiting') return;
   list.active = id;
   /** @param {import('./list.js').Item} item */
@@ -502,7 +502,7 @@ function showCounts(counts) {
   }
 }
 
-/** Until changes of what is read are heard. */
+/** Over when changes are heard: what is read before that may miss some. */
 let heard = Promise.resolve();
 
 function listen() {

@@ -30,8 +30,8 @@ export function stop() {
 
 /**
  * @param {Listener} listener
- * @returns {Promise<void>} Until changes are heard: of what is read from then on, none is missed. Where that takes
- * long this ends before, and `again` is called later.
+ * @returns {Promise<void>} Over when changes are heard: none of what is read then is missed. If that takes long it is
+ * over earlier, and `again` is called once they are heard.
  */
 export function start(listener) {
   stop();

@@ -145,11 +145,7 @@ impl Leading {
         row.replication_id = replication_id.or(row.replication_id);
         if row != known.row {
             if known.row.has_moved_on != row.has_moved_on {
-                writes.turned.push((row.tenant.clone(), row.id.clone()));
-            }
-            if known.row.has_moved_on && !row.has_moved_on {
-                // Only now its session names it.
-                writes.named.push((row.tenant.clone(), row.id.clone()));
+                writes.turned.push(row.clone());
             }
             known.row = row.clone();
             writes.refreshed.push(row);
@@ -181,8 +177,9 @@ impl Leading {
         let is_lost = is_absent && known.row.replication_id.as_ref() != Some(&replication_id);
         let Some(known) = self.forget(id) else { return };
         if is_lost {
-            writes.turned.push((known.row.tenant.clone(), known.row.id.clone()));
-            writes.refreshed.push(SeenRow { has_moved_on: true, ..known.row });
+            let row = SeenRow { has_moved_on: true, ..known.row };
+            writes.turned.push(row.clone());
+            writes.refreshed.push(row);
             return;
         }
         if is_absent {

@@ -15,7 +15,7 @@ use tracing::info;
 
 use super::changes::{Changes, NO_SUBSCRIPTION, listen};
 use crate::courier::{Scan, ScanSettings, Unavailable};
-use crate::domain::ids::{RequestId, TenantId};
+use crate::domain::ids::RequestId;
 use crate::ledger::{GoneRequest, LedgerError, SeenRequest, SeenRow};
 use crate::state::AppState;
 use crate::workers::Progress;
@@ -107,10 +107,8 @@ pub(super) struct Writes {
     /// Those of them whose keys are absent, as they were known.
     pub(super) absent: Vec<SeenRow>,
     pub(super) answered: Vec<RequestId>,
-    /// Requests that have a row, and that their sessions name since.
-    pub(super) named: Vec<(TenantId, RequestId)>,
-    /// Requests whose agents have moved on, or come back to them.
-    pub(super) turned: Vec<(TenantId, RequestId)>,
+    /// Pending requests whose agents have moved on from them since the last look, or come back to them.
+    pub(super) turned: Vec<SeenRow>,
 }
 
 /// What the holder of the lease knows of Redis.

@@ -29,7 +29,7 @@ impl Leading {
         app: &AppState,
         writes: Writes,
     ) -> Result<(), IntakeError> {
-        let Writes { mut seen, refreshed, gone, absent, answered, named, turned } = writes;
+        let Writes { mut seen, refreshed, gone, mut absent, answered, turned } = writes;
         while !seen.is_empty() {
             let (mut count, mut bytes) = (0, 0);
             for next in seen.iter().take(BATCH_SIZE) {
@@ -49,35 +49,40 @@ impl Leading {
         for rows in refreshed.chunks(BATCH_SIZE) {
             app.ledger.refresh_seen(rows).await?;
         }
-        for (tenant, id) in &turned {
-            app.inbox.announce(tenant, id);
+        for row in &turned {
+            app.inbox.announce(&row.tenant, &row.id);
         }
+        let mut closed = HashSet::new();
         for gone in gone.chunks(BATCH_SIZE) {
             for record in app.ledger.close_gone(gone, app.clock.now()).await? {
                 notify(app, &record);
+                closed.insert(record.id);
             }
         }
+        absent.retain(|row| !closed.contains(&row.id));
         self.keep_unclosed(app, absent).await?;
         if !answered.is_empty() {
             app.ledger.forget_asked_again(&answered).await?;
         }
-        self.decide_named(app, named).await
+        // Only now their sessions name them.
+        let named = turned.into_iter().filter(|row| !row.has_moved_on);
+        self.decide_named(app, named.map(|row| (row.tenant, row.id)).collect()).await
     }
 
-    /// Keeps the requests whose keys have gone and whose rows are pending all the same: somebody had them
-    /// locked. They are closed when they are read again.
+    /// Keeps those of these requests, whose keys have gone, that are still pending in the ledger: somebody had
+    /// their rows locked. They are closed when they are read again.
     async fn keep_unclosed(
         &mut self,
         app: &AppState,
-        absent: Vec<SeenRow>,
+        unclosed: Vec<SeenRow>,
     ) -> Result<(), IntakeError> {
-        if absent.is_empty() {
+        if unclosed.is_empty() {
             return Ok(());
         }
-        let ids = absent.iter().map(|row| row.id.clone()).collect::<Vec<_>>();
+        let ids = unclosed.iter().map(|row| row.id.clone()).collect::<Vec<_>>();
         let pending = app.ledger.still_pending(&ids).await?.into_iter().collect::<HashSet<_>>();
         let due = Instant::now() + self.pending_interval();
-        for row in absent.into_iter().filter(|row| pending.contains(&row.id)) {
+        for row in unclosed.into_iter().filter(|row| pending.contains(&row.id)) {
             self.keep(row, None, due);
         }
         Ok(())
