@@ -494,6 +494,22 @@ impl Engine {
             Database::Sqlite(pool) => query(sql, values)?.fetch_all(pool).await,
         }
     }
+
+    /// Like [`Self::all_of`], for a statement whose best plan depends on its values.
+    pub async fn all_planned_for_values<R: Row>(
+        &self,
+        sql: SqlStr,
+        values: &[Value],
+    ) -> sqlx::Result<Vec<R>> {
+        match &self.database {
+            Database::Postgres(connections) => {
+                let query = sqlx::query_with(sql, Postgres::bind(values)?);
+                let rows = connections.rows_planned_for_values(query).await?;
+                rows.iter().map(R::from_row).collect()
+            }
+            Database::Sqlite(_) => self.all_of(sql, values).await,
+        }
+    }
 }
 
 /// Runs a statement of SQLite and those that follow it, on a connection in a transaction.
