@@ -23,6 +23,19 @@ const plan = JSON.parse(await text(process.stdin));
 async function ourAgents({ base, redis, people }) {
   const writer = await createClient({ url: redis }).connect();
   const listener = await createClient({ url: redis }).connect();
+
+  /** Waits until the person's list shows so many of their requests, or a full page of them. */
+  async function listed({ user, tenant, token }, count) {
+    const headers = { authorization: `Bearer ${token}`, "x-tenant-id": tenant, "x-user-id": user };
+    for (;;) {
+      const answer = await fetch(`${base}/api/aura/hitl/requests?scope=mine&size=100`, { headers });
+      if (!answer.ok) throw new Error(`a list was answered ${answer.status}: ${await answer.text()}`);
+      const { data } = await answer.json();
+      if (data.numberOfElements >= Math.min(count, 100)) return;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+  }
+
   return {
     base,
     async suspend(count, woken) {
@@ -54,7 +67,12 @@ async function ourAgents({ base, redis, people }) {
           body: JSON.stringify({ userId: user }),
         };
       });
-      return Promise.all(waiting);
+      const calls = await Promise.all(waiting);
+      // People decide what their lists show. Restate's agents are suspended in its store by now, too.
+      for (const [number, person] of people.slice(0, count).entries()) {
+        await listed(person, Math.ceil((count - number) / people.length));
+      }
+      return calls;
     },
     async close() {
       await Promise.all([writer.close(), listener.close()]);
