@@ -41,8 +41,12 @@ fn ledger(url: String, pooler: Pooler) -> LedgerConfig {
 }
 
 async fn app_on(url: String) -> TestApp {
+    app_behind(Pooler::None, url).await
+}
+
+async fn app_behind(pooler: Pooler, url: String) -> TestApp {
     TestApp::spawn_with(Mode::Production, Clock::System, |config| {
-        config.ledger = ledger(url, Pooler::None);
+        config.ledger = ledger(url, pooler);
     })
     .await
 }
@@ -511,7 +515,6 @@ async fn no_plan_is_wasteful<Prepared: Future<Output = ()>>(prepare: fn(String) 
             "ALTER SYSTEM SET session_preload_libraries = 'auto_explain'",
             "ALTER SYSTEM SET autovacuum = off",
             "ALTER SYSTEM SET fsync = off",
-            "ALTER SYSTEM SET plan_cache_mode = 'force_generic_plan'",
             "ALTER SYSTEM SET auto_explain.log_min_duration = 0",
             "ALTER SYSTEM SET auto_explain.log_analyze = on",
             "SELECT pg_reload_conf()",
@@ -525,11 +528,8 @@ async fn no_plan_is_wasteful<Prepared: Future<Output = ()>>(prepare: fn(String) 
     tokio::time::sleep(PLANS_ARE_OLD).await;
     let log = postgres.folder().join("log");
     let before = std::fs::read_to_string(&log).unwrap().len();
-    // Plans for any parameters, and plans for those that are given: Postgres takes the latter at
-    // first, and then whichever looks cheaper.
-    for mode in ["force_generic_plan", "force_custom_plan"] {
-        let set = format!("ALTER SYSTEM SET plan_cache_mode = '{mode}'");
-        sql(&url, &[&set, "SELECT pg_reload_conf()"]).await;
+    // Plans for any values, and plans for those that are given, which are made behind a pooler.
+    for app in [app, app_behind(Pooler::Transaction, url.clone()).await] {
         for _ in 0..3 {
             run_every_statement(&app).await;
         }
