@@ -91,17 +91,17 @@ macro_rules! is_read_only {
 ///   That takes up to 0.5 s where running it takes a few milliseconds.
 /// - `enable_seqscan` is off: every statement has an index, and statistics from when a table was small made
 ///   Postgres read it from end to end now and then.
-/// - `plan_cache_mode` makes Postgres plan a statement once, for any values. By itself it takes that plan
-///   only if it looks cheaper than those for single values did on average. While tables grow that average
-///   is out of date, and decisions were planned anew each time, which takes longer than to run them.
+/// - `plan_cache_mode` makes Postgres plan a statement once, for any values. By itself it may plan it for
+///   its values each time. In a database that grew it did so with decisions, and to plan one took longer
+///   than to run it.
 const SESSION: &str = concat!(
     "SET statement_timeout = 1800; SET lock_timeout = 1000; SET jit = off; SET enable_seqscan = off; \
      SET plan_cache_mode = force_generic_plan; SET idle_in_transaction_session_timeout = 5000; \
      SET default_transaction_isolation = 'read committed'; ",
     is_read_only!()
 );
-/// Begins a transaction with the same settings, but for plans: its statement is planned each time, so
-/// Postgres may look at the values.
+/// Begins a transaction with the same settings, except for `plan_cache_mode`: its statement is prepared and
+/// planned each time anyway, so it is planned for its values.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = 1800; \
                      SET LOCAL lock_timeout = 1000; SET LOCAL jit = off; \
                      SET LOCAL enable_seqscan = off; \
@@ -232,14 +232,6 @@ impl PooledConnection {
     fn give_back(mut self) {
         drop(self.0.take());
     }
-
-    /// Gives the connection back if it can be used again after this answer, which is returned.
-    fn give_back_after<T>(self, answer: sqlx::Result<T>) -> sqlx::Result<T> {
-        if answer.as_ref().err().is_none_or(leaves_connection_usable) {
-            self.give_back();
-        }
-        answer
-    }
 }
 
 impl Drop for PooledConnection {
@@ -340,36 +332,34 @@ impl Connections {
         }
     }
 
-    /// Runs one statement and collects its whole answer: no statement of the ledger answers many
-    /// rows.
-    async fn run<'q>(&self, query: impl Execute<'q, Postgres> + 'q) -> sqlx::Result<Vec<Answer>> {
-        match self.pooler() {
-            Pooler::None => {
-                let mut pooled = self.check_out().await?;
-                let answering = pooled.connection()?.fetch_many(query).try_collect();
-                let answer = within_statement_timeout(answering).await;
-                pooled.give_back_after(answer)
-            }
-            Pooler::Transaction => self.run_in_transaction(query).await,
-        }
-    }
-
-    async fn run_in_transaction<'q>(
+    /// Runs one statement as it is run behind this kind of pooler, and collects its whole answer: no
+    /// statement of the ledger answers many rows.
+    async fn run<'q>(
         &self,
+        behind: Pooler,
         query: impl Execute<'q, Postgres> + 'q,
     ) -> sqlx::Result<Vec<Answer>> {
         let mut pooled = self.check_out().await?;
-        let answer = run_in_transaction(pooled.connection()?, query).await;
-        pooled.give_back_after(answer)
+        let connection = pooled.connection()?;
+        let answer = match behind {
+            Pooler::None => {
+                within_statement_timeout(connection.fetch_many(query).try_collect()).await
+            }
+            Pooler::Transaction => run_in_transaction(connection, query).await,
+        };
+        if answer.as_ref().err().is_none_or(leaves_connection_usable) {
+            pooled.give_back();
+        }
+        answer
     }
 
     /// Runs one statement that Postgres plans for its values, and returns its rows. Takes three round
-    /// trips.
+    /// trips: only a transaction can have another `plan_cache_mode` than the session.
     pub async fn rows_planned_for_values<'q>(
         &self,
         query: impl Execute<'q, Postgres> + 'q,
     ) -> sqlx::Result<Vec<PgRow>> {
-        let answers = self.run_in_transaction(query).await?;
+        let answers = self.run(Pooler::Transaction, query).await?;
         Ok(answers.into_iter().filter_map(Either::right).collect())
     }
 }
@@ -437,7 +427,7 @@ impl<'c> Executor<'c> for &'c Connections {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let answers = once(self.run(query));
+        let answers = once(self.run(self.pooler(), query));
         answers.map_ok(|answers| iter(answers.into_iter().map(Ok))).try_flatten().boxed()
     }
 
@@ -446,7 +436,9 @@ impl<'c> Executor<'c> for &'c Connections {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let first = async move { Ok(self.run(query).await?.into_iter().find_map(Either::right)) };
+        let first = async move {
+            Ok(self.run(self.pooler(), query).await?.into_iter().find_map(Either::right))
+        };
         first.boxed()
     }
 

@@ -6,7 +6,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use const_format::formatcp;
-use sqlx::{AssertSqlSafe, SqlSafeStr as _};
+use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 use tracing::warn;
 
 use super::connect::Ledger;
@@ -255,12 +255,9 @@ impl Ledger {
         let conditions = conditions.join(" AND ");
         reading.sql =
             format!("SELECT request_id FROM hitl_search WHERE {conditions} LIMIT {limit}");
-        // Postgres knows how often a word occurs, and takes another index for a common one.
-        let Reading { sql, values, .. } = reading;
-        let sql = AssertSqlSafe(sql).into_sql_str();
-        let found = self.engine.all_planned_for_values::<(String,)>(sql, &values);
-        let found = self.engine.call("ledger.find_words", found).await;
-        let found = found.map_err(LedgerError::of_a_read)?;
+        // Which index is the best depends on how common the words are.
+        let found = self.engine.all_planned_for_values(reading.text(), &reading.values);
+        let found = self.read::<(String,)>("ledger.find_words", found).await?;
         let is_complete = i64::try_from(found.len()).is_ok_and(|count| count <= MAX_FOUND);
         Ok(is_complete.then(|| found.into_iter().map(|(id,)| id).collect()))
     }
@@ -426,13 +423,16 @@ impl Ledger {
         row.map(ListedRow::into_listed).transpose()
     }
 
-    async fn run<R: Row>(
+    async fn run<R: Row>(&self, name: &'static str, reading: Reading) -> Result<Vec<R>> {
+        self.read(name, self.engine.all_of(reading.text(), &reading.values)).await
+    }
+
+    async fn read<R>(
         &self,
         name: &'static str,
-        Reading { sql, values, .. }: Reading,
+        rows: impl Future<Output = sqlx::Result<Vec<R>>>,
     ) -> Result<Vec<R>> {
-        let read = self.engine.all_of(AssertSqlSafe(sql).into_sql_str(), &values);
-        self.engine.call(name, read).await.map_err(LedgerError::of_a_read)
+        self.engine.call(name, rows).await.map_err(LedgerError::of_a_read)
     }
 }
 
@@ -563,6 +563,11 @@ struct Reading {
 impl Reading {
     fn new(position: &'static str) -> Self {
         Self { sql: String::new(), values: Vec::new(), position }
+    }
+
+    /// The statement's text, which has values only as parameters.
+    fn text(&self) -> SqlStr {
+        AssertSqlSafe(self.sql.as_str()).into_sql_str()
     }
 
     fn bind(&mut self, value: impl Into<Value>) -> String {

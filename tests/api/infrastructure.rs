@@ -476,7 +476,7 @@ async fn decisions_are_not_planned_anew_and_searches_are() {
         let asked = registered(&app).await;
         app.approve(ALICE, &asked.id).await.assert(200, "");
     }
-    // A short list is searched without the index of words.
+    // Only in a longer list than that are words looked for by their index.
     fill(&url, 1, 5000).await;
     let log = postgres.folder().join("log");
     let plans_of = async |what: &str| {
@@ -530,16 +530,16 @@ async fn look_at_plans<Prepared: Future<Output = ()>>(prepare: fn(String) -> Pre
     .await;
     let app = app_on(url.clone()).await;
     prepare(url.clone()).await;
-    Box::pin(run_every_statement(&app)).await;
+    run_every_statement(&app).await;
     fill(&url, 1, 50_000).await;
     tokio::time::sleep(PLANS_ARE_OLD).await;
     let log = postgres.folder().join("log");
     let before = std::fs::read_to_string(&log).unwrap().len();
     // Plans for any values, and plans for those that are given, which are made behind a pooler.
-    let pooled = Box::pin(app_behind(Pooler::Transaction, url.clone())).await;
+    let pooled = app_behind(Pooler::Transaction, url.clone()).await;
     for app in [app, pooled] {
         for _ in 0..3 {
-            Box::pin(run_every_statement(&app)).await;
+            run_every_statement(&app).await;
         }
         // The workers' own rounds too.
         tokio::time::sleep(Duration::from_secs(2)).await;
