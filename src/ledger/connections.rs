@@ -353,8 +353,8 @@ impl Connections {
         answer
     }
 
-    /// Runs one statement that Postgres plans for its values, and returns its rows. Takes three round
-    /// trips: only a transaction can have another `plan_cache_mode` than the session.
+    /// Runs one statement that Postgres plans for its values, and returns its rows. Takes four round trips
+    /// instead of one: it runs in a transaction, which has its own `plan_cache_mode`.
     pub async fn rows_planned_for_values<'q>(
         &self,
         query: impl Execute<'q, Postgres> + 'q,

@@ -503,7 +503,7 @@ impl Engine {
     ) -> sqlx::Result<Vec<R>> {
         match &self.database {
             Database::Postgres(connections) => {
-                let query = sqlx::query_with(sql, Postgres::bind(values)?);
+                let query = query::<_, R>(sql, values)?;
                 let rows = connections.rows_planned_for_values(query).await?;
                 rows.iter().map(R::from_row).collect()
             }

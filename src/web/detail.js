@@ -81,7 +81,7 @@ export class Detail {
 
   /**
    * @param {string} id
-   * @param {Promise<void>} heard Over when changes are heard: none of what is read then is missed.
+   * @param {Promise<void>} heard Reading waits for this, so that no change is missed: see `start`.
    */
   async open(id, heard) {
     if (id === this.id) return;

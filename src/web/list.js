@@ -174,7 +174,7 @@ export class RequestList {
   /**
    * Shows another list.
    * @param {Query} query
-   * @param {Promise<void>} heard Over when changes are heard: none of what is read then is missed.
+   * @param {Promise<void>} heard Reading waits for this, so that no change is missed: see `start`.
    */
   async load(query, heard) {
     const generation = this.begin();
@@ -200,7 +200,7 @@ export class RequestList {
     await this.more();
   }
 
-  /** Begins to read the list anew. Answers that are still on their way are older, and come to nothing. */
+  /** Prepares to read the list anew: answers that are still on their way come to nothing. */
   begin() {
     this.news.clear();
     clearTimeout(this.newsTimer);
@@ -301,7 +301,7 @@ export class RequestList {
   }
 
   /**
-   * Reads this request again soon.
+   * Notes that this request may have changed. `readNews` looks at it soon.
    * @param {string} id
    */
   lookAt(id) {
@@ -337,7 +337,7 @@ export class RequestList {
       if (!answer.ok) continue;
       const { status, mayDecide, createdAt } = answer.data;
       const item = this.known.get(id);
-      // It may belong in this list now, or no longer. The service knows that, so the list is read again.
+      // It may belong in this list now, or no longer. Only the service knows, so the list is to be read again.
       const isOther = item ? mayDecide !== item.mayDecide : mayDecide && instant(createdAt) < now() - NEWS_WINDOW;
       if (status === 'pending' && isOther) this.mayBeStale = true;
       if (item) this.update({ ...answer.data, context: undefined, planSteps: undefined });

@@ -502,7 +502,7 @@ function showCounts(counts) {
   }
 }
 
-/** Over when changes are heard: what is read before that may miss some. */
+/** Resolves when changes are heard: see `start`. */
 let heard = Promise.resolve();
 
 function listen() {

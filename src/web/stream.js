@@ -30,8 +30,8 @@ export function stop() {
 
 /**
  * @param {Listener} listener
- * @returns {Promise<void>} Over when changes are heard: none of what is read then is missed. If that takes long it is
- * over earlier, and `again` is called once they are heard.
+ * @returns {Promise<void>} Resolves when changes are heard: who reads after that misses none. If that takes long, it
+ * resolves earlier, and `again` is called once they are heard.
  */
 export function start(listener) {
   stop();

@@ -24,12 +24,12 @@ export async function open({ language = 'en', size = 'wide', user = 'user123', r
   page.setDefaultTimeout(PATIENCE * 1000);
   watch(page, allow);
   await page.goto(`${at}${query}${signIn ? `#token=${token(user, { role, seconds })}` : ''}`);
-  if (signIn) await isRead(page);
+  if (signIn) await untilRead(page);
   return page;
 }
 
-/** Waits until the page hears of changes and has read its list, if it shows one: what comes then is news. */
-export async function isRead(page) {
+/** Waits until the page hears of changes and has read its list, or failed to: what comes then is news. */
+async function untilRead(page) {
   await page.locator('.connection.live').waitFor();
   await page.waitForFunction(() => {
     const list = document.querySelector('.list');

@@ -107,7 +107,7 @@ pub(super) struct Writes {
     /// Those of them whose keys are absent, as they were known.
     pub(super) absent: Vec<SeenRow>,
     pub(super) answered: Vec<RequestId>,
-    /// Pending requests whose agents have moved on from them since the last look, or come back to them.
+    /// Pending requests whose `has_moved_on` has changed, with the new value.
     pub(super) turned: Vec<SeenRow>,
 }
 

@@ -64,13 +64,13 @@ impl Leading {
         if !answered.is_empty() {
             app.ledger.forget_asked_again(&answered).await?;
         }
-        // Only now their sessions name them.
+        // Those that their sessions name again.
         let named = turned.into_iter().filter(|row| !row.has_moved_on);
         self.decide_named(app, named.map(|row| (row.tenant, row.id)).collect()).await
     }
 
-    /// Keeps those of these requests, whose keys have gone, that are still pending in the ledger: somebody had
-    /// their rows locked. They are closed when they are read again.
+    /// Keeps requests that are still pending in the ledger: they were to be closed, and somebody had their rows
+    /// locked. They are closed when they are read again.
     async fn keep_unclosed(
         &mut self,
         app: &AppState,

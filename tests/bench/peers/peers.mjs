@@ -27,13 +27,15 @@ async function ourAgents({ base, redis, people }) {
   /** Waits until the person's list shows so many of their requests, or a full page of them. */
   async function listed({ user, tenant, token }, count) {
     const headers = { authorization: `Bearer ${token}`, "x-tenant-id": tenant, "x-user-id": user };
-    for (;;) {
+    const deadline = Date.now() + 60_000;
+    while (Date.now() < deadline) {
       const answer = await fetch(`${base}/api/aura/hitl/requests?scope=mine&size=100`, { headers });
       if (!answer.ok) throw new Error(`a list was answered ${answer.status}: ${await answer.text()}`);
       const { data } = await answer.json();
       if (data.numberOfElements >= Math.min(count, 100)) return;
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
+    throw new Error(`the list of ${user} does not show ${count} requests within a minute`);
   }
 
   return {
