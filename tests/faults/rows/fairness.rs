@@ -73,11 +73,17 @@ pub async fn floods(scale: Scale, report: &mut Report) {
         },
     )
     .await;
-    flooded(scale, report, ("documents of 1 MiB", 10), &limited, async |world, flood| {
-        let row = |number| format!(r#"{{"row":{number},"text":"{}"}}"#, "x".repeat(72));
-        let rows = (10_000..20_200).map(row).collect::<Vec<_>>().join(",");
-        register(world, flood, format!("[{rows}]"));
-    })
+    flooded(
+        scale,
+        report,
+        ("documents of 1 MiB", scale.of(10, 3)),
+        &limited,
+        async |world, flood| {
+            let row = |number| format!(r#"{{"row":{number},"text":"{}"}}"#, "x".repeat(72));
+            let rows = (10_000..20_200).map(row).collect::<Vec<_>>().join(",");
+            register(world, flood, format!("[{rows}]"));
+        },
+    )
     .await;
 }
 

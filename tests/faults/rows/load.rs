@@ -44,7 +44,8 @@ pub async fn pool_exhausted(scale: Scale, report: &mut Report) {
     report.count(rounds * clients, "calls by 500 clients on a pool of 10");
     report.count(turned_away, "answered 503");
     report.wrongs("other answers", &odd);
-    report.at_most(slowest, Duration::from_secs(2), "slowest answer");
+    // The promise is 2 s of the release binary; a quick run takes the debug one.
+    report.at_most(slowest, Duration::from_secs(scale.of(2, 4)), "slowest answer");
     world.check(report, Duration::from_secs(10), Delivered::Published).await;
 }
 

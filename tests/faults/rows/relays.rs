@@ -20,7 +20,7 @@ fn yes() -> Choice {
 pub async fn relays_killed(scale: Scale, report: &mut Report) {
     let mut world = World::start(4).await;
     let (bases, people) = (world.bases(), world.people.clone());
-    let (asked, most) = scale.of((2000, 500), (120, 8));
+    let (asked, most) = scale.of((2000, 500), (400, 8));
     let asked = (0..asked).map(|_| Asked::new()).collect::<Vec<_>>();
     let agents = world.agents().await;
     at_once(asked.clone(), 8, async |place, asked| {
