@@ -145,11 +145,12 @@ impl Ledger {
     }
 
     /// Stores what has changed of seen requests besides their content: whether the session has moved
-    /// on, the times, and the Redis that has them.
+    /// on, the times, and the Redis that has them. Returns the ids of the rows that were written. The
+    /// others are no longer pending, or somebody has them locked.
     ///
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer. Writing again is safe.
-    pub async fn refresh_seen(&self, rows: &[SeenRow]) -> Result<()> {
+    pub async fn refresh_seen(&self, rows: &[SeenRow]) -> Result<Vec<RequestId>> {
         let mut sorted = rows.iter().collect::<Vec<_>>();
         sorted.sort_unstable_by_key(|row| (row.tenant.as_str(), row.id.as_str()));
         let values = |row: &SeenRow| {
@@ -164,7 +165,8 @@ impl Ledger {
             .to_vec()
         };
         let rows = sorted.into_iter().map(values).collect::<Vec<_>>();
-        self.engine.execute_many(REFRESH_SEEN, &rows).await
+        let written: Vec<(String,)> = self.engine.fetch_many(REFRESH_SEEN, &rows).await?;
+        Ok(written.into_iter().filter_map(|(id,)| RequestId::parse(id).ok()).collect())
     }
 
     /// Sets pending requests to `expired` whose keys have gone from the Redis that had them. Leaves
@@ -480,12 +482,14 @@ const REFRESH_SEEN: Statement = Statement::new(
                JOIN hitl_request l ON l.tenant_id = m.tenant_id AND l.request_id = m.request_id
                 FOR UPDATE OF l SKIP LOCKED) AS m
       WHERE r.tenant_id = m.tenant_id AND r.request_id = m.request_id AND r.origin || '' = 'redis'
-        AND r.status = 'pending'",
+        AND r.status = 'pending'
+      RETURNING r.request_id",
 )
 .on_sqlite(
     "UPDATE hitl_request
         SET moved_on = $3 <> 0, asked_at = $4, expires_at = $5, seen_on = $6
-      WHERE tenant_id = $1 AND request_id = $2 AND origin = 'redis' AND status = 'pending'",
+      WHERE tenant_id = $1 AND request_id = $2 AND origin = 'redis' AND status = 'pending'
+      RETURNING request_id",
 );
 
 /// `origin || ''` for the reason given at `REFRESH_SEEN`.

@@ -333,8 +333,9 @@ announced_or_not! {
     }
 
     async fn a_row_that_somebody_has_locked_holds_up_no_other(redis: PrivateRedis, app: TestApp) {
-        let [locked, locked_and_gone, gone, changed] = [(); 4].map(|()| Asked::new());
-        for asked in [&locked, &locked_and_gone, &gone, &changed] {
+        let [locked, locked_and_gone, locked_and_left, gone, changed] =
+            [(); 5].map(|()| Asked::new());
+        for asked in [&locked, &locked_and_gone, &locked_and_left, &gone, &changed] {
             app.ask(asked).await;
             pending(&app, asked).await;
         }
@@ -342,7 +343,7 @@ announced_or_not! {
         let mut holder = PgConnection::connect(url.expose_secret()).await.unwrap();
         let mut transaction = holder.begin().await.unwrap();
         let lock = "SELECT 1 FROM hitl_request WHERE request_id = $1 FOR UPDATE";
-        for asked in [&locked, &locked_and_gone] {
+        for asked in [&locked, &locked_and_gone, &locked_and_left] {
             sqlx::query(lock).bind(&*asked.id).execute(&mut *transaction).await.unwrap();
         }
         let other = |asked: &Asked| asked.clone().with("context", json!({ "to": "everybody" }));
@@ -352,7 +353,8 @@ announced_or_not! {
         }
         delete(&redis, &locked_and_gone).await;
         delete(&redis, &gone).await;
-        let new = Asked::new();
+        // The agent asks on.
+        let new = Asked::in_session(&locked_and_left.session);
         app.ask(&new).await;
         pending(&app, &new).await;
         expired(&app, &gone).await;
@@ -360,6 +362,7 @@ announced_or_not! {
         transaction.rollback().await.unwrap();
         row(&app, &locked, GONE, is_other).await;
         expired(&app, &locked_and_gone).await;
+        row(&app, &locked_and_left, GONE, |record| record.has_moved_on).await;
     }
 
     async fn what_is_no_request_of_redis_is_not_shown(redis: PrivateRedis, app: TestApp) {

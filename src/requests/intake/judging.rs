@@ -8,7 +8,9 @@ use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::leading::{Closed, JUDGE_INTERVAL, JUDGE_TIMEOUT, Leading, ToWrite, Unjudged, Writes};
+use super::leading::{
+    Closed, JUDGE_INTERVAL, JUDGE_TIMEOUT, Leading, Refreshed, ToWrite, Unjudged, Writes,
+};
 use super::reading::{Found, PendingFound};
 use crate::courier::Looked;
 use crate::domain::ids::RequestId;
@@ -147,8 +149,8 @@ impl Leading {
             if known.row.has_moved_on != row.has_moved_on {
                 writes.turned.push(row.clone());
             }
-            known.row = row.clone();
-            writes.refreshed.push(row);
+            let before = mem::replace(&mut known.row, row.clone());
+            writes.refreshed.push(Refreshed { before, after: row });
         }
     }
 
@@ -177,9 +179,10 @@ impl Leading {
         let is_lost = is_absent && known.row.replication_id.as_ref() != Some(&replication_id);
         let Some(known) = self.forget(id) else { return };
         if is_lost {
-            let row = SeenRow { has_moved_on: true, ..known.row };
+            let before = known.row;
+            let row = SeenRow { has_moved_on: true, ..before.clone() };
             writes.turned.push(row.clone());
-            writes.refreshed.push(row);
+            writes.refreshed.push(Refreshed { before, after: row });
             return;
         }
         if is_absent {

@@ -98,11 +98,19 @@ pub(super) struct ToWrite {
     pub(super) is_named: bool,
 }
 
+/// A pending request of which something has changed besides its content.
+#[derive(Debug)]
+pub(super) struct Refreshed {
+    /// The row that the ledger has.
+    pub(super) before: SeenRow,
+    pub(super) after: SeenRow,
+}
+
 /// What a round writes.
 #[derive(Debug, Default)]
 pub(super) struct Writes {
     pub(super) seen: Vec<ToWrite>,
-    pub(super) refreshed: Vec<SeenRow>,
+    pub(super) refreshed: Vec<Refreshed>,
     pub(super) gone: Vec<GoneRequest>,
     /// Those of them whose keys are absent, as they were known.
     pub(super) absent: Vec<SeenRow>,

@@ -46,9 +46,13 @@ impl Leading {
             // Meanwhile the decisions have the stores for themselves.
             sleep((began.elapsed() * WRITE_PAUSE).min(MAX_WRITE_PAUSE)).await;
         }
+        let (mut unwritten, refreshed): (Vec<_>, Vec<_>) =
+            refreshed.into_iter().map(|row| (row.before, row.after)).unzip();
+        let mut written = HashSet::new();
         for rows in refreshed.chunks(BATCH_SIZE) {
-            app.ledger.refresh_seen(rows).await?;
+            written.extend(app.ledger.refresh_seen(rows).await?);
         }
+        unwritten.retain(|row| !written.contains(&row.id));
         for row in &turned {
             app.inbox.announce(&row.tenant, &row.id);
         }
@@ -60,7 +64,8 @@ impl Leading {
             }
         }
         absent.retain(|row| !closed.contains(&row.id));
-        self.keep_unclosed(app, absent).await?;
+        unwritten.extend(absent);
+        self.keep_unwritten(app, unwritten).await?;
         if !answered.is_empty() {
             app.ledger.forget_asked_again(&answered).await?;
         }
@@ -69,20 +74,20 @@ impl Leading {
         self.decide_named(app, named.map(|row| (row.tenant, row.id)).collect()).await
     }
 
-    /// Keeps requests that are still pending in the ledger: they were to be closed, and somebody had their rows
-    /// locked. They are closed when they are read again.
-    async fn keep_unclosed(
+    /// Keeps requests as the ledger has them that are still pending there: they were to be closed or changed,
+    /// and somebody had their rows locked. They are written when they are read again.
+    async fn keep_unwritten(
         &mut self,
         app: &AppState,
-        unclosed: Vec<SeenRow>,
+        unwritten: Vec<SeenRow>,
     ) -> Result<(), IntakeError> {
-        if unclosed.is_empty() {
+        if unwritten.is_empty() {
             return Ok(());
         }
-        let ids = unclosed.iter().map(|row| row.id.clone()).collect::<Vec<_>>();
+        let ids = unwritten.iter().map(|row| row.id.clone()).collect::<Vec<_>>();
         let pending = app.ledger.still_pending(&ids).await?.into_iter().collect::<HashSet<_>>();
         let due = Instant::now() + self.pending_interval();
-        for row in unclosed.into_iter().filter(|row| pending.contains(&row.id)) {
+        for row in unwritten.into_iter().filter(|row| pending.contains(&row.id)) {
             self.keep(row, None, due);
         }
         Ok(())
