@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-/// Waits up to 10 s for something that happens in the background.
+/// Waits up to 30 s for something that happens in the background.
 pub async fn eventually<T>(look: impl AsyncFnMut() -> Option<T>) -> T {
-    eventually_within(std::time::Duration::from_secs(10), look).await
+    eventually_within(Duration::from_secs(30), look).await
 }
 
 /// [`eventually`] with a longer limit, for the work of other servers.
