@@ -51,7 +51,7 @@ impl Process {
                 }
             }
         });
-        let address = told.recv_timeout(Duration::from_secs(60)).expect("it does not listen");
+        let address = told.recv_timeout(Duration::from_mins(1)).expect("it does not listen");
         Self { child, base: format!("http://{address}") }
     }
 }
