@@ -101,7 +101,7 @@ pub(super) struct ToWrite {
 /// A pending request of which something has changed besides its content.
 #[derive(Debug)]
 pub(super) struct Refreshed {
-    /// The row that the ledger has.
+    /// The row as the ledger has it until the change is written.
     pub(super) before: SeenRow,
     pub(super) after: SeenRow,
 }

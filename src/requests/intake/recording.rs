@@ -74,8 +74,8 @@ impl Leading {
         self.decide_named(app, named.map(|row| (row.tenant, row.id)).collect()).await
     }
 
-    /// Keeps requests as the ledger has them that are still pending there: they were to be closed or changed,
-    /// and somebody had their rows locked. They are written when they are read again.
+    /// Keeps those requests that are still pending in the ledger, as the ledger has them: they were to be
+    /// closed or changed, and somebody had their rows locked. They are written when they are read again.
     async fn keep_unwritten(
         &mut self,
         app: &AppState,
