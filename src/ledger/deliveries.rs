@@ -1,5 +1,8 @@
 //! Deliveries: which signals are owed, which process holds their leases, and the results. A
 //! signal's lease is the column `due_at`: until that time no other process sends the signal.
+//!
+//! `hitl_delivery` is narrow and has few indexes, so that sending a signal does not rewrite its request. A
+//! decision writes its row (`writing`); the purge of the request deletes it (`retention`).
 
 use std::time::Instant;
 
@@ -10,7 +13,9 @@ use tracing::warn;
 use super::connect::Ledger;
 use super::engine::{Statement, values};
 use super::error::{LedgerError, Result};
-use super::requests::{ASKED_AT, REQUEST_COLUMNS};
+use super::request_row::{
+    AND_REQUEST, AND_REQUEST_ON_SQLITE, CURRENT_COLUMNS, DELIVERY_COLUMNS, REQUEST_COLUMNS,
+};
 use crate::domain::ids::{RequestId, TenantId, UserId};
 use crate::domain::record::{Delivery, DeliveryReceipt, Record};
 use crate::domain::signal::SIGNAL_TTL_SECONDS;
@@ -31,16 +36,25 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn claim_owed(&self, now: DateTime<Utc>, limit: i64) -> Result<Vec<Record>> {
-        const CLAIM: &str = formatcp!(
-            "UPDATE hitl_request SET due_at = $2, attempts = attempts + 1
-              WHERE (tenant_id, request_id) IN (
-                  SELECT tenant_id, request_id FROM hitl_request
-                   WHERE delivery = 'owed' AND due_at >= '-infinity' AND due_at <= $1
-                   ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED
-              ) RETURNING {REQUEST_COLUMNS}"
-        );
-        const CLAIM_OWED: Statement = Statement::new("ledger.claim_owed", CLAIM)
-            .on_sqlite(str_replace!(CLAIM, "FOR UPDATE SKIP LOCKED", ""));
+        const DUE: &str = "\
+            SELECT tenant_id, request_id FROM hitl_delivery
+             WHERE delivery = 'owed' AND due_at >= '-infinity' AND due_at <= $1
+             ORDER BY due_at, request_id LIMIT $3";
+        const TAKE: &str = "UPDATE hitl_delivery SET due_at = $2, attempts = attempts + 1
+                             WHERE (tenant_id, request_id)";
+        // One statement: a second one to read the requests might end after the leases.
+        const CLAIM_OWED: Statement = Statement::new(
+            "ledger.claim_owed",
+            formatcp!(
+                "WITH d AS ({TAKE} IN ({DUE} FOR UPDATE SKIP LOCKED) RETURNING {DELIVERY_COLUMNS})
+                 SELECT {CURRENT_COLUMNS} FROM d {AND_REQUEST}"
+            ),
+        )
+        .on_sqlite(formatcp!(
+            "SELECT {CURRENT_COLUMNS} FROM hitl_delivery AS d {AND_REQUEST_ON_SQLITE}
+              WHERE (d.tenant_id, d.request_id) IN ({DUE})"
+        ))
+        .then(&[formatcp!("{TAKE} IN ({DUE})")]);
         let began = Instant::now();
         let rows = self.engine.fetch_all(CLAIM_OWED, &values![now, now + LEASE, limit]).await?;
         // A row that cannot be read is skipped, so that the other signals are still sent.
@@ -59,8 +73,9 @@ impl Ledger {
     pub async fn postpone(&self, record: &Record, due_at: DateTime<Utc>) -> Result<()> {
         const POSTPONE: Statement = Statement::new(
             "ledger.postpone",
-            "UPDATE hitl_request SET due_at = $3
-              WHERE tenant_id = $4 AND request_id = $1 AND owed_since = $2 AND delivery = 'owed'",
+            "UPDATE hitl_delivery SET due_at = $3
+              WHERE tenant_id = $4 AND request_id = $1 AND owed_since = $2
+                AND delivery || '' = 'owed'",
         );
         let values = values![&record.id, record.owed_since, due_at, &record.tenant];
         self.engine.execute(POSTPONE, &values).await.map(drop)
@@ -72,18 +87,53 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn owe_again(&self, seen: &Record, now: DateTime<Utc>) -> Result<Option<Record>> {
+        // The request's row is the lock: the purge, and whoever notes something of an answered request, look
+        // at its `owed_since` again once they have the row. Of a request without a delivery, which an older
+        // release has decided, the request's row says what was sent.
+        const IS_DONE: &str = "\
+            r.tenant_id = $5 AND r.request_id = $1
+            AND COALESCE(
+                (SELECT x.owed_since FROM hitl_delivery AS x
+                  WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id),
+                r.owed_since) = $2
+            AND COALESCE(
+                (SELECT x.delivery <> 'owed' OR x.sent_to IS NOT NULL FROM hitl_delivery AS x
+                  WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id),
+                r.delivery <> 'owed')";
+        const NOTE: &str = "UPDATE hitl_request AS r SET owed_since = $3, asked_again_until = NULL";
+        const OWE: &str = "\
+            INSERT INTO hitl_delivery (tenant_id, request_id, delivery, owed_since, due_at)
+             SELECT r.tenant_id, r.request_id, 'owed', $3, $4 FROM {requests}
+             ON CONFLICT (tenant_id, request_id) DO UPDATE SET
+                delivery = excluded.delivery, owed_since = excluded.owed_since,
+                due_at = excluded.due_at, attempts = 0, sent_at = NULL, listeners = NULL,
+                sent_to = NULL
+              WHERE hitl_delivery.owed_since = $2
+                AND (hitl_delivery.delivery <> 'owed' OR hitl_delivery.sent_to IS NOT NULL)";
         const OWE_AGAIN: Statement = Statement::new(
             "ledger.owe_again",
             formatcp!(
-                "UPDATE hitl_request
-                    SET delivery = 'owed', owed_since = $3, due_at = $4, attempts = 0,
-                        sent_at = NULL, listeners = NULL, sent_to = NULL,
-                        asked_again_until = NULL
-                  WHERE tenant_id = $5 AND request_id = $1 AND owed_since = $2
-                    AND (delivery <> 'owed' OR sent_to IS NOT NULL)
-                  RETURNING {REQUEST_COLUMNS}"
+                "WITH r AS ({NOTE} WHERE {IS_DONE} RETURNING {REQUEST_COLUMNS}),
+                      d AS ({OWE_NOTED} RETURNING {DELIVERY_COLUMNS})
+                 SELECT {CURRENT_COLUMNS}
+                   FROM r JOIN d ON d.tenant_id = r.tenant_id AND d.request_id = r.request_id"
             ),
-        );
+        )
+        .on_sqlite(str_replace!(
+            formatcp!(
+                "SELECT {CURRENT_COLUMNS} FROM hitl_request AS r
+                   JOIN (SELECT 'owed' AS delivery, $3 AS owed_since, NULL AS listeners,
+                                NULL AS sent_to, NULL AS sent_at) AS d
+                  WHERE {IS_DONE}"
+            ),
+            "r.asked_again_until",
+            "NULL AS asked_again_until"
+        ))
+        .then(&[
+            str_replace!(OWE, "{requests}", formatcp!("hitl_request AS r WHERE {IS_DONE}")),
+            formatcp!("{NOTE} WHERE r.tenant_id = $5 AND r.request_id = $1"),
+        ]);
+        const OWE_NOTED: &str = str_replace!(OWE, "{requests}", "r");
         let values = values![&seen.id, seen.owed_since, now, now + LEASE, &seen.tenant];
         self.request(OWE_AGAIN, &values).await
     }
@@ -95,18 +145,17 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn owe_lost(&self, replication_ids: &[String], now: DateTime<Utc>) -> Result<u64> {
-        // `origin <> 'http'`, because `origin = 'redis'` would match the index
-        // `hitl_request_of_redis`, and Postgres might read all requests of Redis.
+        // What has no replication id is no signal of Redis. `delivery || ''` matches no index: Postgres
+        // looks each row up by its key.
         const OWE_LOST: Statement = Statement::new(
             "ledger.owe_lost",
-            "UPDATE hitl_request SET delivery = 'owed', due_at = $1
+            "UPDATE hitl_delivery SET delivery = 'owed', due_at = $1
               WHERE (tenant_id, request_id) IN (
-                  SELECT tenant_id, request_id FROM hitl_request
-                   WHERE origin <> 'http' AND delivery = 'sent'
-                     AND sent_at <= 'infinity' AND sent_at > $2
+                  SELECT tenant_id, request_id FROM hitl_delivery
+                   WHERE delivery = 'sent' AND sent_at <= 'infinity' AND sent_at > $2
                      AND $3 NOT LIKE '%' || sent_to || '%'
                    ORDER BY sent_at DESC LIMIT $4
-              ) AND delivery = 'sent'",
+              ) AND delivery || '' = 'sent'",
         );
         let since = now - TimeDelta::seconds(i64::try_from(SIGNAL_TTL_SECONDS).unwrap_or(0));
         let values = values![now, since, replication_ids.join(" "), i64::from(LOST_AT_ONCE)];
@@ -125,17 +174,18 @@ impl Ledger {
         asked_after: DateTime<Utc>,
         limit: i64,
     ) -> Result<Vec<Record>> {
-        // `origin <> 'http'` for the reason given in `owe_lost`.
-        const UNHEARD: Statement = Statement::new(
-            "ledger.unheard",
-            formatcp!(
-                "SELECT {REQUEST_COLUMNS} FROM hitl_request
-                  WHERE delivery = 'sent' AND sent_at <= 'infinity' AND sent_at > $1
-                    AND listeners = 0 AND {ASKED_AT} > $2 AND origin <> 'http'
-                    AND heard_at IS NULL AND decided_at IS NOT NULL
-                  ORDER BY sent_at DESC LIMIT $3"
-            ),
+        const READ: &str = formatcp!(
+            "SELECT {CURRENT_COLUMNS} FROM hitl_delivery AS d {AND_REQUEST}
+              WHERE d.delivery = 'sent' AND d.sent_at <= 'infinity' AND d.sent_at > $1
+                AND d.listeners = 0 AND COALESCE(r.asked_at, r.created_at) > $2
+                AND r.origin <> 'http' AND r.heard_at IS NULL AND r.decided_at IS NOT NULL
+              ORDER BY d.sent_at DESC LIMIT $3"
         );
+        const UNHEARD: Statement = Statement::new("ledger.unheard", READ).on_sqlite(str_replace!(
+            READ,
+            AND_REQUEST,
+            AND_REQUEST_ON_SQLITE
+        ));
         self.requests(UNHEARD, &values![sent_after, asked_after, limit]).await
     }
 
@@ -147,17 +197,39 @@ impl Ledger {
     /// [`LedgerError`] when the ledger does not answer.
     pub async fn claim_unheard(&self, seen: &Record, now: DateTime<Utc>) -> Result<Option<Record>> {
         // `listeners` stays 0, which tells the relay that this signal was published before.
+        // The request's row is locked meanwhile, so that nobody notes that it was heard.
+        const UNHEARD: &str = "\
+            r.tenant_id = $5 AND r.request_id = $1 AND r.origin || '' = 'redis' AND r.heard_at IS NULL";
+        const SENT: &str = "\
+            d.tenant_id = $5 AND d.request_id = $1 AND d.owed_since = $2 AND d.delivery || '' = 'sent'
+            AND d.listeners = 0";
+        const TAKE: &str = "UPDATE hitl_delivery AS d
+                   SET delivery = 'owed', owed_since = $3, due_at = $4, attempts = 0";
         const CLAIM_UNHEARD: Statement = Statement::new(
             "ledger.claim_unheard",
             formatcp!(
-                "UPDATE hitl_request
-                    SET delivery = 'owed', owed_since = $3, due_at = $4, attempts = 0
-                  WHERE request_id = $1 AND owed_since = $2 AND origin = 'redis'
-                    AND delivery = 'sent' AND listeners = 0 AND heard_at IS NULL
-                  RETURNING {REQUEST_COLUMNS}"
+                "WITH r AS (SELECT {REQUEST_COLUMNS} FROM hitl_request AS r
+                             WHERE {UNHEARD} FOR NO KEY UPDATE),
+                      d AS ({TAKE} WHERE {SENT} AND (SELECT COUNT(*) FROM r) = 1
+                            RETURNING {DELIVERY_COLUMNS})
+                 SELECT {CURRENT_COLUMNS}
+                   FROM r JOIN d ON d.tenant_id = r.tenant_id AND d.request_id = r.request_id"
             ),
-        );
-        let values = values![&seen.id, seen.owed_since, now, now + LEASE];
+        )
+        .on_sqlite(str_replace!(
+            str_replace!(
+                formatcp!(
+                    "SELECT {CURRENT_COLUMNS} FROM hitl_request AS r
+                       JOIN hitl_delivery AS d WHERE {UNHEARD} AND {SENT}"
+                ),
+                "COALESCE(d.delivery, r.delivery)",
+                "'owed'"
+            ),
+            "COALESCE(d.owed_since, r.owed_since)",
+            "$3"
+        ))
+        .then(&[formatcp!("{TAKE} WHERE {SENT}")]);
+        let values = values![&seen.id, seen.owed_since, now, now + LEASE, &seen.tenant];
         self.request(CLAIM_UNHEARD, &values).await
     }
 
@@ -249,17 +321,17 @@ impl Ledger {
     pub async fn record_receipts(&self, receipts: &[DeliveryReceipt]) -> Result<()> {
         const RECORD_RECEIPTS: Statement = Statement::new(
             "ledger.record_receipts",
-            "UPDATE hitl_request AS r
+            "UPDATE hitl_delivery AS d
                 SET delivery = m.delivery, listeners = m.listeners, sent_at = m.sent_at,
                     sent_to = m.sent_to
                FROM UNNEST($1::text[], $2::timestamptz[], $3::text[], $4::bigint[],
                            $5::timestamptz[], $6::text[], $7::text[])
                     AS m(request_id, owed_since, delivery, listeners, sent_at, sent_to, tenant_id)
-              WHERE r.tenant_id = m.tenant_id AND r.request_id = m.request_id
-                AND r.owed_since = m.owed_since AND r.delivery = 'owed'",
+              WHERE d.tenant_id = m.tenant_id AND d.request_id = m.request_id
+                AND d.owed_since = m.owed_since AND d.delivery || '' = 'owed'",
         )
         .on_sqlite(
-            "UPDATE hitl_request
+            "UPDATE hitl_delivery
                 SET delivery = $3, listeners = $4, sent_at = $5, sent_to = $6
               WHERE tenant_id = $7 AND request_id = $1 AND owed_since = $2
                 AND delivery = 'owed'",

@@ -480,11 +480,21 @@ impl Engine {
         statement: Statement,
         values: &[Value],
     ) -> sqlx::Result<Vec<R>> {
-        let sql = match &self.database {
-            Database::Postgres(_) => statement.postgres,
-            Database::Sqlite(_) => statement.sqlite,
-        };
-        self.all_of(sql.into_sql_str(), values).await
+        match &self.database {
+            Database::Postgres(_) => self.all_of(statement.postgres.into_sql_str(), values).await,
+            Database::Sqlite(_) if statement.then.is_empty() => {
+                self.all_of(statement.sqlite.into_sql_str(), values).await
+            }
+            Database::Sqlite(pool) => {
+                let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+                let rows = query(statement.sqlite, values)?.fetch_all(&mut *transaction).await?;
+                if !rows.is_empty() {
+                    run_then(&mut transaction, statement, values).await?;
+                }
+                transaction.commit().await?;
+                Ok(rows)
+            }
+        }
     }
 
     /// Like [`Self::all`], for a statement whose text was built at run time.
@@ -520,12 +530,22 @@ async fn write_row<R: Row>(
 ) -> sqlx::Result<Option<R>> {
     let row = query(statement.sqlite, values)?.fetch_optional(&mut *connection).await?;
     if row.is_some() {
-        for sql in statement.then {
-            let query = sqlx::query_with(*sql, Sqlite::bind(values)?);
-            query.execute(&mut *connection).await?;
-        }
+        run_then(connection, statement, values).await?;
     }
     Ok(row)
+}
+
+/// Runs the statements that follow a statement of SQLite.
+async fn run_then(
+    connection: &mut SqliteConnection,
+    statement: Statement,
+    values: &[Value],
+) -> sqlx::Result<()> {
+    for sql in statement.then {
+        let query = sqlx::query_with(*sql, Sqlite::bind(values)?);
+        query.execute(&mut *connection).await?;
+    }
+    Ok(())
 }
 
 /// Whether Postgres divided by zero.

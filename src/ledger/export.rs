@@ -4,6 +4,7 @@
 use std::io;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use const_format::formatcp;
 use futures_util::TryStreamExt as _;
 use serde::{Serialize, Serializer};
 use sqlx::{Connection as _, PgConnection, raw_sql};
@@ -11,6 +12,7 @@ use sqlx::{Connection as _, PgConnection, raw_sql};
 use super::connect::Ledger;
 use super::connections::{Connections, Unpooled};
 use super::engine::{Database, Row, query, values};
+use super::request_row::DELIVERY;
 
 /// Which rows to export.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +70,9 @@ pub struct Exported {
     pub(crate) decider_role: Option<String>,
     /// The `jti` of the decider's token.
     token_id: Option<String>,
+    #[sqlx(rename = "shown_delivery")]
     delivery: String,
+    #[sqlx(rename = "shown_sent_at")]
     #[serde(serialize_with = "instant_or_null")]
     sent_at: Option<DateTime<Utc>>,
     #[serde(serialize_with = "instant_or_null")]
@@ -131,13 +135,21 @@ fn instant_or_null<S: Serializer>(
 /// The requests that were decided from $1 on and before $2, the earliest first. If $3 is true, also
 /// the requests that expired or were withdrawn in that time. `*` is safe here: the connection is
 /// new, and no prepared statement outlives the query.
-const OUTCOMES_BETWEEN: &str = "\
-    SELECT *, CASE WHEN response IS NOT NULL THEN 'answered' ELSE status END AS shown_status,
-           CASE WHEN response IS NULL THEN reason END AS shown_reason
-      FROM hitl_request
-     WHERE COALESCE(decided_at, settled_at) >= $1 AND COALESCE(decided_at, settled_at) < $2
-       AND ($3 OR decided_at IS NOT NULL)
-     ORDER BY COALESCE(decided_at, settled_at), tenant_id, request_id";
+const OUTCOMES_BETWEEN: &str = formatcp!(
+    "SELECT *, CASE WHEN response IS NOT NULL THEN 'answered' ELSE status END AS shown_status,
+            CASE WHEN response IS NULL THEN reason END AS shown_reason,
+            {DELIVERY} AS shown_delivery,
+            CASE WHEN (SELECT x.delivery FROM hitl_delivery AS x
+                        WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id) IS NULL
+                 THEN r.sent_at
+                 ELSE (SELECT x.sent_at FROM hitl_delivery AS x
+                        WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id) END
+                AS shown_sent_at
+       FROM hitl_request AS r
+      WHERE COALESCE(decided_at, settled_at) >= $1 AND COALESCE(decided_at, settled_at) < $2
+        AND ($3 OR decided_at IS NOT NULL)
+      ORDER BY COALESCE(decided_at, settled_at), tenant_id, request_id"
+);
 
 const REFUSED_ATTEMPTS_BETWEEN: &str = "\
     SELECT * FROM hitl_refused_attempt

@@ -12,6 +12,7 @@ use const_format::formatcp;
 use super::connect::Ledger;
 use super::engine::{Statement, Value, values};
 use super::error::{LedgerError, Result};
+use super::request_row::{DELIVERY, SENT_OR_CLOSED_AT};
 use super::requests::{REQUEST_COLUMNS, RequestRow};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
 use crate::domain::notice::Cause;
@@ -535,17 +536,20 @@ const CLOSE_GONE: Statement = Statement::new(
 /// alone until then.
 const NOTE_ASKED_AGAIN: Statement = Statement::new(
     "ledger.note_asked_again",
-    "UPDATE hitl_request AS r SET asked_again_until = m.asked_until
+    formatcp!(
+        "UPDATE hitl_request AS r SET asked_again_until = m.asked_until
        FROM UNNEST($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[])
             AS m(of_tenant, of_request, content, asked_until, read_at)
       WHERE r.tenant_id = m.of_tenant AND r.request_id = m.of_request AND r.origin = 'redis'
-        AND r.decided_at IS NOT NULL AND r.content_hash = m.content AND r.delivery <> 'owed'
-        AND COALESCE(r.sent_at, r.settled_at) < m.read_at
-      RETURNING r.request_id",
+        AND r.decided_at IS NOT NULL AND r.content_hash = m.content AND {DELIVERY} <> 'owed'
+        AND r.owed_since < m.read_at AND {SENT_OR_CLOSED_AT} < m.read_at
+      RETURNING r.request_id"
+    ),
 )
-.on_sqlite(
-    "UPDATE hitl_request SET asked_again_until = $4
-      WHERE tenant_id = $1 AND request_id = $2 AND origin = 'redis' AND decided_at IS NOT NULL
-        AND content_hash = $3 AND delivery <> 'owed' AND COALESCE(sent_at, settled_at) < $5
-      RETURNING request_id",
-);
+.on_sqlite(formatcp!(
+    "UPDATE hitl_request AS r SET asked_again_until = $4
+      WHERE r.tenant_id = $1 AND r.request_id = $2 AND r.origin = 'redis'
+        AND r.decided_at IS NOT NULL AND r.content_hash = $3 AND {DELIVERY} <> 'owed'
+        AND r.owed_since < $5 AND {SENT_OR_CLOSED_AT} < $5
+      RETURNING request_id"
+));

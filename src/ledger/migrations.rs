@@ -99,15 +99,22 @@ macro_rules! replace_key {
 const OWNED_TASK_KEY: &str = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS owned_task_key ON \
                               owned_task (tenant_id, task_id)";
 
-/// Drops the schema parts that only replicas of an older release need: the table of traces,
-/// indexes, and keys without the tenant. The order matters: the tenants in `owned_task` are filled
-/// while task ids are still unique across tenants.
-const FINISH: [&str; 8] = [
+/// Drops the schema parts that only replicas of an older release need: the triggers that carry
+/// deliveries between the tables of both releases, the table of traces, indexes, and keys without the
+/// tenant. The order matters: the tenants in `owned_task` are filled while task ids are still unique
+/// across tenants.
+const FINISH: [&str; 11] = [
+    "SET lock_timeout = '5s'; \
+     DROP TRIGGER IF EXISTS hitl_request_of_delivery ON hitl_delivery; RESET lock_timeout",
+    "SET lock_timeout = '5s'; \
+     DROP TRIGGER IF EXISTS hitl_delivery_of_request ON hitl_request; RESET lock_timeout",
+    "DROP FUNCTION IF EXISTS hitl_delivery_of_request, hitl_request_of_delivery",
     "SET lock_timeout = '5s'; DROP TABLE IF EXISTS hitl_trace; RESET lock_timeout",
     "SET lock_timeout = '5s';
      DROP INDEX IF EXISTS hitl_request_session, hitl_request_task, hitl_request_task_open,
                           hitl_request_pending, hitl_request_owed, hitl_request_sent,
-                          hitl_request_pending_of, hitl_request_newest;
+                          hitl_request_pending_of, hitl_request_newest, hitl_request_due,
+                          hitl_request_resent, hitl_request_task_due, hitl_request_task_waits;
      RESET lock_timeout",
     "SET lock_timeout = '5s'; DROP INDEX IF EXISTS hitl_outbox_due, hitl_outbox_turn, \
      hitl_outbox_age, agent_task_newest, hitl_grant_covers, hitl_grant_granter; \

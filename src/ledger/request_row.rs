@@ -1,6 +1,7 @@
 //! The row type of `hitl_request`, and the columns that it reads.
 
 use chrono::{DateTime, Utc};
+use const_format::formatcp;
 
 use super::error::{LedgerError, Result};
 use crate::domain::decision::{Decision, State, Verdict};
@@ -8,7 +9,8 @@ use crate::domain::ids::{GrantId, RequestId, SessionId, TaskId, TenantId, UserId
 use crate::domain::record::{DecidedVia, Delivery, Record, Ruling};
 use crate::domain::request::Origin;
 
-/// The columns of a request that [`RequestRow`] reads, and those from which its task is written.
+/// The columns of a request that [`RequestRow`] reads, and those from which its task is written: as the
+/// request's own row has them, which tells of its delivery only what was owed when it was decided.
 /// Never `*`: a prepared statement with `*` fails after a migration adds a column.
 pub(super) const REQUEST_COLUMNS: &str = "\
     request_id, origin, tenant_id, session_id, user_id, action_type, fingerprint, content_hash,
@@ -16,6 +18,61 @@ pub(super) const REQUEST_COLUMNS: &str = "\
     delivery, owed_since, listeners, sent_to, sent_at, outcome, settled_at, acted_at, asked_at,
     moved_on, asked_again_until, decided_via, rule, policy_version, binding, risk,
     approvals_needed, approvals, ballots, voters, arguments, response, grant_id";
+
+/// [`REQUEST_COLUMNS`] as they are now: of the request `r` with its delivery `d`, if there is one
+/// ([`AND_DELIVERY`]). A row of an older release has its delivery in its own columns.
+pub(super) const CURRENT_COLUMNS: &str = "\
+    r.request_id, r.origin, r.tenant_id, r.session_id, r.user_id, r.action_type, r.fingerprint,
+    r.content_hash, r.document, r.task_id, r.owns_task, r.created_at, r.expires_at, r.status,
+    r.decided_by, r.decided_at, r.reason, COALESCE(d.delivery, r.delivery) AS delivery,
+    COALESCE(d.owed_since, r.owed_since) AS owed_since,
+    CASE WHEN d.delivery IS NULL THEN r.listeners ELSE d.listeners END AS listeners,
+    CASE WHEN d.delivery IS NULL THEN r.sent_to ELSE d.sent_to END AS sent_to,
+    CASE WHEN d.delivery IS NULL THEN r.sent_at ELSE d.sent_at END AS sent_at, r.outcome,
+    r.settled_at, r.acted_at, r.asked_at, r.moved_on, r.asked_again_until, r.decided_via, r.rule,
+    r.policy_version, r.binding, r.risk, r.approvals_needed, r.approvals, r.ballots, r.voters,
+    r.arguments, r.response, r.grant_id";
+
+/// Joins the delivery `d` to each request `r`. `LIMIT` has Postgres look it up for each request by
+/// its key: a plain join might read the whole table.
+pub(super) const AND_DELIVERY: &str = "\
+    LEFT JOIN LATERAL (
+        SELECT x.delivery, x.owed_since, x.listeners, x.sent_to, x.sent_at FROM hitl_delivery AS x
+         WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id LIMIT 1
+    ) AS d ON TRUE";
+/// [`AND_DELIVERY`] on SQLite.
+pub(super) const AND_DELIVERY_ON_SQLITE: &str = "\
+    LEFT JOIN hitl_delivery AS d ON d.tenant_id = r.tenant_id AND d.request_id = r.request_id";
+
+/// The columns of `hitl_delivery` that [`CURRENT_COLUMNS`] needs.
+pub(super) const DELIVERY_COLUMNS: &str =
+    "tenant_id, request_id, delivery, owed_since, listeners, sent_to, sent_at";
+/// Joins its request `r` to each delivery `d`, as [`AND_DELIVERY`] does the other way round.
+pub(super) const AND_REQUEST: &str = formatcp!(
+    "JOIN LATERAL (
+         SELECT {REQUEST_COLUMNS}, heard_at FROM hitl_request AS o
+          WHERE o.tenant_id = d.tenant_id AND o.request_id = d.request_id LIMIT 1
+     ) AS r ON TRUE"
+);
+/// [`AND_REQUEST`] on SQLite.
+pub(super) const AND_REQUEST_ON_SQLITE: &str =
+    "JOIN hitl_request AS r ON r.tenant_id = d.tenant_id AND r.request_id = d.request_id";
+
+/// The delivery of the request `r` as it is now, as a value. A statement that also locks the request looks
+/// at the request's `owed_since`: Postgres looks at the row again once it has the lock, but not at this.
+pub(super) const DELIVERY: &str = "COALESCE(
+    (SELECT x.delivery FROM hitl_delivery AS x
+      WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id), r.delivery)";
+/// The number of listeners of the request `r`, as a value.
+pub(super) const LISTENERS: &str = "CASE
+    WHEN (SELECT x.delivery FROM hitl_delivery AS x
+           WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id) IS NULL THEN r.listeners
+    ELSE (SELECT x.listeners FROM hitl_delivery AS x
+           WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id) END";
+/// When the signal of the request `r` was sent, or without a signal, when the request was closed.
+pub(super) const SENT_OR_CLOSED_AT: &str = "COALESCE(
+    (SELECT x.sent_at FROM hitl_delivery AS x
+      WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id), r.sent_at, r.settled_at)";
 
 /// When the agent of a request of Redis made it. `created_at` is when the service first saw it.
 pub(super) const ASKED_AT: &str = "COALESCE(asked_at, created_at)";

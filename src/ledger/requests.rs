@@ -4,12 +4,13 @@
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use const_format::formatcp;
+use const_format::{formatcp, str_replace};
 
 use super::connect::Ledger;
 use super::engine::{Statement, Value, values};
 use super::error::Result;
-pub(super) use super::request_row::{ASKED_AT, REQUEST_COLUMNS, RequestRow};
+use super::request_row::{AND_DELIVERY, AND_DELIVERY_ON_SQLITE};
+pub(super) use super::request_row::{ASKED_AT, CURRENT_COLUMNS, REQUEST_COLUMNS, RequestRow};
 use crate::domain::approver::{Caller, Role};
 use crate::domain::decision::{Decision, Verdict};
 use crate::domain::ids::{RequestId, SessionId, TaskId, TenantId, UserId};
@@ -99,13 +100,12 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn find_request_of_redis(&self, id: &RequestId) -> Result<Option<Record>> {
-        const FIND_OF_REDIS: Statement = Statement::new(
-            "ledger.find_request_of_redis",
-            formatcp!(
-                "SELECT {REQUEST_COLUMNS} FROM hitl_request
-                  WHERE request_id = $1 AND origin = 'redis'"
-            ),
+        const FIND: &str = formatcp!(
+            "SELECT {CURRENT_COLUMNS} FROM hitl_request AS r {AND_DELIVERY}
+              WHERE r.request_id = $1 AND r.origin = 'redis'"
         );
+        const FIND_OF_REDIS: Statement = Statement::new("ledger.find_request_of_redis", FIND)
+            .on_sqlite(str_replace!(FIND, AND_DELIVERY, AND_DELIVERY_ON_SQLITE));
         self.request(FIND_OF_REDIS, &values![id]).await
     }
 
@@ -116,14 +116,13 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`](super::LedgerError) when the ledger does not answer.
     pub async fn newest_of_redis(&self, session: &SessionId) -> Result<Option<Record>> {
-        const NEWEST: Statement = Statement::new(
-            "ledger.newest_of_redis",
-            formatcp!(
-                "SELECT {REQUEST_COLUMNS} FROM hitl_request
-                  WHERE session_id = $1 AND origin <> 'http'
-                  ORDER BY {ASKED_AT} DESC, owed_since DESC LIMIT 1"
-            ),
+        const FIND: &str = formatcp!(
+            "SELECT {CURRENT_COLUMNS} FROM hitl_request AS r {AND_DELIVERY}
+              WHERE r.session_id = $1 AND r.origin <> 'http'
+              ORDER BY COALESCE(r.asked_at, r.created_at) DESC, r.owed_since DESC LIMIT 1"
         );
+        const NEWEST: Statement = Statement::new("ledger.newest_of_redis", FIND)
+            .on_sqlite(str_replace!(FIND, AND_DELIVERY, AND_DELIVERY_ON_SQLITE));
         self.request(NEWEST, &values![session]).await
     }
 
@@ -264,15 +263,26 @@ impl Ledger {
         id: &RequestId,
         now: DateTime<Utc>,
     ) -> Result<Option<Record>> {
+        const NOTE: &str = "UPDATE hitl_request SET acted_at = COALESCE(acted_at, $3)
+              WHERE request_id = $1 AND tenant_id = $2 AND status <> 'pending'
+                AND (user_id = $4 OR $5)";
         const ACKNOWLEDGE: Statement = Statement::new(
             "ledger.acknowledge",
             formatcp!(
-                "UPDATE hitl_request SET acted_at = COALESCE(acted_at, $3)
-                  WHERE request_id = $1 AND tenant_id = $2 AND status <> 'pending'
-                    AND (user_id = $4 OR $5)
-                  RETURNING {REQUEST_COLUMNS}"
+                "WITH r AS ({NOTE} RETURNING {REQUEST_COLUMNS})
+                 SELECT {CURRENT_COLUMNS} FROM r {AND_DELIVERY}"
             ),
-        );
+        )
+        .on_sqlite(str_replace!(
+            formatcp!(
+                "SELECT {CURRENT_COLUMNS} FROM hitl_request AS r {AND_DELIVERY_ON_SQLITE}
+                  WHERE r.request_id = $1 AND r.tenant_id = $2 AND r.status <> 'pending'
+                    AND (r.user_id = $4 OR $5)"
+            ),
+            "r.acted_at",
+            "COALESCE(r.acted_at, $3) AS acted_at"
+        ))
+        .then(&[NOTE]);
         let tenant = &caller.tenant;
         let is_admin = caller.role == Role::Admin;
         let record =
@@ -322,17 +332,17 @@ impl Ledger {
     ) -> Result<Vec<Record>> {
         // A form of `settled_at` that matches no index: otherwise Postgres might read everything that
         // was closed lately instead of the session's.
-        const OUTCOMES: Statement = Statement::new(
-            "ledger.outcomes",
-            formatcp!(
-                "SELECT {REQUEST_COLUMNS} FROM hitl_request
-                  WHERE tenant_id = $1 AND session_id = $2 AND outcome > $3
-                    AND status <> 'pending'
-                    AND (delivery <> 'superseded' OR origin = 'http')
-                    AND ($4 IS NULL OR (acted_at IS NULL AND COALESCE(settled_at, created_at) > $4))
-                  ORDER BY outcome LIMIT $5"
-            ),
+        const READ: &str = formatcp!(
+            "SELECT {CURRENT_COLUMNS} FROM hitl_request AS r {AND_DELIVERY}
+              WHERE r.tenant_id = $1 AND r.session_id = $2 AND r.outcome > $3
+                AND r.status <> 'pending'
+                AND (COALESCE(d.delivery, r.delivery) <> 'superseded' OR r.origin = 'http')
+                AND ($4 IS NULL
+                     OR (r.acted_at IS NULL AND COALESCE(r.settled_at, r.created_at) > $4))
+              ORDER BY r.outcome LIMIT $5"
         );
+        const OUTCOMES: Statement = Statement::new("ledger.outcomes", READ)
+            .on_sqlite(str_replace!(READ, AND_DELIVERY, AND_DELIVERY_ON_SQLITE));
         self.requests(OUTCOMES, &values![tenant, session, after, open_since, limit]).await
     }
 
@@ -383,7 +393,7 @@ impl Ledger {
             "SELECT owed.number AS owed, owed.since AS owed_since,
                     pending.number AS pending, pending.since AS pending_since
                FROM (SELECT COUNT(*) AS number, MIN(owed_since) AS since
-                       FROM (SELECT owed_since FROM hitl_request
+                       FROM (SELECT owed_since FROM hitl_delivery
                               WHERE delivery = 'owed' AND due_at >= '-infinity'
                               ORDER BY due_at LIMIT 10000) AS bounded) owed,
                     (SELECT COUNT(*) AS number, MIN(created_at) AS since
@@ -395,10 +405,10 @@ impl Ledger {
     }
 }
 
-/// Reads the request with an id in a tenant.
-pub(super) const FIND: Statement = Statement::new(
-    "ledger.find_request",
-    formatcp!(
-        "SELECT {REQUEST_COLUMNS} FROM hitl_request WHERE tenant_id = $1 AND request_id = $2"
-    ),
+const FIND_ONE: &str = formatcp!(
+    "SELECT {CURRENT_COLUMNS} FROM hitl_request AS r {AND_DELIVERY}
+      WHERE r.tenant_id = $1 AND r.request_id = $2"
 );
+/// Reads the request with an id in a tenant.
+pub(super) const FIND: Statement = Statement::new("ledger.find_request", FIND_ONE)
+    .on_sqlite(str_replace!(FIND_ONE, AND_DELIVERY, AND_DELIVERY_ON_SQLITE));

@@ -9,6 +9,7 @@ use super::connections::Unpooled;
 use super::engine::{Database, Statement, query, values};
 use super::error::Result;
 use super::export::reader;
+use super::request_row::{DELIVERY, SENT_OR_CLOSED_AT};
 
 impl Ledger {
     /// Deletes up to `limit` requests that were closed, and whose signals were sent, before
@@ -89,11 +90,12 @@ impl Ledger {
 
 /// Selects up to $2 requests that were closed before $1 and whose signal is not owed and was not
 /// sent since $1.
-const OLD_REQUESTS: &str = "\
-    SELECT tenant_id, request_id, task_id, owns_task, outcome FROM hitl_request
-     WHERE settled_at >= '-infinity' AND settled_at < $1
-       AND COALESCE(sent_at, settled_at) < $1 AND status <> 'pending' AND delivery <> 'owed'
-     ORDER BY settled_at, tenant_id, request_id LIMIT $2";
+const OLD_REQUESTS: &str = formatcp!(
+    "SELECT r.tenant_id, r.request_id, r.task_id, r.owns_task, r.outcome FROM hitl_request AS r
+      WHERE r.settled_at >= '-infinity' AND r.settled_at < $1
+        AND r.owed_since < $1 AND {SENT_OR_CLOSED_AT} < $1 AND r.status <> 'pending' AND {DELIVERY} <> 'owed'
+      ORDER BY r.settled_at, r.tenant_id, r.request_id LIMIT $2"
+);
 
 /// Selects up to $2 refused attempts that were made before $1.
 const OLD_REFUSED_ATTEMPTS: &str = "\
@@ -110,16 +112,22 @@ const OLD_GRANTS: &str = "\
 /// Selects up to $2 completed or failed tasks that were not changed since $1 and have no request
 /// that is pending or owed. The subquery is not `NOT EXISTS`: Postgres would turn that into a join
 /// that reads all requests.
-const OLD_TASKS: &str = "\
-    SELECT t.tenant_id, t.task_id FROM agent_task t
-     WHERE t.status IN ('COMPLETED', 'FAILED')
-       AND t.updated_at >= '-infinity' AND t.updated_at < $1
-       AND (
-           SELECT MAX(r.request_id) FROM hitl_request r
-            WHERE r.task_id = t.task_id AND r.tenant_id IS NOT DISTINCT FROM t.tenant_id
-              AND (r.status = 'pending' OR r.delivery = 'owed')
-       ) IS NULL
-     ORDER BY t.updated_at, t.tenant_id, t.task_id LIMIT $2";
+const OLD_TASKS: &str = formatcp!(
+    "SELECT t.tenant_id, t.task_id FROM agent_task t
+      WHERE t.status IN ('COMPLETED', 'FAILED')
+        AND t.updated_at >= '-infinity' AND t.updated_at < $1
+        AND (
+            SELECT MAX(r.request_id) FROM hitl_request r
+             WHERE r.task_id = t.task_id AND r.tenant_id IS NOT DISTINCT FROM t.tenant_id
+               AND r.status = 'pending'
+        ) IS NULL
+        AND (t.tenant_id, t.task_id) NOT IN (
+            SELECT d.tenant_id, COALESCE((
+                       SELECT r.task_id FROM hitl_request r
+                        WHERE r.tenant_id = d.tenant_id AND r.request_id = d.request_id), '')
+              FROM hitl_delivery d WHERE d.delivery = 'owed' AND d.due_at >= '-infinity')
+      ORDER BY t.updated_at, t.tenant_id, t.task_id LIMIT $2"
+);
 
 const COUNT_REQUESTS: &str = formatcp!("SELECT COUNT(*) FROM ({OLD_REQUESTS}) AS old");
 const COUNT_REFUSED_ATTEMPTS: &str =
@@ -147,7 +155,7 @@ const REMEMBER_OWNED: &str = "\
 const PURGE_REQUESTS: Statement = Statement::new(
     "ledger.purge_requests",
     formatcp!(
-        "WITH old AS MATERIALIZED ({OLD_REQUESTS} FOR UPDATE SKIP LOCKED), gone AS (
+        "WITH old AS MATERIALIZED ({OLD_REQUESTS} FOR UPDATE OF r SKIP LOCKED), gone AS (
             DELETE FROM hitl_request
              WHERE (tenant_id, request_id) IN (SELECT tenant_id, request_id FROM old)
             RETURNING tenant_id, task_id, owns_task, outcome
@@ -156,6 +164,12 @@ const PURGE_REQUESTS: Statement = Statement::new(
                 SELECT UNNEST((SELECT ARRAY_AGG(v.ctid) FROM hitl_vote v
                                 WHERE v.tenant_id = old.tenant_id
                                   AND v.request_id = old.request_id))
+                  FROM old
+            ))
+         ), deliveries AS (
+            DELETE FROM hitl_delivery WHERE ctid = ANY(ARRAY(
+                SELECT (SELECT d.ctid FROM hitl_delivery d
+                         WHERE d.tenant_id = old.tenant_id AND d.request_id = old.request_id)
                   FROM old
             ))
          ), numbers AS ({REMEMBER_OUTCOMES}), tasks AS ({REMEMBER_OWNED}), texts AS (

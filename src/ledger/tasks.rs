@@ -13,6 +13,7 @@ use super::connect::Ledger;
 use super::engine::{Statement, values};
 use super::error::{LedgerError, Result};
 use super::given::given;
+use super::request_row::{DELIVERY, LISTENERS, SENT_OR_CLOSED_AT};
 use crate::domain::ids::{RequestId, TaskId, TenantId, UserId};
 use crate::domain::task::{Task, TaskFilter, TaskStatus};
 use crate::observe::traces;
@@ -299,13 +300,15 @@ const REPLACE_TASK: Statement = Statement::new(
 /// Selects up to $2 approved requests whose tasks this service made and has not closed: the signal
 /// was sent, or without a signal the request was closed, by $1. The earliest first. `heard` says
 /// whether the agent is known to have received the approval.
-const OPEN_TASKS: &str = "\
-    SELECT tenant_id, request_id, task_id, settled_at, acted_at IS NOT NULL AS acted,
-           COALESCE(listeners, 0) > 0 OR heard_at IS NOT NULL OR acted_at IS NOT NULL AS heard
-      FROM hitl_request
-     WHERE status = 'approved' AND owns_task AND NOT task_closed AND delivery <> 'owed'
-       AND COALESCE(sent_at, settled_at) >= '-infinity' AND COALESCE(sent_at, settled_at) <= $1
-     ORDER BY COALESCE(sent_at, settled_at) LIMIT $2";
+const OPEN_TASKS: &str = formatcp!(
+    "SELECT r.tenant_id, r.request_id, r.task_id, r.settled_at, r.acted_at IS NOT NULL AS acted,
+            COALESCE({LISTENERS}, 0) > 0 OR r.heard_at IS NOT NULL OR r.acted_at IS NOT NULL AS heard
+       FROM hitl_request AS r
+      WHERE r.status = 'approved' AND r.owns_task AND NOT r.task_closed
+        AND r.settled_at >= '-infinity' AND r.settled_at <= $1 AND r.owed_since <= $1
+        AND {DELIVERY} <> 'owed' AND {SENT_OR_CLOSED_AT} <= $1
+      ORDER BY r.settled_at LIMIT $2"
+);
 
 /// Closes the tasks of the requests in `due` at the time $3: `COMPLETED` if the agent received the
 /// approval, else `FAILED`. A task that was changed after the approval is not closed: its agent
@@ -337,7 +340,7 @@ const NOTE_CLOSED: &str = "\
 const CLOSE_OPEN_TASKS: Statement = Statement::new(
     "ledger.close_open_tasks",
     formatcp!(
-        "WITH due AS MATERIALIZED ({OPEN_TASKS} FOR UPDATE SKIP LOCKED),
+        "WITH due AS MATERIALIZED ({OPEN_TASKS} FOR UPDATE OF r SKIP LOCKED),
          closed AS ({CLOSE_TASKS}), noted AS ({NOTE_CLOSED})
          SELECT COUNT(*) FROM due"
     ),

@@ -727,6 +727,10 @@ const NEXT_OUTCOME: &str = "(
 const NEXT_OUTCOME_OF_A_WRITE: &str = str_replace!(NEXT_OUTCOME, "{row}", "input");
 const NEXT_OUTCOME_OF_A_ROW: &str = str_replace!(NEXT_OUTCOME, "{row}", "d");
 
+/// The column `due_at` of a request: what it owes is in `hitl_delivery` ([`WRITE_DELIVERY`]), and no relay
+/// of an older release looks for it here.
+const NOT_HERE: &str = "'9999-12-31T23:59:59+00:00'";
+
 /// Inserts the rows of the requests. `kept` is the existing task that a request uses, or `NULL`.
 /// `owns_task` says whether this service, and not an agent, made the task. A registered request has
 /// no signal. But if its task has another pending request when it is decided, its `delivery` is
@@ -760,7 +764,7 @@ const INSERT_REQUEST: &str = formatcp!(
                     AND o.request_id <> input.request_id AND o.status = 'pending'
              ) IS NULL THEN 'sent'
              ELSE 'owed' END,
-        input.written_at, input.due_at, input.if_match, input.decider_role, input.token_id,
+        input.written_at, {NOT_HERE}, input.if_match, input.decider_role, input.token_id,
         CASE WHEN input.status <> 'pending' THEN {NEXT_OUTCOME_OF_A_WRITE} END,
         CASE WHEN input.status <> 'pending' THEN input.written_at END, input.trace_parent,
         SUBSTR(input.message, 1, 2000), input.etag, input.created_at, input.decided_via,
@@ -992,6 +996,17 @@ const WRITE_DECIDED_TASK: &str = str_replace!(
 /// [`WRITE_TASK`] after a registration.
 const WRITE_REGISTERED_TASK: &str = str_replace!(WRITE_TASK, "{gate}", "excluded.hitl_request_id");
 
+/// Inserts the deliveries of the signals that decisions owe.
+const WRITE_DELIVERY: &str = "\
+    INSERT INTO hitl_delivery (tenant_id, request_id, delivery, owed_since, due_at)
+     SELECT d.tenant_id, d.request_id, d.delivery, d.owed_since, input.due_at
+       FROM written AS d
+       JOIN input ON input.tenant_id = d.tenant_id AND input.request_id = d.request_id
+      WHERE d.delivery = 'owed'
+     ON CONFLICT (tenant_id, request_id) DO UPDATE SET
+        delivery = excluded.delivery, owed_since = excluded.owed_since, due_at = excluded.due_at,
+        attempts = 0, sent_at = NULL, listeners = NULL, sent_to = NULL";
+
 /// Inserts into the outbox: the entries for the Auth server's audit log and the events that people are told
 /// of, of those writes that have them.
 const WRITE_OUTBOX: &str = "\
@@ -1036,7 +1051,8 @@ const THEN_WRITE: &str = formatcp!(
 /// The end of a statement of Postgres, after `written`: writes the tasks and the outbox, and
 /// returns the rows, each with the place of its values.
 const AND_THE_REST: &str = formatcp!(
-    "touched AS ({{task}} RETURNING tenant_id, task_id, status), audited AS ({WRITE_OUTBOX})
+    "touched AS ({{task}} RETURNING tenant_id, task_id, status), owing AS ({WRITE_DELIVERY}),
+     audited AS ({WRITE_OUTBOX})
      SELECT input.place, written.*, touched.status AS task_status
        FROM written
        JOIN input ON input.tenant_id = written.tenant_id
@@ -1055,7 +1071,11 @@ const RECORD_OUTCOME: Statement = Statement::new(
     formatcp!("WITH {GIVEN}, {INPUT}, written AS ({DECIDE_REQUEST}), {AND_THE_REST_OF_DECISIONS}"),
 )
 .on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
-.then(&[formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"), formatcp!("{THEN_WRITE} {WRITE_OUTBOX}")]);
+.then(&[
+    formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"),
+    formatcp!("{THEN_WRITE} {WRITE_DELIVERY}"),
+    formatcp!("{THEN_WRITE} {WRITE_OUTBOX}"),
+]);
 
 /// [`RECORD_OUTCOME`] for approvals that stand for later requests: also writes the grants.
 const RECORD_WITH_GRANT: Statement = Statement::new(
@@ -1068,6 +1088,7 @@ const RECORD_WITH_GRANT: Statement = Statement::new(
 .on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
 .then(&[
     formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"),
+    formatcp!("{THEN_WRITE} {WRITE_DELIVERY}"),
     formatcp!("{THEN_WRITE} {WRITE_OUTBOX}"),
     formatcp!("{THEN_WRITE} {WRITE_GRANT}"),
 ]);
@@ -1082,6 +1103,7 @@ const RECORD_AUTOMATIC: Statement = Statement::new(
 .on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
 .then(&[
     formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"),
+    formatcp!("{THEN_WRITE} {WRITE_DELIVERY}"),
     formatcp!("{THEN_WRITE} {WRITE_OUTBOX_OF_AUTOMATIC}"),
 ]);
 
@@ -1095,6 +1117,7 @@ const RECORD_BY_GRANT: Statement = Statement::new(
 .on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_BY_GRANT}"))
 .then(&[
     formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"),
+    formatcp!("{THEN_WRITE} {WRITE_DELIVERY}"),
     formatcp!("{THEN_WRITE} {WRITE_OUTBOX_OF_AUTOMATIC}"),
 ]);
 
@@ -1109,6 +1132,7 @@ const RECORD_LAST_VOTE: Statement = Statement::new(
 .on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
 .then(&[
     formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"),
+    formatcp!("{THEN_WRITE} {WRITE_DELIVERY}"),
     formatcp!("{THEN_WRITE} {WRITE_OUTBOX}"),
     formatcp!("{THEN_WRITE} {WRITE_VOTE}"),
 ]);

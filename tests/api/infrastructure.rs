@@ -493,7 +493,7 @@ async fn decisions_are_not_planned_anew_but_searches_are() {
         })
         .await
     };
-    for plan in plans_of("(tenant_id, request_id) DO UPDATE SET").await {
+    for plan in plans_of("WHERE (NOT input.only_newest").await {
         assert!(plan.contains("$1, $2"), "{plan}");
     }
     for plan in plans_of("FROM hitl_search WHERE tenant_id = $1 AND body LIKE").await {
@@ -577,6 +577,10 @@ async fn fill(url: &str, from: u32, to: u32) {
                 now() - interval '2 days', 'sent', now() - interval '2 days',
                 now() - interval '2 days', now() - interval '2 days', 0, 'x',
                 now() - interval '2 days' - n * interval '1 ms', n FROM numbers",
+        "INSERT INTO hitl_delivery (tenant_id, request_id, delivery, owed_since, due_at, sent_at,
+                                    listeners, sent_to)
+         SELECT 'tenant1', 'old_' || n, 'sent', now() - interval '2 days', now() - interval '2 days',
+                now() - interval '2 days', 0, 'x' FROM numbers WHERE n % 2 = 0",
         // Pending, of another tenant: this one's are limited in number.
         "INSERT INTO hitl_request (request_id, origin, tenant_id, session_id, user_id,
              action_type, fingerprint, content_hash, document, task_id, owns_task, created_at,
@@ -1068,7 +1072,7 @@ async fn an_index_that_a_killed_migration_left_half_built_is_built_anew() {
     let crash = "DELETE FROM _sqlx_migrations WHERE version = 28;
          CREATE INDEX operators ON hitl_request (user_id);
          UPDATE pg_index SET indisvalid = FALSE
-          WHERE indexrelid IN ('hitl_request_due'::regclass, 'operators'::regclass)";
+          WHERE indexrelid IN ('hitl_request_task_owned'::regclass, 'operators'::regclass)";
     connection.execute(crash).await.unwrap();
     assert!(!ledger.is_migrated().await.unwrap());
     ledger.migrate(Some(&url)).await.unwrap();
@@ -1078,7 +1082,7 @@ async fn an_index_that_a_killed_migration_left_half_built_is_built_anew() {
     let invalid = invalid.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>();
     assert_eq!(invalid, ["operators"]);
     let built = "SELECT COUNT(*) FROM pg_indexes
-         WHERE indexname IN ('hitl_request_due', 'hitl_request_overdue')";
+         WHERE indexname IN ('hitl_request_task_owned', 'hitl_request_overdue')";
     assert_eq!(connection.fetch_one(built).await.unwrap().get::<i64, _>(0), 2);
 }
 

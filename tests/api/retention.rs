@@ -40,7 +40,7 @@ fn many() -> String {
 
 /// Whatever is owed stays owed: the relay has to wait.
 const OWED_FOR_LONG: &str =
-    "UPDATE hitl_request SET due_at = '2999-01-01T00:00:00+00:00' WHERE delivery = 'owed'";
+    "UPDATE hitl_delivery SET due_at = '2999-01-01T00:00:00+00:00' WHERE delivery = 'owed'";
 
 fn keeping(requests: Option<i64>, tasks: Option<i64>) -> Retention {
     Retention { requests: requests.map(TimeDelta::days), tasks: tasks.map(TimeDelta::days) }

@@ -22,6 +22,12 @@ FROM (
     FROM generate_series(1, $rows) AS i
 ) AS rows;
 
+INSERT INTO hitl_delivery (
+    tenant_id, request_id, delivery, owed_since, due_at, sent_at, listeners, sent_to
+)
+SELECT tenant_id, request_id, delivery, owed_since, due_at, sent_at, listeners, sent_to
+FROM hitl_request WHERE origin = 'redis';
+
 INSERT INTO agent_task (
     task_id, user_id, tenant_id, task_type, status, progress, description, input_data, plan_steps,
     hitl_request_id, started_at, completed_at, created_at, updated_at

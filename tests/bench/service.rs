@@ -147,7 +147,8 @@ impl<'a> Service<'a> {
         assert!(run.calls < calls.len() as u64, "too few requests were written");
         let decided = eventually_within(Duration::from_secs(20), async || {
             let (decided, sent): (i64, i64) = sqlx::query_as(
-                "SELECT count(*), count(*) FILTER (WHERE delivery = 'sent') FROM hitl_request
+                "SELECT count(*), count(*) FILTER (WHERE d.delivery = 'sent')
+                   FROM hitl_request LEFT JOIN hitl_delivery d USING (tenant_id, request_id)
                   WHERE settled_at >= $1 AND status = 'approved'",
             )
             .bind(began)
@@ -197,7 +198,7 @@ impl<'a> Service<'a> {
         for forget in [
             "DELETE FROM agent_task WHERE status = 'WAITING_APPROVAL'",
             "DELETE FROM hitl_request WHERE status = 'pending'",
-            "VACUUM hitl_request, agent_task",
+            "VACUUM hitl_request, hitl_delivery, agent_task",
         ] {
             sqlx::query(forget).execute(&mut self.database.connection).await.unwrap();
         }

@@ -251,10 +251,10 @@ impl Database {
     pub async fn refill(&mut self, rows: i64) {
         let fill = include_str!("fill.sql").replace("$rows", &rows.to_string());
         for statement in [
-            "TRUNCATE hitl_request, agent_task CASCADE".to_owned(),
+            "TRUNCATE hitl_request, hitl_delivery, agent_task CASCADE".to_owned(),
             fill,
             // As autovacuum would, by and by.
-            "VACUUM ANALYZE hitl_request, agent_task".to_owned(),
+            "VACUUM ANALYZE hitl_request, hitl_delivery, agent_task".to_owned(),
             "CHECKPOINT".to_owned(),
         ] {
             let statement = sqlx::AssertSqlSafe(statement);
@@ -265,7 +265,7 @@ impl Database {
     /// Empties it and fills it with so many requests by a statement of the bench.
     pub async fn fill(&mut self, sql: &str, rows: i64) {
         for statement in [
-            "TRUNCATE hitl_request, agent_task, hitl_search CASCADE".to_owned(),
+            "TRUNCATE hitl_request, hitl_delivery, agent_task, hitl_search CASCADE".to_owned(),
             sql.replace("$rows", &rows.to_string()),
             "VACUUM ANALYZE hitl_request, hitl_search".to_owned(),
             "CHECKPOINT".to_owned(),

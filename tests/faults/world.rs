@@ -255,10 +255,10 @@ impl World {
         );
         let rows: Vec<Columns> = sqlx::query_as(
             "SELECT request_id, session_id, origin = 'http', status, decided_by,
-                    floor(extract(epoch FROM decided_at))::bigint, reason, delivery,
+                    floor(extract(epoch FROM decided_at))::bigint, reason, coalesce(d.delivery, r.delivery),
                     EXISTS (SELECT 1 FROM agent_task t
                              WHERE t.task_id = r.task_id AND t.tenant_id = r.tenant_id)
-               FROM hitl_request r
+               FROM hitl_request r LEFT JOIN hitl_delivery d USING (tenant_id, request_id)
               WHERE NOT (origin = 'redis' AND status IN ('pending', 'expired'))",
         )
         .fetch_all(&mut self.database().await)
@@ -327,6 +327,7 @@ impl World {
     pub async fn everything(&self) -> BTreeSet<String> {
         let rows = "SELECT 'hitl_request ' || r::text FROM hitl_request r
                      WHERE NOT (origin = 'redis' AND status IN ('pending', 'expired'))
+                    UNION ALL SELECT 'hitl_delivery ' || d::text FROM hitl_delivery d
                     UNION ALL SELECT 'agent_task ' || t::text FROM agent_task t";
         let rows: Vec<String> =
             sqlx::query_scalar(rows).fetch_all(&mut self.database().await).await.unwrap();
@@ -379,7 +380,7 @@ impl World {
         let began = Instant::now();
         let mut quiet_since = None;
         while began.elapsed() < limit + QUIET_INTERVAL {
-            let owed = "SELECT count(*) FROM hitl_request WHERE delivery = 'owed'";
+            let owed = "SELECT count(*) FROM hitl_delivery WHERE delivery = 'owed'";
             if self.number(owed).await == 0 {
                 let since = *quiet_since.get_or_insert_with(|| began.elapsed());
                 if began.elapsed() >= since + QUIET_INTERVAL {
@@ -397,7 +398,7 @@ impl World {
     /// between the decision and the signal.
     pub async fn owe(&self, requests: &[String]) {
         sqlx::query(
-            "UPDATE hitl_request
+            "UPDATE hitl_delivery
                 SET delivery = 'owed', owed_since = clock_timestamp(), due_at = clock_timestamp(),
                     attempts = 0, sent_at = NULL, sent_to = NULL, listeners = NULL
               WHERE request_id = ANY($1)",
@@ -411,7 +412,9 @@ impl World {
     /// Waits up to 10 s until what a request owes Redis is there, or need not be any more.
     pub async fn delivered(&self, request: &str) {
         let mut database = self.database().await;
-        let query = "SELECT delivery FROM hitl_request WHERE request_id = $1";
+        let query = "SELECT coalesce(d.delivery, r.delivery)
+                       FROM hitl_request r LEFT JOIN hitl_delivery d USING (tenant_id, request_id)
+                      WHERE request_id = $1";
         eventually(async || {
             let delivery: Option<String> = sqlx::query_scalar(query)
                 .bind(request)

@@ -11,8 +11,8 @@ use tracing::Instrument as _;
 
 use super::{
     COUNT_VOTE, Change, DECIDE_REQUEST, GIVEN, GIVEN_ON_SQLITE, INPUT, NEXT_OUTCOME_OF_A_WRITE,
-    RECORD_VOTE, Recorded, THEN_WRITE, WRITE_DECIDED_TASK, WRITE_OUTBOX, WRITE_VOTE, Writing,
-    is_anothers_id, is_id_taken, is_number_taken, is_task_id_taken,
+    RECORD_VOTE, Recorded, THEN_WRITE, WRITE_DECIDED_TASK, WRITE_DELIVERY, WRITE_OUTBOX,
+    WRITE_VOTE, Writing, is_anothers_id, is_id_taken, is_number_taken, is_task_id_taken,
 };
 use crate::domain::record::Record;
 use crate::domain::task::TaskStatus;
@@ -164,7 +164,7 @@ const DECIDE_EACH: &str =
 /// Postgres runs as loops within loops: it compares each row with each pair of the others.
 const AND_THE_REST_OF_ALL: &str = formatcp!(
     "touched AS ({WRITE_TASK_OF_ALL} RETURNING tenant_id, task_id, status),
-     audited AS ({WRITE_OUTBOX})
+     owing AS ({WRITE_DELIVERY}), audited AS ({WRITE_OUTBOX})
      SELECT (SELECT i.place FROM input AS i
               WHERE i.tenant_id = written.tenant_id AND i.request_id = written.request_id
             ) AS place,
@@ -190,6 +190,7 @@ const RECORD_ALL: Statement = Statement::new(
 .on_sqlite(formatcp!("WITH {GIVEN_ON_SQLITE}, {INPUT} {DECIDE_REQUEST}"))
 .then(&[
     formatcp!("{THEN_WRITE} {WRITE_DECIDED_TASK}"),
+    formatcp!("{THEN_WRITE} {WRITE_DELIVERY}"),
     formatcp!("{THEN_WRITE} {WRITE_OUTBOX}"),
     formatcp!("{THEN_WRITE} {WRITE_VOTES}"),
 ]);

@@ -30,6 +30,7 @@ on_all_stores! {
             request("decided_by = NULL"),
             request("decided_at = NULL"),
             request("delivery = 'lost'"),
+            "UPDATE hitl_delivery SET delivery = 'lost'".to_owned(),
             request("origin = 'mail'"),
             request("tenant_id = NULL"),
             request("fingerprint = NULL"),

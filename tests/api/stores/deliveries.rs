@@ -137,3 +137,119 @@ on_all_stores! {
         assert!(stores.claim(start + seconds(60)).await.is_empty(), "what is sent stays sent");
     }
 }
+
+/// Who has to wait for whom, where a request and its delivery are two rows. Each test holds a row until the
+/// others wait for it, in this order.
+mod at_once {
+    use aura_hitl::domain::ids::RequestId;
+    use aura_hitl::ledger::AskedAgain;
+    use sqlx::{Postgres, Transaction};
+    use support::eventually;
+
+    use super::*;
+
+    impl Stores {
+        /// Locks rows for a while.
+        async fn hold(&self, statement: &'static str) -> Transaction<'static, Postgres> {
+            let mut holding = self.postgres.as_ref().unwrap().begin().await.unwrap();
+            sqlx::query(statement).execute(&mut *holding).await.unwrap();
+            holding
+        }
+
+        async fn number(&self, query: &'static str) -> i64 {
+            sqlx::query_scalar(query).fetch_one(self.postgres.as_ref().unwrap()).await.unwrap()
+        }
+
+        /// Until so many statements wait for locks.
+        async fn waiting(&self, statements: i64) {
+            const WAITING: &str = "SELECT COUNT(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            eventually(async || (self.number(WAITING).await >= statements).then_some(())).await;
+        }
+
+        /// A request whose signal was sent.
+        async fn sent(&self, asked: &Asked) -> Record {
+            let record = won(self.decide(ALICE, asked, Verdict::Approve, now()).await);
+            let sent = DeliveryResult { listeners: Some(0), ..DeliveryResult::SENT };
+            self.mark(&record, &sent, now()).await;
+            self.record(&asked.id).await
+        }
+    }
+
+    const ORPHANS: &str = "SELECT COUNT(*) FROM hitl_delivery d
+        WHERE NOT EXISTS (SELECT FROM hitl_request r
+                           WHERE (r.tenant_id, r.request_id) = (d.tenant_id, d.request_id))";
+
+    over_redis! {
+        async fn a_purge_leaves_alone_what_is_being_owed_again(stores: Stores) {
+            let (asked, in_days) = (Asked::new(), now() + TimeDelta::days(2));
+            let record = stores.sent(&asked).await;
+            let holding = stores.hold("SELECT FROM hitl_delivery FOR UPDATE").await;
+            let ledger = stores.ledger.clone();
+            let owing =
+                tokio::spawn(async move { ledger.owe_again(&record, in_days + seconds(1)).await });
+            stores.waiting(1).await;
+            assert_eq!(stores.ledger.purge_requests(in_days, 10).await.unwrap(), 0);
+            drop(holding);
+            let owed = owing.await.unwrap().unwrap().unwrap();
+            assert_eq!(owed.delivery, Delivery::Owed);
+            assert_eq!(stores.ledger.purge_requests(in_days, 10).await.unwrap(), 0);
+            // However long ago it was owed.
+            assert_eq!(stores.ledger.purge_requests(in_days + seconds(9), 10).await.unwrap(), 0);
+            assert_eq!(stores.number(ORPHANS).await, 0);
+        }
+
+        async fn what_is_being_purged_is_not_owed_again(stores: Stores) {
+            let (asked, in_days) = (Asked::new(), now() + TimeDelta::days(2));
+            let record = stores.sent(&asked).await;
+            let holding = stores.hold("SELECT FROM hitl_delivery FOR UPDATE").await;
+            let ledger = stores.ledger.clone();
+            let purging = tokio::spawn(async move { ledger.purge_requests(in_days, 10).await });
+            stores.waiting(1).await;
+            let ledger = stores.ledger.clone();
+            let owing =
+                tokio::spawn(async move { ledger.owe_again(&record, in_days + seconds(1)).await });
+            stores.waiting(2).await;
+            drop(holding);
+            assert_eq!(purging.await.unwrap().unwrap(), 1);
+            assert!(owing.await.unwrap().unwrap().is_none());
+            assert_eq!(stores.number("SELECT COUNT(*) FROM hitl_delivery").await, 0);
+        }
+
+        async fn who_was_heard_meanwhile_is_not_told_again(stores: Stores) {
+            let asked = Asked::new();
+            let record = stores.sent(&asked).await;
+            let holding = stores.hold("UPDATE hitl_request SET heard_at = now()").await;
+            let ledger = stores.ledger.clone();
+            let seen = record.clone();
+            let claiming = tokio::spawn(async move { ledger.claim_unheard(&seen, now()).await });
+            stores.waiting(1).await;
+            holding.commit().await.unwrap();
+            assert!(claiming.await.unwrap().unwrap().is_none());
+            assert_eq!(stores.record(&asked.id).await.delivery, Delivery::Sent);
+        }
+
+        async fn an_answer_that_is_owed_again_is_not_asked_for_again(stores: Stores) {
+            let asked = Asked::new();
+            let record = stores.sent(&asked).await;
+            let again = AskedAgain {
+                id: RequestId::parse(asked.id.as_str()).unwrap(),
+                tenant: record.tenant.clone(),
+                content_hash: record.content_hash.clone(),
+                until: now() + seconds(1000),
+                read_at: now(),
+            };
+            let holding = stores.hold("SELECT FROM hitl_request FOR UPDATE").await;
+            let ledger = stores.ledger.clone();
+            let owing = tokio::spawn(async move { ledger.owe_again(&record, now()).await });
+            stores.waiting(1).await;
+            let ledger = stores.ledger.clone();
+            let noting = tokio::spawn(async move { ledger.note_asked_again(&[again]).await });
+            stores.waiting(2).await;
+            drop(holding);
+            assert!(owing.await.unwrap().unwrap().is_some());
+            assert!(noting.await.unwrap().unwrap().is_empty());
+            assert_eq!(stores.record(&asked.id).await.asked_again_until, None);
+        }
+    }
+}

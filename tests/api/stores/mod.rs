@@ -73,6 +73,7 @@ macro_rules! over_redis {
 mod batches;
 mod database;
 mod deliveries;
+mod older;
 mod requests;
 mod seen;
 mod signals;

@@ -197,7 +197,7 @@ pub async fn deaf_agents(scale: Scale, report: &mut Report) {
 /// Waits until all unheard signals have been published again. Every session has a subscriber now.
 async fn all_heard(world: &World) {
     eventually(async || {
-        let unheard = "SELECT count(*) FROM hitl_request WHERE listeners = 0 OR listeners IS NULL";
+        let unheard = "SELECT count(*) FROM hitl_delivery WHERE listeners = 0 OR listeners IS NULL";
         (world.number(unheard).await == 0).then_some(())
     })
     .await;
@@ -509,7 +509,7 @@ impl SharedState<'_> {
                 ending.taken = Some((b.id.clone(), signal));
                 return;
             }
-            let query = "SELECT count(*) FROM hitl_request
+            let query = "SELECT count(*) FROM hitl_delivery
                           WHERE request_id = $1 AND delivery = 'owed'";
             let owed = sqlx::query_scalar::<_, i64>(query).bind(&a.id);
             if !is_decided && owed.fetch_one(&mut database).await.unwrap() == 0 {

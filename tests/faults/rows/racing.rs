@@ -114,7 +114,7 @@ pub async fn retry_and_opposite(scale: Scale, report: &mut Report) {
     let signals = aftermath.heard.len();
     report.count(format!("{rows}/{tasks}/{signals}"), "rows/tasks/signals");
     // On a machine so busy that a lease runs out, a relay may send what has been sent.
-    let again = world.number("SELECT sum(attempts)::bigint FROM hitl_request").await;
+    let again = world.number("SELECT coalesce(sum(attempts), 0)::bigint FROM hitl_delivery").await;
     let again = usize::try_from(again).unwrap();
     report.count(again, "sent by a relay");
     let is_one_each = [rows, tasks] == [asked.len(); 2] && signals <= asked.len() + again;

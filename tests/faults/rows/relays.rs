@@ -43,7 +43,7 @@ pub async fn relays_killed(scale: Scale, report: &mut Report) {
         replica.set("REDIS_URL", format!("redis://{}", redis.address));
         replica.start().await;
     }
-    let owed = "SELECT count(*) FROM hitl_request WHERE delivery = 'owed'";
+    let owed = "SELECT count(*) FROM hitl_delivery WHERE delivery = 'owed'";
     let mut kills = 0;
     while kills < most && world.number(owed).await > 0 {
         let replica = &mut world.replicas[kills % 4];
@@ -56,7 +56,7 @@ pub async fn relays_killed(scale: Scale, report: &mut Report) {
     let aftermath = world.check(report, Duration::from_secs(15), Delivered::Published).await;
 
     // A row is claimed again only if its relay was killed while it held the lease.
-    let again = "SELECT sum(attempts - 1)::bigint FROM hitl_request";
+    let again = "SELECT sum(attempts - 1)::bigint FROM hitl_delivery";
     let leases = usize::try_from(world.number(again).await).unwrap();
     let duplicates = duplicates(&aftermath.heard);
     report.count(leases, "leases in flight");
@@ -98,14 +98,13 @@ pub async fn relay_away_for_long(scale: Scale, report: &mut Report) {
 
     if scale.is_quick {
         // Five minutes later, as far as ledger and Redis can tell.
-        sqlx::query(
-            "UPDATE hitl_request SET created_at = created_at - interval '301 s',
-                    owed_since = owed_since - interval '301 s',
+        for earlier in [
+            "UPDATE hitl_request SET created_at = created_at - interval '301 s'",
+            "UPDATE hitl_delivery SET owed_since = owed_since - interval '301 s',
                     sent_at = sent_at - interval '301 s'",
-        )
-        .execute(&mut world.database().await)
-        .await
-        .unwrap();
+        ] {
+            sqlx::query(earlier).execute(&mut world.database().await).await.unwrap();
+        }
         for session in world.signal_keys().await.into_keys() {
             let _gone: i64 = world.redis.command(&["DEL", &format!("hitl:signal:{session}")]).await;
         }
@@ -115,7 +114,7 @@ pub async fn relay_away_for_long(scale: Scale, report: &mut Report) {
         report.count("301 s", "waited");
     }
     report.demand(world.signal_keys().await.is_empty(), || "a signal is under its key".to_owned());
-    let owed = "SELECT count(*) FROM hitl_request WHERE delivery = 'owed'";
+    let owed = "SELECT count(*) FROM hitl_delivery WHERE delivery = 'owed'";
     let owed = world.number(owed).await;
     report.count(owed, "owed");
     report.demand(usize::try_from(owed) == Ok(each), || "not what should be owed".to_owned());
