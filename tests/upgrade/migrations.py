@@ -14,7 +14,7 @@ BREAKING = [
     (r"\bSET NOT NULL\b", "demands a value that the older release may not give"),
     (r"\bADD\b(?!.*\bDEFAULT\b).*\bNOT NULL\b", "adds a column that needs a value"),
     (r"\bADD (CONSTRAINT|CHECK|UNIQUE|PRIMARY|FOREIGN|EXCLUDE)\b", "forbids what the older release may write"),
-    (r"\b(DELETE FROM|TRUNCATE)\b", "takes rows away"),
+    (r"\b(DELETE FROM|TRUNCATE)\b {older}", "takes rows away"),
 ]
 
 # What must be found, so that a check which finds nothing has looked.
@@ -27,6 +27,7 @@ EXAMPLES = [
     ("ALTER TABLE t ADD a NUMERIC(3, 1) DEFAULT 0 NOT NULL", 0),
     ("ALTER TABLE t ADD CONSTRAINT c CHECK (a > 0)", 1),
     ("DELETE FROM t; TRUNCATE t", 2),
+    ("CREATE TABLE t (a TEXT); DELETE FROM t x WHERE x.a = 'b'; DELETE FROM tt", 1),
     ("-- DROP\nALTER TABLE t ADD COLUMN a TEXT; CREATE INDEX i ON t (a) WHERE a IS NOT NULL", 0),
     ("CREATE TABLE t (a TEXT NOT NULL)", 0),
     ("UPDATE t SET a = 1 WHERE b IS NOT NULL", 0),
@@ -38,8 +39,15 @@ def plain(sql):
     return re.sub(r"--[^\n]*|/\*.*?\*/", " ", sql, flags=re.S)
 
 
+def made_tables(sql):
+    """The tables that a migration makes: no older release knows them."""
+    return {name.lower() for name in re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", plain(sql), re.I)}
+
+
 def faults(sql):
     """What in a migration would break the release before it, one sentence each."""
+    made = "|".join(made_tables(sql))
+    older = rf"(?!({made})\b)" if made else ""
     clauses = (
         " ".join(clause.split())
         for statement in plain(sql).split(";")
@@ -50,14 +58,13 @@ def faults(sql):
         f"{what}: {clause}"
         for clause in clauses
         for pattern, what in BREAKING
-        if re.search(pattern, clause, re.I)
+        if re.search(pattern.replace("{older}", older), clause, re.I)
     ]
 
 
 def older_tables(pattern, sql):
     """The tables that a pattern names, but for those that the migration makes itself."""
-    made = {name.lower() for name in re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", plain(sql), re.I)}
-    return sorted({name for name in re.findall(pattern, plain(sql), re.I) if name.lower() not in made})
+    return sorted({name for name in re.findall(pattern, plain(sql), re.I) if name.lower() not in made_tables(sql)})
 
 
 def blocks_writes(sql):

@@ -190,9 +190,11 @@ class Caller:
         }
 
     def call(self, method, path, body=None, first=0, wanted=(200,)):
-        """The answer's data, and which release gave it. Only a replica that is being replaced may leave
-        a call without an answer; then the other one is asked, with the same words."""
+        """The answer's data, and which release gave it: "either" if one had taken the call, and may have done
+        it, before it broke off. Only a replica that is being replaced may leave a call without an answer;
+        then the other one is asked, with the same words."""
         deadline = time.monotonic() + PATIENCE
+        broken_off_by = None
         for turn in itertools.count(first):
             replica = replicas[turn % 2]
             version, was_leaving = replica.version, replica.is_leaving
@@ -203,7 +205,9 @@ class Caller:
                 if not (was_leaving or replica.is_leaving or replica.version != version):
                     wrong(f"{method} {path}: {error!r} of a replica that was not stopped")
                     return None, version
-                count("refused" if isinstance(error, ConnectionRefusedError) else "broken off")
+                is_refused = isinstance(error, ConnectionRefusedError)
+                count("refused" if is_refused else "broken off")
+                broken_off_by = broken_off_by if is_refused else version
                 if time.monotonic() > deadline:
                     wrong(f"{method} {path}: nobody answers")
                     return None, version
@@ -212,7 +216,7 @@ class Caller:
             if status not in wanted:
                 wrong(f"{method} {path}: {status} of the {version} release, not {wanted}: {answer}")
                 return None, version
-            return answer.get("data"), version
+            return answer.get("data"), version if broken_off_by in (None, version) else "either"
 
 
 # ── Agents: everything that is published, and everything that was asked ──────────────────────────
@@ -546,12 +550,15 @@ def rehearse():
 
 
 def settle():
-    open_rows = "SELECT count(*) FROM hitl_request WHERE delivery = 'owed' OR status = 'pending'"
+    open_rows = """SELECT (SELECT count(*) FROM hitl_delivery WHERE delivery = 'owed')
+                        + (SELECT count(*) FROM hitl_request WHERE status = 'pending')"""
     until(lambda: sql(open_rows) == "0")
     check("nothing is owed, nothing is pending", None if sql(open_rows) == "0" else f"{sql(open_rows)} rows")
     check("every answer was as it should be", "\n      ".join(faults[:10]))
 
     found = {row["request_id"]: row for row in rows("SELECT * FROM hitl_request") if row["request_id"] not in guesses}
+    for delivery in rows("SELECT * FROM hitl_delivery"):
+        found.get(delivery["request_id"], {}).update(delivery)
     lost = [a.id for a in decided if a.id not in found]
     check(f"{len(decided)} decisions acknowledged, none lost", lost and f"lost: {lost[:5]}")
     more = found.keys() - {a.id for a in decided} - set(expiring)
