@@ -250,7 +250,9 @@ pub async fn bouncer_killed(scale: Scale, report: &mut Report) {
         world.check(report, 10 * SECOND, Delivered::Published).await;
     }
     report.count(rounds * 2, "kills of PgBouncer");
-    report.at_most(recovery, 5 * SECOND, "all decided and ready after");
+    // The rest of the 200 is decided meanwhile, in a quick run by a debug binary.
+    let limit = if scale.is_quick { 10 } else { 5 };
+    report.at_most(recovery, limit * SECOND, "all decided and ready after");
 }
 
 pub async fn disk_full(scale: Scale, report: &mut Report) {
