@@ -14,7 +14,8 @@ use super::connect::Ledger;
 use super::engine::{Statement, values};
 use super::error::{LedgerError, Result};
 use super::request_row::{
-    AND_REQUEST, AND_REQUEST_ON_SQLITE, CURRENT_COLUMNS, DELIVERY_COLUMNS, REQUEST_COLUMNS,
+    AND_REQUEST, AND_REQUEST_ON_SQLITE, ASKED_AT, CURRENT_COLUMNS, DELIVERY, DELIVERY_COLUMNS,
+    OWED_ANEW, OWED_SINCE, REQUEST_COLUMNS, SENT_TO,
 };
 use crate::domain::ids::{RequestId, TenantId, UserId};
 use crate::domain::record::{Delivery, DeliveryReceipt, Record};
@@ -90,26 +91,18 @@ impl Ledger {
         // The request's row is the lock: the purge, and whoever notes something of an answered request, look
         // at its `owed_since` again once they have the row. Of a request without a delivery, which an older
         // release has decided, the request's row says what was sent.
-        const IS_DONE: &str = "\
-            r.tenant_id = $5 AND r.request_id = $1
-            AND COALESCE(
-                (SELECT x.owed_since FROM hitl_delivery AS x
-                  WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id),
-                r.owed_since) = $2
-            AND COALESCE(
-                (SELECT x.delivery <> 'owed' OR x.sent_to IS NOT NULL FROM hitl_delivery AS x
-                  WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id),
-                r.delivery <> 'owed')";
+        const IS_DONE: &str = formatcp!(
+            "r.tenant_id = $5 AND r.request_id = $1 AND {OWED_SINCE} = $2
+             AND ({DELIVERY} <> 'owed' OR {SENT_TO} IS NOT NULL)"
+        );
         const NOTE: &str = "UPDATE hitl_request AS r SET owed_since = $3, asked_again_until = NULL";
-        const OWE: &str = "\
-            INSERT INTO hitl_delivery (tenant_id, request_id, delivery, owed_since, due_at)
-             SELECT r.tenant_id, r.request_id, 'owed', $3, $4 FROM {requests}
-             ON CONFLICT (tenant_id, request_id) DO UPDATE SET
-                delivery = excluded.delivery, owed_since = excluded.owed_since,
-                due_at = excluded.due_at, attempts = 0, sent_at = NULL, listeners = NULL,
-                sent_to = NULL
+        const OWE: &str = formatcp!(
+            "INSERT INTO hitl_delivery (tenant_id, request_id, delivery, owed_since, due_at)
+             SELECT r.tenant_id, r.request_id, 'owed', $3, $4 FROM {{requests}}
+             {OWED_ANEW}
               WHERE hitl_delivery.owed_since = $2
-                AND (hitl_delivery.delivery <> 'owed' OR hitl_delivery.sent_to IS NOT NULL)";
+                AND (hitl_delivery.delivery <> 'owed' OR hitl_delivery.sent_to IS NOT NULL)"
+        );
         const OWE_AGAIN: Statement = Statement::new(
             "ledger.owe_again",
             formatcp!(
@@ -177,7 +170,7 @@ impl Ledger {
         const READ: &str = formatcp!(
             "SELECT {CURRENT_COLUMNS} FROM hitl_delivery AS d {AND_REQUEST}
               WHERE d.delivery = 'sent' AND d.sent_at <= 'infinity' AND d.sent_at > $1
-                AND d.listeners = 0 AND COALESCE(r.asked_at, r.created_at) > $2
+                AND d.listeners = 0 AND {ASKED_AT} > $2
                 AND r.origin <> 'http' AND r.heard_at IS NULL AND r.decided_at IS NOT NULL
               ORDER BY d.sent_at DESC LIMIT $3"
         );

@@ -12,7 +12,7 @@ use sqlx::{Connection as _, PgConnection, raw_sql};
 use super::connect::Ledger;
 use super::connections::{Connections, Unpooled};
 use super::engine::{Database, Row, query, values};
-use super::request_row::DELIVERY;
+use super::request_row::{DELIVERY, SENT_AT};
 
 /// Which rows to export.
 #[derive(Clone, Copy, Debug)]
@@ -138,13 +138,7 @@ fn instant_or_null<S: Serializer>(
 const OUTCOMES_BETWEEN: &str = formatcp!(
     "SELECT *, CASE WHEN response IS NOT NULL THEN 'answered' ELSE status END AS shown_status,
             CASE WHEN response IS NULL THEN reason END AS shown_reason,
-            {DELIVERY} AS shown_delivery,
-            CASE WHEN (SELECT x.delivery FROM hitl_delivery AS x
-                        WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id) IS NULL
-                 THEN r.sent_at
-                 ELSE (SELECT x.sent_at FROM hitl_delivery AS x
-                        WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id) END
-                AS shown_sent_at
+            {DELIVERY} AS shown_delivery, {SENT_AT} AS shown_sent_at
        FROM hitl_request AS r
       WHERE COALESCE(decided_at, settled_at) >= $1 AND COALESCE(decided_at, settled_at) < $2
         AND ($3 OR decided_at IS NOT NULL)

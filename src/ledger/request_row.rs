@@ -58,21 +58,56 @@ pub(super) const AND_REQUEST: &str = formatcp!(
 pub(super) const AND_REQUEST_ON_SQLITE: &str =
     "JOIN hitl_request AS r ON r.tenant_id = d.tenant_id AND r.request_id = d.request_id";
 
+/// A column of the delivery of the request `r`, as a value: `NULL` without a delivery.
+macro_rules! of_delivery {
+    ($column:literal) => {
+        concat!(
+            "(SELECT x.",
+            $column,
+            " FROM hitl_delivery AS x
+               WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id)"
+        )
+    };
+}
+
+/// A column that may be `NULL` in a delivery: that of the delivery of the request `r`, if there is one,
+/// else the request's own.
+macro_rules! current {
+    ($column:literal) => {
+        concat!(
+            "CASE WHEN ",
+            of_delivery!("delivery"),
+            " IS NULL THEN r.",
+            $column,
+            " ELSE ",
+            of_delivery!($column),
+            " END"
+        )
+    };
+}
+
 /// The delivery of the request `r` as it is now, as a value. A statement that also locks the request looks
 /// at the request's `owed_since`: Postgres looks at the row again once it has the lock, but not at this.
-pub(super) const DELIVERY: &str = "COALESCE(
-    (SELECT x.delivery FROM hitl_delivery AS x
-      WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id), r.delivery)";
+pub(super) const DELIVERY: &str = concat!("COALESCE(", of_delivery!("delivery"), ", r.delivery)");
+/// Since when the delivery of the request `r` has been owed, as a value.
+pub(super) const OWED_SINCE: &str =
+    concat!("COALESCE(", of_delivery!("owed_since"), ", r.owed_since)");
 /// The number of listeners of the request `r`, as a value.
-pub(super) const LISTENERS: &str = "CASE
-    WHEN (SELECT x.delivery FROM hitl_delivery AS x
-           WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id) IS NULL THEN r.listeners
-    ELSE (SELECT x.listeners FROM hitl_delivery AS x
-           WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id) END";
-/// When the signal of the request `r` was sent, or without a signal, when the request was closed.
-pub(super) const SENT_OR_CLOSED_AT: &str = "COALESCE(
-    (SELECT x.sent_at FROM hitl_delivery AS x
-      WHERE x.tenant_id = r.tenant_id AND x.request_id = r.request_id), r.sent_at, r.settled_at)";
+pub(super) const LISTENERS: &str = current!("listeners");
+/// The replication id of the Redis that took the signal of the request `r`, as a value.
+pub(super) const SENT_TO: &str = current!("sent_to");
+/// When the signal of the request `r` was sent, as a value.
+pub(super) const SENT_AT: &str = current!("sent_at");
+/// When the signal of the request `r` was sent, or without a signal, when the request was closed. Only for
+/// a delivery that is not owed.
+pub(super) const SENT_OR_CLOSED_AT: &str =
+    concat!("COALESCE(", of_delivery!("sent_at"), ", r.sent_at, r.settled_at)");
+
+/// The end of an `INSERT` of a delivery that is owed: it takes the place of an earlier one.
+pub(super) const OWED_ANEW: &str = "\
+    ON CONFLICT (tenant_id, request_id) DO UPDATE SET
+        delivery = excluded.delivery, owed_since = excluded.owed_since, due_at = excluded.due_at,
+        attempts = 0, sent_at = NULL, listeners = NULL, sent_to = NULL";
 
 /// When the agent of a request of Redis made it. `created_at` is when the service first saw it.
 pub(super) const ASKED_AT: &str = "COALESCE(asked_at, created_at)";

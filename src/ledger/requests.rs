@@ -119,7 +119,7 @@ impl Ledger {
         const FIND: &str = formatcp!(
             "SELECT {CURRENT_COLUMNS} FROM hitl_request AS r {AND_DELIVERY}
               WHERE r.session_id = $1 AND r.origin <> 'http'
-              ORDER BY COALESCE(r.asked_at, r.created_at) DESC, r.owed_since DESC LIMIT 1"
+              ORDER BY {ASKED_AT} DESC, r.owed_since DESC LIMIT 1"
         );
         const NEWEST: Statement = Statement::new("ledger.newest_of_redis", FIND)
             .on_sqlite(str_replace!(FIND, AND_DELIVERY, AND_DELIVERY_ON_SQLITE));

@@ -22,6 +22,7 @@ use super::connect::Ledger;
 use super::engine::{Statement, Value, values};
 use super::error::{LedgerError, Result};
 use super::given::given;
+use super::request_row::OWED_ANEW;
 use super::requests::{FIND, Overdue, REQUEST_COLUMNS, RequestRow};
 use crate::domain::approver::{Caller, Memberships, Role};
 use crate::domain::audit::AuditEntry;
@@ -997,15 +998,14 @@ const WRITE_DECIDED_TASK: &str = str_replace!(
 const WRITE_REGISTERED_TASK: &str = str_replace!(WRITE_TASK, "{gate}", "excluded.hitl_request_id");
 
 /// Inserts the deliveries of the signals that decisions owe.
-const WRITE_DELIVERY: &str = "\
-    INSERT INTO hitl_delivery (tenant_id, request_id, delivery, owed_since, due_at)
+const WRITE_DELIVERY: &str = formatcp!(
+    "INSERT INTO hitl_delivery (tenant_id, request_id, delivery, owed_since, due_at)
      SELECT d.tenant_id, d.request_id, d.delivery, d.owed_since, input.due_at
        FROM written AS d
        JOIN input ON input.tenant_id = d.tenant_id AND input.request_id = d.request_id
       WHERE d.delivery = 'owed'
-     ON CONFLICT (tenant_id, request_id) DO UPDATE SET
-        delivery = excluded.delivery, owed_since = excluded.owed_since, due_at = excluded.due_at,
-        attempts = 0, sent_at = NULL, listeners = NULL, sent_to = NULL";
+     {OWED_ANEW}"
+);
 
 /// Inserts into the outbox: the entries for the Auth server's audit log and the events that people are told
 /// of, of those writes that have them.
